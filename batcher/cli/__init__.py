@@ -1,0 +1,90 @@
+"""The command line: parse, call one function, print. Commands load when they are used, so `--help` is instant.
+
+Exit codes: 0 all rows ok, 1 the job ended with error rows, 2 bad usage or input, 3 the job could not finish,
+130 interrupted.
+"""
+
+import importlib
+import sys
+from typing import Any, NoReturn
+
+import click
+
+import batcher
+from batcher.errors import BatcherError
+
+EXIT_ERROR_ROWS = 1
+EXIT_UNFINISHED = 3
+EXIT_INTERRUPTED = 130
+
+#: Command name -> module under `batcher.cli` whose attribute of the same name (with `_command`) it is.
+#: In the order in which `--help` lists them.
+_COMMANDS = {
+    "run": "work",
+    "submit": "work",
+    "worker": "work",
+    "resume": "work",
+    "status": "jobs",
+    "list": "jobs",
+    "results": "jobs",
+    "export": "jobs",
+    "retry": "jobs",
+    "cancel": "jobs",
+    "delete": "jobs",
+    "validate": "checks",
+    "models": "checks",
+    "doctor": "checks",
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when first looked up."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        module = _COMMANDS.get(cmd_name)
+        if module is None:
+            return None
+        command = getattr(importlib.import_module(f"batcher.cli.{module}"), f"{cmd_name}_command")
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(batcher.__version__, prog_name="batcher")
+def cli() -> None:
+    """Turn a file of prompts into a Parquet dataset of completions, on your own machines.
+
+    \b
+    Start here:
+      batcher run prompts.jsonl -o out --max-tokens 64
+    """
+
+
+def main() -> NoReturn:
+    """Entry point: what Batcher raises on purpose becomes one line and an exit code, never a traceback."""
+    sys.exit(run_cli(sys.argv[1:]))
+
+
+def run_cli(args: list[str]) -> int:
+    """Run one command line and return its exit code."""
+    try:
+        result: Any = cli.main(args=args, prog_name="batcher", standalone_mode=False)
+    except click.exceptions.Abort:
+        return EXIT_INTERRUPTED
+    except click.ClickException as exc:
+        exc.show()
+        return exc.exit_code
+    except BatcherError as exc:
+        click.echo(f"Error: {exc}", err=True)
+        return exc.exit_code
+    except KeyboardInterrupt:
+        click.echo("Interrupted.", err=True)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output (head, less) has what it wanted.
+        sys.stderr.close()
+        return 0
+    return result if isinstance(result, int) else 0

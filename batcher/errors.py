@@ -1,0 +1,69 @@
+"""The tree of errors. Each class says whether trying again can help and which exit code the CLI gives it.
+
+A message names the thing, the value and the remedy, because the CLI prints it as it stands, without a traceback.
+"""
+
+
+class BatcherError(Exception):
+    """Whatever Batcher raises on purpose. Anything else that escapes is a bug."""
+
+    #: Whether the same call could succeed later with nothing changed by the user.
+    is_retriable = False
+    #: Exit code of the CLI (DESIGN section 8): 2 bad usage or input, 3 the job could not finish.
+    exit_code = 3
+
+
+class InputError(BatcherError):
+    """The user's command or files can't be used as they are."""
+
+    exit_code = 2
+
+
+class InvalidRowError(InputError):
+    """One input row is not a valid request. It becomes an error row, or refuses the file under `--strict`."""
+
+
+class JobError(BatcherError):
+    """A job directory is missing, damaged or in the wrong state for the command."""
+
+    exit_code = 2
+
+
+class JobCancelledError(JobError):
+    """The job was cancelled while it was being worked on."""
+
+
+class StorageError(BatcherError):
+    """A durable read or write failed: disk full, permission, a file system without hard links."""
+
+    is_retriable = True
+
+
+class CorruptFileError(StorageError):
+    """A file of a job directory is torn or fails its checksums."""
+
+    is_retriable = False
+
+
+class BrokerError(BatcherError):
+    """The Redis-protocol broker cannot be started or reached."""
+
+    is_retriable = True
+
+
+class ModelError(BatcherError):
+    """A model can't be found or loaded. No row is to blame."""
+
+    exit_code = 2
+
+
+class EngineError(BatcherError):
+    """llama.cpp failed while decoding. The engine that raised it must be replaced."""
+
+    is_retriable = True
+
+
+class ContextLengthError(EngineError):
+    """A prompt and its `max_tokens` do not fit the context of one sequence. Only that request fails."""
+
+    is_retriable = False

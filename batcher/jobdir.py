@@ -1,0 +1,301 @@
+"""The job directory: the only place that builds its paths, and the records kept in it.
+
+    JOB/manifest.json                          written last by submit: its presence is the job's existence
+    JOB/shards/00007.parquet                   validated requests of the shard (see `shards`)
+    JOB/attempts/00007/0001.json               a claim, created if absent: the durable attempt number
+    JOB/chunks/00007/0001-<uid>-0003.parquet   finished rows of an attempt, immutable
+    JOB/results/part-00007.parquet             the shard's commit: created if absent, never overwritten
+    JOB/results/_SUCCESS, JOB/summary.json     written when every part exists and the count proves it
+    JOB/CANCELLED                              present while the job is cancelled
+
+Everything a job is can be derived from these files; Redis holds nothing that could not be lost.
+"""
+
+import base64
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+
+import pyarrow as pa
+from pydantic import TypeAdapter, ValidationError
+
+from batcher import storage
+from batcher.errors import InputError, JobError, StorageError
+from batcher.types import SamplingParams
+
+#: What a job id, and any other id that becomes part of a path or a key, may look like.
+ID_PATTERN = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")
+
+MANIFEST_VERSION = 1
+
+_PART_NAME = re.compile(r"^part-(\d{5,})\.parquet$")
+_CHUNK_NAME = re.compile(r"^(\d{4,})-[0-9a-f]+-(\d{4,})\.parquet$")
+
+
+def check_id(value: str, *, what: str) -> str:
+    """Return `value` if it is safe as a file name and a Redis key, else raise InputError."""
+    if not ID_PATTERN.match(value):
+        raise InputError(
+            f"{what} {value!r} is not usable: letters, digits, '_', '.', '-', at most 128, "
+            "and the first one a letter or digit"
+        )
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class ShardInfo:
+    """What the manifest says of one shard. `model` None marks a shard of refused rows: no worker is needed for it."""
+
+    shard: int
+    model: str | None
+    num_rows: int
+    num_choices: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A job as submitted. Immutable; every other state is derived from the files beside it.
+
+    `seed` is the job's seed, from which rows without one derive theirs. `carried_ipc` is the Arrow schema of the
+    carried input columns, as base64 of its IPC message. `fingerprint` identifies inputs and options, so that the same
+    command given again is known as a resume.
+    """
+
+    job_id: str
+    created_at: datetime
+    inputs: tuple[str, ...]
+    fingerprint: str
+    defaults: SamplingParams
+    default_model: str | None
+    seed: int
+    num_rows: int
+    num_refused: int
+    carried_ipc: str
+    shards: tuple[ShardInfo, ...]
+    version: int = MANIFEST_VERSION
+
+    @property
+    def carried(self) -> pa.Schema:
+        """Names and types of the input columns that go along to the results."""
+        return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(self.carried_ipc)))
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models whose workers this job needs, in order of first appearance."""
+        return tuple(dict.fromkeys(s.model for s in self.shards if s.model is not None))
+
+    @property
+    def num_choices(self) -> int:
+        return sum(shard.num_choices for shard in self.shards)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A worker's durable claim of a shard."""
+
+    attempt: int
+    worker: str
+    claimed_at: datetime
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ChunkFile:
+    """A chunk on disk; ordered by attempt, then by sequence within it."""
+
+    attempt: int
+    sequence: int
+    path: Path = field(compare=False)
+
+
+_MANIFEST = TypeAdapter(Manifest)
+_ATTEMPT = TypeAdapter(Attempt)
+
+
+def encode_schema(schema: pa.Schema) -> str:
+    """`Manifest.carried_ipc` of a schema."""
+    return base64.b64encode(schema.serialize().to_pybytes()).decode("ascii")
+
+
+class JobDir:
+    """Paths and records of one job directory. Holds no state but the path (the manifest, once read, is immutable)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __repr__(self) -> str:
+        return f"JobDir({str(self.path)!r})"
+
+    @classmethod
+    def open(cls, path: Path) -> "JobDir":
+        """The existing job at `path`. Raises JobError where there is none, or where its manifest can't be read."""
+        job = cls(path)
+        _ = job.manifest
+        return job
+
+    @property
+    def job_id(self) -> str:
+        return self.path.name
+
+    @property
+    def manifest_path(self) -> Path:
+        return self.path / "manifest.json"
+
+    @property
+    def shards_dir(self) -> Path:
+        return self.path / "shards"
+
+    @property
+    def results_dir(self) -> Path:
+        return self.path / "results"
+
+    @property
+    def success_path(self) -> Path:
+        return self.results_dir / "_SUCCESS"
+
+    @property
+    def summary_path(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def cancelled_path(self) -> Path:
+        return self.path / "CANCELLED"
+
+    def shard_path(self, shard: int) -> Path:
+        return self.shards_dir / f"{shard:05d}.parquet"
+
+    def part_path(self, shard: int) -> Path:
+        return self.results_dir / f"part-{shard:05d}.parquet"
+
+    def chunks_dir(self, shard: int) -> Path:
+        return self.path / "chunks" / f"{shard:05d}"
+
+    def chunk_path(self, shard: int, *, attempt: int, uid: str, sequence: int) -> Path:
+        return self.chunks_dir(shard) / f"{attempt:04d}-{uid}-{sequence:04d}.parquet"
+
+    def attempts_dir(self, shard: int) -> Path:
+        return self.path / "attempts" / f"{shard:05d}"
+
+    # -- the manifest -------------------------------------------------------------------------------------------
+
+    def exists(self) -> bool:
+        """Whether a job was submitted here (an unfinished submit leaves files but no manifest)."""
+        return self.manifest_path.is_file()
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The manifest, read once. Raises JobError naming the file and what to do."""
+        try:
+            data = self.manifest_path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError) as exc:
+            raise JobError(f"{self.path}: no job here (no manifest.json); `batcher list` shows the jobs") from exc
+        except OSError as exc:
+            raise StorageError(f"{self.manifest_path}: cannot read: {exc.strerror}") from exc
+        try:
+            manifest = _MANIFEST.validate_json(data)
+        except ValidationError as exc:
+            first = exc.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the file"
+            raise JobError(
+                f"{self.manifest_path}: damaged ({where}: {first['msg']}); restore it, or submit the input again"
+            ) from exc
+        if manifest.version != MANIFEST_VERSION:
+            raise JobError(
+                f"{self.manifest_path}: format version {manifest.version}, this Batcher reads {MANIFEST_VERSION}; "
+                "use the version that submitted the job"
+            )
+        return manifest
+
+    def create_manifest(self, manifest: Manifest) -> bool:
+        """Make the job exist. Returns False where another submit was first."""
+        return storage.create_if_absent(self.manifest_path, _MANIFEST.dump_json(manifest, indent=1))
+
+    # -- attempts -----------------------------------------------------------------------------------------------
+
+    def claim_attempt(self, shard: int, *, worker: str) -> int:
+        """Create the next attempt record of `shard` and return its number, from 1. Durable."""
+        number = self.num_attempts(shard) + 1
+        while True:
+            record = Attempt(number, worker, datetime.now(UTC))
+            path = self.attempts_dir(shard) / f"{number:04d}.json"
+            if storage.create_if_absent(path, _ATTEMPT.dump_json(record)):
+                return number
+            number += 1
+
+    def num_attempts(self, shard: int) -> int:
+        """The highest attempt number of `shard`, 0 before its first claim."""
+        numbers = (int(path.stem) for path in _listdir(self.attempts_dir(shard)) if path.suffix == ".json")
+        return max(numbers, default=0)
+
+    def first_claim_at(self) -> datetime | None:
+        """When work on the job began: the earliest first attempt of a shard."""
+        claims = (self.path / "attempts").glob("*/0001.json")
+        return min((_ATTEMPT.validate_json(path.read_bytes()).claimed_at for path in claims), default=None)
+
+    # -- chunks and parts ---------------------------------------------------------------------------------------
+
+    def chunks(self, shard: int) -> list[ChunkFile]:
+        """The chunks of `shard` in order of attempt and sequence."""
+        found = []
+        for path in _listdir(self.chunks_dir(shard)):
+            if match := _CHUNK_NAME.match(path.name):
+                found.append(ChunkFile(int(match[1]), int(match[2]), path))
+        return sorted(found)
+
+    def delete_chunks(self, shard: int) -> None:
+        """Remove the chunks of a committed shard. Never raises: they are only dead weight."""
+        shutil.rmtree(self.chunks_dir(shard), ignore_errors=True)
+
+    def committed_shards(self) -> set[int]:
+        """The shards whose part exists. One listing."""
+        matches = (_PART_NAME.match(path.name) for path in _listdir(self.results_dir))
+        return {int(match[1]) for match in matches if match}
+
+    def pending_shards(self) -> list[ShardInfo]:
+        """The shards without a part, in order."""
+        committed = self.committed_shards()
+        return [info for info in self.manifest.shards if info.shard not in committed]
+
+    # -- cancelling ---------------------------------------------------------------------------------------------
+
+    @property
+    def is_cancelled(self) -> bool:
+        return self.cancelled_path.exists()
+
+    def cancel(self) -> bool:
+        """Mark the job as cancelled; workers stop at their next row. Returns False where it was already."""
+        return storage.create_if_absent(self.cancelled_path, datetime.now(UTC).isoformat().encode())
+
+    def uncancel(self) -> None:
+        storage.delete(self.cancelled_path)
+
+    @property
+    def is_complete(self) -> bool:
+        return self.success_path.exists()
+
+
+def list_jobs(root: Path) -> Iterator[JobDir]:
+    """The jobs under `root`, by name."""
+    for path in sorted(_listdir(root)):
+        job = JobDir(path)
+        if job.exists():
+            yield job
+
+
+def write_summary(job: JobDir, summary: object) -> None:
+    """Write `summary.json` (a dataclass) and then `_SUCCESS`."""
+    storage.replace(job.summary_path, json.dumps(asdict(summary), indent=1, default=str).encode())  # type: ignore[call-overload]
+    storage.create_if_absent(job.success_path, b"")
+
+
+def _listdir(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as exc:
+        raise StorageError(f"{folder}: cannot list: {exc.strerror or exc}") from exc

@@ -1,0 +1,160 @@
+"""Shard files: the validated requests of a shard as submit writes them and a worker reads them.
+
+A shard file is Parquet with two struct columns: `request`, whose fields are fixed here, and `carried`, the input
+columns that go along to the results (absent where there are none). Two structs rather than flat columns, because an
+input column may have any name. The types of `carried` are those known when the shard was written; a JSONL column can
+turn out wider later in the file, so readers conform it to the schema of the manifest, which is written last.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from batcher import storage
+from batcher.errors import CorruptFileError, StorageError
+from batcher.types import ErrorCode, Request, RowError, SamplingParams
+
+REQUEST_FIELDS = pa.schema(
+    [
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("custom_id", pa.string(), nullable=False),
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("prompts", pa.list_(pa.string()), nullable=False),
+        pa.field("is_array", pa.bool_(), nullable=False),
+        pa.field("max_tokens", pa.int32(), nullable=False),
+        pa.field("temperature", pa.float64(), nullable=False),
+        pa.field("top_p", pa.float64(), nullable=False),
+        pa.field("stop", pa.list_(pa.string()), nullable=False),
+        pa.field("seed", pa.int64()),
+        pa.field("error_code", pa.string()),
+        pa.field("error_message", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardRow:
+    """One row of a shard: a request, or what is known of a refused one together with its error."""
+
+    request: Request
+    error: RowError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A shard in memory. `carried` has one row for each of `rows`, in the same order."""
+
+    rows: tuple[ShardRow, ...]
+    carried: pa.Table
+
+
+def write_shard(path: Path, shard: Shard) -> bool:
+    """Create the shard file. Returns False where it exists. Raises StorageError."""
+    columns = {"request": _request_array(shard.rows)}
+    if shard.carried.num_columns:
+        carried = shard.carried.combine_chunks()
+        fields = [carried.schema.field(i) for i in range(carried.num_columns)]
+        arrays = [_one_array(column) for column in carried.columns]
+        columns["carried"] = pa.StructArray.from_arrays(arrays, fields=fields)
+    temp = storage.temp_path(path)
+    try:
+        pq.write_table(pa.table(columns), temp, compression="zstd", write_page_checksum=True)
+    except OSError as exc:
+        temp.unlink(missing_ok=True)
+        raise StorageError(f"{path}: cannot write: {exc}") from exc
+    return storage.publish_if_absent(temp, path)
+
+
+def read_shard(path: Path, *, carried: pa.Schema) -> Shard:
+    """Read a shard file, its carried columns conformed to the schema `carried`. Raises CorruptFileError."""
+    try:
+        table = pq.read_table(path, page_checksum_verification=True)
+    except FileNotFoundError as exc:
+        raise CorruptFileError(f"{path}: the shard file is gone; submit the input again") from exc
+    except (OSError, pa.ArrowException) as exc:
+        raise CorruptFileError(f"{path}: cannot read the shard: {exc}; submit the input again") from exc
+    rows = tuple(_shard_row(value) for value in table["request"].to_pylist())
+    if "carried" in table.column_names:
+        found = pa.Table.from_struct_array(_one_array(table["carried"]))
+    else:
+        found = table.select([])
+    return Shard(rows, conform(found, carried, num_rows=len(rows)))
+
+
+def conform(table: pa.Table, schema: pa.Schema, *, num_rows: int) -> pa.Table:
+    """`table` with exactly the columns of `schema`: missing ones null, narrower types widened, others as JSON text."""
+    columns = []
+    for target in schema:
+        if target.name not in table.column_names:
+            columns.append(pa.nulls(num_rows, target.type))
+            continue
+        column = table[target.name]
+        columns.append(column if column.type == target.type else _widen(column, target.type))
+    if not columns:
+        return pa.table({"": pa.nulls(num_rows)}).select([])
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def to_json_text(value: Any) -> str | None:
+    """The text a value gets in a column whose rows disagree about its type: strings as they are, others as JSON."""
+    if value is None or isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _widen(column: pa.ChunkedArray, target: pa.DataType) -> pa.ChunkedArray:
+    if pa.types.is_string(target):
+        return pa.chunked_array([pa.array([to_json_text(v) for v in column.to_pylist()], pa.string())])
+    return pc.cast(column, target)
+
+
+def _request_array(rows: Sequence[ShardRow]) -> pa.StructArray:
+    requests = [row.request for row in rows]
+    params = [request.params for request in requests]
+    values: dict[str, list[Any]] = {
+        "row": [r.row for r in requests],
+        "custom_id": [r.custom_id for r in requests],
+        "model": [r.model for r in requests],
+        "prompts": [r.prompts for r in requests],
+        "is_array": [r.is_array for r in requests],
+        "max_tokens": [p.max_tokens for p in params],
+        "temperature": [p.temperature for p in params],
+        "top_p": [p.top_p for p in params],
+        "stop": [p.stop for p in params],
+        "seed": [p.seed for p in params],
+        "error_code": [row.error and row.error.code.value for row in rows],
+        "error_message": [row.error and row.error.message for row in rows],
+    }
+    arrays = [pa.array(values[name], REQUEST_FIELDS.field(name).type) for name in REQUEST_FIELDS.names]
+    return pa.StructArray.from_arrays(arrays, fields=list(REQUEST_FIELDS))
+
+
+def _shard_row(value: dict[str, Any]) -> ShardRow:
+    params = SamplingParams(
+        max_tokens=value["max_tokens"],
+        temperature=value["temperature"],
+        top_p=value["top_p"],
+        stop=tuple(value["stop"]),
+        seed=value["seed"],
+    )
+    request = Request(
+        row=value["row"],
+        custom_id=value["custom_id"],
+        model=value["model"],
+        prompts=tuple(value["prompts"]),
+        is_array=value["is_array"],
+        params=params,
+    )
+    code = value["error_code"]
+    return ShardRow(request, RowError(ErrorCode(code), value["error_message"]) if code else None)
+
+
+def _one_array(column: pa.ChunkedArray) -> pa.Array:
+    combined = column.combine_chunks()
+    return combined if isinstance(combined, pa.Array) else pa.concat_arrays(combined.chunks)

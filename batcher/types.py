@@ -1,0 +1,141 @@
+"""The nouns that pass between modules: frozen, slotted, and free of any import but the standard library.
+
+A *request* is one input row; each of its prompts is decoded as one *sequence* and becomes one *choice*.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+#: Documented defaults of the legacy `POST /v1/completions` API.
+DEFAULT_MAX_TOKENS = 16
+DEFAULT_TEMPERATURE = 1.0
+DEFAULT_TOP_P = 1.0
+
+_MASK_64 = (1 << 64) - 1
+
+
+class FinishReason(StrEnum):
+    """Why a choice ended: a stop string or the model's own end (`stop`), or `max_tokens` reached (`length`)."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+class RowStatus(StrEnum):
+    """The `status` column of a result row."""
+
+    OK = "ok"
+    ERROR = "error"
+
+
+class ErrorCode(StrEnum):
+    """The closed taxonomy of why a row has no completion; nothing else may appear in `error_code`."""
+
+    INVALID_REQUEST = "invalid_request"
+    CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
+    MODEL_NOT_FOUND = "model_not_found"
+    ENGINE_ERROR = "engine_error"
+    WORKER_CRASHED = "worker_crashed"
+    TIMEOUT = "timeout"
+
+    @property
+    def is_retriable(self) -> bool:
+        """Whether the same row could succeed on another attempt (`batcher retry`)."""
+        return self is not ErrorCode.INVALID_REQUEST
+
+
+@dataclass(frozen=True, slots=True)
+class RowError:
+    """Why a request failed: a code of the taxonomy, and a message that names the thing, the value, the remedy."""
+
+    code: ErrorCode
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How a request is sampled; the documented parameters, with the documented defaults.
+
+    `temperature` 0 is greedy. `seed` None means: derive it from the job's seed (see `Request.choice_seed`).
+    """
+
+    max_tokens: int = DEFAULT_MAX_TOKENS
+    temperature: float = DEFAULT_TEMPERATURE
+    top_p: float = DEFAULT_TOP_P
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One validated input row.
+
+    `prompts` has one entry for a string prompt and n for an array of n; `is_array` remembers which it was.
+    `row` counts from 0 over all input files of the job.
+    """
+
+    row: int
+    custom_id: str
+    model: str
+    prompts: tuple[str, ...]
+    is_array: bool
+    params: SamplingParams
+
+    def choice_seed(self, index: int, *, job_seed: int) -> int:
+        """The 32-bit seed of choice `index`: the same on every attempt, different for every choice of a job.
+
+        A request's own seed is the seed of its first choice, and its further choices count up from it.
+        """
+        if self.params.seed is not None:
+            return (self.params.seed + index) & 0xFFFF_FFFF
+        return splitmix64(splitmix64(splitmix64(job_seed) ^ self.row) ^ index) & 0xFFFF_FFFF
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts of one choice.
+
+    `completion_tokens` counts every token sampled but the model's end-of-generation token, so tokens that
+    a stop string cut from the text are counted. `cached_tokens` are those of the prompt that were not computed anew.
+    """
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One completed prompt. `latency_ms` runs from its first prefill to its last token."""
+
+    index: int
+    text: str
+    finish_reason: FinishReason
+    usage: Usage
+    latency_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """The answer to one request: all its choices in order of index, or the error that replaced them.
+
+    `id` is the response's id ("cmpl-..."); `created` is in Unix seconds.
+    """
+
+    request: Request
+    id: str
+    created: int
+    choices: tuple[Choice, ...] = ()
+    error: RowError | None = None
+
+
+def splitmix64(x: int) -> int:
+    """One output of the SplitMix64 generator (Steele, Lea, Flood 2014): a bijective 64-bit mixer."""
+    x = (x + 0x9E37_79B9_7F4A_7C15) & _MASK_64
+    x = ((x ^ (x >> 30)) * 0xBF58_476D_1CE4_E5B9) & _MASK_64
+    x = ((x ^ (x >> 27)) * 0x94D0_49BB_1331_11EB) & _MASK_64
+    return x ^ (x >> 31)

