@@ -35,8 +35,15 @@ fi
 pip() { .venv/bin/python -m pip --disable-pip-version-check -q "$@" 2> >(grep -v '^WARNING: Location' >&2); }
 pip install --upgrade 'pip>=25'
 
+# GCC before 13 declares 8 of the 64 bytes that _tile_loadconfig reads, drops the stores to the others, and the first AMX
+# instruction of llama.cpp faults (seen with 12.2 on a processor with AMX). Without AMX its AVX-512 VNNI kernels are used.
+gcc_major=$(c++ -dumpversion | cut -d. -f1)
+if c++ --version | grep -qi 'g++\|gcc' && [ "$gcc_major" -ge 11 ] && [ "$gcc_major" -le 12 ] && [ "$(uname -m)" = x86_64 ]; then
+    export CFLAGS="${CFLAGS:-} -mno-amx-tile" CXXFLAGS="${CXXFLAGS:-} -mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+fi
+
 # The build is native to this processor, so the cache is keyed by it too.
-key=$(cat scripts/llama_build.cmake <(echo "$llama_version ${CMAKE_ARGS:-}") \
+key=$(cat scripts/llama_build.cmake <(echo "$llama_version ${CMAKE_ARGS:-} ${CXXFLAGS:-}") \
     <(grep -m1 '^model name' /proc/cpuinfo) <(grep -m1 '^flags' /proc/cpuinfo) <(c++ --version) <(uname -m) \
     2>/dev/null | sha256sum | cut -c1-16)
 wheels=$cache/llama-cpp-python/$llama_version-$key
@@ -50,8 +57,9 @@ if ! ls "$wheels"/*.whl >/dev/null 2>&1; then
         -w "$temp" "llama-cpp-python==$llama_version"
     mv "$temp"/*.whl "$wheels/"
 fi
-if [ "$(.venv/bin/python -c 'import llama_cpp; print(llama_cpp.__version__)' 2>/dev/null)" != "$llama_version" ]; then
-    pip install "$wheels"/*.whl
+if [ "$(cat .venv/.llama-build 2>/dev/null)" != "$key" ]; then
+    pip install --force-reinstall --no-deps "$wheels"/*.whl
+    echo "$key" >.venv/.llama-build
 fi
 
 say "installing batcher and its dependencies"

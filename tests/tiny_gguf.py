@@ -1,0 +1,90 @@
+"""Writes a tiny random llama model: a real GGUF that llama.cpp loads in milliseconds.
+
+Its vocabulary is the 256 bytes in the GPT-2 alphabet, an end-of-text token and a few merged ones, so every text can be
+tokenized. It writes printable ASCII: the embeddings share one coordinate, which works as a bias on the logits.
+"""
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+
+END_OF_TEXT = "<|endoftext|>"
+MERGED = ("he", "ll", "hell", "hello", "Ġw", "or", "Ġwor", "Ġworld")
+MERGES = ("h e", "l l", "he ll", "hell o", "Ġ w", "o r", "Ġw or", "Ġwor ld")
+
+
+def write_tiny_gguf(
+    path: Path, *, seed: int = 0, context_length: int = 512, sharpness: float = 4.0, end_bias: float = 0.0
+) -> Path:
+    """Write the model and return `path`.
+
+    `sharpness` is about the standard deviation of its logits; `end_bias` is about what goes on top of end-of-text's.
+    """
+    width, heads, hidden, num_layers = 64, 2, 96, 2
+    tokens = [*_byte_alphabet(), *MERGED, "ld", END_OF_TEXT]
+    types = [gguf.TokenType.NORMAL] * (len(tokens) - 1) + [gguf.TokenType.CONTROL]
+    end = len(tokens) - 1
+
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name("tiny")
+    writer.add_context_length(context_length)
+    writer.add_embedding_length(width)
+    writer.add_block_count(num_layers)
+    writer.add_feed_forward_length(hidden)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(heads)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(len(tokens))
+    writer.add_rope_dimension_count(width // heads)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    writer.add_token_merges(["l d", *MERGES])
+    writer.add_eos_token_id(end)
+    writer.add_bos_token_id(end)
+    writer.add_add_bos_token(False)
+
+    rng = np.random.default_rng(seed)
+
+    def tensor(*shape: int) -> npt.NDArray[np.float32]:
+        return rng.standard_normal(shape, np.float32) / np.float32(np.sqrt(shape[-1]))
+
+    embeddings = tensor(len(tokens), width)
+    # The residual stream keeps this coordinate, and the last norm brings it to about 2 to 4.
+    embeddings[:, 0] = 2.0
+    output = tensor(len(tokens), width) * np.float32(sharpness)
+    output[:, 0] = [0.0 if token.isascii() or "\u0120" in token else -8.0 for token in tokens]
+    output[end, 0] = end_bias / 2
+    writer.add_tensor("token_embd.weight", embeddings)
+    writer.add_tensor("output.weight", output)
+    writer.add_tensor("output_norm.weight", np.ones(width, np.float32))
+    for layer in range(num_layers):
+        for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
+            writer.add_tensor(f"blk.{layer}.{name}.weight", tensor(width, width))
+        writer.add_tensor(f"blk.{layer}.ffn_gate.weight", tensor(hidden, width))
+        writer.add_tensor(f"blk.{layer}.ffn_up.weight", tensor(hidden, width))
+        writer.add_tensor(f"blk.{layer}.ffn_down.weight", tensor(width, hidden))
+        for name in ("attn_norm", "ffn_norm"):
+            writer.add_tensor(f"blk.{layer}.{name}.weight", np.ones(width, np.float32))
+
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _byte_alphabet() -> list[str]:
+    """GPT-2's printable character for each byte, in order of bytes (openai/gpt-2, encoder.py `bytes_to_unicode`)."""
+    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    alphabet, extra = [], 0
+    for byte in range(256):
+        if byte in printable:
+            alphabet.append(chr(byte))
+        else:
+            alphabet.append(chr(256 + extra))
+            extra += 1
+    return alphabet

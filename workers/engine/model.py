@@ -1,0 +1,280 @@
+"""llama.cpp, by the low-level API of llama-cpp-python: the only file that imports `llama_cpp`.
+
+`Model` is what the engine needs of it: tokens to and from text, and decode. Function by function it follows
+`include/llama.h` of the llama.cpp inside llama-cpp-python 0.3.36.
+"""
+
+import ctypes
+import os
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from batcher.errors import EngineError, ModelError
+
+# Before libgomp is loaded with llama.cpp: by default its threads spin at each barrier, and where something else wants
+# the processor too (a second worker, a browser) decoding becomes many times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import llama_cpp
+
+#: llama.h, LLAMA_MAX_SEQ.
+MAX_SEQUENCES = 256
+
+_LOG_LEVEL_ERROR = 4
+
+#: llama.cpp's last error lines, to tell why a load failed.
+_log_errors: deque[str] = deque(maxlen=8)
+
+
+@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
+def _keep_errors(level: int, text: bytes, _user_data: Any) -> None:
+    if level == _LOG_LEVEL_ERROR:
+        _log_errors.append(text.decode("utf-8", errors="replace").strip())
+
+
+@dataclass(frozen=True, slots=True)
+class ContextSize:
+    """The shape of a llama.cpp context: `num_slots` sequences of `context_length` tokens each."""
+
+    num_slots: int
+    context_length: int
+    max_batch_tokens: int
+    num_threads: int
+
+
+class Vocabulary:
+    """Text to tokens and back. Read-only in llama.cpp, so any thread may use it while its model is loaded."""
+
+    def __init__(self, model: Any) -> None:
+        self._vocab = llama_cpp.llama_model_get_vocab(model)
+        self.size: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
+        bos = llama_cpp.llama_vocab_bos(self._vocab)
+        self._bos: int | None = bos if bos >= 0 else None
+        self._adds_bos = bool(llama_cpp.llama_vocab_get_add_bos(self._vocab))
+        self._pieces: dict[int, bytes] = {}
+        self._ends: dict[int, bool] = {}
+
+    def tokenize(self, text: str) -> list[int]:
+        """The prompt's tokens, special tokens in the text recognised, with a BOS in front where the model wants one.
+
+        An empty text is a BOS alone, if the model has one at all.
+        """
+        data = text.encode("utf-8", errors="surrogatepass")
+        capacity = len(data) + 2
+        buffer = (ctypes.c_int32 * capacity)()
+        count = llama_cpp.llama_tokenize(self._vocab, data, len(data), buffer, capacity, False, True)
+        if count < 0:
+            capacity = -count
+            buffer = (ctypes.c_int32 * capacity)()
+            count = llama_cpp.llama_tokenize(self._vocab, data, len(data), buffer, capacity, False, True)
+        if count < 0:
+            raise EngineError(f"llama_tokenize gave {count} for a prompt of {len(data)} bytes")
+        tokens = list(buffer[:count])
+        if self._bos is not None and (not tokens or (self._adds_bos and tokens[0] != self._bos)):
+            tokens.insert(0, self._bos)
+        return tokens
+
+    def count_tokens(self, text: str) -> int:
+        """How many tokens a prompt takes."""
+        return len(self.tokenize(text))
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of a token; special tokens have none."""
+        piece = self._pieces.get(token)
+        if piece is None:
+            piece = self._pieces[token] = self._read_piece(token)
+        return piece
+
+    def is_end(self, token: int) -> bool:
+        """Whether the model ends its text with this token."""
+        is_end = self._ends.get(token)
+        if is_end is None:
+            is_end = self._ends[token] = bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))
+        return is_end
+
+    def _read_piece(self, token: int) -> bytes:
+        capacity = 64
+        while True:
+            buffer = ctypes.create_string_buffer(capacity)
+            count = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, capacity, 0, False)
+            if count >= 0:
+                return buffer.raw[:count]
+            capacity = -count
+
+
+class Model:
+    """A loaded GGUF with one context. One thread at a time may call `decode`, `forget` and `close`."""
+
+    def __init__(self, path: Path, *, num_gpu_layers: int) -> None:
+        """Load the weights. Raises ModelError with llama.cpp's own reason."""
+        self._model = _load(path, num_gpu_layers=num_gpu_layers, vocab_only=False)
+        self._context: Any = None
+        self.path = path
+        if llama_cpp.llama_model_has_encoder(self._model):
+            raise ModelError(f"{path}: encoder models can't complete text; use a decoder-only GGUF")
+        self.vocabulary = Vocabulary(self._model)
+        self.trained_context_length: int = llama_cpp.llama_model_n_ctx_train(self._model)
+        self.num_bytes: int = llama_cpp.llama_model_size(self._model)
+
+    @property
+    def description(self) -> str:
+        """llama.cpp's words for it, e.g. `llama 135M Q4_0`."""
+        buffer = ctypes.create_string_buffer(256)
+        llama_cpp.llama_model_desc(self._model, buffer, len(buffer))
+        return buffer.value.decode("utf-8", errors="replace")
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of KV cache (f16) a token takes."""
+        heads = max(1, llama_cpp.llama_model_n_head(self._model))
+        width = llama_cpp.llama_model_n_embd(self._model) // heads * llama_cpp.llama_model_n_head_kv(self._model)
+        return int(2 * 2 * width * llama_cpp.llama_model_n_layer(self._model))
+
+    def open_context(self, size: ContextSize) -> None:
+        """Allocate KV cache and compute buffers. Raises ModelError where memory does not suffice."""
+        assert self._context is None
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = size.num_slots * size.context_length
+        params.n_batch = size.max_batch_tokens
+        params.n_ubatch = min(512, size.max_batch_tokens)
+        params.n_seq_max = size.num_slots
+        # Otherwise the logits buffer holds a row of the vocabulary for each token of a batch.
+        params.n_outputs_max = size.num_slots
+        params.n_threads = params.n_threads_batch = size.num_threads
+        # One stream per sequence: on 2 cores 503 tokens/s against 426 with a unified cache, where no prefix is shared.
+        params.kv_unified = False
+        params.no_perf = True
+        self._context = llama_cpp.llama_init_from_model(self._model, params)
+        if not self._context:
+            gib = size.num_slots * size.context_length * self.kv_bytes_per_token / 2**30
+            raise ModelError(
+                f"{self.path}: llama.cpp could not make a context of {size.num_slots} slots x "
+                f"{size.context_length} tokens ({gib:.1f} GiB of KV cache): {_last_errors()}; "
+                "use fewer --slots or a smaller --ctx"
+            )
+        self._memory = llama_cpp.llama_get_memory(self._context)
+        self._batch = _BatchArrays(size.max_batch_tokens, size.num_slots)
+
+    @property
+    def context_length(self) -> int:
+        """Tokens a sequence can hold, after llama.cpp's rounding."""
+        return int(llama_cpp.llama_n_ctx_seq(self._context))
+
+    def decode(self, spans: Iterable["TokenSpan"]) -> npt.NDArray[np.float32]:
+        """Compute the spans, which come in ascending order of slots.
+
+        Returns the logits of the last token of each span that wants them, in order. Shape: (n, vocabulary size).
+        A view of llama.cpp's memory, valid until the next decode. Raises EngineError; the context is lost then.
+        """
+        num_outputs = self._batch.fill(spans)
+        code = llama_cpp.llama_decode(self._context, self._batch.struct)
+        if code != 0:
+            raise EngineError(f"llama_decode gave {code} for {self._batch.struct.n_tokens} tokens: {_last_errors()}")
+        if not num_outputs:
+            return np.empty((0, self.vocabulary.size), np.float32)
+        logits = llama_cpp.llama_get_logits(self._context)
+        if not logits:
+            raise EngineError(f"llama_get_logits gave nothing: {_last_errors()}")
+        return np.ctypeslib.as_array(logits, (num_outputs, self.vocabulary.size))
+
+    def forget(self, slot: int) -> None:
+        """Clear the KV cells of a slot."""
+        llama_cpp.llama_memory_seq_rm(self._memory, slot, -1, -1)
+
+    def close(self) -> None:
+        """Free context and weights. Idempotent."""
+        if self._context:
+            llama_cpp.llama_free(self._context)
+            self._context = None
+        if self._model:
+            llama_cpp.llama_model_free(self._model)
+            self._model = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSpan:
+    """Tokens of one sequence to compute: `tokens` go to positions `[position, position + len(tokens))` of `slot`."""
+
+    slot: int
+    position: int
+    tokens: list[int]
+    wants_logits: bool
+
+
+class _BatchArrays:
+    """A llama_batch over numpy arrays, made once and filled for each step.
+
+    llama_batch wants for each token a pointer to its list of sequence ids; ours has one id each, so the pointers go
+    into a table of all ids.
+    """
+
+    def __init__(self, capacity: int, num_slots: int) -> None:
+        self._tokens = np.zeros(capacity, np.int32)
+        self._positions = np.zeros(capacity, np.int32)
+        self._num_ids = np.ones(capacity, np.int32)
+        self._id_table = np.arange(num_slots, dtype=np.int32)
+        self._id_pointers = np.zeros(capacity, np.uintp)
+        self._wants_logits = np.zeros(capacity, np.int8)
+        self.struct = llama_cpp.llama_batch(
+            n_tokens=0,
+            token=self._tokens.ctypes.data_as(ctypes.POINTER(llama_cpp.llama_token)),
+            embd=None,
+            pos=self._positions.ctypes.data_as(ctypes.POINTER(llama_cpp.llama_pos)),
+            n_seq_id=self._num_ids.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
+            seq_id=self._id_pointers.ctypes.data_as(ctypes.POINTER(ctypes.POINTER(llama_cpp.llama_seq_id))),
+            logits=self._wants_logits.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
+        )
+
+    def fill(self, spans: Iterable[TokenSpan]) -> int:
+        """Lay out the spans; returns how many rows of logits they ask for."""
+        start = num_outputs = 0
+        table = self._id_table.ctypes.data
+        for span in spans:
+            end = start + len(span.tokens)
+            self._tokens[start:end] = span.tokens
+            self._positions[start:end] = np.arange(span.position, span.position + len(span.tokens))
+            self._id_pointers[start:end] = table + span.slot * self._id_table.itemsize
+            self._wants_logits[start:end] = 0
+            if span.wants_logits:
+                self._wants_logits[end - 1] = 1
+                num_outputs += 1
+            start = end
+        self.struct.n_tokens = start
+        return num_outputs
+
+
+class Tokenizer(Vocabulary):
+    """The vocabulary of a GGUF alone: no weights are read."""
+
+    def __init__(self, path: Path) -> None:
+        # Kept: the vocabulary lives in it.
+        self._vocab_model = _load(path, num_gpu_layers=0, vocab_only=True)
+        super().__init__(self._vocab_model)
+
+
+def supports_gpu() -> bool:
+    """Whether llama-cpp-python was built for a GPU."""
+    return bool(llama_cpp.llama_supports_gpu_offload())
+
+
+def _load(path: Path, *, num_gpu_layers: int, vocab_only: bool) -> Any:
+    llama_cpp.llama_log_set(_keep_errors, None)
+    llama_cpp.llama_backend_init()
+    _log_errors.clear()
+    params = llama_cpp.llama_model_default_params()
+    params.n_gpu_layers = num_gpu_layers
+    params.vocab_only = vocab_only
+    model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+    if not model:
+        raise ModelError(f"{path}: llama.cpp can't load it: {_last_errors()}; check that the GGUF is whole")
+    return model
+
+
+def _last_errors() -> str:
+    return "; ".join(dict.fromkeys(_log_errors)) or "no reason given"

@@ -1,0 +1,101 @@
+"""One prompt being decoded: what was asked, how far it is, what came out."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from batcher.errors import EngineError
+from batcher.types import Choice, FinishReason, RowError, SamplingParams, Usage
+from workers.engine.sampler import Draws
+from workers.engine.text import TextBuffer
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceRequest:
+    """One prompt to decode. `key` is the caller's: (position of the row in its shard, index of the choice).
+
+    `params.seed` is resolved: an int.
+    """
+
+    key: tuple[int, int]
+    prompt: str
+    params: SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceResult:
+    """What became of a request: a choice, or the error that says why there is none."""
+
+    key: tuple[int, int]
+    choice: Choice | None = None
+    error: RowError | None = None
+
+
+#: Receives results in the engine's thread and must not block. An EngineError says that the engine is dead.
+Sink = Callable[[SequenceResult | EngineError], None]
+
+
+class Canceller(Protocol):
+    """Whatever can say that a sequence's owner has lost interest."""
+
+    @property
+    def is_cancelled(self) -> bool: ...
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """A request inside the engine. Mutable; owned by the engine's thread once submitted.
+
+    `[0, num_computed)` of `tokens` is in the KV cache; `tokens` is the prompt followed by what was sampled.
+    """
+
+    request: SequenceRequest
+    tokens: list[int]
+    sink: Sink
+    owner: Canceller
+    num_prompt_tokens: int = 0
+    num_computed: int = 0
+    slot: int = -1
+    started_at: float = 0.0
+    text: TextBuffer = field(init=False)
+    draws: Draws = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.num_prompt_tokens = len(self.tokens)
+        self.text = TextBuffer(self.request.params.stop)
+        self.draws = Draws(self.request.params.seed or 0)
+
+    @property
+    def num_cells(self) -> int:
+        """The KV cells it may need: prompt and `max_tokens`."""
+        return self.num_prompt_tokens + self.request.params.max_tokens
+
+    @property
+    def num_pending(self) -> int:
+        """Tokens that are known but not yet computed: the rest of the prompt, or the one sampled last."""
+        return len(self.tokens) - self.num_computed
+
+    @property
+    def num_completion_tokens(self) -> int:
+        return len(self.tokens) - self.num_prompt_tokens
+
+    def append(self, token: int, piece: bytes, *, is_end: bool) -> FinishReason | None:
+        """Take a sampled token. Returns why the sequence is finished, or None if it goes on.
+
+        The end-of-generation token itself is neither text nor counted.
+        """
+        if is_end:
+            return FinishReason.STOP
+        self.tokens.append(token)
+        if self.text.append(piece):
+            return FinishReason.STOP
+        if self.num_completion_tokens >= self.request.params.max_tokens:
+            return FinishReason.LENGTH
+        return None
+
+    def finish(self, reason: FinishReason, *, now: float) -> SequenceResult:
+        """The result of a finished sequence."""
+        usage = Usage(self.num_prompt_tokens, self.num_completion_tokens)
+        latency_ms = (now - self.started_at) * 1000
+        choice = Choice(self.request.key[1], self.text.text(), reason, usage, latency_ms)
+        return SequenceResult(self.request.key, choice=choice)
