@@ -1,0 +1,335 @@
+"""An input becomes a job: what `batcher submit` does, and its dry run, `batcher validate`.
+
+One pass over the input: rows are read (`prompts`), validated (`rows`), split into shards (`splitter`) and written as
+they stream by. The parts of refused rows are committed right away, since no worker is needed for them. The manifest
+comes last: without it there is no job, and what a killed submit left is cleared by the next one.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+
+from batcher import prompts, results, staging
+from batcher.carried import CarriedColumns
+from batcher.custom_ids import CustomIds
+from batcher.errors import InputError, JobError
+from batcher.jobdir import JobDir, Manifest, ShardInfo, check_id, encode_schema
+from batcher.prompts import Readable
+from batcher.rows import RowBatch, RowParser
+from batcher.shards import Shard, read_shard, write_shard
+from batcher.splitter import Splitter
+from batcher.template import parse_template
+from batcher.types import Completion, SamplingParams
+
+#: How many bad rows a refusal under `strict` lists.
+NUM_LISTED = 20
+
+
+@dataclass(frozen=True, slots=True)
+class SubmitOptions:
+    """How an input becomes requests; the command line's options of the same names.
+
+    `default_model` and `params` are for rows that do not say. A row naming a model outside `known_models` becomes an
+    error row `model_not_found`; None: the models are not known here, any valid name is taken. `template` is the text
+    itself. `shard_rows` None: grows with the input. `seed` None is 0, so that a job given again draws the same.
+    """
+
+    default_model: str | None
+    params: SamplingParams
+    known_models: frozenset[str] | None
+    prompt_column: str | None = None
+    id_column: str | None = None
+    template: str | None = None
+    strict: bool = False
+    shard_rows: int | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenTotals:
+    """Tokens an input would take. `num_at_most` adds every choice's max_tokens to its prompt."""
+
+    num_prompt_tokens: int
+    num_at_most: int
+    longest_prompt: int
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationReport:
+    """What a dry run found. `bad` lists the first bad rows by file and line; `models` counts the rows of each model."""
+
+    num_rows: int
+    num_ok: int
+    num_bad: int
+    num_choices: int
+    num_prompt_chars: int
+    bad: tuple[str, ...]
+    models: dict[str, int]
+    carried: pa.Schema
+    tokens: TokenTotals | None
+
+
+def submit(
+    job: JobDir,
+    inputs: Sequence[str],
+    options: SubmitOptions,
+    *,
+    stdin: Readable | None = None,
+    on_progress: Callable[[int], None] | None = None,
+) -> Manifest:
+    """Make `job` from `inputs`, streaming, and return its manifest; `on_progress` gets the number of rows read so far.
+
+    A job that is there already is returned as it is if input and options are the same: the same command again is a
+    resume. Raises JobError if they are not, or if another submit is writing it; InputError if the input can't be
+    used, and then nothing is left behind.
+    """
+    check_id(job.job_id, what="job id")
+    source = _Input(inputs, options, stdin)
+    if not job.exists():
+        with staging.locked(job):
+            # Another submit may have written the job while this one waited to look.
+            if not job.exists():
+                return _write_job(job, source, on_progress)
+    return _same_job(job, source)
+
+
+def fingerprint(inputs: Sequence[str], options: SubmitOptions, *, stdin: Readable | None = None) -> str:
+    """What tells one job from another: a digest of what the inputs hold, and one of the options that change the rows.
+
+    Reads the files whole, at the speed of the disk, and `stdin` to its end where it is given. Names and times of files
+    do not count, so an input generated again is the same input. What can be read only once (standard input, pipes)
+    counts for nothing here.
+    """
+    return _Input(inputs, options, stdin).fingerprint()
+
+
+def commit_refused(job: JobDir) -> int:
+    """Write the missing parts of the shards of refused rows, from their shard files. Returns how many it wrote."""
+    return _commit_refused(job, job.manifest, [info for info in job.pending_shards() if info.model is None])
+
+
+def validate(
+    inputs: Sequence[str],
+    options: SubmitOptions,
+    *,
+    stdin: Readable | None = None,
+    limit: int = NUM_LISTED,
+    count_tokens: Callable[[str], int] | None = None,
+) -> ValidationReport:
+    """Read and check `inputs` as submit would, and write nothing. Lists the first `limit` bad rows.
+
+    `count_tokens` gives the tokens of a prompt. Raises InputError for what would refuse the whole input.
+    """
+    carried = CarriedColumns()
+    bad: list[str] = []
+    models: Counter[str] = Counter()
+    num_rows = num_ok = num_choices = num_chars = num_prompt_tokens = num_at_most = longest = 0
+    splitter = Splitter(lambda number, shard: None, carried=carried, shard_rows=options.shard_rows)
+    for batch in _Input(inputs, options, stdin).scan():
+        num_rows += len(batch.rows)
+        splitter.add(batch)
+        bad.extend([row.error.message for row in batch.rows if row.error is not None][: limit - len(bad)])
+        requests = [row.request for row in batch.rows if row.error is None]
+        num_ok += len(requests)
+        models.update(request.model for request in requests)
+        for request in requests:
+            num_choices += len(request.prompts)
+            num_chars += sum(map(len, request.prompts))
+            if count_tokens is not None:
+                counts = [count_tokens(prompt) for prompt in request.prompts]
+                num_prompt_tokens += sum(counts)
+                num_at_most += sum(counts) + len(counts) * request.params.max_tokens
+                longest = max(longest, *counts)
+    splitter.finish()
+    return ValidationReport(
+        num_rows=num_rows,
+        num_ok=num_ok,
+        num_bad=num_rows - num_ok,
+        num_choices=num_choices,
+        num_prompt_chars=num_chars,
+        bad=tuple(bad),
+        models=dict(models),
+        carried=carried.schema,
+        tokens=TokenTotals(num_prompt_tokens, num_at_most, longest) if count_tokens is not None else None,
+    )
+
+
+class _Input:
+    """The rows of a command: files, options, and how much of standard input has been seen. Read once."""
+
+    def __init__(self, inputs: Sequence[str], options: SubmitOptions, stdin: Readable | None) -> None:
+        self.inputs = tuple(inputs)
+        self.options = options
+        self._files = prompts.expand(inputs)
+        self._stdin = _HashedStream(stdin) if stdin is not None and prompts.STDIN in self._files else None
+        if options.default_model is not None:
+            check_id(options.default_model, what="model name")
+        self._parser = RowParser(
+            params=options.params,
+            default_model=options.default_model,
+            known_models=options.known_models,
+            prompt_column=options.prompt_column,
+            id_column=options.id_column,
+            template=parse_template(options.template) if options.template is not None else None,
+        )
+
+    def scan(self) -> Iterator[RowBatch]:
+        """The validated rows. Raises InputError for a file that can't be read, and at the end for repeated ids."""
+        num_rows = 0
+        is_id_missing = self.options.id_column is not None
+        with CustomIds() as ids:
+            for raw in prompts.read_batches(self._files, stdin=self._stdin):
+                batch = self._parser.parse(raw, first_row=num_rows)
+                num_rows += len(batch.rows)
+                ids.add([row.request.custom_id for row in batch.rows], batch.origin)
+                if is_id_missing:
+                    is_id_missing = all(r.request.custom_id == f"row-{r.request.row}" for r in batch.rows)
+                yield batch
+            if is_id_missing:
+                raise InputError(f"--id-column {self.options.id_column}: no row has a value there; correct the name")
+            ids.check()
+
+    def fingerprint(self) -> str:
+        """See `fingerprint`. Of standard input it reads what is left, so that it covers all of it."""
+        digests = []
+        for name in self._files:
+            if name == prompts.STDIN and self._stdin is not None:
+                digests.append(self._stdin.finish())
+            else:
+                digests.append("stream" if prompts.is_stream(name) else _digest(Path(name)))
+        options = self.options
+        # Not known_models and shard_rows: they change where the rows run, not what they are.
+        settings = [
+            options.default_model,
+            asdict(options.params),
+            options.prompt_column,
+            options.id_column,
+            options.template,
+            options.strict,
+            options.seed or 0,
+        ]
+        halves = (json.dumps(half).encode() for half in (digests, settings))
+        return "-".join(hashlib.sha256(half).hexdigest()[:32] for half in halves)
+
+
+def _write_job(job: JobDir, source: _Input, on_progress: Callable[[int], None] | None) -> Manifest:
+    staging.clear_leftovers(job)
+    try:
+        manifest = _write_shards(job, source, on_progress)
+        _commit_refused(job, manifest, [info for info in manifest.shards if info.model is None])
+        if not job.create_manifest(manifest):
+            raise JobError(f"{job.path}: another submit was first; run the command again to see whose job it is")
+    except BaseException:
+        if not job.exists():
+            staging.clear_leftovers(job)
+        raise
+    return manifest
+
+
+def _write_shards(job: JobDir, source: _Input, on_progress: Callable[[int], None] | None) -> Manifest:
+    created_at = datetime.now(UTC)
+    options = source.options
+    carried = CarriedColumns()
+    splitter = Splitter(
+        lambda number, shard: _create_shard(job, number, shard), carried=carried, shard_rows=options.shard_rows
+    )
+    listed: list[str] = []
+    num_rows = num_refused = 0
+    for batch in source.scan():
+        num_rows += len(batch.rows)
+        messages = [row.error.message for row in batch.rows if row.error is not None]
+        num_refused += len(messages)
+        listed.extend(messages[: NUM_LISTED - len(listed)])
+        if not (options.strict and num_refused):
+            splitter.add(batch)
+        if on_progress is not None:
+            on_progress(num_rows)
+    if options.strict and num_refused:
+        raise InputError(_strict_message(listed, num_refused=num_refused, num_rows=num_rows))
+    return Manifest(
+        job_id=job.job_id,
+        created_at=created_at,
+        inputs=source.inputs,
+        fingerprint=source.fingerprint(),
+        defaults=options.params,
+        default_model=options.default_model,
+        seed=options.seed or 0,
+        num_rows=num_rows,
+        num_refused=num_refused,
+        shards=splitter.finish(),
+        carried_ipc=encode_schema(carried.schema),
+    )
+
+
+def _create_shard(job: JobDir, number: int, shard: Shard) -> None:
+    if not write_shard(job.shard_path(number), shard):
+        raise JobError(f"{job.shard_path(number)}: exists already; another submit is writing this job")
+
+
+def _commit_refused(job: JobDir, manifest: Manifest, infos: Sequence[ShardInfo]) -> int:
+    num_written = 0
+    for info in infos:
+        shard = read_shard(job.shard_path(info.shard), carried=manifest.carried)
+        created = int(manifest.created_at.timestamp())
+        completions = [Completion(row.request, id="", created=created, error=row.error) for row in shard.rows]
+        table = results.build_table(completions, carried=shard.carried, attempt=None, worker=None)
+        num_written += results.write_file(job.part_path(info.shard), table)
+    return num_written
+
+
+def _same_job(job: JobDir, source: _Input) -> Manifest:
+    manifest = job.manifest
+    found = source.fingerprint()
+    if manifest.fingerprint == found:
+        return manifest
+    differs = [
+        what
+        for what, mine, theirs in zip(
+            ("input", "options"), found.split("-"), manifest.fingerprint.split("-"), strict=False
+        )
+        if mine != theirs
+    ]
+    raise JobError(
+        f"{job.path}: holds a job with other {' and '.join(differs) or 'input'}; "
+        f"`batcher resume` continues that one, for a new one choose another folder or job id"
+    )
+
+
+def _strict_message(listed: Sequence[str], *, num_refused: int, num_rows: int) -> str:
+    lines = [f"{num_refused} of {num_rows} rows are not valid, and --strict takes all or none:", *listed]
+    if num_refused > len(listed):
+        lines.append(f"... and {num_refused - len(listed)} more")
+    return "\n  ".join(lines)
+
+
+class _HashedStream:
+    """Standard input, and the digest of what was read of it."""
+
+    def __init__(self, stream: Readable) -> None:
+        self._stream = stream
+        self._hash = hashlib.sha256()
+
+    def read(self, size: int = -1, /) -> bytes:
+        data = self._stream.read(size)
+        self._hash.update(data)
+        return data
+
+    def finish(self) -> str:
+        """Read the rest; the digest of everything."""
+        while self.read(1 << 20):
+            pass
+        return self._hash.hexdigest()
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as exc:
+        raise InputError(f"{path}: cannot be read: {exc.strerror}") from exc

@@ -1,0 +1,324 @@
+"""Input batches -> validated rows: joins the reading of files (`prompts`) to the rules of the API (`protocol`).
+
+Every input row gives exactly one `ShardRow`: a request, or what is known of it together with the error that refuses it.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import ValidationError
+from pydantic_core import from_json
+
+from batcher import protocol
+from batcher.carried import plain_table
+from batcher.errors import InputError, InvalidRowError
+from batcher.jobdir import ID_PATTERN
+from batcher.prompts import MAX_LINE_BYTES, LineBatch, Origin, TableBatch
+from batcher.protocol import PARAM_FIELDS, ROW_FIELDS, shown
+from batcher.shards import ShardRow
+from batcher.template import Template
+from batcher.types import ErrorCode, Request, RowError, SamplingParams
+
+_PARAMS = frozenset(PARAM_FIELDS)
+_BATCH_LINE_KEYS = frozenset({"method", "url", "body"})
+#: Stands for a value of a table that can't be read as text.
+_NOT_UTF8 = object()
+
+
+class _UnknownModelError(InvalidRowError):
+    """A row names a model that this job can't use."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowBatch:
+    """Validated rows, where they are from, and their carried values: a dict for each, or one table for all.
+
+    `num_bytes` is about what each row takes, carried values included.
+    """
+
+    origin: Origin
+    rows: list[ShardRow]
+    carried: list[dict[str, Any]] | pa.Table
+    num_bytes: list[int]
+
+
+class RowParser:
+    """Turns raw rows into requests. What is wrong with a row becomes its error; only whole files raise.
+
+    `params` and `default_model` are the job's defaults. A row naming a model outside `known_models` gets
+    `model_not_found`; None takes any name that can be a queue's. The prompt comes from `template`, else from
+    `prompt_column`; where either is given, no row is taken for a batch line.
+    Raises InputError for options that contradict each other.
+    """
+
+    def __init__(
+        self,
+        *,
+        params: SamplingParams,
+        default_model: str | None,
+        known_models: frozenset[str] | None = None,
+        prompt_column: str | None = None,
+        id_column: str | None = None,
+        template: Template | None = None,
+    ) -> None:
+        _check_columns(prompt_column, id_column, template)
+        self._params = params
+        self._default_model = default_model
+        self._known_models = known_models
+        self._template = template
+        self._takes_batch_lines = prompt_column is None and template is None
+        self._prompt_column = None if template else prompt_column or "prompt"
+        self._id_column = id_column or "custom_id"
+        self._needed = {*(template.columns if template else (prompt_column or "prompt",))}
+        if id_column is not None:
+            self._needed.add(id_column)
+        #: Column or key -> the field it is read into.
+        self._fields = {name: name for name in ROW_FIELDS if name not in ("custom_id", "prompt")}
+        self._fields[self._id_column] = "custom_id"
+        if self._prompt_column is not None:
+            self._fields[self._prompt_column] = "prompt"
+        row_model = protocol.row_model(prompt_column=self._prompt_column, id_column=self._id_column)
+        self._validate_json = row_model.__pydantic_validator__.validate_json
+        self._validate = row_model.__pydantic_validator__.validate_python
+        batch_model = protocol.batch_line_model(id_column=self._id_column)
+        self._validate_batch_line = batch_model.__pydantic_validator__.validate_python
+
+    def parse(self, batch: LineBatch | TableBatch, *, first_row: int) -> RowBatch:
+        """The rows of a batch, numbered from `first_row`. Raises InputError for a table that lacks a needed column."""
+        if isinstance(batch, TableBatch):
+            return self._parse_table(batch, first_row=first_row)
+        rows: list[ShardRow] = []
+        carried: list[dict[str, Any]] = []
+        for position, line in enumerate(batch.lines):
+            row = first_row + position
+            try:
+                parsed, extras = self._parse_line(line, row)
+            except (ValueError, InvalidRowError) as exc:
+                parsed, extras = self._refuse_line(line, exc, row, batch.origin.source(position))
+            rows.append(parsed)
+            carried.append(extras)
+        return RowBatch(batch.origin, rows, carried, [len(line) if line else 0 for line in batch.lines])
+
+    # -- lines --------------------------------------------------------------------------------------------------------
+
+    def _parse_line(self, line: bytes | None, row: int) -> tuple[ShardRow, dict[str, Any]]:
+        """The row in a line, and those of its keys that go along to the results. Raises ValueError, InvalidRowError."""
+        if line is None:
+            raise InvalidRowError(f"the line is longer than {MAX_LINE_BYTES >> 20} MB; shorten the prompt")
+        found: Any
+        # Only lines with this key can be batch lines; the others are parsed and checked in one go.
+        if self._takes_batch_lines and b'"body"' in line and self._is_batch_line(value := from_json(line)):
+            found = self._validate_batch_line(value)
+            protocol.check_unsupported(found.body.__pydantic_extra__)
+            return self._build(found.body, {}, row, custom_id=found.custom_id), found.__pydantic_extra__
+        found = self._validate_json(line)
+        extras: dict[str, Any] = found.__pydantic_extra__
+        return self._build(found, extras, row, custom_id=found.custom_id), extras
+
+    def _refuse_line(
+        self, line: bytes | None, exc: Exception, row: int, source: str
+    ) -> tuple[ShardRow, dict[str, Any]]:
+        try:
+            value = from_json(line) if line is not None else None
+        except ValueError as json_error:
+            return self._refused({}, InvalidRowError(_not_json(line or b"", json_error)), row, source), {}
+        if not isinstance(value, dict):
+            if line is not None:
+                exc = InvalidRowError(f"not a JSON object but {shown(value)}; write one object on each line")
+            return self._refused({}, exc, row, source), {}
+        error = self._explain(exc, value)
+        if not self._is_batch_line(value):
+            extras = {key: item for key, item in value.items() if key not in self._fields}
+            return self._refused(value, error, row, source), extras
+        extras = {k: item for k, item in value.items() if k not in _BATCH_LINE_KEYS and k != self._id_column}
+        known = dict(value["body"]) if isinstance(value["body"], dict) else {}
+        known[self._id_column] = value.get(self._id_column)
+        return self._refused(known, error, row, source), extras
+
+    def _is_batch_line(self, value: Any) -> bool:
+        if not self._takes_batch_lines or not isinstance(value, dict) or "prompt" in value:
+            return False
+        return isinstance(value.get("body"), dict) or value.keys() >= _BATCH_LINE_KEYS
+
+    # -- tables -------------------------------------------------------------------------------------------------------
+
+    def _parse_table(self, batch: TableBatch, *, first_row: int) -> RowBatch:
+        origin = batch.origin
+        self._check_table(origin.file, batch.table.column_names)
+        try:
+            table = plain_table(batch.table)
+        except InputError as exc:
+            raise InputError(f"{origin.file}: {exc}; cast it, or leave it out") from exc
+        in_template = self._template.columns if self._template else ()
+        names = [name for name in table.column_names if name in self._fields or name in in_template]
+        columns = [self._values(name, table[name]) for name in names]
+        carried, unreadable = _without_bad_text(table.select([n for n in table.column_names if n not in self._fields]))
+        for name, column in zip(names, columns, strict=True):
+            unreadable |= _bad_positions(name, column)
+        rows = []
+        for position, row_values in enumerate(zip(*columns, strict=True)):
+            values = dict(zip(names, row_values, strict=True))
+            row = first_row + position
+            try:
+                if position in unreadable:
+                    raise InvalidRowError(f"{unreadable[position]} is not UTF-8 text; write the column as UTF-8")
+                found: Any = self._validate(values)
+                rows.append(self._build(found, values, row, custom_id=found.custom_id))
+            except (ValueError, InvalidRowError) as exc:
+                rows.append(self._refused(values, self._explain(exc, values), row, origin.source(position)))
+        row_bytes = table.nbytes // len(rows)
+        return RowBatch(origin, rows, carried, [row_bytes + sum(map(len, row.request.prompts)) for row in rows])
+
+    def _check_table(self, file: str, columns: Sequence[str]) -> None:
+        missing = sorted(self._needed.difference(columns))
+        if not missing:
+            return
+        if self._template is not None and missing[0] in self._template.columns:
+            remedy = "correct the template"
+        elif missing[0] == self._prompt_column:
+            remedy = "name the prompt's column with --prompt-column, or build the prompt with --template"
+        else:
+            remedy = "correct --id-column"
+        raise InputError(f"{file}: no column {missing[0]!r}; it has: {', '.join(columns) or 'none'}; {remedy}")
+
+    def _values(self, name: str, column: pa.ChunkedArray) -> list[Any]:
+        if pa.types.is_decimal(column.type) and self._fields.get(name) in _PARAMS:
+            # DuckDB writes 0.7 as a decimal. Not by a cast: Arrow makes it 0.7000000000000001.
+            return [None if value is None else float(value) for value in column.to_pylist()]
+        return _python_values(column)
+
+    # -- rows ---------------------------------------------------------------------------------------------------------
+
+    def _build(self, found: Any, values: Mapping[str, Any], row: int, *, custom_id: str | int | None) -> ShardRow:
+        """The request in a validated row or body. `values` holds what a template may use beside the fields."""
+        fields = found.__dict__
+        model = fields["model"]
+        if model is None or self._known_models is not None or not ID_PATTERN.match(model):
+            model = self._check_model(model)
+        if self._template is None:
+            prompt = fields["prompt"]
+        else:
+            prompt = self._template.render({key: fields[field] for key, field in self._fields.items()} | dict(values))
+        is_array = type(prompt) is list
+        return ShardRow(
+            Request(
+                row,
+                f"row-{row}" if custom_id is None else str(custom_id),
+                model,
+                tuple(prompt) if is_array else (prompt,),
+                is_array,
+                self._params if _PARAMS.isdisjoint(found.__pydantic_fields_set__) else self._merge_params(fields),
+            )
+        )
+
+    def _check_model(self, model: str | None) -> str:
+        if model is None:
+            if self._default_model is None:
+                raise InvalidRowError("model is missing; name one in the row, or one for all rows with --model")
+            return self._default_model
+        if self._known_models is None:
+            remedy = "use letters, digits, '_', '.', '-', at most 128, the first a letter or digit"
+            raise InvalidRowError(f"model is {shown(model)}; {remedy}")
+        if model not in self._known_models and model != self._default_model:
+            known = ", ".join(sorted(self._known_models)) or "none"
+            raise _UnknownModelError(f"model {shown(model)} is not known here; use one of: {known}")
+        return model
+
+    def _merge_params(self, fields: Mapping[str, Any]) -> SamplingParams:
+        default = self._params
+        max_tokens, temperature, top_p, stop, seed = [fields[name] for name in PARAM_FIELDS]
+        return SamplingParams(
+            default.max_tokens if max_tokens is None else max_tokens,
+            default.temperature if temperature is None else temperature,
+            default.top_p if top_p is None else top_p,
+            default.stop if stop is None else (stop,) if isinstance(stop, str) else tuple(stop),
+            default.seed if seed is None else seed,
+        )
+
+    def _explain(self, exc: Exception, values: Mapping[str, Any]) -> Exception:
+        if isinstance(exc, ValidationError):
+            return InvalidRowError(protocol.explain(exc, values, self._fields))
+        return exc
+
+    def _refused(self, values: Mapping[str, Any], exc: Exception, row: int, source: str) -> ShardRow:
+        """The error row: as much of the request as can be known, so that the user finds the row again."""
+        known = {field: values.get(key) for key, field in self._fields.items()}
+        custom_id, model, prompt = known["custom_id"], known["model"], known.get("prompt")
+        has_id = (isinstance(custom_id, str) and custom_id) or type(custom_id) is int
+        prompts: tuple[str, ...] = ()
+        if isinstance(prompt, str):
+            prompts = (prompt,)
+        elif isinstance(prompt, list) and all(isinstance(item, str) for item in prompt):
+            prompts = tuple(prompt)
+        request = Request(
+            row=row,
+            custom_id=str(custom_id) if has_id else f"row-{row}",
+            model=model if isinstance(model, str) else self._default_model or "",
+            prompts=prompts,
+            is_array=isinstance(prompt, list),
+            params=self._params,
+        )
+        code = ErrorCode.MODEL_NOT_FOUND if isinstance(exc, _UnknownModelError) else ErrorCode.INVALID_REQUEST
+        return ShardRow(request, RowError(code, f"{source}: {exc}"))
+
+
+def _check_columns(prompt_column: str | None, id_column: str | None, template: Template | None) -> None:
+    if template is not None and prompt_column is not None:
+        raise InputError("--template and --prompt-column both say where the prompt comes from; give one of them")
+    for option, column in (("--prompt-column", prompt_column), ("--id-column", id_column)):
+        if column is not None and column in {*PARAM_FIELDS, "model", "stream"}:
+            raise InputError(f"{option} {column}: that column is a parameter of the request; rename the column")
+    if template is None and (prompt_column or "prompt") == (id_column or "custom_id"):
+        raise InputError(f"column {prompt_column or 'prompt'!r} can't be both prompt and id; name another")
+
+
+def _not_json(line: bytes, exc: ValueError) -> str:
+    try:
+        line.decode()
+    except UnicodeDecodeError as bad:
+        return f"not UTF-8 (byte 0x{line[bad.start]:02x} at position {bad.start + 1}); save the file as UTF-8"
+    problem = re.sub(r" at line \d+ column (\d+)$", r" at position \1", str(exc))
+    return f"not JSON ({problem}); write one JSON object on each line"
+
+
+def _python_values(column: pa.ChunkedArray) -> list[Any]:
+    """The values of a column, `_NOT_UTF8` in place of text that is none. Binary columns are read as text."""
+    if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
+        column = pc.cast(column, pa.large_string(), safe=False)
+    try:
+        values: list[Any] = column.to_pylist()
+    except UnicodeDecodeError:
+        values = [_python_value(scalar) for scalar in column]
+    return values
+
+
+def _python_value(scalar: pa.Scalar) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        return _NOT_UTF8
+
+
+def _bad_positions(name: str, values: Sequence[Any]) -> dict[int, str]:
+    if _NOT_UTF8 not in values:
+        return {}
+    return {position: name for position, value in enumerate(values) if value is _NOT_UTF8}
+
+
+def _without_bad_text(table: pa.Table) -> tuple[pa.Table, dict[int, str]]:
+    """`table` with values that are not UTF-8 made null, and the positions of their rows with the column's name."""
+    bad: dict[int, str] = {}
+    for index, field in enumerate(table.schema):
+        column = table.column(index)
+        try:
+            column.validate(full=True)
+        except pa.ArrowInvalid:
+            values = _python_values(column)
+            bad |= _bad_positions(field.name, values)
+            clean = pa.array([None if value is _NOT_UTF8 else value for value in values], field.type)
+            table = table.set_column(index, field.name, clean)
+    return table, bad

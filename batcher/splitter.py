@@ -1,0 +1,100 @@
+"""Validated rows -> shards, as they stream by.
+
+A shard holds rows of one model in input order. How many: an eighth of the rows that came before it, at least 32 and at
+most 512, so that a small job still spreads over workers and a big one has few files; or fewer, where they reach 4 MB.
+Shards are numbered by their first row. Refused rows get shards of their own, with model None.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from batcher.carried import CarriedColumns, CarriedRow, TableRow
+from batcher.jobdir import ShardInfo
+from batcher.rows import RowBatch
+from batcher.shards import Shard, ShardRow
+
+MIN_SHARD_ROWS = 32
+MAX_SHARD_ROWS = 512
+#: A shard whose rows reach this size is closed.
+MAX_SHARD_BYTES = 4 << 20
+#: With very many models, shards being filled are closed early rather than held in memory.
+MAX_OPEN_BYTES = 32 << 20
+
+
+@dataclass(slots=True)
+class _OpenShard:
+    """A shard being filled."""
+
+    shard: int
+    max_rows: int
+    rows: list[ShardRow] = field(default_factory=list)
+    carried: list[CarriedRow] = field(default_factory=list)
+    num_bytes: int = 0
+
+
+class Splitter:
+    """Distributes rows over shards and hands each finished one to `write(number, shard)`. Mutable."""
+
+    def __init__(self, write: Callable[[int, Shard], None], *, carried: CarriedColumns, shard_rows: int | None) -> None:
+        self._write = write
+        self._carried = carried
+        self._shard_rows = shard_rows
+        self._open: dict[str | None, _OpenShard] = {}
+        self._infos: list[ShardInfo] = []
+        self._num_opened = 0
+        self._num_rows = 0
+
+    def add(self, batch: RowBatch) -> None:
+        """Take the next rows of the input."""
+        carried: list[CarriedRow]
+        if isinstance(batch.carried, pa.Table):
+            table = self._carried.rename(batch.carried)
+            carried = [TableRow(table, position) for position in range(table.num_rows)]
+        else:
+            carried = list(batch.carried)
+        for row, values, num_bytes in zip(batch.rows, carried, batch.num_bytes, strict=True):
+            model = None if row.error is not None else row.request.model
+            shard = self._open.get(model) or self._open_shard(model)
+            shard.rows.append(row)
+            shard.carried.append(values)
+            shard.num_bytes += num_bytes
+            self._num_rows += 1
+            if len(shard.rows) >= shard.max_rows or shard.num_bytes >= MAX_SHARD_BYTES:
+                self._close(model)
+        while sum(shard.num_bytes for shard in self._open.values()) > MAX_OPEN_BYTES:
+            self._close(max(self._open, key=lambda model: self._open[model].num_bytes))
+        if isinstance(batch.carried, pa.Table):
+            for shard in self._open.values():
+                _release_table(shard, table)
+
+    def finish(self) -> tuple[ShardInfo, ...]:
+        """Close the shards still open; what the manifest says of all of them, by number."""
+        for model in list(self._open):
+            self._close(model)
+        return tuple(sorted(self._infos, key=lambda info: info.shard))
+
+    def _open_shard(self, model: str | None) -> _OpenShard:
+        max_rows = self._shard_rows or min(MAX_SHARD_ROWS, max(MIN_SHARD_ROWS, self._num_rows // 8))
+        shard = self._open[model] = _OpenShard(self._num_opened, max_rows)
+        self._num_opened += 1
+        return shard
+
+    def _close(self, model: str | None) -> None:
+        shard = self._open.pop(model)
+        self._write(shard.shard, Shard(tuple(shard.rows), self._carried.join(shard.carried)))
+        num_choices = 0 if model is None else sum(len(row.request.prompts) for row in shard.rows)
+        self._infos.append(ShardInfo(shard.shard, model, len(shard.rows), num_choices))
+
+
+def _release_table(shard: _OpenShard, table: pa.Table) -> None:
+    """Copy the shard's rows out of the batch they came in, so that a few rows do not hold the whole batch in memory."""
+    start = len(shard.carried)
+    positions = []
+    while start and isinstance(row := shard.carried[start - 1], TableRow) and row.table is table:
+        start -= 1
+        positions.append(row.position)
+    if positions:
+        kept = table.take(pa.array(positions[::-1], pa.int64()))
+        shard.carried[start:] = [TableRow(kept, position) for position in range(kept.num_rows)]

@@ -1,0 +1,1 @@
+"""Benchmarks against peers: each script prints one table, both sides measured in the same run."""

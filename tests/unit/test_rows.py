@@ -1,0 +1,351 @@
+"""Raw rows become requests or error rows: batch lines, parameters, templates, ids, Parquet columns, broken lines."""
+
+import decimal
+import json
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from batcher.errors import InputError
+from batcher.prompts import LineBatch, Origin, TableBatch
+from batcher.rows import RowBatch, RowParser
+from batcher.shards import ShardRow
+from batcher.template import parse_template
+from batcher.types import ErrorCode, SamplingParams
+
+
+def make_parser(**options: Any) -> RowParser:
+    if isinstance(options.get("template"), str):
+        options["template"] = parse_template(options["template"])
+    usual: dict[str, Any] = {"params": SamplingParams(), "default_model": "m"}
+    return RowParser(**(usual | options))
+
+
+def parse_lines(*lines: bytes | dict[str, Any] | None, **options: Any) -> RowBatch:
+    data = [json.dumps(line).encode() if isinstance(line, dict) else line for line in lines]
+    origin = Origin("in.jsonl", ":", range(1, len(data) + 1))
+    return make_parser(**options).parse(LineBatch(origin, data), first_row=0)
+
+
+def parse_line(line: bytes | dict[str, Any], **options: Any) -> ShardRow:
+    return parse_lines(line, **options).rows[0]
+
+
+def parse_table(columns: dict[str, Any], **options: Any) -> RowBatch:
+    table = pa.table(columns)
+    origin = Origin("in.parquet", ": row ", range(1, table.num_rows + 1))
+    return make_parser(**options).parse(TableBatch(origin, table), first_row=0)
+
+
+def message(row: ShardRow) -> str:
+    assert row.error is not None
+    return row.error.message
+
+
+def batch_line(body: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    return {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": body} | changes
+
+
+def test_plain_row_takes_the_job_defaults_for_what_it_does_not_say() -> None:
+    defaults = SamplingParams(max_tokens=5, temperature=0.5, top_p=0.9, stop=("x",), seed=3)
+    rows = parse_lines({"prompt": "p"}, {"prompt": "p", "max_tokens": None, "stop": []}, params=defaults).rows
+    assert rows[0].request.params is defaults
+    assert rows[1].request.params == SamplingParams(max_tokens=5, temperature=0.5, top_p=0.9, stop=(), seed=3)
+    assert [row.request.model for row in rows] == ["m", "m"]
+    assert [row.request.custom_id for row in rows] == ["row-0", "row-1"]
+
+
+def test_row_overrides_every_default() -> None:
+    row = parse_line(
+        {"prompt": "p", "model": "other", "stream": True, "custom_id": "x"}
+        | {"max_tokens": 3.0, "temperature": 1, "top_p": 0.5, "stop": "end", "seed": 7}
+    )
+    assert row.error is None
+    assert row.request.params == SamplingParams(max_tokens=3, temperature=1.0, top_p=0.5, stop=("end",), seed=7)
+    assert (row.request.model, row.request.custom_id) == ("other", "x")
+
+
+def test_array_prompt_keeps_its_order_and_remembers_that_it_was_one() -> None:
+    rows = parse_lines({"prompt": ["a", "b", "a"]}, {"prompt": ["a"]}, {"prompt": "a"}).rows
+    assert [(row.request.prompts, row.request.is_array) for row in rows] == [
+        (("a", "b", "a"), True),
+        (("a",), True),
+        (("a",), False),
+    ]
+
+
+def test_unknown_keys_of_a_plain_row_are_carried_whatever_their_name() -> None:
+    batch = parse_lines({"prompt": "p", "n": 3, "echo": True, "a.b": {"c": []}, "": None, "max_tokens": 4})
+    assert batch.carried == [{"n": 3, "echo": True, "a.b": {"c": []}, "": None}]
+    assert batch.rows[0].error is None
+
+
+def test_integer_id_becomes_text() -> None:
+    assert parse_line({"prompt": "p", "custom_id": 17}).request.custom_id == "17"
+
+
+def test_prompt_and_id_columns_leave_the_usual_names_to_the_user() -> None:
+    batch = parse_lines(
+        {"text": "p", "prompt": "mine", "key": "k", "custom_id": None}, prompt_column="text", id_column="key"
+    )
+    assert (batch.rows[0].request.prompts, batch.rows[0].request.custom_id) == (("p",), "k")
+    assert batch.carried == [{"prompt": "mine", "custom_id": None}]
+
+
+def test_error_names_the_column_that_the_user_chose() -> None:
+    assert message(parse_line({"text": 5}, prompt_column="text")).startswith("in.jsonl:1: text is 5; use a string")
+
+
+# -- batch lines ------------------------------------------------------------------------------------------------------
+
+
+def test_batch_line_is_a_request_and_carries_nothing() -> None:
+    body = {"model": "x", "prompt": ["p", "q"], "max_tokens": 9, "user": "u", "n": 1}
+    batch = parse_lines(batch_line(body))
+    request = batch.rows[0].request
+    assert batch.rows[0].error is None
+    assert (request.custom_id, request.model, request.prompts, request.params.max_tokens) == ("a", "x", ("p", "q"), 9)
+    assert batch.carried == [{}]
+
+
+def test_batch_line_without_id_gets_one_and_extra_keys_are_carried() -> None:
+    line = batch_line({"prompt": "p"}, note="n")
+    del line["custom_id"]
+    batch = parse_lines(line)
+    assert (batch.rows[0].request.custom_id, batch.carried) == ("row-0", [{"note": "n"}])
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (batch_line({"prompt": "p"}, method="GET"), 'method is "GET"; use "POST"'),
+        (
+            batch_line({"messages": []}, url="/v1/chat/completions"),
+            'url is "/v1/chat/completions"; use "/v1/completions"',
+        ),
+        (batch_line({"prompt": "p", "max_tokens": 0}), "body.max_tokens is 0; use a positive integer"),
+        (batch_line({}), "body.prompt is missing; use a string or a non-empty array of strings"),
+        (batch_line({"prompt": [1, 2]}), "body.prompt[0] is 1; use a string or a non-empty array of strings"),
+        (batch_line({"prompt": "p", "n": 2}), "body.n is 2; only 1 is supported"),
+        (batch_line({"prompt": "p", "top_k": 2}), "body.top_k is not supported; remove it"),
+        (
+            {"custom_id": "a", "body": {"prompt": "p"}, "url": "/v1/completions"},
+            'method is missing; use "POST"',
+        ),
+        (
+            {"custom_id": "a", "body": None, "method": "POST", "url": "/v1/completions"},
+            "body is null; use an object that holds the parameters of the request",
+        ),
+    ],
+)
+def test_wrong_batch_line_keeps_its_id_and_says_what_is_wrong(line: dict[str, Any], problem: str) -> None:
+    batch = parse_lines(line)
+    assert message(batch.rows[0]) == f"in.jsonl:1: {problem}"
+    assert batch.rows[0].request.custom_id == "a"
+    assert batch.carried == [{}]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [{"prompt": "p", "body": {"x": 1}}, {"prompt": "p", "body": "text", "url": "u", "method": "m"}],
+)
+def test_column_called_body_makes_no_batch_line(line: dict[str, Any]) -> None:
+    batch = parse_lines(line)
+    assert batch.rows[0].error is None
+    assert batch.carried == [{key: value for key, value in line.items() if key != "prompt"}]
+
+
+def test_prompt_can_be_taken_from_a_column_called_body() -> None:
+    assert parse_line({"body": "p", "url": "u", "method": "m"}, prompt_column="body").request.prompts == ("p",)
+
+
+# -- models -----------------------------------------------------------------------------------------------------------
+
+
+def test_row_without_a_model_and_no_default_is_refused() -> None:
+    row = parse_line({"prompt": "p"}, default_model=None)
+    assert message(row) == "in.jsonl:1: model is missing; name one in the row, or one for all rows with --model"
+    assert row.error is not None
+    assert row.error.code is ErrorCode.INVALID_REQUEST
+
+
+def test_unknown_model_lists_the_known_ones() -> None:
+    row = parse_line({"prompt": "p", "model": "gpt-9"}, known_models=frozenset({"b", "a"}))
+    assert message(row) == 'in.jsonl:1: model "gpt-9" is not known here; use one of: a, b'
+    assert row.error is not None
+    assert row.error.code is ErrorCode.MODEL_NOT_FOUND
+    assert (row.request.model, row.request.prompts) == ("gpt-9", ("p",))
+
+
+@pytest.mark.parametrize("name", ["org/model", "", "a b", "../x", "-x", "x" * 129, "x\n"])
+def test_name_that_can_be_no_queue_is_refused(name: str) -> None:
+    assert f"in.jsonl:1: model is {json.dumps(name)[:20]}"[:30] in message(parse_line({"prompt": "p", "model": name}))
+
+
+# -- broken lines -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (b"nonsense", "not JSON (expected ident at position 2); write one JSON object on each line"),
+        (b'{"prompt": "p"', "not JSON (EOF while parsing an object at position 14)"),
+        (b'{"prompt": "p"} x', "not JSON (trailing characters at position 17)"),
+        (b'{"prompt": "\xff"}', "not UTF-8 (byte 0xff at position 13); save the file as UTF-8"),
+        (b'{"prompt": "\\ud800"}', "not JSON (unexpected end of hex escape"),
+        (b'["prompt"]', 'not a JSON object but ["prompt"]; write one object on each line'),
+        (b"5", "not a JSON object but 5"),
+        (b"null", "not a JSON object but null"),
+        (b"[" * 100_000, "not JSON (recursion limit exceeded"),
+        (b'{"prompt": "p", "x": ' + b"9" * 5000 + b"}", "not JSON (number out of range"),
+        (b'{"text": "p"}', "prompt is missing; use a string or a non-empty array of strings, or say with"),
+    ],
+)
+def test_broken_line_becomes_an_error_row(line: bytes, problem: str) -> None:
+    row = parse_line(line)
+    assert message(row).startswith(f"in.jsonl:1: {problem}")
+    assert (row.request.custom_id, row.request.prompts) == ("row-0", ())
+
+
+def test_error_row_keeps_what_is_known_of_it() -> None:
+    batch = parse_lines(
+        {"custom_id": "a", "model": "x", "prompt": ["p", "q"], "max_tokens": 0, "note": 1},
+        {"custom_id": "", "model": 5, "prompt": ["p", 1], "note": 2},
+    )
+    first, second = (row.request for row in batch.rows)
+    assert (first.custom_id, first.model, first.prompts, first.is_array) == ("a", "x", ("p", "q"), True)
+    assert (second.custom_id, second.model, second.prompts) == ("row-1", "m", ())
+    assert batch.carried == [{"note": 1}, {"note": 2}]
+
+
+def test_line_over_the_bound_becomes_an_error_row() -> None:
+    row = parse_lines(None).rows[0]
+    assert message(row) == "in.jsonl:1: the line is longer than 32 MB; shorten the prompt"
+
+
+def test_nul_and_a_megabyte_are_carried_as_they_are() -> None:
+    prompt = "a\0b" + "x" * (1 << 20)
+    assert parse_line({"prompt": prompt}).request.prompts == (prompt,)
+
+
+# -- templates --------------------------------------------------------------------------------------------------------
+
+
+def test_template_makes_the_prompt_and_its_columns_are_carried() -> None:
+    batch = parse_lines({"text": "t", "n": 2, "prompt": "mine", "max_tokens": 3}, template="{n}: {text} {{}}")
+    assert batch.rows[0].request.prompts == ("2: t {}",)
+    assert batch.carried == [{"text": "t", "n": 2, "prompt": "mine"}]
+
+
+def test_template_may_use_what_the_request_is_made_of() -> None:
+    row = parse_line({"key": "k", "max_tokens": 3}, template="{key} {max_tokens}", id_column="key")
+    assert (row.request.prompts, row.request.custom_id) == (("k 3",), "k")
+
+
+@pytest.mark.parametrize(("line", "problem"), [({"text": None}, "text is null"), ({"x": 1}, "text is missing")])
+def test_row_that_cannot_fill_the_template_is_refused(line: dict[str, Any], problem: str) -> None:
+    assert message(parse_line(line, template="{text}")) == f"in.jsonl:1: {problem}; the template needs a value"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"template": "{a}", "prompt_column": "b"},
+        {"prompt_column": "max_tokens"},
+        {"id_column": "model"},
+        {"id_column": "prompt"},
+        {"prompt_column": "x", "id_column": "x"},
+        {"prompt_column": "custom_id"},
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(InputError):
+        make_parser(**options)
+
+
+# -- tables -----------------------------------------------------------------------------------------------------------
+
+
+def test_parameter_columns_work_as_in_lines_and_null_is_the_default() -> None:
+    batch = parse_table(
+        {
+            "prompt": pa.array(["a", "b", "c"], pa.large_string()),
+            "max_tokens": pa.array([3.0, None, 0.5]),
+            "temperature": pa.array([decimal.Decimal("0.7"), None, None]),
+            "stop": pa.array([["x"], None, []]),
+            "model": pa.array(["x", None, "x"]).dictionary_encode(),
+            "custom_id": pa.array([7, None, 9], pa.int8()),
+            "n": [1, 2, 3],
+        }
+    )
+    first, second, third = batch.rows
+    assert first.request.params == SamplingParams(max_tokens=3, temperature=0.7, stop=("x",))
+    assert (first.request.custom_id, first.request.model) == ("7", "x")
+    assert second.request.params == SamplingParams()
+    assert (second.request.custom_id, second.request.model) == ("row-1", "m")
+    assert message(third) == "in.parquet: row 3: max_tokens is 0.5; use a positive integer"
+    assert third.request.custom_id == "9"
+    assert isinstance(batch.carried, pa.Table)
+    assert batch.carried.to_pydict() == {"n": [1, 2, 3]}
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    [
+        pa.array([["a"], ["b", "c"]]),
+        pa.array([["a"], ["b", "c"]], pa.large_list(pa.large_string())),
+        pa.array([["a"], ["b", "c"]], pa.list_view(pa.string())),
+    ],
+)
+def test_prompt_lists_of_any_arrow_kind_are_arrays(prompts: pa.Array) -> None:
+    rows = parse_table({"prompt": prompts}).rows
+    assert [row.request.prompts for row in rows] == [("a",), ("b", "c")]
+
+
+def test_null_and_wrong_prompts_of_a_table_are_refused() -> None:
+    rows = parse_table({"prompt": pa.array([None, "x"])}).rows
+    assert message(rows[0]).startswith("in.parquet: row 1: prompt is null; use a string")
+    assert rows[1].error is None
+    assert message(parse_table({"prompt": [5]}).rows[0]).startswith("in.parquet: row 1: prompt is 5; use a string")
+
+
+def test_binary_prompt_is_read_as_text_and_bad_text_is_refused() -> None:
+    rows = parse_table({"prompt": pa.array(["é".encode(), b"a\xff", b"ok"])}).rows
+    assert [row.request.prompts for row in rows] == [("é",), (), ("ok",)]
+    assert message(rows[1]) == "in.parquet: row 2: prompt is not UTF-8 text; write the column as UTF-8"
+
+
+@pytest.mark.parametrize("values", [["ok", b"a\xff"], [["ok"], [b"a\xff"]]])
+def test_bad_text_in_a_carried_column_is_refused_and_left_out(values: list[Any]) -> None:
+    strings = pa.string() if isinstance(values[0], str) else pa.list_(pa.string())
+    binaries = pa.binary() if isinstance(values[0], str) else pa.list_(pa.binary())
+    bad = pa.array(values, binaries).cast(strings, safe=False)
+    batch = parse_table({"prompt": ["a", "b"], "note": bad})
+    assert batch.rows[0].error is None
+    assert message(batch.rows[1]) == "in.parquet: row 2: note is not UTF-8 text; write the column as UTF-8"
+    assert isinstance(batch.carried, pa.Table)
+    assert batch.carried["note"].to_pylist() == [values[0], None]
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({}, "no column 'prompt'; it has: text, key; name the prompt's column with --prompt-column"),
+        ({"prompt_column": "txt"}, "no column 'txt'; it has: text, key; name the prompt's column with"),
+        ({"template": "{text} {label}"}, "no column 'label'; it has: text, key; correct the template"),
+        ({"prompt_column": "text", "id_column": "kee"}, "no column 'kee'; it has: text, key; correct --id-column"),
+    ],
+)
+def test_table_without_a_needed_column_lists_what_it_has(options: dict[str, Any], problem: str) -> None:
+    with pytest.raises(InputError) as caught:
+        parse_table({"text": ["a"], "key": ["b"]}, **options)
+    assert str(caught.value).startswith(f"in.parquet: {problem}")
+
+
+def test_template_over_a_table() -> None:
+    batch = parse_table({"text": ["a", None], "n": [1, 2]}, template="{n}-{text}")
+    assert batch.rows[0].request.prompts == ("1-a",)
+    assert message(batch.rows[1]) == "in.parquet: row 2: text is null; the template needs a value"
+    assert isinstance(batch.carried, pa.Table)
+    assert batch.carried.column_names == ["text", "n"]

@@ -1,0 +1,112 @@
+"""Shard files: what is written is what is read, in the types of the manifest."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from batcher.errors import CorruptFileError
+from batcher.shards import Shard, ShardRow, conform, read_shard, to_json_text, write_shard
+from batcher.types import ErrorCode, Request, RowError, SamplingParams
+
+NO_COLUMNS = pa.table({"": pa.nulls(1)}).select([])
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+params = st.builds(
+    SamplingParams,
+    max_tokens=st.integers(1, 2**31 - 1),
+    temperature=st.floats(0, 2),
+    top_p=st.floats(0, 1, exclude_min=True),
+    stop=st.lists(texts, max_size=3).map(tuple),
+    seed=st.none() | st.integers(-(2**63), 2**63 - 1),
+)
+requests = st.builds(
+    Request,
+    row=st.integers(0, 2**62),
+    custom_id=texts,
+    model=texts,
+    prompts=st.lists(texts, max_size=3).map(tuple),
+    is_array=st.booleans(),
+    params=params,
+)
+errors = st.none() | st.builds(RowError, st.sampled_from(ErrorCode), texts)
+
+
+@given(rows=st.lists(st.builds(ShardRow, requests, errors), min_size=1, max_size=5).map(tuple), data=st.data())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50, deadline=None)
+def test_shard_is_read_as_it_was_written(
+    tmp_path_factory: pytest.TempPathFactory, rows: tuple[ShardRow, ...], data: st.DataObject
+) -> None:
+    path = tmp_path_factory.mktemp("job") / "00000.parquet"
+    values = data.draw(st.lists(texts | st.none(), min_size=len(rows), max_size=len(rows)))
+    carried = pa.table({"request": pa.array(values, pa.string()), "n": range(len(rows))})
+
+    assert write_shard(path, Shard(rows, carried))
+    found = read_shard(path, carried=carried.schema)
+
+    assert found.rows == rows
+    assert found.carried.to_pydict() == carried.to_pydict()
+
+
+def make_shard(carried: pa.Table = NO_COLUMNS) -> Shard:
+    request = Request(0, "a", "m", ("p",), False, SamplingParams())
+    return Shard((ShardRow(request),) * max(1, carried.num_rows), carried)
+
+
+def test_existing_shard_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "00000.parquet"
+    assert write_shard(path, make_shard())
+    before = path.read_bytes()
+    assert not write_shard(path, make_shard(pa.table({"x": [1]})))
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_shard_without_carried_columns_gets_those_of_the_manifest(tmp_path: Path) -> None:
+    path = tmp_path / "00000.parquet"
+    write_shard(path, make_shard())
+    schema = pa.schema([("x", pa.timestamp("us")), ("y", pa.list_(pa.string()))])
+    assert read_shard(path, carried=schema).carried == pa.table({"x": [None], "y": [None]}, schema=schema)
+
+
+def test_narrow_columns_are_widened_to_the_manifest(tmp_path: Path) -> None:
+    path = tmp_path / "00000.parquet"
+    given_table = pa.table({"i": [1, None], "t": [True, None], "l": [[1], None], "gone": [1, 2]})
+    write_shard(path, make_shard(given_table))
+    schema = pa.schema([("t", pa.string()), ("i", pa.float64()), ("l", pa.list_(pa.float64())), ("new", pa.int64())])
+    found = read_shard(path, carried=schema).carried
+    assert found.schema == schema
+    assert found.to_pydict() == {"t": ["true", None], "i": [1.0, None], "l": [[1.0], None], "new": [None, None]}
+
+
+@pytest.mark.parametrize("cut", [0, 3, 100, -10])
+def test_torn_or_missing_shard_says_what_to_do(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "00000.parquet"
+    with pytest.raises(CorruptFileError, match="is gone; submit the input again"):
+        read_shard(path, carried=pa.schema([]))
+    write_shard(path, make_shard())
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(CorruptFileError, match="submit the input again"):
+        read_shard(path, carried=pa.schema([]))
+
+
+def test_flipped_byte_is_found_by_the_checksum(tmp_path: Path) -> None:
+    path = tmp_path / "00000.parquet"
+    request = Request(0, "a", "m", ("needle" * 100,), False, SamplingParams())
+    write_shard(path, Shard((ShardRow(request),), NO_COLUMNS))
+    data = bytearray(path.read_bytes())
+    at = data.index(b"needle")
+    data[at] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CorruptFileError):
+        read_shard(path, carried=pa.schema([]))
+
+
+def test_conform_keeps_the_number_of_rows_without_columns() -> None:
+    assert conform(NO_COLUMNS, pa.schema([]), num_rows=1).num_columns == 0
+
+
+def test_json_text_leaves_strings_and_null_alone() -> None:
+    assert [to_json_text(v) for v in ("a", None, 1, True, {"é": [1.5]})] == ["a", None, "1", "true", '{"é": [1.5]}']
