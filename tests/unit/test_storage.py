@@ -1,0 +1,147 @@
+"""The one primitive everything durable rests on: create if absent, whole or not at all."""
+
+import errno
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from batcher import storage
+from batcher.errors import StorageError
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_first_writer_wins_and_the_second_changes_nothing(tmp_path: Path) -> None:
+    target = tmp_path / "a" / "b" / "file"
+
+    assert storage.create_if_absent(target, b"first")
+    assert not storage.create_if_absent(target, b"second")
+
+    assert target.read_bytes() == b"first"
+    assert names_in(target.parent) == ["file"]
+
+
+def test_of_many_writers_at_once_exactly_one_wins(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    barrier = threading.Barrier(8)
+    won: list[int] = []
+
+    def write(number: int) -> None:
+        barrier.wait()
+        if storage.create_if_absent(target, str(number).encode() * 1000):
+            won.append(number)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert len(won) == 1
+    assert target.read_bytes() == str(won[0]).encode() * 1000
+    assert names_in(tmp_path) == ["file"]
+
+
+def test_file_and_folder_are_flushed_before_and_after_the_name_appears(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    link, fsync = os.link, os.fsync
+
+    def record_link(source: Path, target: Path) -> None:
+        events.append("link")
+        link(source, target)
+
+    def record_fsync(descriptor: int) -> None:
+        events.append("folder" if os.path.isdir(f"/proc/self/fd/{descriptor}") else "file")  # noqa: PTH112 (a descriptor)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "link", record_link)
+    monkeypatch.setattr(os, "fsync", record_fsync)
+    storage.create_if_absent(tmp_path / "file", b"data")
+
+    assert events == ["file", "link", "folder"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EPERM, errno.EXDEV, errno.EMLINK])
+def test_disk_that_says_no_raises_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", refuse)
+
+    with pytest.raises(StorageError, match=f"file: cannot create: {os.strerror(code)}"):
+        storage.create_if_absent(tmp_path / "file", b"data")
+    assert names_in(tmp_path) == []
+
+
+def test_disk_that_fills_while_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write_half(self: Path, data: bytes) -> None:
+        with self.open("wb") as file:
+            file.write(data[:2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", write_half)
+
+    for write in (storage.create_if_absent, storage.replace):
+        with pytest.raises(StorageError, match="No space left"):
+            write(tmp_path / "file", b"data")
+    assert names_in(tmp_path) == []
+
+
+def test_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(StorageError, match="file/sub: cannot create the folder"):
+        storage.create_if_absent(tmp_path / "file" / "sub" / "x", b"")
+
+
+def test_replace_swaps_the_content_whole(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    storage.replace(target, b"one")
+    storage.replace(target, b"two")
+
+    assert target.read_bytes() == b"two"
+    assert names_in(tmp_path) == ["file"]
+
+
+def test_delete_bears_a_file_already_gone(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    storage.delete(tmp_path / "file")
+    storage.delete(tmp_path / "file")
+    storage.delete(tmp_path / "nowhere" / "file")
+
+    assert names_in(tmp_path) == []
+
+
+def test_delete_of_a_folder_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+
+    with pytest.raises(StorageError, match="cannot delete"):
+        storage.delete(tmp_path / "folder")
+
+
+def test_sweep_removes_only_temporary_files(tmp_path: Path) -> None:
+    storage.temp_path(tmp_path / "x").touch()
+    storage.temp_path(tmp_path / "y").touch()
+    (tmp_path / "part-00000.parquet").touch()
+
+    assert storage.sweep_temporary(tmp_path) == 2
+    assert names_in(tmp_path) == ["part-00000.parquet"]
+    assert storage.sweep_temporary(tmp_path / "nowhere") == 0
+
+
+def test_temporary_names_are_hidden_from_dataset_readers(tmp_path: Path) -> None:
+    temp = storage.temp_path(tmp_path / "part-00000.parquet")
+
+    assert temp.parent == tmp_path  # a hard link does not cross file systems
+    assert temp.name.startswith(".")
+    assert temp.suffix != ".parquet"
+    assert not temp.exists()
