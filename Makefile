@@ -2,11 +2,13 @@
 .PHONY: demo test check setup clean
 
 BIN := .venv/bin
+# Where the demo's job goes.
+DEMO ?= demo
 
-setup: .venv/.ready
-
-.venv/.ready: pyproject.toml scripts/setup.sh scripts/llama_build.cmake
-	scripts/setup.sh
+demo: setup
+	rm -rf $(DEMO)
+	$(BIN)/batcher run jobs/completions/prompts.jsonl -o $(DEMO) --model smollm2-135m --max-tokens 48
+	$(BIN)/batcher results $(DEMO) --limit 5
 
 test: check
 	$(BIN)/pytest
@@ -15,6 +17,11 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+setup: .venv/.ready
+
+.venv/.ready: pyproject.toml scripts/setup.sh scripts/llama_build.cmake scripts/amx_probe.cpp
+	scripts/setup.sh
 
 clean:
 	rm -rf .venv demo build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -35,11 +35,15 @@ fi
 pip() { .venv/bin/python -m pip --disable-pip-version-check -q "$@" 2> >(grep -v '^WARNING: Location' >&2); }
 pip install --upgrade 'pip>=25'
 
-# GCC before 13 declares 8 of the 64 bytes that _tile_loadconfig reads, drops the stores to the others, and the first AMX
-# instruction of llama.cpp faults (seen with 12.2 on a processor with AMX). Without AMX its AVX-512 VNNI kernels are used.
-gcc_major=$(c++ -dumpversion | cut -d. -f1)
-if c++ --version | grep -qi 'g++\|gcc' && [ "$gcc_major" -ge 11 ] && [ "$gcc_major" -le 12 ] && [ "$(uname -m)" = x86_64 ]; then
-    export CFLAGS="${CFLAGS:-} -mno-amx-tile" CXXFLAGS="${CXXFLAGS:-} -mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+# AMX is used only where it works (see amx_probe.cpp); the next best are llama.cpp's AVX-512 VNNI kernels.
+if grep -qs amx_tile /proc/cpuinfo; then
+    probe=$(mktemp)
+    if ! { c++ -O3 -march=native scripts/amx_probe.cpp -o "$probe" 2>/dev/null && "$probe" 2>/dev/null; }; then
+        say "this compiler's AMX code does not work here: building without"
+        no_amx="-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+        export CFLAGS="${CFLAGS:-} $no_amx" CXXFLAGS="${CXXFLAGS:-} $no_amx"
+    fi
+    rm -f "$probe"
 fi
 
 # The build is native to this processor, so the cache is keyed by it too.
@@ -52,8 +56,9 @@ if ! ls "$wheels"/*.whl >/dev/null 2>&1; then
     mkdir -p "$wheels"
     temp=$(mktemp -d "$wheels/.build-XXXXXX")
     trap 'rm -rf "$temp"' EXIT
-    # build.targets: `llama` brings what it links to, and nothing else is compiled.
-    CMAKE_ARGS=$cmake_args pip wheel --no-deps --no-binary llama-cpp-python -C build.targets=llama \
+    # build.targets: `llama` brings what it links to, and nothing else is compiled. pip's own cache of built wheels
+    # knows nothing of compiler flags.
+    CMAKE_ARGS=$cmake_args pip wheel --no-cache-dir --no-deps --no-binary llama-cpp-python -C build.targets=llama \
         -w "$temp" "llama-cpp-python==$llama_version"
     mv "$temp"/*.whl "$wheels/"
 fi

@@ -15,8 +15,9 @@ FAR_OUT = 5.2
 
 
 def softmax(logits: npt.NDArray[np.float32], temperature: float) -> npt.NDArray[np.float64]:
-    weights = np.exp((logits.astype(np.float64) - logits.max()) / temperature)
-    return weights / weights.sum()
+    weights: npt.NDArray[np.float64] = np.exp((logits.astype(np.float64) - logits.max()) / temperature)
+    weights /= weights.sum()
+    return weights
 
 
 def nucleus(probabilities: npt.NDArray[np.float64], top_p: float) -> npt.NDArray[np.float64]:
@@ -25,7 +26,8 @@ def nucleus(probabilities: npt.NDArray[np.float64], top_p: float) -> npt.NDArray
     before = np.cumsum(probabilities[order]) - probabilities[order]
     kept = np.zeros_like(probabilities)
     kept[order[before < top_p]] = probabilities[order[before < top_p]]
-    return kept / kept.sum()
+    kept /= kept.sum()
+    return kept
 
 
 def frequencies(logits: npt.NDArray[np.float32], params: SamplingParams, num_draws: int) -> npt.NDArray[np.int64]:

@@ -1,0 +1,76 @@
+"""The example prompts on the real model, beside llama-cpp-python's own `create_completion`, at temperature 0."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import llama_cpp
+import pytest
+
+from batcher.jobdir import JobDir
+from tests.acceptance.conftest import ROOT, Batcher
+from tests.job_reading import result_rows
+from workers.engine.loader import load_tokenizer
+
+#: Enough to tell completions apart, few enough for a test on 2 cores.
+MAX_TOKENS = 12
+
+PROMPTS_FILE = ROOT / "jobs" / "completions" / "prompts.jsonl"
+
+
+def example_prompts() -> list[str | list[str]]:
+    return [json.loads(line)["prompt"] for line in PROMPTS_FILE.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def loop_texts(smollm2: Path) -> dict[str, str]:
+    """What `create_completion` says to each prompt."""
+    llama = llama_cpp.Llama(str(smollm2), n_ctx=512, verbose=False)
+    prompts = [p for value in example_prompts() for p in ([value] if isinstance(value, str) else value)]
+    texts = {}
+    for prompt in prompts:
+        answer = llama.create_completion(prompt, max_tokens=MAX_TOKENS, temperature=0)
+        assert isinstance(answer, dict)
+        texts[prompt] = answer["choices"][0]["text"]
+    llama.close()
+    return texts
+
+
+def run_greedy(batcher: Batcher, folder: Path, *, slots: int) -> Sequence[dict[str, object]]:
+    """The example prompts without their parameters, completed at temperature 0."""
+    bare = folder / "bare.jsonl"
+    bare.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in example_prompts()))
+    greedy = ("--temperature", 0, "--max-tokens", MAX_TOKENS, "--slots", slots)
+    done = batcher("run", bare, "-o", "out", "--model", "smollm2-135m", *greedy)
+    assert done.returncode == 0, done.stderr
+    return result_rows(JobDir(folder / "out"))
+
+
+def same_text(ours: object, theirs: str) -> bool:
+    # create_completion goes on past max_tokens while a character is unfinished; ours ends before that character.
+    return ours == theirs or (isinstance(ours, str) and theirs.startswith(ours) and not theirs[len(ours) :].isascii())
+
+
+def test_one_slot_says_what_create_completion_says(
+    batcher: Batcher, tmp_path: Path, loop_texts: dict[str, str]
+) -> None:
+    rows = run_greedy(batcher, tmp_path, slots=1)
+    assert len(rows) == len(loop_texts)
+    different = [row["prompt"] for row in rows if not same_text(row["text"], loop_texts[str(row["prompt"])])]
+    assert different == []
+
+
+def test_sixteen_slots_say_the_same_but_for_rare_rows_and_count_tokens_right(
+    batcher: Batcher, tmp_path: Path, smollm2: Path, loop_texts: dict[str, str]
+) -> None:
+    rows = run_greedy(batcher, tmp_path, slots=16)
+    same = sum(same_text(row["text"], loop_texts[str(row["prompt"])]) for row in rows)
+    # Float order depends on the batch's composition, so a rare row takes another turn.
+    assert same >= 0.95 * len(rows)
+
+    tokenizer = load_tokenizer(smollm2)
+    for row in rows:
+        assert row["prompt_tokens"] == tokenizer.count_tokens(str(row["prompt"]))
+        assert row["total_tokens"] == int(str(row["prompt_tokens"])) + int(str(row["completion_tokens"]))
+        is_full = row["completion_tokens"] == MAX_TOKENS
+        assert row["finish_reason"] == ("length" if is_full else "stop")
