@@ -32,6 +32,8 @@ class JobError(BatcherError):
 class JobCancelledError(JobError):
     """The job was cancelled while it was being worked on."""
 
+    exit_code = 3
+
 
 class StorageError(BatcherError):
     """A durable read or write failed: disk full, permission, a file system without hard links."""

@@ -1,0 +1,451 @@
+"""The commands that do the work: run, submit, worker, resume."""
+
+import logging
+import re
+import secrets
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from batcher.cli import EXIT_ERROR_ROWS, EXIT_INTERRUPTED
+from batcher.cli.options import (
+    Decorator,
+    broker_option,
+    find_job,
+    input_options,
+    jobs_dir_option,
+    option,
+    sampling_options,
+    submit_options,
+)
+from batcher.errors import BatcherError, InputError, ModelError
+
+if TYPE_CHECKING:
+    from batcher.jobdir import JobDir
+    from batcher.models import ModelRef
+    from batcher.planner import SubmitOptions
+    from batcher.status import Status
+    from batcher.summary import Summary
+    from workers.supervisor import WorkerConfig
+
+#: Seconds that a stopped worker gets by default. With the embedded broker's own end, `run` stops within 10.
+DEFAULT_GRACE_S = 8.0
+
+files_argument = click.argument("files", nargs=-1, required=True, metavar="FILE...")
+quiet_option = option("--quiet", "-q", is_flag=True, help="No progress; only the summary, and what went wrong.")
+models_option = option(
+    "--model",
+    "models",
+    multiple=True,
+    envvar="BATCHER_MODEL",
+    metavar="NAME|PATH|NAME=PATH",
+    help="Model to serve; can be given several times, and the first is that of rows which name none. "
+    "[default: the only one that `batcher models` lists]",
+)
+workers_option = option(
+    "--workers", "num_workers", envvar="BATCHER_WORKERS", type=click.IntRange(min=1), default=1, help="Local workers."
+)
+
+_ENGINE_OPTIONS: tuple[Decorator, ...] = (
+    option(
+        "--slots", type=click.IntRange(min=1), help="Prompts decoded at a time. [default: what memory has room for]"
+    ),
+    option("--threads", type=click.IntRange(min=1), help="CPU threads of a worker. [default: all cores]"),
+    option("--gpu-layers", type=click.IntRange(min=0), help="Layers on the GPU. [default: all, where there is one]"),
+    option("--ctx", type=click.IntRange(min=1), help="Tokens of a prompt and its completion together. [default: 2048]"),
+    option("--grace", type=click.FloatRange(min=0), default=DEFAULT_GRACE_S, help="Seconds in which a worker stops."),
+)
+
+
+def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """How models are loaded and workers stopped. Parameters: slots, threads, gpu_layers, ctx, grace."""
+    for decorate in reversed(_ENGINE_OPTIONS):
+        command = decorate(command)
+    return command
+
+
+@click.command("run")
+@files_argument
+@option("--output", "-o", required=True, type=click.Path(file_okay=False, path_type=Path), help="The job directory.")
+@models_option
+@sampling_options
+@input_options
+@engine_options
+@workers_option
+@broker_option
+@quiet_option
+def run_command(
+    files: tuple[str, ...],
+    *,
+    output: Path,
+    models: tuple[str, ...],
+    num_workers: int,
+    broker: str | None,
+    quiet: bool,
+    **options: Any,
+) -> int:
+    """Complete the prompts of FILE... on this machine. The same command again resumes what was interrupted.
+
+    FILE is Parquet, JSONL (.gz, .zst), a glob, or - for stdin. Results are in OUT/results as Parquet.
+
+    \b
+    Example:
+      batcher run prompts.jsonl -o out --model smollm2-135m --max-tokens 64
+    """
+    from batcher.jobdir import JobDir, check_id
+    from batcher.planner import commit_refused
+    from workers.local import job_broker
+
+    engine = _take_engine_options(options)
+    chosen = _choose_models(models)
+    job = JobDir(output.resolve())
+    check_id(job.path.name, what="name of the job directory")
+    names = frozenset(model.name for model in chosen)
+    submission = submit_options(default_model=chosen[0].name, known_models=names, **options)
+    config = _worker_config(chosen, job.path.parent, quiet=True, **engine)
+    again = f"batcher resume {shlex.quote(str(output))}{_model_arguments(chosen)}" if "-" in files else _typed_command()
+    with job_broker(job, broker) as url:
+        try:
+            _submit(job, files, submission, quiet=quiet)
+        except KeyboardInterrupt:
+            click.echo(
+                f"Stopped while reading the input; nothing was submitted. Start again with:\n  {again}", err=True
+            )
+            return EXIT_INTERRUPTED
+        commit_refused(job)
+        return _complete(job, config, num_workers=num_workers, broker_url=url, quiet=quiet, again=again)
+
+
+@click.command("submit")
+@files_argument
+@option("--job-id", help="Name of the job. [default: from the first file's name and the time]")
+@option("--model", metavar="NAME", help="Model of rows which name none.")
+@sampling_options
+@input_options
+@broker_option
+@jobs_dir_option
+@option("--wait", "is_waiting", envvar="BATCHER_WAIT", is_flag=True, help="Stay until the job is complete.")
+@quiet_option
+def submit_command(
+    files: tuple[str, ...],
+    *,
+    job_id: str | None,
+    model: str | None,
+    broker: str | None,
+    jobs_dir: Path,
+    is_waiting: bool,
+    quiet: bool,
+    **options: Any,
+) -> int:
+    """Submit the prompts of FILE... as a job for `batcher worker`, and print its id.
+
+    Workers need the same broker and the same --jobs-dir, so on several machines that is a shared folder.
+
+    \b
+    Example:
+      batcher submit prompts.jsonl --model qwen --broker redis://host:6379/0 --jobs-dir /mnt/jobs
+    """
+    from batcher.broker import connect
+    from batcher.jobdir import JobDir, check_id
+    from batcher.planner import commit_refused
+    from workers.app import enqueue, make_app
+
+    if broker is None:
+        raise click.UsageError(
+            "submit needs --broker URL (or BATCHER_BROKER); on one machine, `batcher run` needs none"
+        )
+    # Before anything is written: a mistyped URL should leave no job.
+    connect(broker).close()
+    default_model = None if model is None else check_id(model, what="model name")
+    job = JobDir((jobs_dir / check_id(job_id or _new_job_id(files[0]), what="job id")).resolve())
+    _submit(job, files, submit_options(default_model=default_model, known_models=None, **options), quiet=quiet)
+    commit_refused(job)
+    enqueue(make_app(broker), job, job.pending_shards())
+    click.echo(job.job_id)
+    return _wait(job, broker, quiet=quiet) if is_waiting else 0
+
+
+@click.command("worker")
+@models_option
+@engine_options
+@option("--name", help="What stands in the `worker` column of the results. [default: host and process id]")
+@broker_option
+@jobs_dir_option
+def worker_command(
+    *, models: tuple[str, ...], name: str | None, broker: str | None, jobs_dir: Path, **options: Any
+) -> int:
+    """Work on submitted jobs until stopped. Start as many as you like, on any machine that sees broker and jobs.
+
+    On SIGTERM or Ctrl-C the worker saves its finished rows and puts its shards back into the queue.
+
+    \b
+    Example:
+      batcher worker --model qwen=/models/qwen.gguf --broker redis://host:6379/0 --jobs-dir /mnt/jobs
+    """
+    from batcher.broker import hide_password
+    from batcher.jobdir import check_id
+    from workers.local import serve
+
+    if broker is None:
+        raise click.UsageError(
+            "worker needs --broker URL (or BATCHER_BROKER); on one machine, `batcher run` needs none"
+        )
+    chosen = _choose_models(models)
+    jobs_root = jobs_dir.resolve()
+    try:
+        jobs_root.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise InputError(f"--jobs-dir {jobs_dir}: cannot create the folder: {exc.strerror or exc}") from exc
+    _log_to_stderr(logging.INFO)
+    config = _worker_config(chosen, jobs_root, quiet=False, **_take_engine_options(options))
+    config = replace(config, broker_url=broker, name=check_id(name, what="worker name") if name else config.name)
+    serve(
+        config,
+        on_ready=lambda: click.echo(
+            f"Worker {config.name} is ready: {', '.join(model.name for model in chosen)} "
+            f"from {hide_password(broker)}, jobs in {jobs_root}"
+        ),
+    )
+    click.echo("Stopped; finished rows are kept, unfinished shards are back in the queue.", err=True)
+    return 0
+
+
+@click.command("resume")
+@click.argument("job", metavar="JOB")
+@models_option
+@engine_options
+@workers_option
+@broker_option
+@jobs_dir_option
+@quiet_option
+def resume_command(
+    job: str,
+    *,
+    models: tuple[str, ...],
+    num_workers: int,
+    broker: str | None,
+    jobs_dir: Path,
+    quiet: bool,
+    **options: Any,
+) -> int:
+    """Take JOB up again: what is finished is kept, also where the job was cancelled or the broker lost.
+
+    With --broker its shards go to the workers there. Without, workers of this machine complete it, as `run` does.
+
+    \b
+    Example:
+      batcher resume out
+    """
+    from batcher.broker import connect
+    from batcher.planner import commit_refused
+    from batcher.summary import finalize
+    from workers.app import enqueue, make_app
+    from workers.local import job_broker
+
+    engine = _take_engine_options(options)
+    found = find_job(job, jobs_dir)
+    if broker is not None:
+        connect(broker).close()
+        commit_refused(found)
+        if finalize(found) is not None:
+            return _report_complete(found)
+        found.uncancel()
+        number = enqueue(make_app(broker), found, found.pending_shards())
+        click.echo(f"Enqueued {number:,} shards; `batcher status {_quoted(found)} --watch` shows how they go.")
+        return 0
+    needed = {info.model for info in found.pending_shards() if info.model is not None}
+    config = _worker_config(_choose_models(models, needed=needed), found.path.parent, quiet=True, **engine)
+    with job_broker(found, None) as url:
+        commit_refused(found)
+        if finalize(found) is not None:
+            return _report_complete(found)
+        found.uncancel()
+        _say_how_far(found, quiet=quiet)
+        return _complete(found, config, num_workers=num_workers, broker_url=url, quiet=quiet, again=_typed_command())
+
+
+# -- submitting ---------------------------------------------------------------------------------------------------
+
+
+def _submit(job: "JobDir", files: Sequence[str], options: "SubmitOptions", *, quiet: bool) -> None:
+    """Make the job exist, or find that it does; say which on stderr."""
+    from batcher import planner
+
+    existed = job.exists()
+    manifest = planner.submit(job, files, options, stdin=sys.stdin.buffer, on_progress=None if quiet else _show_reading)
+    if existed:
+        job.uncancel()
+        _say_how_far(job, quiet=quiet)
+    elif not quiet:
+        refused = f" ({manifest.num_refused:,} refused)" if manifest.num_refused else ""
+        click.echo(f"Submitted {manifest.num_rows:,} rows{refused} in {len(manifest.shards):,} shards.", err=True)
+
+
+def _show_reading(num_rows: int) -> None:
+    """A count that stays on its line; nothing where nobody looks."""
+    if sys.stderr.isatty():
+        click.echo(f"\rReading: {num_rows:,} rows\r", nl=False, err=True)
+
+
+def _say_how_far(job: "JobDir", *, quiet: bool) -> None:
+    if not quiet and not job.is_complete:
+        click.echo(f"Resuming: {_how_far(job)} are done.", err=True)
+
+
+def _how_far(job: "JobDir") -> str:
+    from batcher.status import StatusReader
+
+    status = StatusReader(job).read()
+    return f"{status.num_done:,} of {status.num_rows:,} rows"
+
+
+def _new_job_id(file: str) -> str:
+    """A job id that says what and when, with a tail for two submitted in the same second."""
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(file).name.partition(".")[0]).strip("-_") or "job"
+    return f"{stem[:64]}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+
+
+# -- working ------------------------------------------------------------------------------------------------------
+
+
+def _take_engine_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Move the parameters of `engine_options` out of `options`, named as `WorkerConfig` has them."""
+    return {
+        "num_slots": options.pop("slots"),
+        "num_threads": options.pop("threads"),
+        "num_gpu_layers": options.pop("gpu_layers"),
+        "context_length": options.pop("ctx"),
+        "grace_s": options.pop("grace"),
+    }
+
+
+def _worker_config(models: Sequence["ModelRef"], jobs_root: Path, *, quiet: bool, **engine: Any) -> "WorkerConfig":
+    from workers.local import default_worker_name
+    from workers.supervisor import WorkerConfig
+
+    return WorkerConfig(
+        name=default_worker_name(),
+        models=tuple((model.name, str(model.path)) for model in models),
+        broker_url="",  # whoever starts the workers knows it
+        jobs_root=str(jobs_root),
+        quiet=quiet,
+        **engine,
+    )
+
+
+def _choose_models(specs: Sequence[str], *, needed: set[str] | None = None) -> list["ModelRef"]:
+    """The models that `--model` gives; with none given, those `needed` by name, else the only known one."""
+    from batcher.models import known_models, parse_model
+
+    chosen = [parse_model(spec) for spec in specs]
+    names = [model.name for model in chosen]
+    if len(set(names)) < len(names):
+        raise click.UsageError(f"--model: two models have the same name ({', '.join(names)}); write NAME=PATH")
+    known = known_models()
+    if needed is not None:
+        chosen += [model for model in known if model.name in needed - set(names)]
+        missing = sorted(needed - {model.name for model in chosen})
+        if missing:
+            raise ModelError(f"the job needs the model {missing[0]}; give --model {missing[0]}=PATH")
+        return chosen
+    if chosen:
+        return chosen
+    if len(known) == 1:
+        return known
+    listed = ", ".join(model.name for model in known)
+    raise click.UsageError(
+        f"which model? Give --model NAME; `batcher models` lists: {listed}"
+        if known
+        else "which model? Give --model PATH of a GGUF file; no model is known by name on this machine"
+    )
+
+
+def _complete(
+    job: "JobDir", config: "WorkerConfig", *, num_workers: int, broker_url: str, quiet: bool, again: str
+) -> int:
+    """Complete the job with local workers and report. Returns the exit code."""
+    from workers.local import StoppedError, complete
+
+    if job.is_complete and not job.pending_shards():
+        return _report_complete(job)
+    _log_to_stderr(logging.WARNING)
+    try:
+        with _Progress(quiet) as on_status:
+            summary = complete(job, config, num_workers=num_workers, broker_url=broker_url, on_status=on_status)
+    except StoppedError:
+        click.echo(f"Stopped: {_how_far(job)} are done and kept. Resume with:\n  {again}", err=True)
+        return EXIT_INTERRUPTED
+    except BatcherError as exc:
+        click.echo(f"Error: {exc}", err=True)
+        click.echo(f"{_how_far(job)} are done and kept. Go on with:\n  {again}", err=True)
+        return exc.exit_code
+    return _report(job, summary)
+
+
+def _wait(job: "JobDir", broker: str, *, quiet: bool) -> int:
+    """Wait for workers elsewhere and report. Returns the exit code."""
+    from workers.local import StoppedError, wait
+
+    try:
+        with _Progress(quiet) as on_status:
+            summary = wait(job, broker, on_status=on_status)
+    except StoppedError:
+        click.echo(f"The job goes on without us; look at it with:\n  batcher status {_quoted(job)} --watch", err=True)
+        return EXIT_INTERRUPTED
+    return _report(job, summary)
+
+
+class _Progress:
+    """The progress display, or nothing."""
+
+    def __init__(self, quiet: bool) -> None:
+        from batcher.cli.display import Progress
+
+        self._progress = None if quiet else Progress()
+
+    def __enter__(self) -> Callable[["Status"], None]:
+        return self._progress.__enter__().update if self._progress else lambda status: None
+
+    def __exit__(self, *exc_info: Any) -> None:
+        if self._progress:
+            self._progress.__exit__(*exc_info)
+
+
+def _report_complete(job: "JobDir") -> int:
+    from batcher.summary import read_summary
+
+    click.echo("The job is complete; nothing is left to do.", err=True)
+    return _report(job, read_summary(job))
+
+
+def _report(job: "JobDir", summary: "Summary") -> int:
+    """Print the summary. Returns the exit code."""
+    from batcher.cli.display import print_summary
+
+    print_summary(job, summary)
+    return EXIT_ERROR_ROWS if summary.num_errors else 0
+
+
+def _typed_command() -> str:
+    """The command line as it was given."""
+    return shlex.join(["batcher", *sys.argv[1:]])
+
+
+def _model_arguments(models: Sequence["ModelRef"]) -> str:
+    return "".join(f" --model {shlex.quote(f'{model.name}={model.path}')}" for model in models)
+
+
+def _quoted(job: "JobDir") -> str:
+    return shlex.quote(str(job.path))
+
+
+def _log_to_stderr(level: int) -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s supervisor %(levelname)s %(message)s")
+    for name in ("batcher", "workers"):
+        logging.getLogger(name).setLevel(level)

@@ -1,0 +1,221 @@
+"""Real commands in real processes: a real broker, real workers, a tiny random model.
+
+Every process that a test starts carries a mark in its environment, which its children inherit. So the tests find the
+whole family, wherever it went, and nothing of it outlives a test.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from batcher.broker import connect, find_server, folder_for
+from batcher.errors import BrokerError
+from batcher.jobdir import JobDir
+from batcher.results import read_file
+from tests.tiny_gguf import write_tiny_gguf
+
+_MARK = "BATCHER_TEST_MARK"
+
+#: Seconds. No test comes near it, but on a machine that is busy with something else.
+PATIENCE_S = 120.0
+
+
+def wait_for(condition: Callable[[], Any], *, what: str, timeout_s: float = PATIENCE_S) -> Any:
+    """Wait until `condition()` is true and return its value."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        found = condition()
+        if found:
+            return found
+        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
+        time.sleep(0.05)
+
+
+@dataclass
+class Command:
+    """A running `batcher`, its output in files."""
+
+    process: subprocess.Popen[bytes]
+    stdout_path: Path
+    stderr_path: Path
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def stdout(self) -> str:
+        return self.stdout_path.read_text()
+
+    @property
+    def stderr(self) -> str:
+        return self.stderr_path.read_text()
+
+    def wait(self, timeout_s: float = PATIENCE_S) -> int:
+        """The exit code."""
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"pid {self.pid} still runs; it said:\n{self.stdout}\n{self.stderr}") from None
+
+
+@dataclass
+class Family:
+    """All processes that a test starts, and theirs."""
+
+    folder: Path
+    mark: str = field(default_factory=lambda: uuid.uuid4().hex)
+    jobs: list[Path] = field(default_factory=list)
+    commands: list[Command] = field(default_factory=list)
+
+    def start(self, *arguments: object, env: Mapping[str, str] | None = None) -> Command:
+        """Start `batcher` with these arguments, in the test's folder and in a session of its own."""
+        number = len(list(self.folder.glob("*.stdout")))
+        stdout, stderr = (self.folder / f"{number}.{name}" for name in ("stdout", "stderr"))
+        with stdout.open("wb") as out, stderr.open("wb") as err:
+            process = subprocess.Popen(
+                [Path(sys.executable).with_name("batcher"), *map(str, arguments)],
+                cwd=self.folder,
+                env={**os.environ, _MARK: self.mark, **(env or {})},
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+            )
+        command = Command(process, stdout, stderr)
+        self.commands.append(command)
+        return command
+
+    def run(self, *arguments: object, env: Mapping[str, str] | None = None) -> Command:
+        """Run `batcher` to its end."""
+        command = self.start(*arguments, env=env)
+        command.wait()
+        return command
+
+    def pids(self, *, text: str = "") -> list[int]:
+        """The living processes of the family whose command line holds `text`."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            with contextlib.suppress(OSError):
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ")
+                if text.encode() in command and self._is_ours((entry / "environ").read_bytes(), command):
+                    found.append(int(entry.name))
+        return found
+
+    def _is_ours(self, environ: bytes, command: bytes) -> bool:
+        # The server writes its title over its environment; in the title is its socket.
+        return f"{_MARK}={self.mark}".encode() in environ or any(
+            os.fsencode(folder_for(job)) in command for job in self.jobs
+        )
+
+    def kill_all(self) -> None:
+        """SIGKILL to everything at once; returns when it is gone."""
+        deadline = time.monotonic() + PATIENCE_S
+        while pids := self.pids():
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+@pytest.fixture
+def family(tmp_path: Path) -> Iterator[Family]:
+    family = Family(tmp_path)
+    yield family
+    family.kill_all()
+    for command in family.commands:
+        command.wait()
+    for job in family.jobs:
+        shutil.rmtree(folder_for(job), ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    # Hardly ever an end of text: completions are as long as asked for, so a job takes the time that a test needs.
+    return write_tiny_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf", end_bias=-30.0)
+
+
+class RedisServer:
+    """A server on a free port of the loopback, which keeps nothing over a restart."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port = probe.getsockname()[1]
+        self.url = f"redis://127.0.0.1:{self._port}/0"
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        options = {"--port": self._port, "--bind": "127.0.0.1", "--save": "", "--dir": self._folder}
+        arguments = [str(text) for pair in options.items() for text in pair]
+        self._process = subprocess.Popen([find_server(), *arguments], stdout=subprocess.DEVNULL)
+        wait_for(self._answers, what="the server answers", timeout_s=10)
+
+    def kill(self) -> None:
+        """SIGKILL, and wait for it."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def _answers(self) -> bool:
+        try:
+            connect(self.url).close()
+        except BrokerError:
+            return False
+        return True
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+
+
+@pytest.fixture
+def redis_url(redis_server: RedisServer) -> str:
+    return redis_server.url
+
+
+def write_prompts(path: Path, number: int) -> Path:
+    """A file of `number` short prompts."""
+    path.write_text("".join(f'{{"prompt": "hello {i}", "note": "n{i}"}}\n' for i in range(number)))
+    return path
+
+
+def result_rows(job: JobDir) -> list[dict[str, Any]]:
+    """The rows of all parts, in order."""
+    tables = [read_file(job.part_path(shard)) for shard in sorted(job.committed_shards())]
+    return [row for table in tables for row in table.to_pylist()]
+
+
+def chunk_rows(job: JobDir) -> dict[int, dict[str, Any]]:
+    """The rows that whole chunks hold, by number."""
+    chunks = [chunk for info in job.manifest.shards for chunk in job.chunks(info.shard)]
+    return {row["row"]: row for chunk in chunks for row in read_file(chunk.path).to_pylist()}
+
+
+def has_chunks(job: JobDir) -> bool:
+    """Whether rows of an unfinished shard were saved."""
+    return any(job.path.glob("chunks/*/*.parquet"))

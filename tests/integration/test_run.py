@@ -1,0 +1,181 @@
+"""`batcher run` from end to end, and what is left when it is stopped, killed, or run twice."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from batcher.broker import folder_for
+from batcher.cli import EXIT_INTERRUPTED
+from batcher.jobdir import JobDir
+from tests.integration.conftest import Family, chunk_rows, has_chunks, result_rows, wait_for, write_prompts
+
+ROWS = 200
+#: One shard of several seconds, so that a chunk appears long before its end, on a much faster machine too. One thread:
+#: threads that wait for each other in a busy loop take a multiple of the time where others need the cores.
+LONG = ("--max-tokens", 400, "--shard-rows", ROWS, "--threads", 1)
+
+
+def start_run(family: Family, model: Path, job: JobDir, *options: object, rows: int = ROWS) -> list[object]:
+    """The command line of a run, its input written and its job known to the family."""
+    prompts = write_prompts(family.folder / "prompts.jsonl", rows)
+    family.jobs.append(job.path)
+    return ["run", prompts, "-o", job.path, "--model", f"tiny={model}", *options]
+
+
+def assert_every_row_once(job: JobDir, rows: int = ROWS) -> None:
+    found = result_rows(job)
+    assert [row["row"] for row in found] == list(range(rows))
+    assert {row["status"] for row in found} == {"ok"}
+    assert job.success_path.exists()
+
+
+def assert_nothing_left(family: Family, job: JobDir) -> None:
+    assert family.pids() == []
+    assert not folder_for(job.path).exists()
+
+
+def test_run_completes_a_file_and_says_so_when_run_again(family: Family, model: Path) -> None:
+    job = JobDir(family.folder / "out")
+    arguments = start_run(family, model, job, "--max-tokens", 8, "--workers", 2, "--shard-rows", 30, rows=70)
+    (family.folder / "workers.py").write_text("raise RuntimeError('a file of the user was taken for ours')")
+
+    first = family.run(*arguments)
+
+    assert first.process.returncode == 0, first.stderr
+    assert "70 in = 70 ok + 0 error" in first.stdout
+    assert "Submitted 70 rows in 3 shards." in first.stderr
+    assert_every_row_once(job, 70)
+    assert [row["note"] for row in result_rows(job)] == [f"n{i}" for i in range(70)]
+    assert {row["completion_tokens"] for row in result_rows(job)} == {8}
+    assert_nothing_left(family, job)
+
+    parts = {path: path.stat().st_mtime_ns for path in job.results_dir.iterdir()}
+    again = family.run(*arguments)
+
+    assert again.process.returncode == 0
+    assert "The job is complete" in again.stderr
+    assert again.stdout == first.stdout
+    assert {path: path.stat().st_mtime_ns for path in job.results_dir.iterdir()} == parts
+
+
+def test_killed_run_is_resumed_by_the_same_command_without_computing_saved_rows(family: Family, model: Path) -> None:
+    job = JobDir(family.folder / "out")
+    arguments = start_run(family, model, job, *LONG)
+    killed = family.start(*arguments)
+    wait_for(lambda: has_chunks(job), what="a chunk")
+    assert len(family.pids()) >= 3, "the run, its broker and its worker"
+
+    family.kill_all()
+
+    killed.wait()
+    saved = chunk_rows(job)
+    committed = {row["row"]: row for row in result_rows(job)}
+    assert 0 < len(saved.keys() | committed.keys()) < ROWS
+
+    resumed = family.run(*arguments)
+
+    assert resumed.process.returncode == 0, resumed.stderr
+    assert f"Resuming: {len(saved.keys() | committed.keys())} of {ROWS} rows are done." in resumed.stderr
+    assert_every_row_once(job)
+    # Who computed a row, when and at which attempt stands in it: saved rows are the very same rows.
+    results = {row["row"]: row for row in result_rows(job)}
+    assert {number: results[number] for number in saved} == saved
+    assert {number: results[number] for number in committed} == committed
+    assert_nothing_left(family, job)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_run_ends_soon_keeps_its_rows_and_prints_how_to_resume(
+    family: Family, model: Path, number: signal.Signals
+) -> None:
+    job = JobDir(family.folder / "out")
+    arguments = start_run(family, model, job, *LONG)
+    run = family.start(*arguments)
+    wait_for(lambda: has_chunks(job), what="a chunk")
+
+    sent_at = time.monotonic()
+    # As a terminal does for Ctrl-C: to the whole group.
+    os.killpg(run.pid, number)
+
+    assert run.wait() == EXIT_INTERRUPTED
+    assert time.monotonic() - sent_at < 10
+    assert_nothing_left(family, job)
+    assert "Traceback" not in run.stderr
+    done = len(chunk_rows(job).keys() | {row["row"] for row in result_rows(job)})
+    assert f"Stopped: {done} of {ROWS} rows are done and kept." in run.stderr
+    line = run.stderr.strip().splitlines()[-1].strip()
+    assert line == " ".join(["batcher", *map(str, arguments)])
+
+
+def test_second_run_on_the_same_job_is_refused_by_name(family: Family, model: Path) -> None:
+    job = JobDir(family.folder / "out")
+    arguments = start_run(family, model, job, *LONG)
+    first = family.start(*arguments)
+    wait_for(lambda: has_chunks(job), what="a chunk")
+
+    second = family.run(*arguments)
+
+    assert second.process.returncode == 3
+    assert f"another run (pid {first.pid}) is working on this job" in second.stderr
+    assert first.process.poll() is None
+
+
+def test_cancelled_run_ends_with_its_rows_kept_and_can_be_resumed(family: Family, model: Path) -> None:
+    job = JobDir(family.folder / "out")
+    run = family.start(*start_run(family, model, job, *LONG))
+    wait_for(lambda: has_chunks(job), what="a chunk")
+
+    assert family.run("cancel", job.path).process.returncode == 0
+
+    assert run.wait() == 3
+    assert "cancelled" in run.stderr
+    assert_nothing_left(family, job)
+    saved = chunk_rows(job)
+    assert saved
+
+    resumed = family.run("resume", job.path, "--model", f"tiny={model}", "--threads", 1)
+
+    assert resumed.process.returncode == 0, resumed.stderr
+    assert_every_row_once(job)
+    results = {row["row"]: row for row in result_rows(job)}
+    assert {number: results[number] for number in saved} == saved
+
+
+def test_dead_child_is_replaced_and_the_run_goes_on(family: Family, model: Path) -> None:
+    job = JobDir(family.folder / "out")
+    run = family.start(*start_run(family, model, job, *LONG))
+    wait_for(lambda: has_chunks(job), what="a chunk")
+    (child,) = family.pids(text="workers.child")
+
+    os.kill(child, signal.SIGKILL)
+
+    assert run.wait() == 0, run.stderr
+    assert "its process died (signal SIGKILL)" in run.stderr
+    assert_every_row_once(job)
+    assert_nothing_left(family, job)
+
+
+def test_model_that_cannot_be_loaded_ends_the_run_with_the_reason(family: Family, model: Path) -> None:
+    torn = family.folder / "torn.gguf"
+    torn.write_bytes(model.read_bytes()[:5000])
+    job = JobDir(family.folder / "out")
+
+    run = family.run(*start_run(family, torn, job, rows=3))
+
+    assert run.process.returncode == 2
+    assert str(torn) in run.stderr
+    assert "Traceback" not in run.stderr
+    assert_nothing_left(family, job)
+
+
+def test_unusable_broker_ends_the_run_before_anything_is_loaded(family: Family, model: Path) -> None:
+    job = JobDir(family.folder / "out")
+
+    run = family.run(*start_run(family, model, job, "--broker", "redis://:geheim@127.0.0.1:1/0", rows=3))
+
+    assert run.process.returncode == 3
+    assert "cannot reach it" in run.stderr
+    assert_nothing_left(family, job)

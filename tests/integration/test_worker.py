@@ -1,0 +1,183 @@
+"""`batcher submit` and `batcher worker` on a broker of their own."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from batcher.broker import connect
+from batcher.jobdir import JobDir
+from tests.integration.conftest import (
+    Command,
+    Family,
+    RedisServer,
+    chunk_rows,
+    has_chunks,
+    result_rows,
+    wait_for,
+    write_prompts,
+)
+
+#: Two shards of several seconds each, so that a chunk appears long before their end, on a much faster machine too.
+ROWS = 240
+
+
+def submit(family: Family, redis_url: str, *, rows: int = ROWS, shard_rows: int = ROWS // 2) -> JobDir:
+    prompts = write_prompts(family.folder / "prompts.jsonl", rows)
+    jobs = family.folder / "jobs"
+    command = family.run(
+        *("submit", prompts, "--broker", redis_url, "--jobs-dir", jobs, "--model", "tiny"),
+        *("--max-tokens", 480, "--shard-rows", shard_rows),
+    )
+    assert command.process.returncode in {0, 1}, command.stderr
+    return JobDir(jobs / command.stdout.splitlines()[0])
+
+
+def start_worker(family: Family, redis_url: str, model: Path, name: str) -> Command:
+    return family.start(
+        *("worker", "--broker", redis_url, "--jobs-dir", family.folder / "jobs", "--model", f"tiny={model}"),
+        *("--name", name, "--threads", 1),
+    )
+
+
+def wait_until_ready(*workers: Command) -> None:
+    wait_for(lambda: all("is ready" in worker.stdout for worker in workers), what="the workers are ready")
+
+
+def test_workers_share_a_job_and_a_third_joins(family: Family, model: Path, redis_url: str) -> None:
+    workers = [start_worker(family, redis_url, model, name) for name in ("w1", "w2")]
+    wait_until_ready(*workers)
+    job = submit(family, redis_url, shard_rows=8)
+
+    workers.append(start_worker(family, redis_url, model, "w3"))
+    wait_until_ready(workers[2])
+    assert not job.is_complete
+    wait_for(lambda: job.is_complete, what="the job is complete")
+
+    rows = result_rows(job)
+    assert [row["row"] for row in rows] == list(range(ROWS))
+    assert {row["worker"] for row in rows} == {"w1", "w2", "w3"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_worker_gives_its_shards_to_the_next(
+    family: Family, model: Path, redis_url: str, number: signal.Signals
+) -> None:
+    job = submit(family, redis_url)
+    first = start_worker(family, redis_url, model, "first")
+    wait_for(lambda: has_chunks(job), what="a chunk")
+
+    sent_at = time.monotonic()
+    os.killpg(first.pid, number)
+
+    assert first.wait() == 0
+    assert time.monotonic() - sent_at < 10
+    assert family.pids() == []
+    assert "Traceback" not in first.stderr
+    saved = chunk_rows(job)
+    assert saved
+    client = connect(redis_url)
+    assert client.keys("batcher:lease:*") == []
+    # Every shard without a part has its message back in the queue, and none is held by the dead.
+    assert client.llen("batcher:batcher.tiny") == len(job.pending_shards())
+    assert client.hlen("batcher:unacked") == 0
+    client.close()
+
+    start_worker(family, redis_url, model, "second")
+    wait_for(lambda: job.is_complete, what="the job is complete")
+
+    results = {row["row"]: row for row in result_rows(job)}
+    assert sorted(results) == list(range(ROWS))
+    assert {number: results[number] for number in saved} == saved
+
+
+def test_child_of_a_killed_supervisor_saves_its_rows_and_ends(family: Family, model: Path, redis_url: str) -> None:
+    job = submit(family, redis_url)
+    worker = start_worker(family, redis_url, model, "orphan")
+    wait_for(lambda: has_chunks(job), what="a chunk")
+
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.wait()
+
+    wait_for(lambda: family.pids() == [], what="the child is gone", timeout_s=10)
+    client = connect(redis_url)
+    assert client.keys("batcher:lease:*") == []
+    client.close()
+
+
+def test_lost_messages_are_healed_by_the_sweep(family: Family, model: Path, redis_url: str) -> None:
+    job = submit(family, redis_url, rows=20)
+    client = connect(redis_url)
+    client.flushall()
+    client.close()
+
+    start_worker(family, redis_url, model, "healer")
+
+    wait_for(lambda: job.is_complete, what="the job is complete")
+    assert [row["row"] for row in result_rows(job)] == list(range(20))
+
+
+def test_worker_goes_on_after_its_broker_restarted_empty(
+    family: Family, model: Path, redis_server: RedisServer
+) -> None:
+    job = submit(family, redis_server.url, shard_rows=ROWS // 4)
+    worker = start_worker(family, redis_server.url, model, "w1")
+    wait_for(lambda: sum(job.num_attempts(info.shard) for info in job.manifest.shards) >= 2, what="two claims")
+    client = connect(redis_server.url)
+    assert client.hlen("batcher:unacked") <= 2, "a message is taken for each thread, and none in reserve"
+    client.close()
+
+    redis_server.kill()
+    # The worst moment to come back is when nobody listens: both threads have lost their broker while they were busy.
+    in_flight = [info for info in job.pending_shards() if job.num_attempts(info.shard)]
+    wait_for(
+        lambda: not {info.shard for info in in_flight} - job.committed_shards(),
+        what="the shards in flight are committed without a broker",
+    )
+    redis_server.start()
+
+    wait_for(lambda: job.is_complete, what="the job is complete")
+    rows = result_rows(job)
+    assert [row["row"] for row in rows] == list(range(ROWS))
+    assert {row["attempts"] for row in rows} == {1}
+    assert "Traceback" not in worker.stderr
+
+
+def test_submit_waits_and_reports_like_run(family: Family, model: Path, redis_url: str) -> None:
+    worker = start_worker(family, redis_url, model, "w1")
+    wait_until_ready(worker)
+    prompts = family.folder / "mixed.jsonl"
+    prompts.write_text('{"prompt": "hello"}\n{"prompt": 5}\n')
+
+    command = family.run(
+        *("submit", prompts, "--broker", redis_url, "--jobs-dir", family.folder / "jobs"),
+        *("--model", "tiny", "--job-id", "mixed", "--wait"),
+    )
+
+    assert command.process.returncode == 1, command.stderr
+    assert command.stdout.splitlines()[0] == "mixed"
+    assert "2 in = 1 ok + 1 error" in command.stdout
+
+
+def test_messages_that_mean_no_job_of_ours_are_dropped(family: Family, model: Path, redis_url: str) -> None:
+    from batcher.broker import queue_name
+    from workers.app import RUN_SHARD, make_app
+
+    app = make_app(redis_url)
+    for message in (
+        {"job_id": "../etc", "shard": 0},
+        {"job_id": "none", "shard": 0},
+        {"job_id": "x", "shard": "0"},
+        {},
+    ):
+        app.send_task(RUN_SHARD, kwargs=message, queue=queue_name("tiny"))
+    app.close()
+    job = submit(family, redis_url, rows=5)
+
+    worker = start_worker(family, redis_url, model, "w1")
+
+    wait_for(lambda: job.is_complete, what="the job is complete")
+    assert worker.stderr.count("a message is dropped") == 4
+    assert "Traceback" not in worker.stderr

@@ -1,0 +1,197 @@
+"""The Celery child of a worker: loads the models, then runs shards until it is told to stop.
+
+Started by `supervisor` as `python -m workers.child`; stdin and stdout are pipes to it. The order of the shutdown:
+SIGTERM (or the end of stdin, when the parent died) has Celery take no more messages and sets `stopping`; the runners
+cancel their sequences, save their rows, release their leases and reject their messages back to the queue; then
+Celery's pool is empty and its loop ends, and last the engines, which nobody uses any more, are closed.
+"""
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+from batcher.errors import BatcherError, EngineError
+from workers.supervisor import Event, EventKind, WorkerConfig
+
+logger = logging.getLogger(__name__)
+
+EXIT_REFUSED = 3
+#: The engine failed, so the process is of no use; the supervisor starts another.
+EXIT_ENGINE_FAILED = 70
+
+
+class Reporter:
+    """Sends events to the parent. For all threads."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._lock = threading.Lock()
+
+    def send(self, event: Event) -> None:
+        """Write one line. A parent that is gone is noticed by the end of stdin, not here."""
+        try:
+            with self._lock:
+                os.write(self._descriptor, event.to_json())
+        except BrokenPipeError:
+            pass
+
+
+def main() -> int:
+    """Run the child. Returns its exit code."""
+    reporter = Reporter(_take_over_stdout())
+    config = WorkerConfig.from_json(_read_line(0))
+    threading.Thread(target=_stop_with_parent, args=(config.grace_s,), name="parent-watch", daemon=True).start()
+    _set_up_logging(config)
+    try:
+        return _work(config, reporter)
+    except BatcherError as exc:
+        reporter.send(Event(EventKind.REFUSED, str(exc), exc.exit_code))
+        return EXIT_REFUSED
+
+
+def _work(config: WorkerConfig, reporter: Reporter) -> int:
+    # Imported after the logging is set up, and in the order of what can go wrong first.
+    from workers.engine.loader import EngineConfig, load_engine
+
+    engine_config = EngineConfig(
+        num_slots=config.num_slots,
+        num_threads=config.num_threads,
+        num_gpu_layers=config.num_gpu_layers,
+        context_length=config.context_length,
+    )
+    engines = {name: load_engine(name, Path(path), engine_config) for name, path in config.models}
+    reporter.send(Event(EventKind.LOADED))
+    for engine in engines.values():
+        engine.start()
+    try:
+        return _serve(config, engines, reporter)
+    finally:
+        for engine in engines.values():
+            engine.close()
+
+
+def _serve(config: WorkerConfig, engines: dict[str, Any], reporter: Reporter) -> int:
+    from celery import signals
+
+    from batcher.broker import open_client, queue_name
+    from batcher.lease import Leases
+    from batcher.summary import finalize
+    from workers.app import WORKER_OPTIONS, make_app
+    from workers.shard_runner import Surroundings
+    from workers.tasks import register
+
+    # Set in a signal handler, which runs in the main thread: safe, as that thread never waits on it.
+    stopping = threading.Event()
+    engine_failures: list[EngineError] = []
+
+    def on_engine_failure(exc: EngineError) -> None:
+        logger.error("%s; the process ends, its finished rows are saved", exc)
+        engine_failures.append(exc)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def on_failure(job_id: str, shard: int, exc: BatcherError) -> None:
+        message = f"shard {shard} of {job_id}: {exc}"
+        logger.error("%s", message)
+        reporter.send(Event(EventKind.FAILED, message, exc.exit_code))
+
+    def on_stop(**_: Any) -> None:
+        stopping.set()
+
+    def on_ready(**_: Any) -> None:
+        reporter.send(Event(EventKind.READY))
+
+    app = make_app(config.broker_url)
+    around = Surroundings(
+        worker=config.name,
+        leases=Leases(open_client(config.broker_url)),
+        stopping=stopping,
+        on_progress=lambda: reporter.send(Event(EventKind.PROGRESS)),
+        on_commit=finalize,
+    )
+    register(
+        app,
+        jobs_root=Path(config.jobs_root),
+        engines=engines,
+        around=around,
+        on_failure=on_failure,
+        on_engine_failure=on_engine_failure,
+    )
+    # Celery keeps weak references to receivers; these two live as long as this call, which is as long as the worker.
+    signals.worker_shutting_down.connect(on_stop)
+    signals.worker_ready.connect(on_ready)
+    queues = [queue_name(name) for name in engines]
+    worker = app.Worker(hostname=f"batcher@{config.name}", queues=queues, **WORKER_OPTIONS)
+    worker.start()
+    return EXIT_ENGINE_FAILED if engine_failures else int(worker.exitcode or 0)
+
+
+def _take_over_stdout() -> int:
+    """Keep the pipe to the parent for events, and give whatever else prints a place where it harms nobody."""
+    descriptor = os.dup(1)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)
+    return descriptor
+
+
+def _read_line(descriptor: int) -> bytes:
+    """Read up to a newline, not a byte further and past Python's buffer: another thread goes on reading."""
+    line = b""
+    while not line.endswith(b"\n"):
+        data = os.read(descriptor, 1)
+        if not data:
+            sys.exit(EXIT_REFUSED)
+        line += data
+    return line
+
+
+def _stop_with_parent(grace_s: float) -> None:
+    """Wait for the end of stdin, which is the end of the parent, then stop this process within `grace_s` seconds."""
+    while os.read(0, 4096):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(grace_s)
+    os._exit(1)
+
+
+def _set_up_logging(config: WorkerConfig) -> None:
+    """Our own lines and everybody's warnings to stderr."""
+    from celery import signals
+    from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
+
+    logging.basicConfig(
+        level=logging.WARNING, format=f"%(asctime)s {config.name} %(levelname)s %(message)s", stream=sys.stderr
+    )
+    for name in ("batcher", "workers"):
+        logging.getLogger(name).setLevel(logging.WARNING if config.quiet else logging.INFO)
+    # At WARNING it logs each message that is put back at a stop.
+    logging.getLogger("celery.app.trace").setLevel(logging.ERROR)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_drop_traceback)
+    # A receiver keeps Celery from setting up its own.
+    signals.setup_logging.connect(_keep_logging)
+    # "You're running the worker with superuser privileges" is about pickled messages; we accept only JSON.
+    warnings.filterwarnings("ignore", category=SecurityWarning)
+    # On each lost connection, about the default of a setting that we set.
+    warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
+
+
+def _drop_traceback(record: logging.LogRecord) -> bool:
+    """A broker that is away is news of one line; Celery adds where in redis-py it noticed."""
+    if record.name.startswith(("celery", "kombu")):
+        record.exc_info = record.exc_text = None
+    return True
+
+
+def _keep_logging(**_: Any) -> None:
+    pass
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,194 @@
+"""Workers of this machine, watched until the work is done (`complete`) or until told to stop (`serve`).
+
+Both own what they start: whatever happens, no process of theirs is left when they return or raise. Shutdown goes from
+the work to the broker: first the workers save their rows and give their shards back, then the broker may go.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Self
+
+from batcher.broker import connect, embedded_broker, own_folder
+from batcher.errors import BatcherError, JobCancelledError
+from batcher.jobdir import JobDir
+from batcher.status import Status, StatusReader
+from batcher.summary import Summary, finalize
+from workers.supervisor import Supervisor, WorkerConfig, stop_all
+from workers.sweeper import JobSweep, RootSweep, Sweeper
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between two looks at signals and children.
+TICK_S = 0.1
+#: Seconds between two readings of a job's status, and how many times as long as the last reading took, if that is more.
+STATUS_INTERVAL_S = 0.5
+STATUS_PAUSE_FACTOR = 20
+#: Seconds without a broker after which a command that waits for a job gives up.
+BROKER_PATIENCE_S = 30.0
+
+
+class StoppedError(BatcherError):
+    """The user stopped the command (SIGINT or SIGTERM) before the job was complete."""
+
+    exit_code = 130
+
+
+class StopSignals:
+    """Counts SIGINT and SIGTERM instead of dying of them, inside a `with` block. For the main thread."""
+
+    def __init__(self) -> None:
+        self.num_received = 0
+
+    def __enter__(self) -> Self:
+        # A plain counter, read between naps: nothing that a handler could find locked.
+        self._previous = {number: signal.signal(number, self._count) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def is_urgent(self) -> bool:
+        """Whether the user has asked twice."""
+        return self.num_received > 1
+
+    def _count(self, number: int, frame: FrameType | None) -> None:
+        self.num_received += 1
+
+
+def default_worker_name() -> str:
+    """Host and process: unique among the workers that live now."""
+    return f"{socket.gethostname()}-{os.getpid()}"
+
+
+@contextlib.contextmanager
+def job_broker(job: JobDir, broker_url: str | None) -> Iterator[str]:
+    """Keep other commands of this machine off `job`, and yield a broker: `broker_url`, else an embedded one.
+
+    SIGTERM is like Ctrl-C inside: a KeyboardInterrupt, so that the broker and its folder are gone in any case. Raises
+    BrokerError. Call it from the main thread.
+    """
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        if broker_url is None:
+            with embedded_broker(job.path) as url:
+                yield url
+        else:
+            with own_folder(job.path):
+                yield broker_url
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def complete(
+    job: JobDir, config: WorkerConfig, *, num_workers: int, broker_url: str, on_status: Callable[[Status], None]
+) -> Summary:
+    """Complete `job` with workers of this machine, blocking; returns its summary.
+
+    `config` is that of each worker but for name, broker and a fair share of the cores. `on_status` is called about
+    twice a second. Raises StoppedError on SIGINT or SIGTERM, JobCancelledError if somebody cancelled the job, and
+    another BatcherError if the workers can't go on. Finished rows are kept in any case. Call it from the main thread.
+    """
+    summary = finalize(job)
+    if summary is not None:
+        return summary
+    with StopSignals() as stop, _job_sweeper(job, broker_url, is_sending=True) as sweeper:
+        failures: list[str] = []
+        supervisors = [
+            Supervisor(each, on_shard_failure=failures.append, on_death=sweeper.on_death)
+            for each in _share(replace(config, broker_url=broker_url), num_workers)
+        ]
+        try:
+            for supervisor in supervisors:
+                supervisor.start()
+            return _watch(job, supervisors, stop, sweeper=sweeper, failures=failures, on_status=on_status)
+        finally:
+            stop_all(supervisors, grace_s=config.grace_s, is_urgent=stop.is_urgent)
+
+
+def wait(job: JobDir, broker_url: str, *, on_status: Callable[[Status], None]) -> Summary:
+    """Wait until workers elsewhere have completed `job`, sweeping it meanwhile. Raises like `complete`."""
+    with StopSignals() as stop, _job_sweeper(job, broker_url, is_sending=False) as sweeper:
+        return _watch(job, [], stop, sweeper=sweeper, failures=[], on_status=on_status)
+
+
+def serve(config: WorkerConfig, *, on_ready: Callable[[], None]) -> None:
+    """Run one worker until SIGINT or SIGTERM, and sweep the jobs under its jobs root. Call it from the main thread.
+
+    `on_ready` is called once, when the model is loaded and the worker waits for shards. Raises BatcherError where the
+    broker can't be reached at the start, the model can't be loaded, or the child keeps crashing.
+    """
+    connect(config.broker_url).close()
+    models = frozenset(name for name, _ in config.models)
+    sweep = RootSweep(Path(config.jobs_root), config.broker_url, models=models)
+    with StopSignals() as stop, Sweeper(sweep.tick, patience_s=None) as sweeper:
+        # The child has logged why a shard could not be run; the worker has other shards to do.
+        supervisor = Supervisor(config, on_shard_failure=lambda message: None, on_death=sweeper.on_death)
+        try:
+            supervisor.start()
+            has_announced = False
+            while not stop.num_received:
+                supervisor.poll()
+                sweeper.check()
+                if supervisor.is_ready and not has_announced:
+                    has_announced = True
+                    on_ready()
+                time.sleep(TICK_S)
+        finally:
+            stop_all([supervisor], grace_s=config.grace_s, is_urgent=stop.is_urgent)
+
+
+def _job_sweeper(job: JobDir, broker_url: str, *, is_sending: bool) -> Sweeper:
+    connect(broker_url).close()
+    return Sweeper(JobSweep(job, broker_url, is_sending=is_sending).tick, patience_s=BROKER_PATIENCE_S)
+
+
+def _share(config: WorkerConfig, num_workers: int) -> list[WorkerConfig]:
+    """One configuration a worker; cores that were not asked for by number are divided among them."""
+    if num_workers == 1:
+        return [config]
+    num_threads = config.num_threads or max(1, (os.cpu_count() or 1) // num_workers)
+    return [replace(config, name=f"{config.name}-{i + 1}", num_threads=num_threads) for i in range(num_workers)]
+
+
+def _watch(
+    job: JobDir,
+    supervisors: list[Supervisor],
+    stop: StopSignals,
+    *,
+    sweeper: Sweeper,
+    failures: list[str],
+    on_status: Callable[[Status], None],
+) -> Summary:
+    reader = StatusReader(job)
+    next_status = 0.0
+    while True:
+        if stop.num_received:
+            raise StoppedError("stopped")
+        for supervisor in supervisors:
+            supervisor.poll()
+        sweeper.check()
+        if failures:
+            raise BatcherError(failures[0])
+        now = time.monotonic()
+        if now >= next_status:
+            status = reader.read()
+            on_status(status)
+            next_status = max(now + STATUS_INTERVAL_S, now + STATUS_PAUSE_FACTOR * (time.monotonic() - now))
+            summary = finalize(job) if status.num_committed == status.num_shards else None
+            if summary is not None:
+                on_status(reader.read())
+                return summary
+            if job.is_cancelled:
+                raise JobCancelledError(f"{job.path}: the job was cancelled")
+        time.sleep(TICK_S)

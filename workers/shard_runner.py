@@ -1,0 +1,300 @@
+"""One shard, from claim to commit.
+
+The beats: claim the lease and an attempt number, read what earlier attempts left in chunks, have the engine complete
+the other rows, save finished rows as a chunk every few seconds, and in the end create the part. Whatever happens in
+between, finished rows are saved; only the creation of the part makes them the shard's result, and it happens once.
+
+The runner is one thread that waits on a queue. The engine's thread fills it; all else (saving, renewing the lease,
+noticing a stop) happens between two results.
+"""
+
+import logging
+import queue
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Protocol
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batcher.errors import BrokerError, CorruptFileError, EngineError, JobError
+from batcher.jobdir import JobDir
+from batcher.lease import RENEW_INTERVAL_S, Lease, Leases, new_lease
+from batcher.results import build_table, join_tables, read_file, result_schema, write_file
+from batcher.shards import read_shard
+from batcher.types import Choice, Completion, RowError, splitmix64
+from workers.engine.sequence import SequenceRequest, SequenceResult, Sink
+
+logger = logging.getLogger(__name__)
+
+#: Rows, seconds: what a crash may cost, against one small file (two fsyncs) each time.
+FLUSH_ROWS = 256
+FLUSH_INTERVAL_S = 2.0
+
+#: Seconds. How soon a stop is noticed while the engine has nothing to hand over.
+POLL_INTERVAL_S = 0.25
+
+#: Seconds without a step of the engine until the lease is left to expire. More than one step can take: a batch of
+#: prompts through a large model on a few cores.
+STALL_LIMIT_S = 120.0
+
+
+class Outcome(StrEnum):
+    """How a run of a shard ended. Only `STOPPED` leaves work that this worker should have done."""
+
+    COMMITTED = "committed"
+    ALREADY_COMMITTED = "already committed"
+    LEASED_ELSEWHERE = "leased elsewhere"
+    CANCELLED = "cancelled"
+    STOPPED = "stopped"
+
+
+class TicketLike(Protocol):
+    """What a runner needs of an engine's ticket."""
+
+    def cancel(self) -> None: ...
+
+
+class EngineLike(Protocol):
+    """What a runner needs of an engine: `workers.engine.engine.Engine`, and the double of the tests."""
+
+    @property
+    def num_steps(self) -> int: ...
+
+    def submit(self, requests: Sequence[SequenceRequest], sink: Sink) -> TicketLike: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What all shards of a worker share.
+
+    `stopping` is set when the worker is to stop. `on_progress` is called after each durable write of rows, and
+    `on_commit` after a part exists; both in the runner's thread.
+    """
+
+    worker: str
+    leases: Leases
+    stopping: threading.Event
+    on_progress: Callable[[], None]
+    on_commit: Callable[[JobDir], object]
+    clock: Callable[[], float] = time.monotonic
+
+
+@dataclass(slots=True)
+class _OpenRow:
+    """A row with choices still to come."""
+
+    num_missing: int
+    choices: list[Choice] = field(default_factory=list)
+    error: RowError | None = None
+
+
+def run_shard(job: JobDir, shard: int, engine: EngineLike, around: Surroundings) -> Outcome:
+    """Run one shard to its end, blocking. `shard` must be in the manifest, with the engine's model.
+
+    Raises EngineError when the engine died (finished rows are saved), CorruptFileError or JobError where the job
+    directory is damaged, StorageError where it can't be written.
+    """
+    if job.part_path(shard).exists():
+        return Outcome.ALREADY_COMMITTED
+    if job.is_cancelled:
+        return Outcome.CANCELLED
+    lease = new_lease(job.job_id, shard, worker=around.worker)
+    try:
+        if not around.leases.claim(lease):
+            return Outcome.LEASED_ELSEWHERE
+    except BrokerError as exc:
+        # The first renewal after the broker is back claims it.
+        logger.warning("shard %d of %s runs without a lease: %s", shard, job.job_id, exc)
+    try:
+        attempt = job.claim_attempt(shard, worker=around.worker)
+        return _ShardRun(job, shard, engine, around, lease=lease, attempt=attempt).run()
+    finally:
+        try:
+            around.leases.release(lease)
+        except BrokerError as exc:
+            logger.warning("the lease of shard %d of %s is left to expire: %s", shard, job.job_id, exc)
+
+
+def completion_id(job_seed: int, row: int) -> str:
+    """The response id of a row: "cmpl-" and 24 hexadecimal digits, the same on every attempt."""
+    first = splitmix64(splitmix64(job_seed) ^ row)
+    return f"cmpl-{first:016x}{splitmix64(first) >> 32:08x}"
+
+
+def read_chunks(job: JobDir, shard: int, schema: pa.Schema) -> list[pa.Table]:
+    """The chunks of a shard that are whole, lowest attempt first. A torn one is left out, so its rows are run again."""
+    tables = []
+    for chunk in job.chunks(shard):
+        try:
+            # Cast: Parquet knows no seconds, and gives `created` back in milliseconds.
+            tables.append(read_file(chunk.path).cast(schema))
+        except CorruptFileError as exc:
+            logger.warning("%s; its rows are computed again", exc)
+        except (pa.ArrowException, ValueError) as exc:
+            logger.warning("%s: not a chunk of this job: %s; its rows are computed again", chunk.path, exc)
+    return tables
+
+
+class _ShardRun:
+    """One attempt. Lives in one thread but for `_inbox`, which the engine fills."""
+
+    def __init__(
+        self, job: JobDir, shard: int, engine: EngineLike, around: Surroundings, *, lease: Lease, attempt: int
+    ) -> None:
+        self._job = job
+        self._number = shard
+        self._engine = engine
+        self._around = around
+        self._lease = lease
+        self._attempt = attempt
+        self._uid = uuid.uuid4().hex[:8]
+        self._shard = read_shard(job.shard_path(shard), carried=job.manifest.carried)
+        self._schema = result_schema(job.manifest.carried)
+        self._saved = read_chunks(job, shard, self._schema)
+        self._num_flushes = 0
+        self._inbox: queue.SimpleQueue[SequenceResult | EngineError] = queue.SimpleQueue()
+        self._failure: EngineError | None = None
+        self._open: dict[int, _OpenRow] = {}
+        self._finished: dict[int, Completion] = {}
+        now = around.clock()
+        self._next_flush = now + FLUSH_INTERVAL_S
+        self._next_renewal = now + RENEW_INTERVAL_S
+        self._last_step = (engine.num_steps, now)
+
+    def run(self) -> Outcome:
+        ticket = self._engine.submit(list(self._missing_requests()), self._inbox.put)
+        try:
+            while self._open:
+                self._receive(timeout_s=POLL_INTERVAL_S)
+                outcome = self._tick()
+                if outcome is not None:
+                    return outcome
+        finally:
+            if self._open:
+                # The engine is to drop the rest; what it has handed over until now is kept.
+                ticket.cancel()
+                self._receive(timeout_s=0)
+                self._flush()
+        return self._commit()
+
+    def _missing_requests(self) -> Iterator[SequenceRequest]:
+        """The prompts of the rows that no chunk holds, which become open; refused rows are finished at once."""
+        done = {row for table in self._saved for row in table["row"].to_pylist()}
+        for position, row in enumerate(self._shard.rows):
+            request = row.request
+            if request.row in done:
+                continue
+            if row.error is not None:
+                self._finish(position, error=row.error)
+                continue
+            assert request.prompts, f"row {request.row} has no prompt"
+            self._open[position] = _OpenRow(len(request.prompts))
+            for index, prompt in enumerate(request.prompts):
+                seed = request.choice_seed(index, job_seed=self._job.manifest.seed)
+                yield SequenceRequest((position, index), prompt, replace(request.params, seed=seed))
+
+    def _receive(self, *, timeout_s: float) -> None:
+        """Wait for a result, then take all there are."""
+        try:
+            item = self._inbox.get(timeout=timeout_s) if timeout_s else self._inbox.get_nowait()
+            while True:
+                self._accept(item)
+                item = self._inbox.get_nowait()
+        except queue.Empty:
+            return
+
+    def _accept(self, item: SequenceResult | EngineError) -> None:
+        if isinstance(item, EngineError):
+            self._failure = item
+            return
+        position, _ = item.key
+        row = self._open[position]
+        row.num_missing -= 1
+        if item.choice is not None:
+            row.choices.append(item.choice)
+        row.error = row.error or item.error
+        if not row.num_missing:
+            del self._open[position]
+            row.choices.sort(key=lambda choice: choice.index)
+            # A request is answered whole or not at all: one failed choice makes it an error row.
+            self._finish(position, error=row.error, choices=() if row.error else tuple(row.choices))
+
+    def _finish(self, position: int, *, error: RowError | None, choices: tuple[Choice, ...] = ()) -> None:
+        request = self._shard.rows[position].request
+        response_id = completion_id(self._job.manifest.seed, request.row)
+        self._finished[position] = Completion(request, response_id, int(time.time()), choices, error)
+
+    def _tick(self) -> Outcome | None:
+        """Do what is due. Returns why to stop, if so. Raises EngineError when the engine died."""
+        if self._failure is not None:
+            raise self._failure
+        if self._around.stopping.is_set():
+            return Outcome.STOPPED
+        now = self._around.clock()
+        if now >= self._next_flush or len(self._finished) >= FLUSH_ROWS:
+            self._next_flush = now + FLUSH_INTERVAL_S
+            self._flush()
+            if self._job.is_cancelled:
+                return Outcome.CANCELLED
+        if now >= self._next_renewal:
+            self._next_renewal = now + RENEW_INTERVAL_S
+            if not self._renew(now):
+                return Outcome.LEASED_ELSEWHERE
+        return None
+
+    def _renew(self, now: float) -> bool:
+        """Keep the lease while the engine moves. False: another worker has it."""
+        steps, since = self._last_step
+        if self._engine.num_steps != steps:
+            self._last_step = (self._engine.num_steps, now)
+        elif now - since > STALL_LIMIT_S:
+            return True
+        try:
+            return self._around.leases.renew(self._lease)
+        except BrokerError as exc:
+            logger.warning("shard %d of %s goes on without the broker: %s", self._number, self._job.job_id, exc)
+            return True
+
+    def _flush(self) -> None:
+        """Save the finished rows as a chunk. Durable when it returns."""
+        if not self._finished:
+            return
+        table = self._finished_table()
+        self._num_flushes += 1
+        path = self._job.chunk_path(self._number, attempt=self._attempt, uid=self._uid, sequence=self._num_flushes)
+        write_file(path, table)
+        self._saved.append(table)
+        self._finished.clear()
+        self._around.on_progress()
+
+    def _finished_table(self) -> pa.Table:
+        positions = sorted(self._finished)
+        carried = self._shard.carried
+        # With its type: of no positions at all, Arrow would make an array of nulls.
+        indices = pa.array(positions, pa.int64())
+        return build_table(
+            [self._finished[position] for position in positions],
+            carried=carried.take(indices) if carried.num_columns else carried,
+            attempt=self._attempt,
+            worker=self._around.worker,
+        )
+
+    def _commit(self) -> Outcome:
+        """Create the part from chunks and finished rows, unless another attempt was first."""
+        table = join_tables([*self._saved, self._finished_table()], self._schema)
+        expected = [row.request.row for row in self._shard.rows]
+        if pc.unique(table["row"]).to_pylist() != expected:
+            raise JobError(
+                f"{self._job.chunks_dir(self._number)}: its rows are not those of the shard, so no part is made of "
+                "them; delete the folder and resume the job"
+            )
+        is_first = write_file(self._job.part_path(self._number), table)
+        self._job.delete_chunks(self._number)
+        self._around.on_progress()
+        self._around.on_commit(self._job)
+        return Outcome.COMMITTED if is_first else Outcome.ALREADY_COMMITTED

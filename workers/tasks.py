@@ -1,0 +1,75 @@
+"""The Celery task: a thin view. Checks the message, runs the shard, tells Celery what becomes of the message."""
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from celery import Celery
+from celery.exceptions import Reject
+
+from batcher.errors import BatcherError, EngineError
+from batcher.jobdir import ID_PATTERN, JobDir
+from workers.app import RUN_SHARD
+from workers.shard_runner import EngineLike, Outcome, Surroundings, run_shard
+
+logger = logging.getLogger(__name__)
+
+#: Told of a shard that could not be run: job id, shard, what went wrong.
+OnFailure = Callable[[str, int, BatcherError], None]
+
+
+def register(
+    app: Celery,
+    *,
+    jobs_root: Path,
+    engines: Mapping[str, EngineLike],
+    around: Surroundings,
+    on_failure: OnFailure,
+    on_engine_failure: Callable[[EngineError], None],
+) -> None:
+    """Give `app` the task. `engines` are by model name; `on_engine_failure` is to end the process."""
+
+    @app.task(name=RUN_SHARD)  # type: ignore[untyped-decorator]
+    def run_shard_task(job_id: object = None, shard: object = None) -> None:
+        found = _resolve(job_id, shard, jobs_root=jobs_root, engines=engines)
+        if found is None:
+            return
+        job, number, engine = found
+        try:
+            outcome = run_shard(job, number, engine, around)
+        except EngineError as exc:
+            on_engine_failure(exc)
+            raise Reject(str(exc), requeue=True) from exc
+        except BatcherError as exc:
+            # The message is dropped: the idle sweep brings the shard back, at its own pace.
+            on_failure(job.job_id, number, exc)
+            return
+        except Exception as exc:
+            logger.exception("shard %d of %s", number, job.job_id)
+            on_failure(job.job_id, number, BatcherError(f"{exc!r}: a bug of Batcher; the traceback is in the log"))
+            return
+        logger.info("shard %d of %s: %s", number, job.job_id, outcome.value)
+        if outcome is Outcome.STOPPED:
+            raise Reject("the worker stops", requeue=True)
+
+
+def _resolve(
+    job_id: object, shard: object, *, jobs_root: Path, engines: Mapping[str, EngineLike]
+) -> tuple[JobDir, int, EngineLike] | None:
+    """The job, shard and engine a message means; None, with a line in the log, where it means none of ours."""
+    is_shard = isinstance(shard, int) and not isinstance(shard, bool) and shard >= 0
+    if not (isinstance(job_id, str) and ID_PATTERN.fullmatch(job_id) and is_shard):
+        logger.warning("a message is dropped: job_id %.200r, shard %.200r are no ids of ours", job_id, shard)
+        return None
+    assert isinstance(shard, int)
+    try:
+        job = JobDir.open(jobs_root / job_id)
+    except BatcherError as exc:
+        logger.warning("a message is dropped: %s", exc)
+        return None
+    models = {info.shard: info.model for info in job.manifest.shards}
+    engine = engines.get(models.get(shard) or "")
+    if engine is None:
+        logger.warning("a message is dropped: %s has no shard %d for the models here", job_id, shard)
+        return None
+    return job, shard, engine
