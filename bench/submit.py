@@ -1,6 +1,6 @@
 """How fast `submit` reads, validates and splits a JSONL file, and in how much memory, beside a bare pyarrow read.
 
-    python bench/submit.py [--rows N]
+    .venv/bin/python -m bench.submit [--rows N]
 
 Writes a file of N rows of about 500 bytes (1,000,000 by default, 500 MB) to a temporary folder, and for each of the two
 starts a fresh process: the bare read parses the file block by block with `pyarrow.json.open_json` (on all cores, as is

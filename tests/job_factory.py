@@ -36,18 +36,23 @@ def make_job(
         write_shard(job.shard_path(number), Shard(rows, carried))
         num_choices = sum(len(request.prompts) for request in requests)
         infos.append(ShardInfo(number, requests[0].model, len(requests), num_choices))
+    create_manifest(job, infos, carried=schema, seed=seed)
+    return job
+
+
+def create_manifest(job: JobDir, shards: Sequence[ShardInfo], *, carried: pa.Schema, seed: int = 0) -> None:
+    """Make the job exist, its shard files being written."""
     manifest = Manifest(
-        job_id=path.name,
-        created_at=datetime.now(UTC),
+        job_id=job.path.name,
+        created_at=datetime(2026, 1, 1, tzinfo=UTC),
         inputs=("prompts.jsonl",),
         fingerprint="f",
         defaults=SamplingParams(),
         default_model=MODEL,
         seed=seed,
-        num_rows=sum(len(requests) for requests in shards),
-        num_refused=0,
-        carried_ipc=encode_schema(schema),
-        shards=tuple(infos),
+        num_rows=sum(info.num_rows for info in shards),
+        num_refused=sum(info.num_rows for info in shards if info.model is None),
+        carried_ipc=encode_schema(carried),
+        shards=tuple(shards),
     )
-    job.create_manifest(manifest)
-    return job
+    assert job.create_manifest(manifest)

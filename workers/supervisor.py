@@ -22,9 +22,6 @@ from batcher.errors import BatcherError, ModelError
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that a child gets to save its rows and give back its shards.
-DEFAULT_GRACE_S = 8.0
-
 #: Deaths of a child in a row, without a row saved in between, after which there is no point in another one.
 MAX_CRASHES = 3
 #: Seconds before the first restart; doubles with every further one in a row.
@@ -40,18 +37,19 @@ CHILD_COMMAND = (sys.executable, "-P", "-m", "workers.child")
 class WorkerConfig:
     """What a child needs to know. Travels as JSON. `models` are pairs of name and path; None: the engine chooses.
 
-    `name` stands in the `worker` column of the results. `quiet` leaves only warnings in the log.
+    `grace_s` are the seconds it gets to save its rows and give back its shards. `name` stands in the `worker` column of
+    the results. `quiet` leaves only warnings in the log.
     """
 
     name: str
     models: tuple[tuple[str, str], ...]
     broker_url: str
     jobs_root: str
+    grace_s: float
     num_slots: int | None = None
     num_threads: int | None = None
     num_gpu_layers: int | None = None
     context_length: int | None = None
-    grace_s: float = DEFAULT_GRACE_S
     quiet: bool = False
 
     def to_json(self) -> bytes:

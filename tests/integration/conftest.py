@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,22 +25,9 @@ from batcher.errors import BrokerError
 from batcher.jobdir import JobDir
 from batcher.results import read_file
 from tests.tiny_gguf import write_tiny_gguf
+from tests.waiting import PATIENCE_S, wait_for
 
 _MARK = "BATCHER_TEST_MARK"
-
-#: Seconds. No test comes near it, but on a machine that is busy with something else.
-PATIENCE_S = 120.0
-
-
-def wait_for(condition: Callable[[], Any], *, what: str, timeout_s: float = PATIENCE_S) -> Any:
-    """Wait until `condition()` is true and return its value."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        found = condition()
-        if found:
-            return found
-        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
-        time.sleep(0.05)
 
 
 @dataclass
@@ -202,12 +189,6 @@ def write_prompts(path: Path, number: int) -> Path:
     """A file of `number` short prompts."""
     path.write_text("".join(f'{{"prompt": "hello {i}", "note": "n{i}"}}\n' for i in range(number)))
     return path
-
-
-def result_rows(job: JobDir) -> list[dict[str, Any]]:
-    """The rows of all parts, in order."""
-    tables = [read_file(job.part_path(shard)) for shard in sorted(job.committed_shards())]
-    return [row for table in tables for row in table.to_pylist()]
 
 
 def chunk_rows(job: JobDir) -> dict[int, dict[str, Any]]:

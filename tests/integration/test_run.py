@@ -10,7 +10,9 @@ import pytest
 from batcher.broker import folder_for
 from batcher.cli import EXIT_INTERRUPTED
 from batcher.jobdir import JobDir
-from tests.integration.conftest import Family, chunk_rows, has_chunks, result_rows, wait_for, write_prompts
+from tests.integration.conftest import Family, chunk_rows, has_chunks, write_prompts
+from tests.job_reading import result_rows
+from tests.waiting import wait_for
 
 ROWS = 200
 #: One shard of several seconds, so that a chunk appears long before its end, on a much faster machine too. One thread:

@@ -15,10 +15,10 @@ from tests.integration.conftest import (
     RedisServer,
     chunk_rows,
     has_chunks,
-    result_rows,
-    wait_for,
     write_prompts,
 )
+from tests.job_reading import result_rows
+from tests.waiting import wait_for
 
 #: Two shards of several seconds each, so that a chunk appears long before their end, on a much faster machine too.
 ROWS = 240

@@ -1,12 +1,14 @@
-"""Fixtures of the tests that run commands."""
+"""Fixtures of the tests that run commands, and of those that need a broker."""
 
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import redis
 
+from batcher.broker import embedded_broker, open_client
 from batcher.cli import run_cli
 
 #: Runs a command line; gives its exit code, stdout and stderr.
@@ -32,3 +34,18 @@ def run(workplace: Path, capsys: pytest.CaptureFixture[str]) -> Run:
         return code, captured.out, captured.err
 
     return run_line
+
+
+@pytest.fixture(scope="module")
+def broker_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with embedded_broker(tmp_path_factory.mktemp("job")) as url:
+        yield url
+
+
+@pytest.fixture
+def client(broker_url: str) -> Iterator[redis.Redis]:
+    """Of an empty broker."""
+    client = open_client(broker_url)
+    client.flushall()
+    yield client
+    client.close()

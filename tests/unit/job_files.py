@@ -1,15 +1,15 @@
 """Job directories for tests, made of the real files: shards, parts and chunks as submit and workers write them."""
 
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
 
-from batcher.jobdir import JobDir, Manifest, ShardInfo, encode_schema
+from batcher.jobdir import JobDir, ShardInfo
 from batcher.results import build_table, write_file
 from batcher.shards import Shard, ShardRow, write_shard
 from batcher.types import Choice, Completion, ErrorCode, FinishReason, Request, RowError, SamplingParams, Usage
+from tests.job_factory import create_manifest
 
 CARRIED = pa.schema([pa.field("topic", pa.string()), pa.field("tags", pa.list_(pa.string()))])
 CREATED = 1_767_225_600  # 2026-01-01T00:00:00Z
@@ -53,20 +53,7 @@ def make_job(
         shard_rows = tuple(ShardRow(request(row), refused) for row in rows)
         write_shard(job.shard_path(shard), Shard(shard_rows, carried_of(rows, carried)))
     infos = tuple(ShardInfo(i, models[i], size, size) for i, size in enumerate(sizes))
-    manifest = Manifest(
-        job_id=path.name,
-        created_at=datetime(2026, 1, 1, tzinfo=UTC),
-        inputs=("prompts.jsonl",),
-        fingerprint="f",
-        defaults=SamplingParams(),
-        default_model="tiny",
-        seed=0,
-        num_rows=sum(sizes),
-        num_refused=sum(info.num_rows for info in infos if info.model is None),
-        carried_ipc=encode_schema(carried),
-        shards=infos,
-    )
-    assert job.create_manifest(manifest)
+    create_manifest(job, infos, carried=carried)
     return job
 
 

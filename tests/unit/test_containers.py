@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from batcher.cli import cli
+from batcher.cli.work import DEFAULT_GRACE_S
 from batcher.models import MODELS_DIR_VARIABLE
-from workers.supervisor import DEFAULT_GRACE_S
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")

@@ -1,27 +1,11 @@
 """Leases against a real broker, by name and by clock of the broker."""
 
-from collections.abc import Iterator
-
 import pytest
 import redis
 
 from batcher.broker import embedded_broker, open_client
 from batcher.errors import BrokerError
 from batcher.lease import LEASE_TTL_MS, RENEW_INTERVAL_S, Leases, lease_key, new_lease
-
-
-@pytest.fixture(scope="module")
-def broker_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with embedded_broker(tmp_path_factory.mktemp("job")) as url:
-        yield url
-
-
-@pytest.fixture
-def client(broker_url: str) -> Iterator[redis.Redis]:
-    client = open_client(broker_url)
-    client.flushall()
-    yield client
-    client.close()
 
 
 def expires_in_ms(client: redis.Redis, key: str) -> int:

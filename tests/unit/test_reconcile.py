@@ -1,30 +1,16 @@
 """The idle sweep: sends exactly the shards that nobody would ever work on."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import redis
 
-from batcher.broker import embedded_broker, open_client, queue_key
+from batcher.broker import queue_key
 from batcher.jobdir import JobDir, ShardInfo
 from batcher.lease import Leases, new_lease
 from batcher.reconcile import Every, IdleSweep
 from tests.job_factory import MODEL, make_job, make_request
-
-
-@pytest.fixture(scope="module")
-def broker_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with embedded_broker(tmp_path_factory.mktemp("job")) as url:
-        yield url
-
-
-@pytest.fixture
-def client(broker_url: str) -> Iterator[redis.Redis]:
-    client = open_client(broker_url)
-    client.flushall()
-    yield client
-    client.close()
 
 
 @pytest.fixture

@@ -31,20 +31,6 @@ from workers.shard_runner import (
 ROWS = 6
 
 
-@pytest.fixture(scope="module")
-def broker_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with embedded_broker(tmp_path_factory.mktemp("job")) as url:
-        yield url
-
-
-@pytest.fixture
-def client(broker_url: str) -> Iterator[redis.Redis]:
-    client = open_client(broker_url)
-    client.flushall()
-    yield client
-    client.close()
-
-
 class Clock:
     """Seconds that pass when the test says so."""
 

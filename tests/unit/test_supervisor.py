@@ -19,7 +19,12 @@ from workers.supervisor import (
 )
 
 CONFIG = WorkerConfig(
-    name="w1", models=(("tiny", "/m/tiny.gguf"),), broker_url="redis://:pw@h/0", jobs_root="/jobs", num_slots=3
+    name="w1",
+    models=(("tiny", "/m/tiny.gguf"),),
+    broker_url="redis://:pw@h/0",
+    jobs_root="/jobs",
+    grace_s=8.0,
+    num_slots=3,
 )
 
 #: Before each script: `say` sends an event, `stay` lives on.

@@ -1,0 +1,30 @@
+"""The benchmarks run; what they measure is no matter of tests."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.acceptance.conftest import PATIENCE_S, ROOT, clean_environment
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["bench.engine", "--prompts", "3", "--max-tokens", "2", "--repeats", "1"], "create_completion loop"),
+        (["bench.submit", "--rows", "2000"], "bare pyarrow read"),
+    ],
+)
+def test_benchmark_prints_its_table(arguments: list[str], words: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=ROOT,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert words in done.stdout
+    assert "rows/s" in done.stdout or "tokens/s" in done.stdout
