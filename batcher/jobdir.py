@@ -12,11 +12,10 @@ Everything a job is can be derived from these files; Redis holds nothing that co
 """
 
 import base64
-import json
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -286,9 +285,9 @@ def list_jobs(root: Path) -> Iterator[JobDir]:
             yield job
 
 
-def write_summary(job: JobDir, summary: object) -> None:
-    """Write `summary.json` (a dataclass) and then `_SUCCESS`."""
-    storage.replace(job.summary_path, json.dumps(asdict(summary), indent=1, default=str).encode())  # type: ignore[call-overload]
+def write_summary(job: JobDir, summary: bytes) -> None:
+    """Write `summary.json` and then `_SUCCESS`."""
+    storage.replace(job.summary_path, summary)
     storage.create_if_absent(job.success_path, b"")
 
 

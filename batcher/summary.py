@@ -96,7 +96,7 @@ def finalize(job: JobDir) -> Summary | None:
         num_parts=len(job.manifest.shards),
         models=job.manifest.models,
     )
-    write_summary(job, summary)
+    write_summary(job, _SUMMARY.dump_json(summary, indent=1))
     return summary
 
 

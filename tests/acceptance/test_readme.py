@@ -2,18 +2,16 @@
 
 import os
 import re
-import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
-from batcher.broker import connect, find_server
 from batcher.cli import cli
-from batcher.errors import BrokerError
 from tests.acceptance.conftest import PATIENCE_S, ROOT, clean_environment
-from tests.waiting import wait_for
+from tests.redis_server import RedisServer
 
 README = (ROOT / "README.md").read_text()
 
@@ -30,29 +28,12 @@ def bash_blocks() -> list[str]:
 
 @pytest.fixture
 def broker_url(tmp_path: Path) -> Iterator[str]:
-    """A Redis-protocol server on a free loopback port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = subprocess.Popen(
-        [find_server(), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", tmp_path],
-        stdout=subprocess.DEVNULL,
-    )
-    url = f"redis://127.0.0.1:{port}/0"
-
-    def answers() -> bool:
-        try:
-            connect(url).close()
-        except BrokerError:
-            return False
-        return True
-
+    server = RedisServer(tmp_path)
     try:
-        wait_for(answers, what="the server answers")
-        yield url
+        server.start()
+        yield server.url
     finally:
-        server.terminate()
-        server.wait(10)
+        server.kill()
 
 
 def test_every_bash_block_runs(tmp_path: Path, broker_url: str) -> None:
@@ -94,8 +75,6 @@ def test_commands_that_cannot_run_here_are_only_those_of_docker() -> None:
 
 
 def test_every_command_of_the_cli_is_in_readme() -> None:
-    import click
-
     for name in cli.list_commands(click.Context(cli)):
         assert f"`batcher {name}" in README or f"\nbatcher {name} " in README, name
 

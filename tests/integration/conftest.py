@@ -8,7 +8,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,12 +19,12 @@ from typing import Any
 
 import pytest
 
-from batcher.broker import connect, find_server, folder_for
-from batcher.errors import BrokerError
+from batcher.broker import folder_for
 from batcher.jobdir import JobDir
 from batcher.results import read_file
+from tests.redis_server import RedisServer
 from tests.tiny_gguf import write_tiny_gguf
-from tests.waiting import PATIENCE_S, wait_for
+from tests.waiting import PATIENCE_S
 
 _MARK = "BATCHER_TEST_MARK"
 
@@ -135,39 +134,6 @@ def family(tmp_path: Path) -> Iterator[Family]:
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Hardly ever an end of text: completions are as long as asked for, so a job takes the time that a test needs.
     return write_tiny_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf", end_bias=-30.0)
-
-
-class RedisServer:
-    """A server on a free port of the loopback, which keeps nothing over a restart."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
-        self.url = f"redis://127.0.0.1:{self._port}/0"
-        self._folder = folder
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        """Start it and wait until it answers."""
-        options = {"--port": self._port, "--bind": "127.0.0.1", "--save": "", "--dir": self._folder}
-        arguments = [str(text) for pair in options.items() for text in pair]
-        self._process = subprocess.Popen([find_server(), *arguments], stdout=subprocess.DEVNULL)
-        wait_for(self._answers, what="the server answers", timeout_s=10)
-
-    def kill(self) -> None:
-        """SIGKILL, and wait for it."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-    def _answers(self) -> bool:
-        try:
-            connect(self.url).close()
-        except BrokerError:
-            return False
-        return True
 
 
 @pytest.fixture

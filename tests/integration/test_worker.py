@@ -12,12 +12,12 @@ from batcher.jobdir import JobDir
 from tests.integration.conftest import (
     Command,
     Family,
-    RedisServer,
     chunk_rows,
     has_chunks,
     write_prompts,
 )
 from tests.job_reading import result_rows
+from tests.redis_server import RedisServer
 from tests.waiting import wait_for
 
 #: Two shards of several seconds each, so that a chunk appears long before their end, on a much faster machine too.

@@ -1,9 +1,7 @@
 """Paths and records of a job directory, and what is said when they are damaged."""
 
-import json
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -176,11 +174,6 @@ def test_jobs_are_listed_by_name_without_other_folders(tmp_path: Path) -> None:
 
 
 def test_summary_is_written_before_the_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    @dataclass(frozen=True)
-    class Totals:
-        num_rows: int
-        at: datetime
-
     job = make_job(tmp_path / "job")
 
     def refuse(target: Path, data: bytes) -> bool:
@@ -188,9 +181,9 @@ def test_summary_is_written_before_the_mark(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(storage, "create_if_absent", refuse)
     with pytest.raises(StorageError):
-        write_summary(job, Totals(2, datetime(2026, 1, 1, tzinfo=UTC)))
+        write_summary(job, b'{"num_rows": 2}')
 
-    assert json.loads(job.summary_path.read_text()) == {"num_rows": 2, "at": "2026-01-01 00:00:00+00:00"}
+    assert job.summary_path.read_bytes() == b'{"num_rows": 2}'
     assert not job.is_complete
 
 
