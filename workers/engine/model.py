@@ -19,7 +19,7 @@ from batcher.errors import EngineError, ModelError
 
 # Before libgomp is loaded with llama.cpp. By default its threads spin at each barrier for long, and where anything else
 # wants the processor too (a second worker, a browser) decoding becomes several times slower; not to spin at all is slow
-# when alone. Measured on 2 cores, tokens/s alone and of two engines together: endless 498 and under 120; this 484 and
+# when alone. Measured on 2 cores, tokens/s alone and of two engines together: endless 498 and under 200; this 484 and
 # 430; never 312 and 510.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
