@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from batcher import custom_ids
@@ -34,7 +34,6 @@ def test_repeated_id_is_named_with_both_rows() -> None:
 
 
 @given(st.lists(st.lists(st.text(max_size=2), min_size=1, max_size=5), max_size=8))
-@settings(deadline=None)
 def test_answer_is_that_of_a_set(batches: list[list[str]]) -> None:
     flat = [name for names in batches for name in names]
     numbered = [(names, Origin("f", ":", range(1, len(names) + 1))) for names in batches]
@@ -53,7 +52,6 @@ def test_ids_of_equal_hash_are_no_repetition(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @given(st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=5), min_size=1, max_size=6))
-@settings(deadline=None)
 def test_every_row_is_traced_to_its_line(gaps: list[list[int]]) -> None:
     sources = custom_ids._Sources()
     expected: list[str] = []

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from batcher import prompts
@@ -85,7 +85,6 @@ class DripStream:
     st.lists(st.binary(max_size=30).filter(lambda line: b"\n" not in line), max_size=20),
     st.lists(st.integers(1, 20), max_size=30),
 )
-@settings(deadline=None)
 def test_lines_and_numbers_do_not_depend_on_how_the_stream_is_cut(lines: list[bytes], sizes: list[int]) -> None:
     found: list[tuple[int, bytes | None]] = []
     number = 1

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from batcher import splitter
@@ -102,7 +102,6 @@ def test_few_rows_of_a_table_do_not_hold_all_of_it() -> None:
     st.none() | st.integers(1, 5),
     st.booleans(),
 )
-@settings(deadline=None)
 def test_every_row_is_in_one_shard_in_order_with_its_values(
     models: list[list[str | None]], shard_rows: int | None, is_table: bool
 ) -> None:
