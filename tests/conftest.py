@@ -1,9 +1,51 @@
-"""Settings of all tests."""
+"""Settings of all tests, and the fixtures of those that run real processes."""
 
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 from hypothesis import settings
+
+from batcher.broker import folder_for
+from tests.family import Family
+from tests.redis_server import RedisServer
+from tests.tiny_gguf import write_tiny_gguf
 
 # A gate that draws other examples each time is passed or failed by chance, one with a deadline by the machine's load.
 # `pytest --hypothesis-profile=explore` looks for new examples.
 settings.register_profile("gate", derandomize=True, deadline=None)
 settings.register_profile("explore", max_examples=2000, deadline=None)
 settings.load_profile("gate")
+
+
+@pytest.fixture
+def family(tmp_path: Path) -> Iterator[Family]:
+    family = Family(tmp_path)
+    yield family
+    family.kill_all()
+    for command in family.commands:
+        command.wait()
+    for job in family.jobs:
+        shutil.rmtree(folder_for(job), ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    # Hardly ever an end of text: completions are as long as asked for, so a job takes the time that a test needs.
+    return write_tiny_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf", end_bias=-30.0)
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+
+
+@pytest.fixture
+def redis_url(redis_server: RedisServer) -> str:
+    return redis_server.url

@@ -10,7 +10,7 @@ import pytest
 from batcher.broker import folder_for
 from batcher.cli import EXIT_INTERRUPTED
 from batcher.jobdir import JobDir
-from tests.integration.conftest import Family, chunk_rows, has_chunks, write_prompts
+from tests.family import Family, assert_every_row_once, chunk_rows, has_chunks, write_prompts
 from tests.job_reading import result_rows
 from tests.waiting import wait_for
 
@@ -25,13 +25,6 @@ def start_run(family: Family, model: Path, job: JobDir, *options: object, rows: 
     prompts = write_prompts(family.folder / "prompts.jsonl", rows)
     family.jobs.append(job.path)
     return ["run", prompts, "-o", job.path, "--model", f"tiny={model}", *options]
-
-
-def assert_every_row_once(job: JobDir, rows: int = ROWS) -> None:
-    found = result_rows(job)
-    assert [row["row"] for row in found] == list(range(rows))
-    assert {row["status"] for row in found} == {"ok"}
-    assert job.success_path.exists()
 
 
 def assert_nothing_left(family: Family, job: JobDir) -> None:
@@ -81,7 +74,7 @@ def test_killed_run_is_resumed_by_the_same_command_without_computing_saved_rows(
 
     assert resumed.process.returncode == 0, resumed.stderr
     assert f"Resuming: {len(saved.keys() | committed.keys())} of {ROWS} rows are done." in resumed.stderr
-    assert_every_row_once(job)
+    assert_every_row_once(job, ROWS)
     # Who computed a row, when and at which attempt stands in it: saved rows are the very same rows.
     results = {row["row"]: row for row in result_rows(job)}
     assert {number: results[number] for number in saved} == saved
@@ -141,7 +134,7 @@ def test_cancelled_run_ends_with_its_rows_kept_and_can_be_resumed(family: Family
     resumed = family.run("resume", job.path, "--model", f"tiny={model}", "--threads", 1)
 
     assert resumed.process.returncode == 0, resumed.stderr
-    assert_every_row_once(job)
+    assert_every_row_once(job, ROWS)
     results = {row["row"]: row for row in result_rows(job)}
     assert {number: results[number] for number in saved} == saved
 
@@ -156,7 +149,7 @@ def test_dead_child_is_replaced_and_the_run_goes_on(family: Family, model: Path)
 
     assert run.wait() == 0, run.stderr
     assert "its process died (signal SIGKILL)" in run.stderr
-    assert_every_row_once(job)
+    assert_every_row_once(job, ROWS)
     assert_nothing_left(family, job)
 
 

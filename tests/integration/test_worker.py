@@ -8,14 +8,7 @@ from pathlib import Path
 import pytest
 
 from batcher.broker import connect
-from batcher.jobdir import JobDir
-from tests.integration.conftest import (
-    Command,
-    Family,
-    chunk_rows,
-    has_chunks,
-    write_prompts,
-)
+from tests.family import Family, chunk_rows, has_chunks, start_worker, submit, wait_until_ready
 from tests.job_reading import result_rows
 from tests.redis_server import RedisServer
 from tests.waiting import wait_for
@@ -24,32 +17,10 @@ from tests.waiting import wait_for
 ROWS = 240
 
 
-def submit(family: Family, redis_url: str, *, rows: int = ROWS, shard_rows: int = ROWS // 2) -> JobDir:
-    prompts = write_prompts(family.folder / "prompts.jsonl", rows)
-    jobs = family.folder / "jobs"
-    command = family.run(
-        *("submit", prompts, "--broker", redis_url, "--jobs-dir", jobs, "--model", "tiny"),
-        *("--max-tokens", 480, "--shard-rows", shard_rows),
-    )
-    assert command.process.returncode in {0, 1}, command.stderr
-    return JobDir(jobs / command.stdout.splitlines()[0])
-
-
-def start_worker(family: Family, redis_url: str, model: Path, name: str) -> Command:
-    return family.start(
-        *("worker", "--broker", redis_url, "--jobs-dir", family.folder / "jobs", "--model", f"tiny={model}"),
-        *("--name", name, "--threads", 1),
-    )
-
-
-def wait_until_ready(*workers: Command) -> None:
-    wait_for(lambda: all("is ready" in worker.stdout for worker in workers), what="the workers are ready")
-
-
 def test_workers_share_a_job_and_a_third_joins(family: Family, model: Path, redis_url: str) -> None:
     workers = [start_worker(family, redis_url, model, name) for name in ("w1", "w2")]
     wait_until_ready(*workers)
-    job = submit(family, redis_url, shard_rows=8)
+    job = submit(family, redis_url, rows=ROWS, shard_rows=8)
 
     workers.append(start_worker(family, redis_url, model, "w3"))
     wait_until_ready(workers[2])
@@ -65,7 +36,7 @@ def test_workers_share_a_job_and_a_third_joins(family: Family, model: Path, redi
 def test_stopped_worker_gives_its_shards_to_the_next(
     family: Family, model: Path, redis_url: str, number: signal.Signals
 ) -> None:
-    job = submit(family, redis_url)
+    job = submit(family, redis_url, rows=ROWS, shard_rows=ROWS // 2)
     first = start_worker(family, redis_url, model, "first")
     wait_for(lambda: has_chunks(job), what="a chunk")
 
@@ -94,7 +65,7 @@ def test_stopped_worker_gives_its_shards_to_the_next(
 
 
 def test_child_of_a_killed_supervisor_saves_its_rows_and_ends(family: Family, model: Path, redis_url: str) -> None:
-    job = submit(family, redis_url)
+    job = submit(family, redis_url, rows=ROWS, shard_rows=ROWS // 2)
     worker = start_worker(family, redis_url, model, "orphan")
     wait_for(lambda: has_chunks(job), what="a chunk")
 
@@ -108,7 +79,7 @@ def test_child_of_a_killed_supervisor_saves_its_rows_and_ends(family: Family, mo
 
 
 def test_lost_messages_are_healed_by_the_sweep(family: Family, model: Path, redis_url: str) -> None:
-    job = submit(family, redis_url, rows=20)
+    job = submit(family, redis_url, rows=20, shard_rows=20)
     client = connect(redis_url)
     client.flushall()
     client.close()
@@ -122,7 +93,7 @@ def test_lost_messages_are_healed_by_the_sweep(family: Family, model: Path, redi
 def test_worker_goes_on_after_its_broker_restarted_empty(
     family: Family, model: Path, redis_server: RedisServer
 ) -> None:
-    job = submit(family, redis_server.url, shard_rows=ROWS // 4)
+    job = submit(family, redis_server.url, rows=ROWS, shard_rows=ROWS // 4)
     worker = start_worker(family, redis_server.url, model, "w1")
     wait_for(lambda: sum(job.num_attempts(info.shard) for info in job.manifest.shards) >= 2, what="two claims")
     client = connect(redis_server.url)
@@ -174,7 +145,7 @@ def test_messages_that_mean_no_job_of_ours_are_dropped(family: Family, model: Pa
     ):
         app.send_task(RUN_SHARD, kwargs=message, queue=queue_name("tiny"))
     app.close()
-    job = submit(family, redis_url, rows=5)
+    job = submit(family, redis_url, rows=5, shard_rows=5)
 
     worker = start_worker(family, redis_url, model, "w1")
 

@@ -6,25 +6,21 @@ whole family, wherever it went, and nothing of it outlives a test.
 
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from batcher.broker import folder_for
 from batcher.jobdir import JobDir
 from batcher.results import read_file
-from tests.redis_server import RedisServer
-from tests.tiny_gguf import write_tiny_gguf
-from tests.waiting import PATIENCE_S
+from tests.job_reading import result_rows
+from tests.waiting import PATIENCE_S, wait_for
 
 _MARK = "BATCHER_TEST_MARK"
 
@@ -119,38 +115,6 @@ class Family:
             time.sleep(0.02)
 
 
-@pytest.fixture
-def family(tmp_path: Path) -> Iterator[Family]:
-    family = Family(tmp_path)
-    yield family
-    family.kill_all()
-    for command in family.commands:
-        command.wait()
-    for job in family.jobs:
-        shutil.rmtree(folder_for(job), ignore_errors=True)
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    # Hardly ever an end of text: completions are as long as asked for, so a job takes the time that a test needs.
-    return write_tiny_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf", end_bias=-30.0)
-
-
-@pytest.fixture
-def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path)
-    try:
-        server.start()
-        yield server
-    finally:
-        server.kill()
-
-
-@pytest.fixture
-def redis_url(redis_server: RedisServer) -> str:
-    return redis_server.url
-
-
 def write_prompts(path: Path, number: int) -> Path:
     """A file of `number` short prompts."""
     path.write_text("".join(f'{{"prompt": "hello {i}", "note": "n{i}"}}\n' for i in range(number)))
@@ -166,3 +130,45 @@ def chunk_rows(job: JobDir) -> dict[int, dict[str, Any]]:
 def has_chunks(job: JobDir) -> bool:
     """Whether rows of an unfinished shard were saved."""
     return any(job.path.glob("chunks/*/*.parquet"))
+
+
+def submit(family: Family, redis_url: str, *, rows: int, shard_rows: int, options: Sequence[object] = ()) -> JobDir:
+    """Submit a job of `rows` prompts for the model `tiny`; long ones (480 tokens), unless `options` say otherwise."""
+    prompts = write_prompts(family.folder / "prompts.jsonl", rows)
+    jobs = family.folder / "jobs"
+    command = family.run(
+        *("submit", prompts, "--broker", redis_url, "--jobs-dir", jobs, "--model", "tiny"),
+        *("--max-tokens", 480, "--shard-rows", shard_rows, *options),
+    )
+    assert command.process.returncode in {0, 1}, command.stderr
+    return JobDir(jobs / command.stdout.splitlines()[0])
+
+
+def start_worker(
+    family: Family,
+    redis_url: str,
+    model: Path,
+    name: str,
+    *options: object,
+    env: Mapping[str, str] | None = None,
+) -> Command:
+    """Start a worker of one thread for the model `tiny`."""
+    return family.start(
+        *("worker", "--broker", redis_url, "--jobs-dir", family.folder / "jobs", "--model", f"tiny={model}"),
+        *("--name", name, "--threads", 1, *options),
+        env=env,
+    )
+
+
+def wait_until_ready(*workers: Command) -> None:
+    """Wait until the models are loaded and the workers wait for shards."""
+    wait_for(lambda: all("is ready" in worker.stdout for worker in workers), what="the workers are ready")
+
+
+def assert_every_row_once(job: JobDir, rows: int, *, errors: Mapping[int, str] | None = None) -> list[dict[str, Any]]:
+    """The audit: input rows = result rows, each once and in order, all ok but `errors` (row to error code)."""
+    found = result_rows(job)
+    assert [row["row"] for row in found] == list(range(rows))
+    assert {row["row"]: row["error_code"] for row in found if row["status"] != "ok"} == dict(errors or {})
+    assert job.success_path.exists()
+    return found
