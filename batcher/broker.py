@@ -7,8 +7,9 @@ Every key that Batcher uses begins with `KEY_PREFIX`:
     batcher:batcher.<model>                list, kombu's queue of a model; gone when empty
     batcher:unacked, batcher:unacked_*     hashes of kombu: messages taken and not acknowledged
     batcher:_kombu.binding*                sets of kombu: which queues exist
-    batcher:lease:<job>:<shard>            string, see `lease`
-    batcher:swept:<job>:<shard>            string, see `reconcile`
+    batcher:lease:<job>:<shard>            string, who works on a shard now; see `lease`
+    batcher:claimed:<job>                  set of the shards that were taken and not given back; see `lease`
+    batcher:swept:<job>:<shard>            hash, when a message was last sent for an orphaned shard; see `reconcile`
 
 The embedded server listens on a Unix socket in a private folder, whose name derives from the user and the job. The
 folder is locked by the process that owns it, so a job has one `run` at a time on this machine, and what a killed `run`
@@ -19,23 +20,32 @@ import contextlib
 import fcntl
 import hashlib
 import importlib.util
+import logging
 import os
 import shutil
 import signal
+import ssl
 import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
+from types import TracebackType
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from batcher.broker_url import celery_url as celery_url
+from batcher.broker_url import client_url as client_url
+from batcher.broker_url import hide_password as hide_password
+from batcher.broker_url import redact, tls_files
 from batcher.errors import BrokerError
+
+logger = logging.getLogger(__name__)
 
 #: Before every key of ours and of kombu's, so that a Redis can be shared with other applications.
 KEY_PREFIX = "batcher:"
@@ -51,6 +61,13 @@ _MAX_SOCKET_PATH = 103
 _START_TIMEOUT_S = 10.0
 #: Seconds. It takes milliseconds, and nothing that the server holds is needed any more.
 _STOP_TIMEOUT_S = 1.0
+#: Seconds between two looks whether the server lives.
+_POLL_INTERVAL_S = 0.05
+#: Deaths of the server in a row that are borne; one after a long life (seconds) is the first of its row.
+_MAX_RESTARTS = 10
+_LONG_LIFE_S = 60.0
+#: Seconds by which each pause before a start is longer than the last; the first is none.
+_RESTART_PAUSE_S = 0.5
 
 #: Runs in a fresh interpreter that then becomes the server. The kernel ends the server when the thread that started it
 #: ends, however that happens (PR_SET_PDEATHSIG is 1; Linux only). Not a `preexec_fn`: that one is unsafe with threads.
@@ -77,75 +94,66 @@ def queue_key(model: str) -> str:
 
 def open_client(url: str) -> redis.Redis:
     """A client that connects when it is first used, with our timeouts. Raises BrokerError where `url` is none."""
-    try:
-        return redis.Redis.from_url(
-            client_url(url),
-            socket_timeout=SOCKET_TIMEOUT_S,
-            socket_connect_timeout=CONNECT_TIMEOUT_S,
-            health_check_interval=HEALTH_CHECK_INTERVAL_S,
-            # One more try on a fresh connection, at once: our callers have their own pace.
-            retry=Retry(NoBackoff(), 1),
-            **({} if client_url(url).startswith("unix:") else {"socket_keepalive": True}),
-        )
-    except ValueError as exc:
-        raise BrokerError(
-            f"broker {hide_password(url)}: not a broker URL; use redis://host:6379/0, rediss://... or "
-            "redis+socket:///path/to.sock"
-        ) from exc
+    spelled = client_url(url)
+    return redis.Redis.from_url(
+        spelled,
+        socket_timeout=SOCKET_TIMEOUT_S,
+        socket_connect_timeout=CONNECT_TIMEOUT_S,
+        health_check_interval=HEALTH_CHECK_INTERVAL_S,
+        # One more try at once, where the connection turns out to be dead; not where the broker hangs, as both the client
+        # and its connection would try again: our callers have their own pace.
+        retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
+        **({} if spelled.startswith("unix:") else {"socket_keepalive": True}),
+    )
 
 
 def connect(url: str) -> redis.Redis:
     """A client whose broker has answered. Raises BrokerError with a remedy; no message shows a password."""
+    for name, path in tls_files(url).items():
+        if not os.access(path, os.R_OK):
+            raise BrokerError(f"broker {hide_password(url)}: {name}={path}: cannot read the file; correct its path")
     client = open_client(url)
     try:
         client.ping()
-    except redis.AuthenticationError as exc:
-        client.close()
-        raise BrokerError(
-            f"broker {hide_password(url)}: wrong or missing password; use redis://:PASSWORD@host:6379/0"
-        ) from exc
     except redis.RedisError as exc:
         client.close()
-        raise BrokerError(f"broker {hide_password(url)}: cannot reach it: {exc}; start it, or mend the URL") from exc
+        raise BrokerError(f"broker {hide_password(url)}: {_trouble(exc, url)}") from exc
     return client
 
 
-def client_url(url: str) -> str:
-    """The URL as redis-py spells it (`unix://` for a socket)."""
-    return "unix" + url.removeprefix("redis+socket") if url.startswith("redis+socket://") else url
-
-
-def celery_url(url: str) -> str:
-    """The URL as kombu spells it (`redis+socket://` for a socket)."""
-    return "redis+socket" + url.removeprefix("unix") if url.startswith("unix://") else url
-
-
-def hide_password(url: str) -> str:
-    """`url` as it may be shown: user, password and query left out."""
-    try:
-        parts = urlsplit(url)
-        host = parts.netloc.rpartition("@")[2]
-    except ValueError:
-        return "(unreadable URL)"
-    user = "***@" if "@" in parts.netloc else ""
-    return f"{parts.scheme}://{user}{host}{parts.path}"
+def _trouble(exc: redis.RedisError, url: str) -> str:
+    """Why the broker can't be used, and the remedy."""
+    # redis-py makes its own error of the reason, and leaves that as its context.
+    cause = exc.__context__
+    if isinstance(exc, redis.AuthenticationError):
+        return (
+            "wrong or missing password; give redis://:PASSWORD@host:6379/0 (or redis://USER:PASSWORD@...) as "
+            "BATCHER_BROKER, or in the first line of a file with --broker-file"
+        )
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return (
+            f"its certificate is refused: {cause.verify_message}; give the CA that signed it as "
+            "?ssl_ca_certs=/path/to/ca.pem at the end of the URL, and the host by the name in the certificate"
+        )
+    if isinstance(cause, ssl.SSLError):
+        return f"no TLS connection: {cause.reason or cause}; give the port where it speaks TLS"
+    if isinstance(exc, redis.exceptions.NoPermissionError):
+        return f"the user may not do what Batcher does: {redact(str(exc), url)}; README has the ACL that it needs"
+    if "HELLO" in str(exc):
+        return "the server is older than Redis 6, which is needed"
+    return f"cannot reach it: {redact(str(exc), url)}; start it, or mend the URL"
 
 
 @contextlib.contextmanager
 def embedded_broker(job_root: Path) -> Iterator[str]:
     """Run a private server for the job directory `job_root`; yields its `redis+socket://` URL.
 
-    Call it from the main thread: the server ends with the thread that started it. Raises BrokerError where no server
+    A server that dies is started again in its place, with what it had written down. Raises BrokerError where no server
     program is found or it does not start, and where another process runs this job.
     """
     server = find_server()
-    with own_folder(job_root) as folder:
-        process = _start(server, folder)
-        try:
-            _wait_until_ready(process, server, folder)
-            yield f"redis+socket://{folder / 'broker.sock'}"
-        finally:
-            _stop(process)
+    with own_folder(job_root) as folder, _Keeper(server, folder):
+        yield f"redis+socket://{folder / 'broker.sock'}"
 
 
 def find_server() -> Path:
@@ -245,6 +253,78 @@ def _owner(folder: Path) -> str:
         return "unknown"
 
 
+class _Keeper:
+    """Runs the server, and runs it again where it dies, while the `with` block lasts.
+
+    In a thread, as the kernel ends the server with the *thread* that started it: this one lives just as long as the
+    server is needed, and notices a death also while the command is busy (reading its input, say).
+    """
+
+    def __init__(self, server: Path, folder: Path) -> None:
+        self._server = server
+        self._folder = folder
+        self._stopping = threading.Event()
+        self._is_decided = threading.Event()
+        self._failure: BrokerError | None = None
+        self._thread = threading.Thread(target=self._run, name="embedded-broker", daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+        try:
+            self._is_decided.wait()
+            if self._failure is not None:
+                raise self._failure
+        except BaseException:
+            self._stop()
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        self._stopping.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        num_deaths = 0
+        while not self._stopping.is_set():
+            began_at = time.monotonic()
+            try:
+                self._live()
+            except BrokerError as exc:
+                if not self._is_decided.is_set():
+                    self._failure = exc
+                    self._is_decided.set()
+                    return
+                num_deaths = 1 if time.monotonic() - began_at > _LONG_LIFE_S else num_deaths + 1
+                if num_deaths > _MAX_RESTARTS:
+                    logger.error("%s; that was the %dth time in a row, it is not started again", exc, num_deaths)
+                    return
+                logger.warning("%s; it is started again", exc)
+            if num_deaths > 1:
+                # It may stumble over what it has written down, and nothing of that is needed.
+                shutil.rmtree(self._folder / "appendonlydir", ignore_errors=True)
+                (self._folder / "appendonly.aof").unlink(missing_ok=True)  # of Redis 6
+                self._stopping.wait(_RESTART_PAUSE_S * (num_deaths - 1))
+
+    def _live(self) -> None:
+        """Run a server until told to stop. Raises BrokerError where it does not start, and when it dies."""
+        process = _start(self._server, self._folder)
+        try:
+            _wait_until_ready(process, self._server, self._folder, self._stopping)
+            self._is_decided.set()
+            while process.poll() is None:
+                if self._stopping.wait(_POLL_INTERVAL_S):
+                    return
+            # Who was killed did not know it, and had no last words.
+            words = _last_words(self._folder) if process.returncode > 0 else ""
+            raise BrokerError(f"embedded broker: {self._server} died ({_ending(process)}){words}")
+        finally:
+            _stop(process)
+
+
 def _start(server: Path, folder: Path) -> subprocess.Popen[bytes]:
     # fmt: off
     options = {
@@ -263,21 +343,26 @@ def _start(server: Path, folder: Path) -> subprocess.Popen[bytes]:
     # fmt: on
     arguments = [text for pair in options.items() for text in pair]
     command = [sys.executable, "-I", "-S", "-c", _EXEC_SCRIPT, str(os.getpid()), str(server), *arguments]
-    return subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        # Ctrl-C reaches every process of the terminal's group; the broker must outlive the workers' last words.
-        start_new_session=True,
-    )
+    try:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            # Ctrl-C reaches every process of the terminal's group; the broker must outlive the workers' last words.
+            start_new_session=True,
+        )
+    except OSError as exc:
+        raise BrokerError(f"embedded broker: {server} could not be started: {exc.strerror or exc}") from exc
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], server: Path, folder: Path) -> None:
+def _wait_until_ready(process: subprocess.Popen[bytes], server: Path, folder: Path, stopping: threading.Event) -> None:
     deadline = time.monotonic() + _START_TIMEOUT_S
     client = redis.Redis(unix_socket_path=str(folder / "broker.sock"), socket_timeout=1, retry=Retry(NoBackoff(), 0))
     try:
         while process.poll() is None and time.monotonic() < deadline:
+            if stopping.is_set():
+                return
             # Refused until it listens, then "loading" until its append-only file is read.
             with contextlib.suppress(redis.RedisError):
                 if client.ping():
@@ -285,8 +370,16 @@ def _wait_until_ready(process: subprocess.Popen[bytes], server: Path, folder: Pa
             time.sleep(0.01)
     finally:
         client.close()
-    status = f"exit code {process.returncode}" if process.poll() is not None else "no answer"
+    status = _ending(process) if process.poll() is not None else "no answer"
     raise BrokerError(f"embedded broker: {server} did not start ({status}){_last_words(folder)}; give --broker URL")
+
+
+def _ending(process: subprocess.Popen[bytes]) -> str:
+    code = process.returncode
+    try:
+        return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
+    except ValueError:
+        return f"signal {-code}"
 
 
 def _last_words(folder: Path) -> str:

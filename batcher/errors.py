@@ -35,6 +35,14 @@ class JobCancelledError(JobError):
     exit_code = 3
 
 
+class ShardGivenUpError(JobError):
+    """A shard failed or crashed so often, no row being to blame, that it waits for a user's `resume`."""
+
+    # So that saying it does not count as another failure of the shard.
+    is_retriable = True
+    exit_code = 3
+
+
 class StorageError(BatcherError):
     """A durable read or write failed: disk full, permission, a file system without hard links."""
 

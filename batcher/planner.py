@@ -38,6 +38,7 @@ class SubmitOptions:
     `default_model` and `params` are for rows that do not say. A row naming a model outside `known_models` becomes an
     error row `model_not_found`; None: the models are not known here, any valid name is taken. `template` is the text
     itself. `shard_rows` None: grows with the input. `seed` None is 0, so that a job given again draws the same.
+    `row_timeout_s` bounds the time of each choice, from its first prefill.
     """
 
     default_model: str | None
@@ -49,6 +50,7 @@ class SubmitOptions:
     strict: bool = False
     shard_rows: int | None = None
     seed: int | None = None
+    row_timeout_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +206,8 @@ class _Input:
             else:
                 digests.append("stream" if prompts.is_stream(name) else _digest(Path(name)))
         options = self.options
-        # Not known_models and shard_rows: they change where the rows run, not what they are.
+        # Not known_models and shard_rows: they change where the rows run, not what they are. Nor
+        # row_timeout_s: who finds it too short should be able to go on with the job.
         settings = [
             options.default_model,
             asdict(options.params),
@@ -264,6 +267,7 @@ def _write_shards(job: JobDir, source: _Input, on_progress: Callable[[int], None
         num_refused=num_refused,
         shards=splitter.finish(),
         carried_ipc=encode_schema(carried.schema),
+        row_timeout_s=options.row_timeout_s,
     )
 
 

@@ -2,10 +2,12 @@
 
 One row a choice, flat, the same schema in every chunk and part of a job even where a column is all null, so that
 any Parquet reader sees `results/*.parquet` as one clean dataset. A request that failed has one row, of index 0.
-Each file's footer carries its `Counts`, so that status and summary read footers, not rows.
+Each file's footer carries its `Counts`, so that status and summary read footers, not rows. Files are sealed (see
+`sealed`): one that is torn, or has a single bit that flipped, is refused as a whole.
 """
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,11 +17,14 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from batcher import storage
-from batcher.errors import CorruptFileError, StorageError
+from batcher import sealed, storage
+from batcher.errors import CorruptFileError
+from batcher.sealed import MissingFileError
+from batcher.storage import Guard
 from batcher.types import Completion, RowStatus
+
+logger = logging.getLogger(__name__)
 
 RESULT_FIELDS = pa.schema(
     [
@@ -121,37 +126,57 @@ def build_table(
     return pa.Table.from_arrays([*columns.values(), *going_along], schema=result_schema(carried.schema))
 
 
-def write_file(path: Path, table: pa.Table) -> bool:
-    """Create a chunk or part durably, its counts in the footer. Returns False where the file exists."""
+def write_file(path: Path, table: pa.Table, *, guard: Guard | None = None) -> bool:
+    """Create a chunk or part durably, its counts in the footer. Returns False where the file exists.
+
+    `guard` (see `storage.create_if_absent`) is that of the job. Raises StorageError.
+    """
     counts = json.dumps(asdict(Counts.of(table))).encode()
-    temp = storage.temp_path(path)
-    try:
-        tagged = table.replace_schema_metadata({_COUNTS_KEY: counts})
-        pq.write_table(tagged, temp, compression="zstd", write_page_checksum=True)
-    except OSError as exc:
-        temp.unlink(missing_ok=True)
-        raise StorageError(f"{path}: cannot write: {exc}") from exc
-    return storage.publish_if_absent(temp, path)
+    return storage.create_if_absent(path, sealed.seal(table, {_COUNTS_KEY: counts}), guard=guard)
 
 
 def read_file(path: Path) -> pa.Table:
-    """Read a chunk or part whole, verifying its page checksums. Raises CorruptFileError."""
-    try:
-        # Through an open file: a path would be taken for a dataset and its folder names for partitions.
-        with path.open("rb") as source:
-            return pq.ParquetFile(source, page_checksum_verification=True).read().replace_schema_metadata(None)
-    except (OSError, pa.ArrowException) as exc:
-        raise CorruptFileError(f"{path}: cannot read: {exc}") from exc
+    """Read a chunk or part whole and as it was written.
+
+    Raises CorruptFileError where any bit of it is wrong or it is gone, another StorageError where it can't be read.
+    """
+    return sealed.read_table(path)
 
 
 def read_counts(path: Path) -> Counts:
-    """The counts in a chunk's or part's footer. Raises CorruptFileError."""
+    """The counts in a chunk's or part's footer, which is checked; the rest is not read. Raises like `read_file`."""
+    metadata = sealed.read_metadata(path)
     try:
-        with path.open("rb") as source:
-            metadata = pq.ParquetFile(source).schema_arrow.metadata or {}
         return Counts(**json.loads(metadata[_COUNTS_KEY]))
-    except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as exc:
+    except (KeyError, ValueError, TypeError) as exc:
         raise CorruptFileError(f"{path}: not a result file of Batcher: {exc}") from exc
+
+
+def read_rows(path: Path, schema: pa.Schema) -> pa.Table:
+    """Read a chunk or part of the job whose result schema is `schema`. Raises like `read_file`, also for another's."""
+    table = read_file(path)
+    if not table.schema.equals(schema):
+        differing = sorted({*table.schema} ^ {*schema}, key=lambda field: field.name)
+        names = ", ".join(dict.fromkeys(field.name for field in differing)) or "their order"
+        raise CorruptFileError(f"{path}: its columns are not those of the job: {names}")
+    return table
+
+
+def read_chunks(paths: Iterable[Path], schema: pa.Schema) -> list[pa.Table]:
+    """The chunks among `paths` that are whole and of this job, in their order.
+
+    One that is damaged is left out with a warning: its rows are computed again. So is, without one, a chunk that is
+    gone: another attempt has committed the shard meanwhile. Raises StorageError for what a second try may mend.
+    """
+    tables = []
+    for path in paths:
+        try:
+            tables.append(read_rows(path, schema))
+        except MissingFileError:
+            continue
+        except CorruptFileError as exc:
+            logger.warning("%s; its rows are computed again", exc)
+    return tables
 
 
 def join_tables(tables: Iterable[pa.Table], schema: pa.Schema) -> pa.Table:

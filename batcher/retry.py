@@ -3,6 +3,9 @@
 After that it is an ordinary shard without a part, and a resume runs just the rows its chunks lack. The order of the
 durable steps is what makes a crash between any two of them harmless: while the part exists it is the truth and chunks
 are ignored; when it goes, the good rows already stand in a chunk.
+
+It may be done while the job is worked on: shards without a part are left alone, and who works on the job finds those
+that were opened. Two retries at once are not (see `exclusive`).
 """
 
 import uuid
@@ -13,9 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batcher import storage
-from batcher.errors import CorruptFileError, InputError, JobError, StorageError
-from batcher.jobdir import JobDir, ShardInfo
-from batcher.results import read_file, write_file
+from batcher.errors import InputError, JobError, StorageError
+from batcher.jobdir import JobDir, ShardInfo, unset_success
+from batcher.repair import read_part
+from batcher.results import write_file
 from batcher.summary import read_part_counts
 from batcher.types import ErrorCode, RowStatus
 
@@ -68,7 +72,7 @@ def select(job: JobDir, *, where: Mapping[str, str]) -> Selection:
     for info in job.manifest.shards:
         if info.shard not in committed or not read_part_counts(job, info.shard).num_errors:
             continue
-        errors = _matching_errors(_read_part(job, info.shard), where)
+        errors = _matching_errors(read_part(job, info.shard), where)
         if info.model is None:
             # No worker serves a shard without a model: these rows were decided at submit.
             num_refused += errors.num_rows
@@ -92,12 +96,12 @@ def reopen_selection(job: JobDir, selection: Selection) -> list[ShardInfo]:
         _reopen_shard(job, info, rows)
     if selection.shards:
         # Once more: somebody's `finalize`, begun when all parts stood, may have written them since.
-        _unset_success(job)
+        unset_success(job)
     return [info for info, _ in selection.shards]
 
 
 def _reopen_shard(job: JobDir, info: ShardInfo, rows: Sequence[int]) -> None:
-    part = _read_part(job, info.shard)
+    part = read_part(job, info.shard)
     good = part.filter(pc.invert(pc.is_in(part["row"], value_set=pa.array(rows, pa.int64()))))
     # Chunks left by a crash between commit and clean-up hold the failed rows as finished. The part is still the truth.
     job.delete_chunks(info.shard)
@@ -106,23 +110,11 @@ def _reopen_shard(job: JobDir, info: ShardInfo, rows: Sequence[int]) -> None:
     if good.num_rows:
         attempt = job.claim_attempt(info.shard, worker=WORKER_NAME)
         chunk = job.chunk_path(info.shard, attempt=attempt, uid=uuid.uuid4().hex[:8], sequence=1)
-        if not write_file(chunk, good):
+        if not write_file(chunk, good, guard=job.check_exists):
             raise StorageError(f"{chunk}: exists although its name was drawn at random; retry again")
     # Before the part: `_SUCCESS` must never stand beside a missing one.
-    _unset_success(job)
+    unset_success(job)
     storage.delete(job.part_path(info.shard))
-
-
-def _unset_success(job: JobDir) -> None:
-    storage.delete(job.success_path)
-    storage.delete(job.summary_path)
-
-
-def _read_part(job: JobDir, shard: int) -> pa.Table:
-    try:
-        return read_file(job.part_path(shard))
-    except CorruptFileError as exc:
-        raise CorruptFileError(f"{exc}; delete the file, and `batcher resume {job.path}` makes it anew") from exc
 
 
 def _matching_errors(part: pa.Table, where: Mapping[str, str]) -> pa.Table:

@@ -14,10 +14,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from batcher import storage
-from batcher.errors import CorruptFileError, StorageError
+from batcher import sealed, storage
+from batcher.errors import CorruptFileError
+from batcher.sealed import MissingFileError
 from batcher.types import ErrorCode, Request, RowError, SamplingParams
 
 REQUEST_FIELDS = pa.schema(
@@ -62,29 +62,42 @@ def write_shard(path: Path, shard: Shard) -> bool:
         fields = [carried.schema.field(i) for i in range(carried.num_columns)]
         arrays = [_one_array(column) for column in carried.columns]
         columns["carried"] = pa.StructArray.from_arrays(arrays, fields=fields)
-    temp = storage.temp_path(path)
-    try:
-        pq.write_table(pa.table(columns), temp, compression="zstd", write_page_checksum=True)
-    except OSError as exc:
-        temp.unlink(missing_ok=True)
-        raise StorageError(f"{path}: cannot write: {exc}") from exc
-    return storage.publish_if_absent(temp, path)
+    return storage.create_if_absent(path, sealed.seal(pa.table(columns)))
 
 
-def read_shard(path: Path, *, carried: pa.Schema) -> Shard:
-    """Read a shard file, its carried columns conformed to the schema `carried`. Raises CorruptFileError."""
-    try:
-        table = pq.read_table(path, page_checksum_verification=True)
-    except FileNotFoundError as exc:
-        raise CorruptFileError(f"{path}: the shard file is gone; submit the input again") from exc
-    except (OSError, pa.ArrowException) as exc:
-        raise CorruptFileError(f"{path}: cannot read the shard: {exc}; submit the input again") from exc
+def read_shard(path: Path, *, carried: pa.Schema, num_rows: int | None = None) -> Shard:
+    """Read a shard file, its carried columns conformed to the schema `carried`.
+
+    `num_rows` is what the manifest says. Raises CorruptFileError where the file is damaged or gone, or is not what
+    the manifest says, and another StorageError where it can't be read.
+    """
+    table = _read(path)
+    if num_rows is not None and table.num_rows != num_rows:
+        raise CorruptFileError(
+            f"{path}: holds {table.num_rows} rows, the manifest says {num_rows}; restore the one that was changed, or "
+            "submit the input again"
+        )
     rows = tuple(_shard_row(value) for value in table["request"].to_pylist())
     if "carried" in table.column_names:
         found = pa.Table.from_struct_array(_one_array(table["carried"]))
     else:
         found = table.select([])
     return Shard(rows, conform(found, carried, num_rows=len(rows)))
+
+
+def read_row_numbers(path: Path) -> list[int]:
+    """The numbers that the rows of a shard have in the input. Raises like `read_shard`."""
+    request = _read(path, columns=["request.row"])["request"]
+    return [int(value["row"]) for value in request.to_pylist()]
+
+
+def _read(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    try:
+        return sealed.read_table(path, columns)
+    except MissingFileError as exc:
+        raise CorruptFileError(f"{path}: the shard file is gone; submit the input again") from exc
+    except CorruptFileError as exc:
+        raise CorruptFileError(f"{exc}; submit the input again") from exc
 
 
 def conform(table: pa.Table, schema: pa.Schema, *, num_rows: int) -> pa.Table:

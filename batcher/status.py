@@ -1,7 +1,8 @@
-"""Snapshots of a job, from its files alone: rows, tokens, rates, ETA.
+"""Snapshots of a job, from files alone: rows, tokens, rates, ETA, its workers and what became of its attempts.
 
-Nothing here asks the broker: a job directory copied to another machine shows the same. Parts and chunks are immutable
-and carry their counts in the footer, so a reader that is asked again reads only the footers it has not seen.
+Nothing here asks the broker: a job directory copied to another machine shows the same rows. Parts and chunks are
+immutable and carry their counts in the footer, so a reader that is asked again reads only the footers it has not seen;
+of attempts it lists those of shards without a part, and reads only ends that are new.
 """
 
 import time
@@ -12,10 +13,13 @@ from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 
+from batcher.attempts import AttemptEnd, Outcome, read_ends
 from batcher.errors import CorruptFileError, JobError
+from batcher.heartbeats import Health, WorkerReport, WorkerState, read_heartbeats
 from batcher.jobdir import JobDir, ShardInfo
 from batcher.results import Counts, read_counts
 from batcher.summary import read_part_counts, read_summary
+from batcher.types import ErrorCode
 
 #: Seconds over which rates are taken. A few flushes of a chunk, so that their rhythm does not show.
 RATE_WINDOW_S = 15.0
@@ -31,13 +35,49 @@ class JobState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """A worker as one job sees it. `shards` are those of this job that it holds; `is_busy_elsewhere`: those of others.
+
+    `age_s` are seconds since its last sign of life, `stalled_s` since its engine's last step while it has work (0 while
+    it moves). `num_crashes` counts deaths of its process since it was started, at whatever job; `last_crash` says how
+    the last one ended.
+    """
+
+    name: str
+    host: str
+    pid: int
+    health: Health
+    state: WorkerState
+    age_s: float
+    stalled_s: float
+    shards: tuple[int, ...]
+    is_busy_elsewhere: bool
+    num_crashes: int
+    last_crash: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShardFailure:
+    """A shard whose last attempt could not go on, and why."""
+
+    shard: int
+    attempt: int
+    worker: str
+    message: str
+    at: datetime
+    is_retriable: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """A job at one moment. `num_done` = `num_ok` + `num_errors`, of `num_rows`; it counts rows in chunks too.
 
     Shards: `num_committed` have their part, `num_claimed` were claimed and have none, `num_waiting` were never
-    claimed. `num_attempts` counts the claims of the shards without a part. `tokens_per_s` counts completion tokens
-    over the last seconds (over the whole job at the first reading, and once it is complete). `eta_s` is None where
-    nothing is known to progress.
+    claimed. `num_attempts` counts the claims of all shards, `num_crashes` those that ended with their worker,
+    `num_quarantined` the rows that were set aside because they ended it. `failures` are of shards that nobody has tried
+    again since. `workers` are those that hold shards of the job, and while it goes on those that could. `tokens_per_s`
+    counts completion tokens over the last seconds (over the whole job at the first reading, and once it is complete).
+    `eta_s` is None where nothing is known to progress.
     """
 
     job_id: str
@@ -56,12 +96,16 @@ class Status:
     num_claimed: int
     num_waiting: int
     num_attempts: int
+    num_crashes: int
+    num_quarantined: int
     tokens_per_s: float
     rows_per_s: float
     eta_s: float | None
     created_at: datetime
     started_at: datetime | None
     elapsed_s: float
+    workers: tuple[WorkerStatus, ...]
+    failures: tuple[ShardFailure, ...]
 
     @property
     def is_complete(self) -> bool:
@@ -77,6 +121,18 @@ class _Progress:
     tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class _History:
+    """What the attempts of a shard left: the number of the last one, and the ends of those that ended badly.
+
+    `end_names` are the files that `ends` were read from, damaged ones among them.
+    """
+
+    num_attempts: int = 0
+    end_names: frozenset[str] = frozenset()
+    ends: tuple[AttemptEnd, ...] = ()
+
+
 class StatusReader:
     """Reads one job again and again. Not for several threads at once. `clock` gives Unix seconds."""
 
@@ -85,28 +141,24 @@ class StatusReader:
         self._clock = clock
         self._parts: dict[int, Counts] = {}
         self._chunks: dict[int, dict[Path, Counts]] = {}
+        self._histories: dict[int, _History] = {}
+        self._unsettled: set[int] = set()
         self._started_at: datetime | None = None
         self._steps: deque[_Progress] = deque()
 
     def read(self) -> Status:
         """Take a snapshot. Reads the footers that are new, lists the folders of shards without a part."""
         job, manifest = self._job, self._job.manifest
-        uncommitted = [info for info in manifest.shards if info.shard not in self._parts]
-        # Chunks before parts: a chunk vanishes only after its shard's part exists, so what is missed here is there.
-        partial = {info.shard: self._read_chunks(info) for info in uncommitted}
-        self._read_parts()
-        pending = [info for info in manifest.shards if info.shard not in self._parts]
-        counts = sum(self._parts.values(), Counts())
-        for info in pending:
-            # A shard that `retry` has just reopened was not among the uncommitted.
-            counts += partial.get(info.shard) or self._read_chunks(info)
-        attempts = [job.num_attempts(info.shard) for info in pending]
+        pending, counts = self._count_rows()
+        self._read_histories(pending)
+        claims = [self._histories[info.shard].num_attempts for info in pending]
         if self._started_at is None:
             self._started_at = job.first_claim_at()
         now = self._clock()
         state = self._state(pending)
         tokens_per_s, rows_per_s, elapsed_s = self._rates(counts, state=state, now=now)
         left = manifest.num_rows - counts.num_rows
+        ends = [end for history in self._histories.values() for end in history.ends]
         return Status(
             job_id=manifest.job_id,
             state=state,
@@ -121,16 +173,80 @@ class StatusReader:
             error_codes=dict(sorted(counts.error_codes.items())),
             num_shards=len(manifest.shards),
             num_committed=len(self._parts),
-            num_claimed=sum(number > 0 for number in attempts),
-            num_waiting=sum(number == 0 for number in attempts),
-            num_attempts=sum(attempts),
+            num_claimed=sum(number > 0 for number in claims),
+            num_waiting=sum(number == 0 for number in claims),
+            num_attempts=sum(history.num_attempts for history in self._histories.values()),
+            num_crashes=sum(end.outcome is Outcome.CRASHED for end in ends),
+            num_quarantined=counts.error_codes.get(ErrorCode.WORKER_CRASHED.value, 0),
             tokens_per_s=round(tokens_per_s, 2),
             rows_per_s=round(rows_per_s, 3),
             eta_s=round(left / rows_per_s, 1) if rows_per_s and state is JobState.RUNNING else None,
             created_at=manifest.created_at,
             started_at=self._started_at,
             elapsed_s=round(elapsed_s, 3),
+            workers=self._workers(pending, state),
+            failures=tuple(failure for info in pending if (failure := self._failure(info.shard)) is not None),
         )
+
+    def _count_rows(self) -> tuple[list[ShardInfo], Counts]:
+        """The shards without a part, and what parts and chunks add up to."""
+        manifest = self._job.manifest
+        uncommitted = [info for info in manifest.shards if info.shard not in self._parts]
+        # Chunks before parts: a chunk vanishes only after its shard's part exists, so what is missed here is there.
+        partial = {info.shard: self._read_chunks(info) for info in uncommitted}
+        self._read_parts()
+        pending = [info for info in manifest.shards if info.shard not in self._parts]
+        counts = sum(self._parts.values(), Counts())
+        for info in pending:
+            # A shard that `retry` has just reopened was not among the uncommitted.
+            counts += partial.get(info.shard) or self._read_chunks(info)
+        return pending, counts
+
+    def _read_histories(self, pending: list[ShardInfo]) -> None:
+        """Bring the remembered attempts up to date. A shard with a part is looked at once more and then left alone."""
+        unsettled = {info.shard for info in pending}
+        for info in self._job.manifest.shards:
+            if info.shard in unsettled or info.shard in self._unsettled or info.shard not in self._histories:
+                self._histories[info.shard] = self._read_history(info.shard)
+        self._unsettled = unsettled
+
+    def _read_history(self, shard: int) -> _History:
+        number = self._job.num_attempts(shard)
+        if not number:
+            return _History()
+        known = self._histories.get(shard, _History())
+        names = frozenset(path.name for path in self._job.attempts_dir(shard).glob("*.end.json"))
+        ends = known.ends if names == known.end_names else tuple(read_ends(self._job, shard))
+        return _History(number, names, ends)
+
+    def _failure(self, shard: int) -> ShardFailure | None:
+        """Why the last attempt of a shard could not go on; None where it was no such end, or where another runs."""
+        history = self._histories[shard]
+        end = history.ends[-1] if history.ends else None
+        if end is None or end.outcome is not Outcome.FAILED or end.attempt < history.num_attempts:
+            return None
+        return ShardFailure(shard, end.attempt, end.worker, end.detail, end.at, end.is_retriable)
+
+    def _workers(self, pending: list[ShardInfo], state: JobState) -> tuple[WorkerStatus, ...]:
+        """The workers that matter to the job, those of its own first: who holds a shard of it, and who could take one.
+
+        One that is gone holds its shards until somebody else has claimed them, and could take none.
+        """
+        if not pending:
+            return ()
+        last_attempts = {info.shard: self._histories[info.shard].num_attempts for info in pending}
+        models = {info.model for info in pending}
+        # absolute(): the parent of `.` is `.`.
+        homes = (self._job.path, self._job.path.absolute().parent)
+        found = []
+        for report in (report for home in homes for report in read_heartbeats(home)):
+            held = [each for each in report.beat.shards if each.job_id == self._job.job_id]
+            # Not `==`: it may have claimed one since the attempts were listed.
+            shards = [each.shard for each in held if each.attempt >= last_attempts.get(each.shard, each.attempt + 1)]
+            could_help = state is not JobState.CANCELLED and not models.isdisjoint(report.beat.models)
+            if shards or (could_help and report.health is not Health.GONE):
+                found.append(_worker_status(report, shards, is_busy_elsewhere=len(held) < len(report.beat.shards)))
+        return tuple(found)
 
     def _state(self, pending: list[ShardInfo]) -> JobState:
         if not pending and self._job.is_complete:
@@ -200,6 +316,23 @@ class StatusReader:
 def read_status(job: JobDir) -> Status:
     """One snapshot of a job."""
     return StatusReader(job).read()
+
+
+def _worker_status(report: WorkerReport, shards: list[int], *, is_busy_elsewhere: bool) -> WorkerStatus:
+    beat = report.beat
+    return WorkerStatus(
+        name=beat.name,
+        host=beat.host,
+        pid=beat.pid,
+        health=report.health,
+        state=beat.state,
+        age_s=report.age_s,
+        stalled_s=round(report.stalled_s, 3),
+        shards=tuple(sorted(shards)),
+        is_busy_elsewhere=is_busy_elsewhere,
+        num_crashes=beat.num_crashes,
+        last_crash=beat.last_crash,
+    )
 
 
 def _clamp(counts: Counts, num_rows: int) -> Counts:

@@ -3,8 +3,11 @@
 The proof reads footers only. It holds when every shard of the manifest has its part, no other part lies beside them,
 each part's count of rows is the shard's, and over all of them rows in = rows ok + rows error. Then, and only then,
 `summary.json` and `results/_SUCCESS` are written, in this order, so `_SUCCESS` never stands without the totals.
+A part that has become unreadable is no commit (see `repair`): its shard is pending again, and nothing is proved.
 """
 
+import contextlib
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,8 +15,11 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from batcher import storage
 from batcher.errors import CorruptFileError, JobError, StorageError
-from batcher.jobdir import JobDir, write_summary
+from batcher.exclusive import exclusive
+from batcher.jobdir import JobDir, unset_success, write_summary
+from batcher.repair import sound_counts, with_remedy
 from batcher.results import Counts, read_counts
 
 
@@ -61,23 +67,44 @@ class Summary:
 
 _SUMMARY = TypeAdapter(Summary)
 
+#: Seconds. No claim takes that long to write.
+STALE_AFTER_S = 60.0
+
 
 def finalize(job: JobDir) -> Summary | None:
     """Prove that the job is complete and write its summary and `_SUCCESS`. Returns None while parts are missing.
 
-    Anyone may call it at any time, several at once too: all derive the same content from the same files. Raises
-    JobError naming the part whose count is wrong, CorruptFileError for one whose footer can't be read.
+    Anyone may call it at any time, several at once too: all derive the same content from the same files. A part whose
+    footer is damaged is moved aside with a warning, and missing. Leftovers of killed writers are swept at the end.
+    Raises JobError where the manifest is wrong, StorageError where the disk says no.
     """
-    if job.pending_shards():
-        return None
-    if job.is_complete and job.summary_path.is_file():
-        return read_summary(job)
-    counts = _proven_counts(job)
+    while not job.pending_shards():
+        summary = _written_summary(job)
+        if summary is None:
+            counts = _proven_counts(job)
+            if counts is None:
+                return None
+            summary = _summarize(job, counts)
+            assert summary.proof.holds, "each part has the rows of its shard, and these add up to the job's"
+            write_summary(job, _SUMMARY.dump_json(summary, indent=1))
+            if job.pending_shards():
+                # `retry` has opened a shard between the proof and now. It has unset these before we wrote them.
+                unset_success(job)
+                continue
+            _sweep_leftovers(job)
+        if job.is_cancelled:
+            # It came too late.
+            job.uncancel()
+        return summary
+    return None
+
+
+def _summarize(job: JobDir, counts: Counts) -> Summary:
     started_at = job.first_claim_at()
     finished_at = _last_commit_at(job.part_path(info.shard) for info in job.manifest.shards)
     # Claims carry a worker's clock, commits the file system's: they may disagree by more than a tiny job takes.
     elapsed_s = max(0.0, (finished_at - started_at).total_seconds()) if started_at else 0.0
-    summary = Summary(
+    return Summary(
         job_id=job.manifest.job_id,
         proof=Proof(job.manifest.num_rows, counts.num_ok, counts.num_errors),
         num_rows=counts.num_rows,
@@ -96,8 +123,16 @@ def finalize(job: JobDir) -> Summary | None:
         num_parts=len(job.manifest.shards),
         models=job.manifest.models,
     )
-    write_summary(job, _SUMMARY.dump_json(summary, indent=1))
-    return summary
+
+
+def _written_summary(job: JobDir) -> Summary | None:
+    """The summary that stands beside `_SUCCESS`; None where it has to be written, as a damaged one has."""
+    if not job.is_complete:
+        return None
+    try:
+        return read_summary(job)
+    except JobError:
+        return None
 
 
 def read_summary(job: JobDir) -> Summary:
@@ -119,11 +154,11 @@ def read_part_counts(job: JobDir, shard: int) -> Counts:
     try:
         return read_counts(job.part_path(shard))
     except CorruptFileError as exc:
-        raise CorruptFileError(f"{exc}; delete the file, and `batcher resume {job.path}` makes it anew") from exc
+        raise with_remedy(exc, job) from exc
 
 
-def _proven_counts(job: JobDir) -> Counts:
-    """The counts over all parts, checked against the manifest shard by shard."""
+def _proven_counts(job: JobDir) -> Counts | None:
+    """The counts over all parts, checked against the manifest shard by shard; None where one was no commit."""
     manifest = job.manifest
     strangers = job.committed_shards() - {info.shard for info in manifest.shards}
     if strangers:
@@ -132,20 +167,30 @@ def _proven_counts(job: JobDir) -> Counts:
             "move the file away"
         )
     total = Counts()
+    is_whole = True
     for info in manifest.shards:
-        counts = read_part_counts(job, info.shard)
-        if counts.num_rows != info.num_rows:
-            raise JobError(
-                f"{job.part_path(info.shard)}: holds {counts.num_rows} rows ({counts.num_ok} ok, {counts.num_errors} "
-                f"error), the shard has {info.num_rows}; delete the file, and `batcher resume {job.path}` makes it anew"
-            )
-        total += counts
-    if not Proof(manifest.num_rows, total.num_ok, total.num_errors).holds:
-        raise JobError(
-            f"{job.manifest_path}: {manifest.num_rows} rows went in, {total.num_ok} ok + {total.num_errors} error "
-            "came out; the manifest is damaged: submit the input again"
-        )
-    return total
+        counts = sound_counts(job, info)
+        is_whole = is_whole and counts is not None
+        total += counts or Counts()
+    return total if is_whole else None
+
+
+def _sweep_leftovers(job: JobDir) -> None:
+    """Delete what killed writers left in a job that has just become complete. Never raises.
+
+    Only under the lock that `retry` holds, and where there is one: the chunks of a shard that it is about to open look
+    like leftovers. A writer that is still alive has lost its race, and is told so by the part that it finds.
+    """
+    with contextlib.suppress(JobError, StorageError, OSError), exclusive(job, patience_s=0) as is_locked:
+        if not is_locked or job.pending_shards():
+            return
+        for folder in (job.path, job.results_dir, job.shards_dir):
+            storage.sweep_temporary(folder)
+        shutil.rmtree(job.chunks_dir(0).parent, ignore_errors=True)
+        # Who claims a shard right now would take a missing claim for trouble.
+        before = job.success_path.stat().st_mtime - STALE_AFTER_S
+        for folder in job.attempts_dir(0).parent.glob("*"):
+            storage.sweep_temporary(folder, before=before)
 
 
 def _last_commit_at(parts: Iterable[Path]) -> datetime:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from batcher.attempts import AttemptEnd, read_ends
 from batcher.broker import folder_for
 from batcher.jobdir import JobDir
 from batcher.results import read_file
@@ -62,13 +63,16 @@ class Family:
     jobs: list[Path] = field(default_factory=list)
     commands: list[Command] = field(default_factory=list)
 
-    def start(self, *arguments: object, env: Mapping[str, str] | None = None) -> Command:
-        """Start `batcher` with these arguments, in the test's folder and in a session of its own."""
+    def start(self, *arguments: object, env: Mapping[str, str] | None = None, prefix: Sequence[object] = ()) -> Command:
+        """Start `batcher` with these arguments, in the test's folder and in a session of its own.
+
+        `prefix` is a command that goes on as the one it is given behind its own words: `("nice", "-n", 5)`.
+        """
         number = len(list(self.folder.glob("*.stdout")))
         stdout, stderr = (self.folder / f"{number}.{name}" for name in ("stdout", "stderr"))
         with stdout.open("wb") as out, stderr.open("wb") as err:
             process = subprocess.Popen(
-                [Path(sys.executable).with_name("batcher"), *map(str, arguments)],
+                [*map(str, prefix), str(Path(sys.executable).with_name("batcher")), *map(str, arguments)],
                 cwd=self.folder,
                 env={**os.environ, _MARK: self.mark, **(env or {})},
                 stdin=subprocess.DEVNULL,
@@ -80,9 +84,9 @@ class Family:
         self.commands.append(command)
         return command
 
-    def run(self, *arguments: object, env: Mapping[str, str] | None = None) -> Command:
+    def run(self, *arguments: object, env: Mapping[str, str] | None = None, prefix: Sequence[object] = ()) -> Command:
         """Run `batcher` to its end."""
-        command = self.start(*arguments, env=env)
+        command = self.start(*arguments, env=env, prefix=prefix)
         command.wait()
         return command
 
@@ -97,6 +101,15 @@ class Family:
                 if text.encode() in command and self._is_ours((entry / "environ").read_bytes(), command):
                     found.append(int(entry.name))
         return found
+
+    def child_of(self, command: Command) -> int | None:
+        """The worker's child that a command has now, if it has one."""
+        for pid in self.pids(text="workers.child"):
+            with contextlib.suppress(OSError):
+                # After the name, which is in brackets and can hold anything: state, parent.
+                if int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) == command.pid:
+                    return pid
+        return None
 
     def _is_ours(self, environ: bytes, command: bytes) -> bool:
         # The server writes its title over its environment; in the title is its socket.
@@ -127,6 +140,11 @@ def chunk_rows(job: JobDir) -> dict[int, dict[str, Any]]:
     return {row["row"]: row for chunk in chunks for row in read_file(chunk.path).to_pylist()}
 
 
+def attempt_ends(job: JobDir) -> list[AttemptEnd]:
+    """What is written of attempts that did not end in good order: one for each shard that a crash interrupted."""
+    return [end for info in job.manifest.shards for end in read_ends(job, info.shard)]
+
+
 def has_chunks(job: JobDir) -> bool:
     """Whether rows of an unfinished shard were saved."""
     return any(job.path.glob("chunks/*/*.parquet"))
@@ -151,12 +169,14 @@ def start_worker(
     name: str,
     *options: object,
     env: Mapping[str, str] | None = None,
+    prefix: Sequence[object] = (),
 ) -> Command:
     """Start a worker of one thread for the model `tiny`."""
     return family.start(
         *("worker", "--broker", redis_url, "--jobs-dir", family.folder / "jobs", "--model", f"tiny={model}"),
         *("--name", name, "--threads", 1, *options),
         env=env,
+        prefix=prefix,
     )
 
 

@@ -1,11 +1,11 @@
 """An engine without a model that fulfils the same interface: it answers in order, as many prompts as it was told to."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
 from batcher.errors import EngineError
 from batcher.types import Choice, FinishReason, RowError, Usage
-from workers.engine.sequence import SequenceRequest, SequenceResult, Sink
+from workers.engine.sequence import OnStart, SequenceRequest, SequenceResult, Sink, ignore_start
 
 Answer = Callable[[SequenceRequest], str | RowError]
 
@@ -28,22 +28,32 @@ class ManualEngine:
 
     def __init__(self, answer: Answer = lambda request: f"<{request.prompt}>", *, allowance: int | None = None) -> None:
         self.num_steps = 0
+        self.longest_step_s = 0.0
         self.seen: list[SequenceRequest] = []
         self.failure: EngineError | None = None
         self._answer = answer
         self._allowance = allowance
-        self._waiting: list[tuple[SequenceRequest, Sink, ManualTicket]] = []
+        self._waiting: list[tuple[SequenceRequest, Sink, OnStart, ManualTicket]] = []
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def submit(self, requests: Sequence[SequenceRequest], sink: Sink) -> ManualTicket:
+    def submit(
+        self,
+        requests: Iterable[SequenceRequest],
+        sink: Sink,
+        *,
+        on_start: OnStart = ignore_start,
+        is_alone: bool = False,
+    ) -> ManualTicket:
         ticket = ManualTicket()
+        taken = list(requests)
+        assert all(request.is_alone == is_alone for request in taken)
         with self._changed:
             if self.failure is not None:
                 raise self.failure
-            self.seen.extend(requests)
-            self._waiting.extend((request, sink, ticket) for request in requests)
+            self.seen.extend(taken)
+            self._waiting.extend((request, sink, on_start, ticket) for request in taken)
             self._changed.notify_all()
         return ticket
 
@@ -57,7 +67,7 @@ class ManualEngine:
         """Fail as a real engine does: every sink hears of it once, and nothing can be submitted any more."""
         with self._changed:
             self.failure = EngineError(message)
-            sinks = {id(ticket): sink for _, sink, ticket in self._waiting if not ticket.is_cancelled}
+            sinks = {id(ticket): sink for _, sink, _, ticket in self._waiting if not ticket.is_cancelled}
             self._waiting.clear()
             self._changed.notify_all()
         for sink in sinks.values():
@@ -74,12 +84,13 @@ class ManualEngine:
                 self._changed.wait_for(lambda: self.failure or (self._waiting and self._allowance != 0))
                 if self.failure is not None:
                     return
-                request, sink, ticket = self._waiting.pop(0)
+                request, sink, on_start, ticket = self._waiting.pop(0)
                 if ticket.is_cancelled:
                     continue
                 if self._allowance is not None:
                     self._allowance -= 1
                 self.num_steps += 1
+            on_start(request)
             sink(self._result(request))
 
     def _result(self, request: SequenceRequest) -> SequenceResult:

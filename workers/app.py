@@ -4,8 +4,10 @@ A message is two ids and nothing else: `{job_id, shard}`. Each model has a queue
 compute. Measured facts are for Celery 5.7.0 and kombu 5.7.0.
 """
 
+import shlex
 from collections.abc import Iterable
 
+import redis
 from celery import Celery
 from kombu.exceptions import OperationalError
 
@@ -18,6 +20,7 @@ from batcher.broker import (
     hide_password,
     queue_name,
 )
+from batcher.broker_url import redact
 from batcher.errors import BrokerError
 from batcher.jobdir import JobDir, ShardInfo
 
@@ -45,6 +48,10 @@ _SETTINGS = {
     # A broker that restarts, however long it takes, is no reason to unload a model.
     "broker_connection_max_retries": None,
     "broker_connection_retry_on_startup": True,
+    # Nor is one that is full and refuses.
+    "broker_channel_error_retry": True,
+    # Celery's own pauses between tries grow to half a minute.
+    "worker_consumer": "workers.consumer:PatientConsumer",
     # We have our own ways to watch and to stop; without them no worker holds a subscription.
     "worker_enable_remote_control": False,
     "worker_send_task_events": False,
@@ -91,8 +98,9 @@ def make_app(broker_url: str) -> Celery:
 def enqueue(app: Celery, job: JobDir, shards: Iterable[ShardInfo]) -> int:
     """Send a message for each shard to the queue of its model; shards of refused rows need none. Returns how many.
 
-    Raises BrokerError where the broker is away.
+    Raises BrokerError where the broker is away, or is full.
     """
+    url = app.conf.broker_url
     num_sent = 0
     try:
         with app.producer_pool.acquire(block=True) as producer:
@@ -103,5 +111,11 @@ def enqueue(app: Celery, job: JobDir, shards: Iterable[ShardInfo]) -> int:
                 app.send_task(RUN_SHARD, kwargs=message, queue=queue_name(info.model), producer=producer)
                 num_sent += 1
     except OperationalError as exc:
-        raise BrokerError(f"broker {hide_password(app.conf.broker_url)}: a shard could not be queued: {exc}") from exc
+        is_full = isinstance(exc.__cause__, redis.exceptions.OutOfMemoryError)
+        reason = "its memory is full; raise its maxmemory, or free some" if is_full else redact(str(exc), url)
+        raise BrokerError(
+            f"broker {hide_password(url)}: after {num_sent} shards of {job.job_id} no more could be queued: {reason}. "
+            "The job is whole on disk: workers that run find the rest when the broker takes it, or "
+            f"`batcher resume {shlex.quote(str(job.path))} --broker URL` queues it"
+        ) from exc
     return num_sent

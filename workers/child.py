@@ -13,15 +13,22 @@ import sys
 import threading
 import time
 import warnings
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from batcher.errors import BatcherError, EngineError
-from workers.supervisor import Event, EventKind, WorkerConfig
+from workers.events import Beat, Event, EventKind, OpenAttempt, WorkerConfig
+
+if TYPE_CHECKING:
+    from batcher.jobdir import JobDir
+    from workers.shard_runner import Surroundings
 
 logger = logging.getLogger(__name__)
 
 EXIT_REFUSED = 3
+#: Seconds between two beats.
+BEAT_INTERVAL_S = 1.0
 #: The engine failed, so the process is of no use; the supervisor starts another.
 EXIT_ENGINE_FAILED = 70
 
@@ -57,6 +64,7 @@ def main() -> int:
 
 def _work(config: WorkerConfig, reporter: Reporter) -> int:
     # Imported after the logging is set up, and in the order of what can go wrong first.
+    from workers.engine.gate import Gate
     from workers.engine.loader import EngineConfig, load_engine
 
     engine_config = EngineConfig(
@@ -65,10 +73,12 @@ def _work(config: WorkerConfig, reporter: Reporter) -> int:
         num_gpu_layers=config.num_gpu_layers,
         context_length=config.context_length,
     )
-    engines = {name: load_engine(name, Path(path), engine_config) for name, path in config.models}
+    gate = Gate()
+    engines = {name: load_engine(name, Path(path), engine_config, gate=gate) for name, path in config.models}
     reporter.send(Event(EventKind.LOADED))
     for engine in engines.values():
         engine.start()
+    threading.Thread(target=_beat, args=(list(engines.values()), reporter), name="beat", daemon=True).start()
     try:
         return _serve(config, engines, reporter)
     finally:
@@ -76,14 +86,21 @@ def _work(config: WorkerConfig, reporter: Reporter) -> int:
             engine.close()
 
 
+def _beat(engines: list[Any], reporter: Reporter) -> None:
+    """Tell the parent every second how far the engines are, as long as the process lives."""
+    while True:
+        steps = tuple(engine.num_steps for engine in engines)
+        is_busy = tuple(engine.is_busy for engine in engines)
+        longest_step_s = max(engine.longest_step_s for engine in engines)
+        reporter.send(Event(EventKind.BEAT, beat=Beat(steps, is_busy, longest_step_s)))
+        time.sleep(BEAT_INTERVAL_S)
+
+
 def _serve(config: WorkerConfig, engines: dict[str, Any], reporter: Reporter) -> int:
     from celery import signals
 
-    from batcher.broker import open_client, queue_name
-    from batcher.lease import Leases
-    from batcher.summary import finalize
+    from batcher.broker import queue_name
     from workers.app import WORKER_OPTIONS, make_app
-    from workers.shard_runner import Surroundings
     from workers.tasks import register
 
     # Set in a signal handler, which runs in the main thread: safe, as that thread never waits on it.
@@ -107,18 +124,11 @@ def _serve(config: WorkerConfig, engines: dict[str, Any], reporter: Reporter) ->
         reporter.send(Event(EventKind.READY))
 
     app = make_app(config.broker_url)
-    around = Surroundings(
-        worker=config.name,
-        leases=Leases(open_client(config.broker_url)),
-        stopping=stopping,
-        on_progress=lambda: reporter.send(Event(EventKind.PROGRESS)),
-        on_commit=finalize,
-    )
     register(
         app,
         jobs_root=Path(config.jobs_root),
         engines=engines,
-        around=around,
+        around=_surroundings(config, reporter, stopping),
         on_failure=on_failure,
         on_engine_failure=on_engine_failure,
     )
@@ -129,6 +139,28 @@ def _serve(config: WorkerConfig, engines: dict[str, Any], reporter: Reporter) ->
     worker = app.Worker(hostname=f"batcher@{config.name}", queues=queues, **WORKER_OPTIONS)
     worker.start()
     return EXIT_ENGINE_FAILED if engine_failures else int(worker.exitcode or 0)
+
+
+def _surroundings(config: WorkerConfig, reporter: Reporter, stopping: threading.Event) -> "Surroundings":
+    from batcher.broker import open_client
+    from batcher.lease import Leases
+    from batcher.summary import finalize
+    from workers.shard_runner import Surroundings
+
+    def on_attempt(kind: EventKind, job: "JobDir", shard: int, attempt: int) -> None:
+        reporter.send(Event(kind, attempt=OpenAttempt(str(job.path), shard, attempt)))
+
+    return Surroundings(
+        worker=config.name,
+        leases=Leases(open_client(config.broker_url), ttl_s=config.lease_ttl_s),
+        stopping=stopping,
+        on_claim=partial(on_attempt, EventKind.CLAIMED),
+        on_end=partial(on_attempt, EventKind.ENDED),
+        on_progress=lambda: reporter.send(Event(EventKind.PROGRESS)),
+        on_commit=finalize,
+        stall_timeout_s=config.stall_timeout_s,
+        row_timeout_s=config.row_timeout_s,
+    )
 
 
 def _take_over_stdout() -> int:

@@ -19,9 +19,11 @@ from typing import Self
 from batcher.broker import connect, embedded_broker, own_folder
 from batcher.errors import BatcherError, JobCancelledError
 from batcher.jobdir import JobDir
+from batcher.lease import LEASE_TTL_S, Pace
 from batcher.status import Status, StatusReader
 from batcher.summary import Summary, finalize
-from workers.supervisor import Supervisor, WorkerConfig, stop_all
+from workers.events import WorkerConfig
+from workers.supervisor import Supervisor, stop_all
 from workers.sweeper import JobSweep, RootSweep, Sweeper
 
 logger = logging.getLogger(__name__)
@@ -102,7 +104,8 @@ def complete(
     summary = finalize(job)
     if summary is not None:
         return summary
-    with StopSignals() as stop, _job_sweeper(job, broker_url, is_sending=True) as sweeper:
+    sweeper = _job_sweeper(job, broker_url, is_sending=True, lease_ttl_s=config.lease_ttl_s)
+    with StopSignals() as stop, sweeper:
         failures: list[str] = []
         supervisors = [
             Supervisor(each, on_shard_failure=failures.append, on_death=sweeper.on_death)
@@ -116,9 +119,11 @@ def complete(
             stop_all(supervisors, grace_s=config.grace_s, is_urgent=stop.is_urgent)
 
 
-def wait(job: JobDir, broker_url: str, *, on_status: Callable[[Status], None]) -> Summary:
+def wait(
+    job: JobDir, broker_url: str, *, on_status: Callable[[Status], None], lease_ttl_s: float = LEASE_TTL_S
+) -> Summary:
     """Wait until workers elsewhere have completed `job`, sweeping it meanwhile. Raises like `complete`."""
-    with StopSignals() as stop, _job_sweeper(job, broker_url, is_sending=False) as sweeper:
+    with StopSignals() as stop, _job_sweeper(job, broker_url, is_sending=False, lease_ttl_s=lease_ttl_s) as sweeper:
         return _watch(job, [], stop, sweeper=sweeper, failures=[], on_status=on_status)
 
 
@@ -130,8 +135,10 @@ def serve(config: WorkerConfig, *, on_ready: Callable[[], None]) -> None:
     """
     connect(config.broker_url).close()
     models = frozenset(name for name, _ in config.models)
-    sweep = RootSweep(Path(config.jobs_root), config.broker_url, models=models)
-    with StopSignals() as stop, Sweeper(sweep.tick, patience_s=None) as sweeper:
+    sweep = RootSweep(Path(config.jobs_root), config.broker_url, models=models, lease_ttl_s=config.lease_ttl_s)
+    pace = Pace(config.lease_ttl_s)
+    sweeper = Sweeper(sweep.tick, patience_s=None, retry_interval_s=pace.sweep_interval_s)
+    with StopSignals() as stop, sweeper:
         # The child has logged why a shard could not be run; the worker has other shards to do.
         supervisor = Supervisor(config, on_shard_failure=lambda message: None, on_death=sweeper.on_death)
         try:
@@ -148,9 +155,10 @@ def serve(config: WorkerConfig, *, on_ready: Callable[[], None]) -> None:
             stop_all([supervisor], grace_s=config.grace_s, is_urgent=stop.is_urgent)
 
 
-def _job_sweeper(job: JobDir, broker_url: str, *, is_sending: bool) -> Sweeper:
+def _job_sweeper(job: JobDir, broker_url: str, *, is_sending: bool, lease_ttl_s: float) -> Sweeper:
     connect(broker_url).close()
-    return Sweeper(JobSweep(job, broker_url, is_sending=is_sending).tick, patience_s=BROKER_PATIENCE_S)
+    sweep = JobSweep(job, broker_url, is_sending=is_sending, lease_ttl_s=lease_ttl_s)
+    return Sweeper(sweep.tick, patience_s=BROKER_PATIENCE_S, retry_interval_s=Pace(lease_ttl_s).sweep_interval_s)
 
 
 def _share(config: WorkerConfig, num_workers: int) -> list[WorkerConfig]:

@@ -4,6 +4,9 @@ The beats: claim the lease and an attempt number, read what earlier attempts lef
 the other rows, save finished rows as a chunk every few seconds, and in the end create the part. Whatever happens in
 between, finished rows are saved; only the creation of the part makes them the shard's result, and it happens once.
 
+Rows that were in flight when a worker crashed come last, each alone; those that crashed it alone are not computed
+again (see `batcher.attempts`).
+
 The runner is one thread that waits on a queue. The engine's thread fills it; all else (saving, renewing the lease,
 noticing a stop) happens between two results.
 """
@@ -13,7 +16,7 @@ import queue
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Protocol
@@ -21,13 +24,24 @@ from typing import Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batcher.errors import BrokerError, CorruptFileError, EngineError, JobError
+from batcher import attempts
+from batcher.attempts import Cause, Journal, Verdict
+from batcher.errors import (
+    BatcherError,
+    BrokerError,
+    CorruptFileError,
+    EngineError,
+    JobError,
+    ShardGivenUpError,
+    StorageError,
+)
 from batcher.jobdir import JobDir
-from batcher.lease import RENEW_INTERVAL_S, Lease, Leases, new_lease
+from batcher.lease import Lease, Leases, new_lease
 from batcher.results import build_table, join_tables, read_file, result_schema, write_file
 from batcher.shards import read_shard
 from batcher.types import Choice, Completion, RowError, splitmix64
-from workers.engine.sequence import SequenceRequest, SequenceResult, Sink
+from workers.engine.sequence import OnStart, SequenceRequest, SequenceResult, Sink
+from workers.stall import stall_limit_s
 
 logger = logging.getLogger(__name__)
 
@@ -37,10 +51,6 @@ FLUSH_INTERVAL_S = 2.0
 
 #: Seconds. How soon a stop is noticed while the engine has nothing to hand over.
 POLL_INTERVAL_S = 0.25
-
-#: Seconds without a step of the engine until the lease is left to expire. More than one step can take: a batch of
-#: prompts through a large model on a few cores.
-STALL_LIMIT_S = 120.0
 
 
 class Outcome(StrEnum):
@@ -65,22 +75,33 @@ class EngineLike(Protocol):
     @property
     def num_steps(self) -> int: ...
 
-    def submit(self, requests: Sequence[SequenceRequest], sink: Sink) -> TicketLike: ...
+    @property
+    def longest_step_s(self) -> float: ...
+
+    def submit(
+        self, requests: Iterable[SequenceRequest], sink: Sink, *, on_start: OnStart, is_alone: bool
+    ) -> TicketLike: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
     """What all shards of a worker share.
 
-    `stopping` is set when the worker is to stop. `on_progress` is called after each durable write of rows, and
-    `on_commit` after a part exists; both in the runner's thread.
+    `stopping` is set when the worker is to stop. In the runner's thread are called: `on_claim` and `on_end` (job,
+    shard, attempt) around all that could take the process down, `on_progress` after each durable write of completed
+    rows, and `on_commit` after a part exists. `stall_timeout_s` None: by the engine's pace; `row_timeout_s` None: the
+    job's own.
     """
 
     worker: str
     leases: Leases
     stopping: threading.Event
+    on_claim: Callable[[JobDir, int, int], None]
+    on_end: Callable[[JobDir, int, int], None]
     on_progress: Callable[[], None]
     on_commit: Callable[[JobDir], object]
+    stall_timeout_s: float | None = None
+    row_timeout_s: float | None = None
     clock: Callable[[], float] = time.monotonic
 
 
@@ -97,7 +118,7 @@ def run_shard(job: JobDir, shard: int, engine: EngineLike, around: Surroundings)
     """Run one shard to its end, blocking. `shard` must be in the manifest, with the engine's model.
 
     Raises EngineError when the engine died (finished rows are saved), CorruptFileError or JobError where the job
-    directory is damaged, StorageError where it can't be written.
+    directory is damaged, StorageError where it can't be written, ShardGivenUpError where that was so too often.
     """
     if job.part_path(shard).exists():
         return Outcome.ALREADY_COMMITTED
@@ -112,12 +133,63 @@ def run_shard(job: JobDir, shard: int, engine: EngineLike, around: Surroundings)
         logger.warning("shard %d of %s runs without a lease: %s", shard, job.job_id, exc)
     try:
         attempt = job.claim_attempt(shard, worker=around.worker)
-        return _ShardRun(job, shard, engine, around, lease=lease, attempt=attempt).run()
+        around.on_claim(job, shard, attempt)
+        try:
+            return _run_attempt(job, shard, engine, around, lease=lease, attempt=attempt)
+        finally:
+            around.on_end(job, shard, attempt)
     finally:
         try:
             around.leases.release(lease)
         except BrokerError as exc:
             logger.warning("the lease of shard %d of %s is left to expire: %s", shard, job.job_id, exc)
+
+
+def _run_attempt(
+    job: JobDir, shard: int, engine: EngineLike, around: Surroundings, *, lease: Lease, attempt: int
+) -> Outcome:
+    """Run the attempt under its journal, and say how it ended where that was not in good order."""
+    verdict = attempts.judge(job, shard, attempt=attempt)
+    if verdict.why_hopeless:
+        given_up = ShardGivenUpError(f"given up, as {verdict.why_hopeless}; `batcher resume {job.path}` tries it again")
+        _record_end(job, shard, attempt, around, given_up, attempts.Outcome.FAILED)
+        raise given_up
+    journal = Journal(job.journal_path(shard, attempt=attempt))
+    is_orderly = True
+    try:
+        run = _ShardRun(job, shard, engine, around, lease=lease, attempt=attempt, journal=journal, verdict=verdict)
+        outcome = run.run()
+        if outcome is Outcome.ALREADY_COMMITTED:
+            # What was saved since the other's commit.
+            job.delete_chunks(shard)
+        return outcome
+    except EngineError as exc:
+        is_orderly = False
+        _record_end(job, shard, attempt, around, exc, attempts.Outcome.CRASHED)
+        raise
+    except BatcherError as exc:
+        _record_end(job, shard, attempt, around, exc, attempts.Outcome.FAILED)
+        raise
+    finally:
+        journal.close(is_orderly=is_orderly)
+
+
+def _record_end(
+    job: JobDir, shard: int, attempt: int, around: Surroundings, exc: BatcherError, outcome: attempts.Outcome
+) -> None:
+    cause = Cause.ENGINE if outcome is attempts.Outcome.CRASHED else None
+    try:
+        attempts.record_end(
+            *(job, shard, attempt),
+            worker=around.worker,
+            outcome=outcome,
+            cause=cause,
+            detail=str(exc),
+            is_retriable=exc.is_retriable,
+        )
+    except StorageError as storage_exc:
+        # On a full disk, say. The error itself is on its way to the log.
+        logger.warning("%s", storage_exc)
 
 
 def completion_id(job_seed: int, row: int) -> str:
@@ -144,7 +216,16 @@ class _ShardRun:
     """One attempt. Lives in one thread but for `_inbox`, which the engine fills."""
 
     def __init__(
-        self, job: JobDir, shard: int, engine: EngineLike, around: Surroundings, *, lease: Lease, attempt: int
+        self,
+        job: JobDir,
+        shard: int,
+        engine: EngineLike,
+        around: Surroundings,
+        *,
+        lease: Lease,
+        attempt: int,
+        journal: Journal,
+        verdict: Verdict,
     ) -> None:
         self._job = job
         self._number = shard
@@ -152,6 +233,9 @@ class _ShardRun:
         self._around = around
         self._lease = lease
         self._attempt = attempt
+        self._journal = journal
+        self._verdict = verdict
+        self._row_timeout_s = around.row_timeout_s or job.manifest.row_timeout_s
         self._uid = uuid.uuid4().hex[:8]
         self._shard = read_shard(job.shard_path(shard), carried=job.manifest.carried)
         self._schema = result_schema(job.manifest.carried)
@@ -161,13 +245,56 @@ class _ShardRun:
         self._failure: EngineError | None = None
         self._open: dict[int, _OpenRow] = {}
         self._finished: dict[int, Completion] = {}
+        self._renewal_interval_s = around.leases.pace.renewal_interval_s
         now = around.clock()
         self._next_flush = now + FLUSH_INTERVAL_S
-        self._next_renewal = now + RENEW_INTERVAL_S
+        self._next_renewal = now + self._renewal_interval_s
         self._last_step = (engine.num_steps, now)
 
     def run(self) -> Outcome:
-        ticket = self._engine.submit(list(self._missing_requests()), self._inbox.put)
+        done = {row for table in self._saved for row in table["row"].to_pylist()}
+        missing = {
+            row.request.row: position for position, row in enumerate(self._shard.rows) if row.request.row not in done
+        }
+        self._answer_without_engine(missing)
+        suspects = [missing.pop(row) for row in self._verdict.suspects if row in missing]
+        outcome = self._complete(list(missing.values()))
+        for position in suspects:
+            if outcome is not None:
+                break
+            # What is finished is not to be lost by what may come.
+            self._flush()
+            outcome = self._complete([position], is_alone=True)
+        return outcome or self._commit()
+
+    def _answer_without_engine(self, missing: dict[int, int]) -> None:
+        """Take rows that were refused, and rows that crash their worker, from `missing`, and finish them as errors."""
+        set_aside = {row: error for row, error in self._verdict.set_aside.items() if row in missing}
+        refused = {row: error for row, at in missing.items() if (error := self._shard.rows[at].error) is not None}
+        for row, error in (set_aside | refused).items():
+            self._finish(missing.pop(row), error=error)
+        for row, error in set_aside.items():
+            logger.warning("row %d of %s is set aside: %s", row, self._job.job_id, error.message)
+        if set_aside:
+            # At once, so that no crash to come takes the verdict back. It is no progress of the worker's.
+            self._save()
+
+    def _complete(self, positions: Sequence[int], *, is_alone: bool = False) -> Outcome | None:
+        """Have the engine complete these rows. Returns why it stopped before, if it did."""
+        if not positions:
+            return None
+        for position in positions:
+            self._open[position] = _OpenRow(len(self._shard.rows[position].request.prompts))
+        try:
+            ticket = self._engine.submit(
+                self._requests(positions, is_alone=is_alone),
+                self._inbox.put,
+                on_start=self._note_start,
+                is_alone=is_alone,
+            )
+        except EngineError:
+            self._open.clear()
+            raise
         try:
             while self._open:
                 self._receive(timeout_s=POLL_INTERVAL_S)
@@ -180,23 +307,29 @@ class _ShardRun:
                 ticket.cancel()
                 self._receive(timeout_s=0)
                 self._flush()
-        return self._commit()
+        return None
 
-    def _missing_requests(self) -> Iterator[SequenceRequest]:
-        """The prompts of the rows that no chunk holds, which become open; refused rows are finished at once."""
-        done = {row for table in self._saved for row in table["row"].to_pylist()}
-        for position, row in enumerate(self._shard.rows):
-            request = row.request
-            if request.row in done:
-                continue
-            if row.error is not None:
-                self._finish(position, error=row.error)
-                continue
+    def _requests(self, positions: Iterable[int], *, is_alone: bool) -> Iterator[SequenceRequest]:
+        """The prompts of the rows at `positions`, each noted in the journal when the engine takes it."""
+        for position in positions:
+            request = self._shard.rows[position].request
             assert request.prompts, f"row {request.row} has no prompt"
-            self._open[position] = _OpenRow(len(request.prompts))
+            note = self._journal.alone if is_alone else self._journal.tokenizing
+            note(request.row)
             for index, prompt in enumerate(request.prompts):
                 seed = request.choice_seed(index, job_seed=self._job.manifest.seed)
-                yield SequenceRequest((position, index), prompt, replace(request.params, seed=seed))
+                yield SequenceRequest(
+                    (position, index),
+                    prompt,
+                    replace(request.params, seed=seed),
+                    timeout_s=self._row_timeout_s,
+                    is_alone=is_alone,
+                )
+        self._journal.tokenized()
+
+    def _note_start(self, request: SequenceRequest) -> None:
+        row = self._shard.rows[request.key[0]].request.row
+        (self._journal.alone if request.is_alone else self._journal.admitted)(row)
 
     def _receive(self, *, timeout_s: float) -> None:
         """Wait for a result, then take all there are."""
@@ -226,6 +359,7 @@ class _ShardRun:
 
     def _finish(self, position: int, *, error: RowError | None, choices: tuple[Choice, ...] = ()) -> None:
         request = self._shard.rows[position].request
+        self._journal.finished(request.row)
         response_id = completion_id(self._job.manifest.seed, request.row)
         self._finished[position] = Completion(request, response_id, int(time.time()), choices, error)
 
@@ -241,8 +375,10 @@ class _ShardRun:
             self._flush()
             if self._job.is_cancelled:
                 return Outcome.CANCELLED
+            if self._job.part_path(self._number).exists():
+                return Outcome.ALREADY_COMMITTED
         if now >= self._next_renewal:
-            self._next_renewal = now + RENEW_INTERVAL_S
+            self._next_renewal = now + self._renewal_interval_s
             if not self._renew(now):
                 return Outcome.LEASED_ELSEWHERE
         return None
@@ -252,7 +388,7 @@ class _ShardRun:
         steps, since = self._last_step
         if self._engine.num_steps != steps:
             self._last_step = (self._engine.num_steps, now)
-        elif now - since > STALL_LIMIT_S:
+        elif now - since > stall_limit_s(self._engine.longest_step_s, self._around.stall_timeout_s):
             return True
         try:
             return self._around.leases.renew(self._lease)
@@ -261,16 +397,18 @@ class _ShardRun:
             return True
 
     def _flush(self) -> None:
-        """Save the finished rows as a chunk. Durable when it returns."""
-        if not self._finished:
-            return
+        """Save the finished rows as a chunk, and say that there is progress. Durable when it returns."""
+        if self._finished:
+            self._save()
+            self._around.on_progress()
+
+    def _save(self) -> None:
         table = self._finished_table()
         self._num_flushes += 1
         path = self._job.chunk_path(self._number, attempt=self._attempt, uid=self._uid, sequence=self._num_flushes)
         write_file(path, table)
         self._saved.append(table)
         self._finished.clear()
-        self._around.on_progress()
 
     def _finished_table(self) -> pa.Table:
         positions = sorted(self._finished)
@@ -286,6 +424,7 @@ class _ShardRun:
 
     def _commit(self) -> Outcome:
         """Create the part from chunks and finished rows, unless another attempt was first."""
+        self._journal.committing()
         table = join_tables([*self._saved, self._finished_table()], self._schema)
         expected = [row.request.row for row in self._shard.rows]
         if pc.unique(table["row"]).to_pylist() != expected:
@@ -295,6 +434,7 @@ class _ShardRun:
             )
         is_first = write_file(self._job.part_path(self._number), table)
         self._job.delete_chunks(self._number)
+        attempts.delete_journals(self._job, self._number)
         self._around.on_progress()
         self._around.on_commit(self._job)
         return Outcome.COMMITTED if is_first else Outcome.ALREADY_COMMITTED

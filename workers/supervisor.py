@@ -7,7 +7,6 @@ a line. The child leads its own session: a Ctrl-C in the terminal reaches the pa
 """
 
 import contextlib
-import json
 import logging
 import os
 import signal
@@ -15,80 +14,37 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from enum import StrEnum
+from pathlib import Path
 
-from batcher.errors import BatcherError, ModelError
+from batcher import attempts
+from batcher.attempts import Cause
+from batcher.errors import BatcherError, ModelError, StorageError
+from batcher.heartbeats import STALLED_AFTER_S, WorkerState
+from batcher.jobdir import JobDir
+from workers.beacon import Beacon
+from workers.events import Event, EventKind, OpenAttempt, WorkerConfig
+from workers.memory import count_oom_kills
+from workers.stall import StallMeter, stall_limit_s
 
 logger = logging.getLogger(__name__)
 
-#: Deaths of a child in a row, without a row saved in between, after which there is no point in another one.
-MAX_CRASHES = 3
-#: Seconds before the first restart; doubles with every further one in a row.
+#: Deaths of a child in a row, without a row completed and saved in between, after which there is no point in another.
+#: Rows that crash it are set aside meanwhile, each at the price of a death or two, or four where memory is short.
+MAX_CRASHES = 10
+#: The same before it is ready. While the model is loaded, even the first is excused only where somebody killed it, or
+#: where it has loaded before.
+MAX_EARLY_CRASHES = 3
+#: Seconds before the first restart; doubles with every further one in a row, to the most.
 _RESTART_DELAY_S = 0.5
+_MAX_RESTART_DELAY_S = 10.0
+
+#: What nobody does to himself.
+_SIGNALS_FROM_OUTSIDE = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGKILL})
 
 _WAIT_STEP_S = 0.05
 
 #: -P: without it, a `workers` in the user's working directory would be taken for ours.
 CHILD_COMMAND = (sys.executable, "-P", "-m", "workers.child")
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerConfig:
-    """What a child needs to know. Travels as JSON. `models` are pairs of name and path; None: the engine chooses.
-
-    `grace_s` are the seconds it gets to save its rows and give back its shards. `name` stands in the `worker` column of
-    the results. `quiet` leaves only warnings in the log.
-    """
-
-    name: str
-    models: tuple[tuple[str, str], ...]
-    broker_url: str
-    jobs_root: str
-    grace_s: float
-    num_slots: int | None = None
-    num_threads: int | None = None
-    num_gpu_layers: int | None = None
-    context_length: int | None = None
-    quiet: bool = False
-
-    def to_json(self) -> bytes:
-        """One line."""
-        return json.dumps(asdict(self)).encode() + b"\n"
-
-    @classmethod
-    def from_json(cls, data: bytes) -> "WorkerConfig":
-        values = json.loads(data)
-        values["models"] = tuple((name, path) for name, path in values["models"])
-        return cls(**values)
-
-
-class EventKind(StrEnum):
-    """What a child tells its parent, in order of its life: `LOADED` comes once, or `REFUSED` instead of it."""
-
-    LOADED = "loaded"  # the models are in memory
-    READY = "ready"  # connected to the broker and waiting for shards
-    PROGRESS = "progress"  # rows were saved
-    FAILED = "failed"  # a shard can't be run; the message says why
-    REFUSED = "refused"  # the child can't work at all; the message says why
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One line from a child. `exit_code` is the CLI's for the message."""
-
-    kind: EventKind
-    message: str = ""
-    exit_code: int = BatcherError.exit_code
-
-    def to_json(self) -> bytes:
-        """One line."""
-        return json.dumps(asdict(self)).encode() + b"\n"
-
-    @classmethod
-    def from_json(cls, data: bytes) -> "Event":
-        values = json.loads(data)
-        return cls(EventKind(values["kind"]), values["message"], values["exit_code"])
 
 
 class WorkerCrashedError(BatcherError):
@@ -98,8 +54,8 @@ class WorkerCrashedError(BatcherError):
 class Supervisor:
     """One child and its successors. Not for several threads; nothing here blocks but `stop_all`.
 
-    `on_shard_failure` hears why a shard could not be run, `on_death` that a child died without being asked to (its name
-    is gone with it until the next one starts). `clock` is in seconds and only grows.
+    `on_shard_failure` hears why a shard could not be run, `on_death` that a child died without being asked to, by the
+    worker's name and the child's pid. `clock` is in seconds and only grows.
     """
 
     def __init__(
@@ -107,7 +63,7 @@ class Supervisor:
         config: WorkerConfig,
         *,
         on_shard_failure: Callable[[str], None],
-        on_death: Callable[[str], None],
+        on_death: Callable[[str, int], None],
         command: Sequence[str] = CHILD_COMMAND,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -118,10 +74,17 @@ class Supervisor:
         self._on_death = on_death
         self._command = command
         self._clock = clock
+        self._beacon = Beacon(config, clock=clock)
         self._child: subprocess.Popen[bytes] | None = None
         self._unread = b""
-        self._is_loaded = False
-        self._num_crashes = 0
+        self._is_loaded = self._was_loaded = False
+        self._is_stopping = False
+        self._open: list[OpenAttempt] = []
+        self._stall = StallMeter(now=clock())
+        self._stall_limit_s = stall_limit_s(0.0, config.stall_timeout_s)
+        self._killed_for = ""
+        self._num_oom_kills = 0
+        self._num_crashes_in_a_row = 0
         self._restart_at: float | None = None
 
     @property
@@ -129,11 +92,27 @@ class Supervisor:
         """Whether a child lives."""
         return self._child is not None and self._child.poll() is None
 
+    @property
+    def state(self) -> WorkerState:
+        """What the worker does now."""
+        if self._is_stopping:
+            return WorkerState.STOPPING
+        if self._child is None:
+            return WorkerState.RESTARTING
+        if not self.is_ready:
+            return WorkerState.LOADING
+        if self._stall.stalled_s >= STALLED_AFTER_S:
+            return WorkerState.STALLED
+        return WorkerState.WORKING if self._open else WorkerState.IDLE
+
     def start(self) -> None:
         """Start a child. Returns at once; `poll` sees it become ready."""
         self._restart_at = None
         self._unread = b""
         self._is_loaded = self.is_ready = False
+        self._open = []
+        self._killed_for = ""
+        self._num_oom_kills = count_oom_kills()
         self._child = subprocess.Popen(
             self._command,
             stdin=subprocess.PIPE,
@@ -159,18 +138,37 @@ class Supervisor:
                 self._handle(event)
             if has_ended:
                 self._bury(self._child)
+            elif self._is_loaded:
+                self._watch_progress(self._child)
         elif self._restart_at is not None and self._clock() >= self._restart_at:
             self.start()
+        self.show()
+
+    def _watch_progress(self, child: subprocess.Popen[bytes]) -> None:
+        """End a child whose engine does not move; `poll` buries it."""
+        stalled_s = self._stall.look(now=self._clock())
+        if stalled_s > self._stall_limit_s and not (self._killed_for or self._is_stopping):
+            self._killed_for = f"no progress for {stalled_s:.0f} s"
+            logger.error("worker %s: %s; its process is ended", self.name, self._killed_for)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
 
     def terminate(self) -> None:
         """Ask the child to save its rows and end."""
         self._restart_at = None
+        self._is_stopping = True
+        self.show()
         if self._child is not None and self.is_running:
             self._child.terminate()
+
+    def show(self) -> None:
+        """Keep up the worker's sign of life; `poll` does."""
+        self._beacon.show(self.state, attempts=self._open, stalled_s=self._stall.stalled_s)
 
     def kill(self) -> None:
         """End the child at once, with whatever it may have started. Waits for it."""
         self._restart_at = None
+        self._beacon.put_out()
         if self._child is None:
             return
         if self.is_running:
@@ -195,11 +193,22 @@ class Supervisor:
     def _handle(self, event: Event) -> None:
         match event.kind:
             case EventKind.LOADED:
-                self._is_loaded = True
+                self._is_loaded = self._was_loaded = True
+                self._stall = StallMeter(now=self._clock())
             case EventKind.READY:
                 self.is_ready = True
+            case EventKind.BEAT:
+                assert event.beat is not None
+                self._stall.hear(steps=event.beat.steps, is_busy=event.beat.is_busy)
+                self._stall_limit_s = stall_limit_s(event.beat.longest_step_s, self._config.stall_timeout_s)
+                self._num_oom_kills = count_oom_kills()
+            case EventKind.CLAIMED:
+                assert event.attempt is not None
+                self._open.append(event.attempt)
+            case EventKind.ENDED:
+                self._open = [attempt for attempt in self._open if attempt != event.attempt]
             case EventKind.PROGRESS:
-                self._num_crashes = 0
+                self._num_crashes_in_a_row = 0
             case EventKind.FAILED:
                 self._on_shard_failure(event.message)
             case EventKind.REFUSED:
@@ -208,24 +217,61 @@ class Supervisor:
 
     def _bury(self, child: subprocess.Popen[bytes]) -> None:
         """Take leave of a child that ended by itself, and plan for the next one."""
+        max_crashes = MAX_CRASHES if self.is_ready else MAX_EARLY_CRASHES
         self._close(child)
-        self._on_death(self.name)
-        ending = describe_exit(child.returncode)
+        cause, ending = self._explain(child.returncode)
+        # Before the leases are given back: whoever takes the shards next must know how this went.
+        self._record_crash(cause, ending)
+        self._beacon.note_crash(ending)
+        self._on_death(self.name, child.pid)
+        self._num_crashes_in_a_row += 1
         if not self._is_loaded:
-            models = ", ".join(path for _, path in self._config.models)
-            raise ModelError(
-                f"{models}: the worker died while loading it ({ending}); the file may be damaged, or the memory short: "
-                "try fewer --slots or a smaller --ctx"
-            )
-        self._num_crashes += 1
-        if self._num_crashes >= MAX_CRASHES:
+            self._check_load_failure(cause, ending)
+        elif self._num_crashes_in_a_row >= max_crashes:
             raise WorkerCrashedError(
-                f"worker {self.name}: its process died {self._num_crashes} times without finishing a row in between "
-                f"(the last time: {ending}); its log above may say why"
+                f"worker {self.name}: its process died {self._num_crashes_in_a_row} times without finishing a row in "
+                f"between (the last time: {ending}); its log above may say why"
             )
-        delay = _RESTART_DELAY_S * 2 ** (self._num_crashes - 1)
+        delay = min(_MAX_RESTART_DELAY_S, _RESTART_DELAY_S * 2 ** (self._num_crashes_in_a_row - 1))
         logger.warning("worker %s: its process died (%s); the next one starts in %.1f s", self.name, ending, delay)
         self._restart_at = self._clock() + delay
+
+    def _explain(self, returncode: int) -> tuple[Cause, str]:
+        """Why the child died: for the judgement over its rows, and in words."""
+        if self._killed_for:
+            return Cause.STALLED, self._killed_for
+        ending = describe_exit(returncode)
+        if returncode == -signal.SIGKILL and count_oom_kills() > self._num_oom_kills:
+            return Cause.MEMORY, "killed by the kernel because memory was short"
+        # An exit code is no fault of a row's either: Celery or the machine had its reason.
+        is_fault = returncode < 0 and -returncode not in _SIGNALS_FROM_OUTSIDE
+        return (Cause.FAULT if is_fault else Cause.KILLED), ending
+
+    def _record_crash(self, cause: Cause, ending: str) -> None:
+        for attempt in self._open:
+            try:
+                attempts.record_end(
+                    *(JobDir(Path(attempt.job)), attempt.shard, attempt.attempt),
+                    worker=self.name,
+                    outcome=attempts.Outcome.CRASHED,
+                    cause=cause,
+                    detail=ending,
+                )
+            except StorageError as exc:
+                # Then the attempt counts as one that vanished.
+                logger.warning("%s", exc)
+        self._open = []
+
+    def _check_load_failure(self, cause: Cause, ending: str) -> None:
+        """Raise ModelError unless loading the model once more could go better."""
+        is_excused = cause is Cause.KILLED or self._was_loaded
+        if is_excused and self._num_crashes_in_a_row < MAX_EARLY_CRASHES:
+            return
+        models = ", ".join(path for _, path in self._config.models)
+        raise ModelError(
+            f"{models}: the worker died while loading it ({ending}); the file may be damaged, or the memory short: "
+            "try fewer --slots or a smaller --ctx"
+        )
 
     def _close(self, child: subprocess.Popen[bytes]) -> None:
         child.wait()
@@ -235,6 +281,7 @@ class Supervisor:
                     pipe.close()
         self._child = None
         self.is_ready = False
+        self._stall.stalled_s = 0.0
 
 
 def stop_all(
@@ -248,6 +295,8 @@ def stop_all(
     for supervisor in supervisors:
         supervisor.terminate()
     while any(s.is_running for s in supervisors) and time.monotonic() < deadline and not is_urgent():
+        for supervisor in supervisors:
+            supervisor.show()
         time.sleep(_WAIT_STEP_S)
     for supervisor in supervisors:
         supervisor.kill()

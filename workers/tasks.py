@@ -8,8 +8,10 @@ from celery import Celery
 from celery.exceptions import Reject
 
 from batcher.errors import BatcherError, EngineError
-from batcher.jobdir import ID_PATTERN, JobDir
+from batcher.jobdir import JobDir
+from batcher.jobs_root import locate_job
 from workers.app import RUN_SHARD
+from workers.messages import CheckingConsumer, MessageError, ShardMessage
 from workers.shard_runner import EngineLike, Outcome, Surroundings, run_shard
 
 logger = logging.getLogger(__name__)
@@ -28,6 +30,7 @@ def register(
     on_engine_failure: Callable[[EngineError], None],
 ) -> None:
     """Give `app` the task. `engines` are by model name; `on_engine_failure` is to end the process."""
+    app.conf.worker_consumer = CheckingConsumer
 
     @app.task(name=RUN_SHARD)  # type: ignore[untyped-decorator]
     def run_shard_task(job_id: object = None, shard: object = None) -> None:
@@ -57,19 +60,15 @@ def _resolve(
     job_id: object, shard: object, *, jobs_root: Path, engines: Mapping[str, EngineLike]
 ) -> tuple[JobDir, int, EngineLike] | None:
     """The job, shard and engine a message means; None, with a line in the log, where it means none of ours."""
-    is_shard = isinstance(shard, int) and not isinstance(shard, bool) and shard >= 0
-    if not (isinstance(job_id, str) and ID_PATTERN.fullmatch(job_id) and is_shard):
-        logger.warning("a message is dropped: job_id %.200r, shard %.200r are no ids of ours", job_id, shard)
-        return None
-    assert isinstance(shard, int)
     try:
-        job = JobDir.open(jobs_root / job_id)
-    except BatcherError as exc:
+        message = ShardMessage.from_values(job_id, shard)
+        job = JobDir.open(locate_job(jobs_root, message.job_id))
+    except (MessageError, BatcherError) as exc:
         logger.warning("a message is dropped: %s", exc)
         return None
     models = {info.shard: info.model for info in job.manifest.shards}
-    engine = engines.get(models.get(shard) or "")
+    engine = engines.get(models.get(message.shard) or "")
     if engine is None:
-        logger.warning("a message is dropped: %s has no shard %d for the models here", job_id, shard)
+        logger.warning("a message is dropped: %s has no shard %d for the models here", job.path, message.shard)
         return None
-    return job, shard, engine
+    return job, message.shard, engine

@@ -1,5 +1,6 @@
 """Commands that look before work is done: validate, models, doctor."""
 
+import itertools
 import json
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from batcher.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from batcher.doctor import Check
     from batcher.models import ModelRef
 
 
@@ -125,21 +127,41 @@ def models_command(*, as_json: bool) -> int:
 
 @click.command("doctor")
 @option("--model", "models", multiple=True, envvar="BATCHER_MODEL", metavar="NAME|[NAME=]PATH", help="Model to check.")
+@option("--slots", type=click.IntRange(min=1), help="Slots that memory must have room for. [default: as a worker]")
+@option("--ctx", type=click.IntRange(min=1), help="Tokens of each slot. [default: as a worker]")
+@option("--gpu-layers", type=click.IntRange(min=0), help="As for a worker; 0 checks the memory that CPUs need.")
 @broker_option
 @json_option
 @jobs_dir_option
-def doctor_command(*, models: tuple[str, ...], broker: str | None, as_json: bool, jobs_dir: Path) -> int:
-    """Find what is wrong with this machine, and the remedy. Ends with 3 if a check failed.
+def doctor_command(
+    *,
+    models: tuple[str, ...],
+    slots: int | None,
+    ctx: int | None,
+    gpu_layers: int | None,
+    broker: str | None,
+    as_json: bool,
+    jobs_dir: Path,
+) -> int:
+    """Find what is wrong with this machine, and the remedy. Ends with 3 if a check failed, else with 0.
 
-    Checked are the packages, llama.cpp's library, cores and memory, the jobs folder, the broker and the models (the
-    known ones if none is given).
+    Give it the options that `batcher worker` gets; it also reads the same environment. Each check tries the thing:
+
+    \b
+    packages     their versions; whether llama.cpp's library loads
+    jobs folder  whether files are created atomically in it, its room, its clock, and whether the workers
+                 that live there have one version of Batcher
+    broker       whether it answers and takes writes, keeps its queue over a restart and when memory is
+                 short, and agrees about the time; without --broker, whether one can be started here
+    models       whether each file is there and whole, and memory has room for it and its slots (of the known
+                 models, if none is given)
 
     \b
     Example:
-      batcher doctor --broker redis://queue:6379/0 --model llama=/data/llama.gguf
+      batcher doctor --broker redis://queue:6379/0 --jobs-dir /mnt/jobs --model llama=/data/llama.gguf
     """
     from batcher.cli import EXIT_UNFINISHED
-    from batcher.doctor import Check, Level, run_checks
+    from batcher.doctor import Check, EngineWishes, Level, run_checks
     from batcher.errors import ModelError
     from batcher.models import known_models, parse_model
 
@@ -148,16 +170,29 @@ def doctor_command(*, models: tuple[str, ...], broker: str | None, as_json: bool
         try:
             refs.append(parse_model(spec))
         except ModelError as exc:
-            checks.append(Check(f"model {spec}", Level.FAIL, str(exc)))
-    for check in run_checks(jobs_dir=jobs_dir, broker=broker, models=refs if models else known_models()):
-        checks.append(check)
+            message, _, remedy = str(exc).partition("; ")
+            checks.append(
+                Check(f"model {spec}", Level.FAIL, message, remedy or "`batcher models` lists the known ones")
+            )
+    found = run_checks(
+        jobs_dir=jobs_dir,
+        broker=broker,
+        models=refs if models else known_models(),
+        wishes=EngineWishes(num_slots=slots, context_length=ctx, num_gpu_layers=gpu_layers),
+        is_one_worker=bool(models),
+    )
+    is_failed = False
+    for check in itertools.chain(found, checks):
+        is_failed |= check.level is Level.FAIL
+        click.echo(json.dumps(asdict(check), ensure_ascii=False) if as_json else _check_text(check))
+    return EXIT_UNFINISHED if is_failed else 0
+
+
+def _check_text(check: "Check") -> str:
+    """A finding in a line, and its remedy in another."""
+    from batcher.doctor import Level
+
     marks = {Level.OK: ("ok  ", "green"), Level.WARN: ("warn", "yellow"), Level.FAIL: ("FAIL", "red")}
-    for check in checks:
-        if as_json:
-            click.echo(json.dumps(asdict(check), ensure_ascii=False))
-            continue
-        mark, color = marks[check.level]
-        click.echo(f"{click.style(mark, fg=color)}  {check.name}: {check.message}")
-        if check.remedy:
-            click.echo(f"      remedy: {check.remedy}")
-    return EXIT_UNFINISHED if any(check.level is Level.FAIL for check in checks) else 0
+    mark, color = marks[check.level]
+    text = f"{click.style(mark, fg=color)}  {check.name}: {check.message}"
+    return f"{text}\n      remedy: {check.remedy}" if check.remedy else text

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from batcher.jobdir import JobDir
     from batcher.planner import ValidationReport
-    from batcher.status import Status
+    from batcher.status import Status, WorkerStatus
     from batcher.summary import Summary
 
 #: Seconds between two JSON lines.
@@ -36,6 +36,9 @@ TEXT_WIDTH = 100
 
 #: Characters of a prompt's tail and of a text that a sample shows.
 PROMPT_TAIL, TEXT_HEAD = 160, 600
+
+#: Workers, shards of each, and failed shards that a status names; and the characters of a message in it.
+MAX_WORKERS, MAX_SHARDS, MAX_FAILURES, MESSAGE_HEAD = 20, 8, 3, 300
 
 
 class Progress:
@@ -86,7 +89,7 @@ class Progress:
                 "rows": f"{status.num_done:,}/{status.num_rows:,} rows",
                 "speed": f"{status.tokens_per_s:,.0f} tokens/s",
                 "eta": f"ETA {duration_text(status.eta_s)}" if status.eta_s is not None else status.state.value,
-                "errors": f"{status.num_errors:,} errors" if status.num_errors else "",
+                "errors": _trouble_text(status),
             }
             if self._bar.task_ids:
                 self._bar.update(self._bar.task_ids[0], completed=status.num_done, **fields)
@@ -130,17 +133,24 @@ def status_text(job: "JobDir", status: "Status") -> str:
     """A status in a few lines."""
     shards = f"{status.num_committed:,} of {status.num_shards:,} committed"
     if status.num_claimed or status.num_waiting:
-        shards += f", {status.num_claimed:,} claimed ({status.num_attempts:,} attempts), {status.num_waiting:,} waiting"
+        shards += f", {status.num_claimed:,} claimed, {status.num_waiting:,} waiting"
+    attempts = f"{status.num_attempts:,}" if status.num_attempts else ""
+    if status.num_crashes:
+        attempts += f", of which {status.num_crashes:,} crashed"
     percent = 100 * status.num_done / status.num_rows if status.num_rows else 100.0
     lines = {
         "Job": f"{status.job_id}: {status.state.value}",
         "Rows": f"{status.num_done:,} of {status.num_rows:,} done ({percent:.0f}%): "
         f"{status.num_ok:,} ok, {status.num_errors:,} errors",
         "Errors": _counts_text(status.error_codes),
+        "Set aside": _set_aside_text(job, status.num_quarantined),
         "Tokens": _tokens_text(status.prompt_tokens, status.cached_tokens, status.completion_tokens),
         "Speed": f"{status.tokens_per_s:,.1f} tokens/s" if status.tokens_per_s else "",
         "ETA": duration_text(status.eta_s) if status.eta_s is not None else "",
         "Shards": shards,
+        "Attempts": attempts,
+        "Failures": _failures_text(status),
+        "Workers": _workers_text(job, status),
         "Created": utc_text(status.created_at),
         "Elapsed": duration_text(status.elapsed_s) if status.started_at else "",
         "Where": shown_path(job.path),
@@ -150,6 +160,8 @@ def status_text(job: "JobDir", status: "Status") -> str:
 
 def print_summary(job: "JobDir", summary: "Summary") -> None:
     """Print how a complete job went, where its results are, and how to read them."""
+    from batcher.types import ErrorCode
+
     where = shown_path(job.path)
     pattern = f"{where}/{summary.results}"
     quoted = json.dumps(pattern, ensure_ascii=False)
@@ -158,6 +170,7 @@ def print_summary(job: "JobDir", summary: "Summary") -> None:
         "Job": f"{summary.job_id}: complete",
         "Rows": f"{summary.proof.rows_in:,} in = {summary.num_ok:,} ok + {summary.num_errors:,} error",
         "Errors": _counts_text(summary.error_codes),
+        "Set aside": _set_aside_text(job, summary.error_codes.get(ErrorCode.WORKER_CRASHED.value, 0)),
         "Choices": f"{summary.num_choices:,}" if summary.num_choices != summary.num_ok else "",
         "Tokens": _tokens_text(summary.prompt_tokens, summary.cached_tokens, summary.completion_tokens),
         "Speed": f"{summary.tokens_per_s:,.1f} tokens/s",
@@ -276,10 +289,11 @@ def _errors_of(table: Any) -> Any:
 def _sample_text(row: dict[str, Any]) -> str:
     name = f"[{row['row']}]" if row["index"] == 0 else f"[{row['row']}.{row['index']}]"
     if row["status"] == "ok":
-        detail = f"{row['custom_id']} ({row['finish_reason']}, {row['completion_tokens']} tokens)"
+        detail = f"{_clean(row['custom_id'])} ({row['finish_reason']}, {row['completion_tokens']} tokens)"
         answer = _clean(row["text"])
     else:
-        detail = f"{row['custom_id']} (error {row['error_code']})"
+        again = f", {row['attempts']} attempts" if row["attempts"] > 1 else ""
+        detail = f"{_clean(row['custom_id'])} (error {row['error_code']}{again})"
         answer = _clean(row["error_message"])
     prompt = _clean(row["prompt"] or "")
     tail = prompt if len(prompt) <= PROMPT_TAIL else f"...{prompt[-PROMPT_TAIL:]}"
@@ -298,14 +312,94 @@ def _wrapped(text: str, start: str) -> Iterator[str]:
 
 
 def _aligned(lines: dict[str, str]) -> str:
-    """`label  value` lines, without those that have nothing to say."""
+    """`label  value` lines, without those that have nothing to say. A value may have several lines."""
     width = max(len(label) for label, value in lines.items() if value)
-    return "\n".join(f"{label.ljust(width)}  {value}" for label, value in lines.items() if value)
+    indent = "\n" + " " * (width + 2)
+    return "\n".join(
+        f"{label.ljust(width)}  {value.replace(chr(10), indent)}" for label, value in lines.items() if value
+    )
 
 
 def _counts_text(counts: dict[str, int]) -> str:
     by_number = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{name} {number:,}" for name, number in by_number)
+
+
+def _trouble_text(status: "Status") -> str:
+    """What the live bar says of errors and crashes; nothing where there are none."""
+    texts = [f"{status.num_errors:,} errors"] if status.num_errors else []
+    if status.num_crashes:
+        texts.append("1 crash" if status.num_crashes == 1 else f"{status.num_crashes:,} crashes")
+    return ", ".join(texts)
+
+
+def _set_aside_text(job: "JobDir", number: int) -> str:
+    """Of rows that ended the process that computed them: how many, and where to see which; "" for none."""
+    if not number:
+        return ""
+    rows = "1 row that crashed its worker" if number == 1 else f"{number:,} rows that crashed their workers"
+    return f"{rows} (worker_crashed); see: batcher results {shlex.quote(shown_path(job.path))} --errors"
+
+
+def _failures_text(status: "Status") -> str:
+    lines = [
+        f"shard {failure.shard}: {_head(failure.message)} (attempt {failure.attempt} by {_head(failure.worker)})"
+        for failure in status.failures[:MAX_FAILURES]
+    ]
+    if len(status.failures) > MAX_FAILURES:
+        lines.append(f"... and {len(status.failures) - MAX_FAILURES:,} more shards; --json shows them")
+    return "\n".join(lines)
+
+
+def _workers_text(job: "JobDir", status: "Status") -> str:
+    """A line for each worker. Of many, those that are not well come first, and the last ones are only counted."""
+    from batcher.heartbeats import Health
+    from batcher.status import JobState
+
+    workers = list(status.workers)
+    if len(workers) > MAX_WORKERS:
+        workers.sort(key=lambda each: (each.health is Health.ALIVE and not each.num_crashes, not each.shards))
+    shown = workers[:MAX_WORKERS]
+    width = max((len(_head(worker.name)) for worker in shown), default=0)
+    lines = [f"{_head(worker.name).ljust(width)}  {_worker_text(worker)}" for worker in shown]
+    if len(workers) > MAX_WORKERS:
+        lines.append(f"... and {len(workers) - MAX_WORKERS:,} more; --json shows them")
+    is_going_on = status.state in (JobState.WAITING, JobState.RUNNING) and status.num_committed < status.num_shards
+    if is_going_on and all(each.health is Health.GONE for each in workers):
+        resume = f"batcher resume {shlex.quote(shown_path(job.path))}"
+        lines.append(f"none alive for its models; start a `batcher worker`, or go on here with: {resume}")
+    return "\n".join(lines)
+
+
+def _worker_text(worker: "WorkerStatus") -> str:
+    """How a worker is: `alive, working on shards 3, 4`; `gone for 1 min 20 s, held shard 9; crashed 2 times (...)`."""
+    from batcher.heartbeats import Health, WorkerState
+
+    shards = ", ".join(str(shard) for shard in worker.shards[:MAX_SHARDS])
+    if worker.shards:
+        shards = f"shard{'s' if len(worker.shards) > 1 else ''} {shards}"
+    if len(worker.shards) > MAX_SHARDS:
+        shards += ", ..."
+    match worker.health:
+        case Health.GONE:
+            text = f"gone for {duration_text(worker.age_s)}" + (f", held {shards}" if shards else "")
+        case Health.STALLED:
+            text = f"stalled {worker.stalled_s:.0f} s" + (f", {shards}" if shards else "")
+        case Health.ALIVE if worker.state is WorkerState.WORKING:
+            text = "alive, working" + (f" on {shards}" if shards else "")
+            text += " for other jobs" if worker.is_busy_elsewhere and not shards else ""
+        case Health.ALIVE:
+            text = f"alive, {worker.state.value}" + (f", {shards}" if shards else "")
+    if worker.num_crashes:
+        times = "once" if worker.num_crashes == 1 else f"{worker.num_crashes:,} times"
+        text += f"; crashed {times}" + (f" ({_head(worker.last_crash)})" if worker.last_crash else "")
+    return text
+
+
+def _head(message: str) -> str:
+    """A message from a file, on one line and shortened."""
+    text = _clean(message)
+    return text if len(text) <= MESSAGE_HEAD else f"{text[:MESSAGE_HEAD]}..."
 
 
 def _tokens_text(prompt: int, cached: int, completion: int) -> str:

@@ -1,7 +1,6 @@
 """Commands on jobs that exist: status, list, results, export, retry, cancel, delete."""
 
 import shlex
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -30,10 +29,11 @@ job_argument = click.argument("job", metavar="JOB")
 @json_option
 @jobs_dir_option
 def status_command(job: str, *, watch: bool, as_json: bool, jobs_dir: Path) -> int:
-    """Show how far JOB is: rows, tokens, rate, ETA, shards.
+    """Show how far JOB is: rows, tokens, rate, ETA, shards, attempts and crashes, and how its workers are.
 
-    JOB is an id under --jobs-dir or the path of a job directory. Everything shown comes from the files in it. Ends with
-    0 also where rows have failed: their number is in the output.
+    JOB is an id under --jobs-dir or the path of a job directory. Everything shown comes from files there. A worker is
+    alive; stalled when it has work and its engine makes no step; gone when it gives no sign of life. Ends with 0 also
+    where rows have failed: their number is in the output.
 
     \b
     Example:
@@ -174,30 +174,35 @@ def export_command(job: str, *, output: Path, layout: str, partial: bool, force:
 def retry_command(job: str, *, where: tuple[str, ...], broker: str | None, jobs_dir: Path) -> int:
     """Run the failed rows of JOB again; rows that succeeded are kept.
 
-    With --broker the reopened shards go to the workers there. Without, `batcher resume` goes on.
+    With --broker the reopened shards go to the workers there. Without, who works on the job takes them up, or
+    `batcher resume` does.
 
     \b
     Example:
       batcher retry out --where error_code=timeout
     """
     from batcher import retry
+    from batcher.exclusive import exclusive
 
     conditions = retry.parse_where(where)
     found = find_job(job, jobs_dir)
-    selection = retry.select(found, where=conditions)
-    _print_left_out(selection)
-    if not selection.shards:
-        click.echo("Nothing to retry.")
-        return 0
     if broker is not None:
         from batcher.broker import connect
 
         # Before anything is reopened: a mistyped URL should change nothing.
         connect(broker).close()
-    shards = retry.reopen_selection(found, selection)
+    with exclusive(found):
+        was_complete = found.is_complete
+        selection = retry.select(found, where=conditions)
+        shards = retry.reopen_selection(found, selection)
+    _print_left_out(selection)
+    if not shards:
+        click.echo("Nothing to retry.")
+        return 0
     click.echo(f"Reopened {selection.num_rows:,} rows in {len(shards):,} shards.")
     if broker is None:
-        click.echo(f"Go on with: batcher resume {_typed(found)}")
+        if_needed = "Go on with" if was_complete else "Who works on the job takes them up; if nobody does, go on with"
+        click.echo(f"{if_needed}: batcher resume {_typed(found)}")
         return 0
     from workers.app import enqueue, make_app
 
@@ -216,10 +221,14 @@ def cancel_command(job: str, *, jobs_dir: Path) -> int:
     Example:
       batcher cancel out
     """
+    from batcher.summary import finalize
+
     found = find_job(job, jobs_dir)
-    if found.is_complete and not found.pending_shards():
+    is_new = finalize(found) is None and found.cancel()
+    # Once more: workers may have completed it at this moment. That takes the mark back.
+    if finalize(found) is not None:
         click.echo("The job is complete; there is nothing to cancel.")
-    elif found.cancel():
+    elif is_new:
         click.echo(f"Cancelled. Finished rows are kept; take it up again with: batcher resume {_typed(found)}")
     else:
         click.echo("The job was cancelled already.")
@@ -237,45 +246,29 @@ def delete_command(job: str, *, yes: bool, jobs_dir: Path) -> int:
     Example:
       batcher delete out --yes
     """
+    from batcher.removal import delete_job
     from batcher.status import read_status
 
-    found = find_job(job, jobs_dir)
+    found = _find_deletable(job, jobs_dir)
     if not yes:
         if not sys.stdin.isatty():
             raise click.UsageError(f"delete {job}: give --yes, as there is no terminal to ask on")
-        status = read_status(found)
-        click.confirm(f"Delete {found.path} ({status.state.value}, {status.num_done:,} finished rows)?", abort=True)
-    left = _delete_files(found)
+        status = read_status(found) if found.exists() else None
+        what = f"{status.state.value}, {status.num_done:,} finished rows" if status else "its deletion was interrupted"
+        click.confirm(f"Delete {found.path} ({what})?", abort=True)
+    left = delete_job(found)
     click.echo(f"Deleted {found.path}" + (f"; not the job's own and left there: {', '.join(left)}" if left else ""))
     return 0
 
 
-def _delete_files(job: "JobDir") -> list[str]:
-    """Delete the job's own files. Returns the names of others that are left in its folder.
+def _find_deletable(job: str, jobs_dir: Path) -> "JobDir":
+    """The job that JOB names, or what an interrupted deletion left of it."""
+    from batcher.jobdir import JobDir
 
-    The mark of a cancelled job goes first and last, the manifest just before: workers stop, and a deletion that was
-    interrupted leaves a job that can be deleted again.
-    """
-    from batcher import storage
-    from batcher.errors import StorageError
-
-    job.cancel()
-    storage.delete(job.success_path)
-    for folder in (job.results_dir, job.chunks_dir(0).parent, job.attempts_dir(0).parent, job.shards_dir):
-        try:
-            shutil.rmtree(folder)
-        except FileNotFoundError:
-            continue
-        except OSError as exc:
-            raise StorageError(f"{folder}: cannot delete: {exc.strerror or exc}; run the command again") from exc
-    storage.delete(job.summary_path)
-    storage.delete(job.manifest_path)
-    storage.delete(job.cancelled_path)
-    storage.sweep_temporary(job.path)
-    left = sorted(path.name for path in job.path.iterdir())
-    if not left:
-        job.path.rmdir()
-    return left
+    for path in (Path(job), jobs_dir / job):
+        if JobDir(path).deleted_path.is_file() and (path.name == job or path == Path(job)):
+            return JobDir(path.resolve())
+    return find_job(job, jobs_dir)
 
 
 def _print_left_out(selection: "Selection") -> None:

@@ -1,11 +1,14 @@
 """Options that several commands share. Each option of the CLI has an environment variable `BATCHER_*`."""
 
+import functools
 import math
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from batcher.errors import InputError, JobError
 from batcher.types import DEFAULT_MAX_TOKENS, DEFAULT_TEMPERATURE, DEFAULT_TOP_P, SamplingParams
@@ -64,10 +67,70 @@ jobs_dir_option = option(
     help="Folder that holds the job directories.",
 )
 
-broker_option = option(
-    "--broker",
-    metavar="URL",
-    help="Redis-protocol broker, e.g. redis://host:6379/0. [default: an embedded one where the command can start it]",
+_broker_options = _chain(
+    option(
+        "--broker",
+        metavar="URL",
+        help="Redis-protocol broker, e.g. redis://host:6379/0 or rediss://host:6379/0. A URL with a password goes into "
+        "the environment or a file. [default: an embedded one where the command can start it]",
+    ),
+    option(
+        "--broker-file",
+        type=click.Path(path_type=Path),
+        help="File whose first line is the broker's URL, which may hold a password.",
+    ),
+)
+
+
+def broker_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The broker, by URL or file. Parameter: broker, a URL or None."""
+
+    @functools.wraps(command)
+    def with_broker(*args: Any, broker: str | None, broker_file: Path | None, **kwargs: Any) -> Any:
+        return command(*args, broker=_choose_broker(broker, broker_file), **kwargs)
+
+    return _broker_options(with_broker)
+
+
+def _choose_broker(url: str | None, file: Path | None) -> str | None:
+    """The URL that was given; what the command line says goes before the environment. Raises InputError."""
+    from batcher.broker_url import has_secret, read_url_file
+
+    is_url_typed, is_file_typed = _is_typed("broker"), _is_typed("broker_file")
+    if url is not None and is_url_typed and has_secret(url):
+        raise InputError(
+            "--broker: a password on the command line is seen by everyone who can run `ps` on this machine; put the "
+            "URL into the environment as BATCHER_BROKER, or into a file that only you can read, for --broker-file"
+        )
+    if url is not None and file is not None and is_url_typed == is_file_typed:
+        names = "--broker and --broker-file" if is_url_typed else "BATCHER_BROKER and BATCHER_BROKER_FILE"
+        raise InputError(f"{names} are both given; leave out one")
+    if file is None or (url is not None and is_url_typed):
+        return url
+    found = read_url_file(file)
+    mode = stat.S_IMODE(file.stat().st_mode)
+    if has_secret(found) and mode & stat.S_IROTH:
+        click.echo(f"Warning: everyone on this machine can read {file} (mode {mode:o}); chmod 600 {file}", err=True)
+    return found
+
+
+def _is_typed(parameter: str) -> bool:
+    """Whether it comes from the command line, not from the environment."""
+    return click.get_current_context().get_parameter_source(parameter) is ParameterSource.COMMANDLINE
+
+
+row_timeout_option = option(
+    "--row-timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Seconds that a completion may take once it has begun; then its row is an error row `timeout`. A worker's own "
+    "goes before the job's.",
+)
+
+model_sha256_option = option(
+    "--model-sha256",
+    multiple=True,
+    metavar="[NAME=]HEX",
+    help="SHA-256 that the model's file must have, else it is not loaded; can be given several times.",
 )
 
 json_option = option("--json", "as_json", is_flag=True, envvar="BATCHER_JSON", help="Print JSON, for programs.")
@@ -161,6 +224,7 @@ def submit_options(
     top_p: float,
     stop: tuple[str, ...],
     seed: int | None,
+    row_timeout: float | None = None,
 ) -> "SubmitOptions":
     """What the planner takes, from the parameters of `input_options` and `sampling_options` as click gives them.
 
@@ -181,17 +245,19 @@ def submit_options(
         strict=strict,
         shard_rows=shard_rows,
         seed=seed,
+        row_timeout_s=row_timeout,
     )
 
 
 def find_job(job: str, jobs_dir: Path) -> "JobDir":
     """The job that JOB names: the path of a job directory, else an id under the jobs root. Raises JobError."""
     # Here and not above: it brings pyarrow, and `--help` looks at every command.
-    from batcher.jobdir import JobDir, check_id
+    from batcher.jobdir import JobDir
+    from batcher.jobs_root import locate_job
 
     as_path = Path(job)
     if JobDir(as_path).exists():
         return JobDir.open(as_path.resolve())
     if as_path.name != job:
         raise JobError(f"{job}: no job here (no manifest.json); `batcher list` shows the jobs")
-    return JobDir.open((jobs_dir / check_id(job, what="job id")).resolve())
+    return JobDir.open(locate_job(jobs_dir, job))

@@ -21,6 +21,7 @@ from batcher.cli.options import (
     input_options,
     jobs_dir_option,
     option,
+    row_timeout_option,
     sampling_options,
     submit_options,
 )
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from batcher.planner import SubmitOptions
     from batcher.status import Status
     from batcher.summary import Summary
-    from workers.supervisor import WorkerConfig
+    from workers.events import WorkerConfig
 
 #: Seconds that a stopped worker gets by default. With the embedded broker's own end, `run` stops within 10.
 DEFAULT_GRACE_S = 8.0
@@ -59,12 +60,28 @@ _ENGINE_OPTIONS: tuple[Decorator, ...] = (
     option("--threads", type=click.IntRange(min=1), help="CPU threads of a worker. [default: all cores]"),
     option("--gpu-layers", type=click.IntRange(min=0), help="Layers on the GPU. [default: all, where there is one]"),
     option("--ctx", type=click.IntRange(min=1), help="Tokens of a prompt and its completion together. [default: 2048]"),
-    option("--grace", type=click.FloatRange(min=0), default=DEFAULT_GRACE_S, help="Seconds in which a worker stops."),
+    option(
+        "--grace",
+        type=click.FloatRange(min=0),
+        default=DEFAULT_GRACE_S,
+        help="Seconds in which a worker stops: shorter than the notice that your machines get.",
+    ),
+    option(
+        "--stall-timeout",
+        type=click.FloatRange(min=0, min_open=True),
+        help="Seconds without a step after which an engine is restarted. [default: 120, or more by the engine's pace]",
+    ),
+    option(
+        "--lease-ttl",
+        type=click.FloatRange(min=1),
+        help="Seconds after which the shards of a worker that says nothing go to another. [default: 30]",
+    ),
+    row_timeout_option,
 )
 
 
 def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """How models are loaded and workers stopped. Parameters: slots, threads, gpu_layers, ctx, grace."""
+    """How models are loaded and workers stopped. Parameters: slots ... row_timeout."""
     for decorate in reversed(_ENGINE_OPTIONS):
         command = decorate(command)
     return command
@@ -107,8 +124,10 @@ def run_command(
     job = JobDir(output.resolve())
     check_id(job.path.name, what="name of the job directory")
     names = frozenset(model.name for model in chosen)
-    submission = submit_options(default_model=chosen[0].name, known_models=names, **options)
-    config = _worker_config(chosen, job.path.parent, quiet=True, **engine)
+    submission = submit_options(
+        default_model=chosen[0].name, known_models=names, row_timeout=engine["row_timeout_s"], **options
+    )
+    config = _worker_config(chosen, job.path.parent, home=job.path, quiet=True, **engine)
     again = f"batcher resume {shlex.quote(str(output))}{_model_arguments(chosen)}" if "-" in files else _typed_command()
     with job_broker(job, broker) as url:
         try:
@@ -128,6 +147,7 @@ def run_command(
 @option("--model", metavar="NAME", help="Model of rows which name none.")
 @sampling_options
 @input_options
+@row_timeout_option
 @broker_option
 @jobs_dir_option
 @option("--wait", "is_waiting", envvar="BATCHER_WAIT", is_flag=True, help="Stay until the job is complete.")
@@ -203,7 +223,7 @@ def worker_command(
     except OSError as exc:
         raise InputError(f"--jobs-dir {jobs_dir}: cannot create the folder: {exc.strerror or exc}") from exc
     _log_to_stderr(logging.INFO)
-    config = _worker_config(chosen, jobs_root, quiet=False, **_take_engine_options(options))
+    config = _worker_config(chosen, jobs_root, home=jobs_root, quiet=False, **_take_engine_options(options))
     config = replace(config, broker_url=broker, name=check_id(name, what="worker name") if name else config.name)
     serve(
         config,
@@ -255,17 +275,19 @@ def resume_command(
         commit_refused(found)
         if finalize(found) is not None:
             return _report_complete(found)
-        found.uncancel()
+        _open_again(found)
         number = enqueue(make_app(broker), found, found.pending_shards())
         click.echo(f"Enqueued {number:,} shards; `batcher status {_quoted(found)} --watch` shows how they go.")
         return 0
     needed = {info.model for info in found.pending_shards() if info.model is not None}
-    config = _worker_config(_choose_models(models, needed=needed), found.path.parent, quiet=True, **engine)
+    config = _worker_config(
+        _choose_models(models, needed=needed), found.path.parent, home=found.path, quiet=True, **engine
+    )
     with job_broker(found, None) as url:
         commit_refused(found)
         if finalize(found) is not None:
             return _report_complete(found)
-        found.uncancel()
+        _open_again(found)
         _say_how_far(found, quiet=quiet)
         return _complete(found, config, num_workers=num_workers, broker_url=url, quiet=quiet, again=_typed_command())
 
@@ -280,11 +302,20 @@ def _submit(job: "JobDir", files: Sequence[str], options: "SubmitOptions", *, qu
     existed = job.exists()
     manifest = planner.submit(job, files, options, stdin=sys.stdin.buffer, on_progress=None if quiet else _show_reading)
     if existed:
-        job.uncancel()
+        _open_again(job)
         _say_how_far(job, quiet=quiet)
     elif not quiet:
         refused = f" ({manifest.num_refused:,} refused)" if manifest.num_refused else ""
         click.echo(f"Submitted {manifest.num_rows:,} rows{refused} in {len(manifest.shards):,} shards.", err=True)
+
+
+def _open_again(job: "JobDir") -> None:
+    """Let workers take up what was cancelled, and what they had given up."""
+    from batcher.attempts import forgive
+
+    job.uncancel()
+    for info in job.pending_shards():
+        forgive(job, info.shard)
 
 
 def _show_reading(num_rows: int) -> None:
@@ -316,24 +347,32 @@ def _new_job_id(file: str) -> str:
 
 def _take_engine_options(options: dict[str, Any]) -> dict[str, Any]:
     """Move the parameters of `engine_options` out of `options`, named as `WorkerConfig` has them."""
+    from batcher.lease import LEASE_TTL_S
+
     return {
         "num_slots": options.pop("slots"),
         "num_threads": options.pop("threads"),
         "num_gpu_layers": options.pop("gpu_layers"),
         "context_length": options.pop("ctx"),
         "grace_s": options.pop("grace"),
+        "stall_timeout_s": options.pop("stall_timeout"),
+        "lease_ttl_s": options.pop("lease_ttl") or LEASE_TTL_S,
+        "row_timeout_s": options.pop("row_timeout"),
     }
 
 
-def _worker_config(models: Sequence["ModelRef"], jobs_root: Path, *, quiet: bool, **engine: Any) -> "WorkerConfig":
+def _worker_config(
+    models: Sequence["ModelRef"], jobs_root: Path, *, home: Path, quiet: bool, **engine: Any
+) -> "WorkerConfig":
+    from workers.events import WorkerConfig
     from workers.local import default_worker_name
-    from workers.supervisor import WorkerConfig
 
     return WorkerConfig(
         name=default_worker_name(),
         models=tuple((model.name, str(model.path)) for model in models),
         broker_url="",  # whoever starts the workers knows it
         jobs_root=str(jobs_root),
+        home=str(home),
         quiet=quiet,
         **engine,
     )

@@ -3,6 +3,7 @@
 import os
 import shlex
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import redis
 
 from batcher.broker import embedded_broker, open_client
 from batcher.cli import run_cli
+from tests.unit.shard_bench import Bench
+from workers.shard_runner import Outcome
 
 #: Runs a command line; gives its exit code, stdout and stderr.
 Run = Callable[[str], tuple[int, str, str]]
@@ -49,3 +52,14 @@ def client(broker_url: str) -> Iterator[redis.Redis]:
     client.flushall()
     yield client
     client.close()
+
+
+@pytest.fixture
+def bench(tmp_path: Path, client: redis.Redis) -> Bench:
+    return Bench(tmp_path, client)
+
+
+@pytest.fixture
+def background() -> Iterator[Callable[..., Future[Outcome]]]:
+    with ThreadPoolExecutor() as pool:
+        yield pool.submit

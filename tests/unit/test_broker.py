@@ -5,13 +5,22 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from batcher.broker import celery_url, client_url, connect, embedded_broker, find_server, folder_for, hide_password
+from batcher.broker import (
+    celery_url,
+    client_url,
+    connect,
+    embedded_broker,
+    find_server,
+    folder_for,
+    hide_password,
+    open_client,
+)
 from batcher.errors import BrokerError
+from tests.waiting import wait_for
 
 #: Opens a broker for argv[1], says so, and stays until its stdin ends or it is killed.
 HOLDER = """
@@ -52,11 +61,12 @@ def servers_in(folder: Path) -> list[int]:
     return found
 
 
-def wait_until_gone(folder: Path, *, timeout_s: float = 10) -> None:
-    deadline = time.monotonic() + timeout_s
-    while servers_in(folder):
-        assert time.monotonic() < deadline, "the server is still there"
-        time.sleep(0.02)
+def is_there(url: str) -> bool:
+    try:
+        connect(url).close()
+    except BrokerError:
+        return False
+    return True
 
 
 def test_embedded_broker_answers_on_a_private_socket_and_leaves_nothing(tmp_path: Path) -> None:
@@ -72,6 +82,76 @@ def test_embedded_broker_answers_on_a_private_socket_and_leaves_nothing(tmp_path
 
     assert not folder.exists()
     assert servers_in(folder) == []
+
+
+def kill_server(folder: Path) -> int:
+    (server,) = servers_in(folder)
+    os.kill(server, signal.SIGKILL)
+    return server
+
+
+def kill_server_and_wait_for_another(folder: Path) -> None:
+    server = kill_server(folder)
+    wait_for(lambda: servers_in(folder) not in ([], [server]), what="another server")
+
+
+def test_killed_server_is_started_again_with_what_it_held(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with embedded_broker(tmp_path) as url:
+        client = open_client(url)
+        client.lpush("queue", "message")
+
+        kill_server_and_wait_for_another(folder_for(tmp_path))
+
+        wait_for(lambda: is_there(url), what="the server answers")
+        assert client.lrange("queue", 0, -1) == [b"message"]
+        client.close()
+
+    assert "died (signal SIGKILL)" in caplog.text
+    assert not folder_for(tmp_path).exists()
+    assert servers_in(folder_for(tmp_path)) == []
+
+
+def test_server_that_stumbles_over_what_it_wrote_down_begins_again_with_nothing(tmp_path: Path) -> None:
+    folder = folder_for(tmp_path)
+    with embedded_broker(tmp_path) as url:
+        client = open_client(url)
+        client.lpush("queue", "message")
+        for written in (folder / "appendonlydir").glob("*.aof"):
+            written.write_bytes(b"damaged\r\n" * 10)
+
+        kill_server(folder)
+
+        wait_for(lambda: is_there(url), what="the server answers")
+        assert client.dbsize() == 0
+        client.close()
+
+
+def test_server_that_keeps_dying_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("batcher.broker._MAX_RESTARTS", 2)
+    monkeypatch.setattr("batcher.broker._RESTART_PAUSE_S", 0.01)
+    folder = folder_for(tmp_path)
+
+    with embedded_broker(tmp_path):
+        kill_server_and_wait_for_another(folder)
+        kill_server_and_wait_for_another(folder)
+        kill_server(folder)
+
+        wait_for(lambda: "it is not started again" in caplog.text, what="it is given up")
+        assert servers_in(folder) == []
+
+    assert not folder.exists()
+
+
+def test_block_that_ends_while_the_server_is_started_again_leaves_nothing(tmp_path: Path) -> None:
+    folder = folder_for(tmp_path)
+
+    with embedded_broker(tmp_path):
+        kill_server(folder)
+
+    assert servers_in(folder) == []
+    assert not folder.exists()
 
 
 def test_folder_is_the_same_for_the_same_job_only(tmp_path: Path) -> None:
@@ -101,7 +181,7 @@ def test_server_ends_with_a_killed_owner_and_its_folder_is_taken_over(tmp_path: 
     os.kill(holder.pid, signal.SIGKILL)
     holder.communicate()
 
-    wait_until_gone(folder)
+    wait_for(lambda: not servers_in(folder), what="the server is gone", timeout_s=10)
     assert folder.exists()
     with embedded_broker(tmp_path) as url:
         client = connect(url)

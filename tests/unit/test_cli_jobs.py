@@ -1,17 +1,20 @@
 """The commands on jobs: what they print, what they change, how they end."""
 
 import csv
+import errno
 import io
 import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from batcher.broker import connect, embedded_broker, queue_key
 from batcher.cli.display import print_sample
+from batcher.exclusive import exclusive
 from batcher.jobdir import JobDir
 from batcher.summary import finalize
 from batcher.types import ErrorCode
@@ -68,7 +71,8 @@ def test_status_json_is_one_line_with_stable_keys(run: Run, finished: JobDir) ->
     assert list(found) == [
         "job_id", "state", "num_rows", "num_done", "num_ok", "num_errors", "num_choices", "prompt_tokens",
         "completion_tokens", "cached_tokens", "error_codes", "num_shards", "num_committed", "num_claimed",
-        "num_waiting", "num_attempts", "tokens_per_s", "rows_per_s", "eta_s", "created_at", "started_at", "elapsed_s",
+        "num_waiting", "num_attempts", "num_crashes", "num_quarantined", "tokens_per_s", "rows_per_s", "eta_s",
+        "created_at", "started_at", "elapsed_s", "workers", "failures",
     ]  # fmt: skip
     assert (found["state"], found["num_done"]) == ("complete", 6)
     assert found["created_at"] == "2026-01-01T00:00:00Z"
@@ -159,6 +163,27 @@ def test_results_with_errors_are_only_those(run: Run, finished: JobDir) -> None:
     assert run("results demo --errors")[1].count("(error ") == 2
 
 
+def test_row_that_was_set_aside_shows_its_attempts_and_what_happened(run: Run, tmp_path: Path) -> None:
+    job = make_job(tmp_path / "job", (2,))
+    for _ in range(2):
+        job.claim_attempt(0, worker="w1")
+    crashed = failed(1, ErrorCode.WORKER_CRASHED)
+    assert crashed.error is not None
+    message = "the worker died once while it computed this row and nothing else (the last time: signal SIGSEGV)"
+    write_part(job, 0, [ok(0), replace(crashed, error=replace(crashed.error, message=message))])
+
+    code, out, _ = run("results job --errors")
+
+    assert code == 0
+    assert out == (
+        "[1] id-1 (error worker_crashed, 3 attempts)\n"
+        "    prompt 1.0\n"
+        " -> the worker died once while it computed this row and nothing else (the last time: signal SIGSEGV)\n"
+    )
+    (row,) = [json.loads(line) for line in run("results job --errors --json")[1].splitlines()]
+    assert (row["error_code"], row["error_message"], row["attempts"]) == ("worker_crashed", message, 3)
+
+
 def test_results_of_a_running_job_show_each_row_once(run: Run, tmp_path: Path) -> None:
     job = make_job(tmp_path / "job", (2, 1))
     write_part(job, 1, [ok(2)])
@@ -180,7 +205,8 @@ def test_results_of_a_job_without_any_say_so(run: Run, tmp_path: Path) -> None:
 
 def test_completion_cannot_drive_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     job = make_job(tmp_path / "job", (1,))
-    write_part(job, 0, [ok(0, text="\x1b[2Jred\r\x07\n\u202eafter")])
+    completion = ok(0, text="\x1b[2Jred\r\x07\n\u202eafter")
+    write_part(job, 0, [replace(completion, request=replace(completion.request, custom_id="\x1b]0;title\x07"))])
 
     print_sample(job, 1)
 
@@ -301,6 +327,33 @@ def test_cancel_is_said_once(run: Run, tmp_path: Path, finished: JobDir) -> None
     assert not finished.is_cancelled
 
 
+def test_retry_of_a_job_that_goes_on_says_who_takes_it_up(run: Run, tmp_path: Path) -> None:
+    job = make_job(tmp_path / "job", (1, 1))
+    write_part(job, 0, [failed(0)])
+
+    _, out, _ = run("retry job")
+
+    assert out.splitlines()[1] == "Who works on the job takes them up; if nobody does, go on with: batcher resume job"
+
+
+def test_cancellation_that_comes_too_late_says_so(run: Run, tmp_path: Path) -> None:
+    job = complete_job(tmp_path / "job")  # its last worker has not finalized it yet
+
+    assert run("cancel job") == (0, "The job is complete; there is nothing to cancel.\n", "")
+    assert not job.is_cancelled
+    assert job.is_complete
+
+
+@pytest.mark.parametrize("line", ["retry demo", "delete demo --yes"])
+def test_command_that_changes_the_job_waits_for_no_other(run: Run, finished: JobDir, line: str) -> None:
+    with exclusive(finished):
+        code, _, err = run(line)
+
+    assert code == 2
+    assert "another command (submit, retry or delete) is changing this job; wait until it is done" in err
+    assert finished.is_complete
+
+
 def test_delete_asks_or_wants_yes(run: Run, finished: JobDir, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
     code, _, err = run("delete demo")
@@ -343,16 +396,17 @@ def test_deletion_that_was_interrupted_can_be_repeated(
     run: Run, finished: JobDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(path: Path) -> None:
-        raise OSError(16, "Device or resource busy")
+        raise OSError(errno.EIO, "Input/output error")
 
     with monkeypatch.context() as patch:
         patch.setattr("shutil.rmtree", fail)
         code, _, err = run("delete demo --yes")
     assert code == 3
-    assert "cannot delete: Device or resource busy; run the command again" in err
-    assert finished.is_cancelled  # workers stop meanwhile
+    assert "cannot delete: Input/output error; run the command again" in err
+    assert not finished.exists()  # workers stop meanwhile
+    assert run("status demo")[0] == 2
 
-    assert run("delete demo --yes")[0] == 0
+    assert run("delete demo --yes") == (0, f"Deleted {finished.path}\n", "")
     assert not finished.path.exists()
 
 

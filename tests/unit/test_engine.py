@@ -1,8 +1,10 @@
 """The engine on a real llama.cpp context: a tiny random GGUF, compared with llama-cpp-python's own completion."""
 
 import queue
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import llama_cpp
@@ -13,6 +15,7 @@ from batcher.errors import EngineError, ModelError
 from batcher.types import Choice, ErrorCode, FinishReason, SamplingParams
 from tests.tiny_gguf import write_tiny_gguf
 from workers.engine.engine import Engine
+from workers.engine.gate import Gate
 from workers.engine.loader import EngineConfig, load_engine, load_tokenizer
 from workers.engine.sequence import SequenceRequest, SequenceResult
 
@@ -254,3 +257,87 @@ def test_truncated_model_is_a_clear_error(tiny: Path, tmp_path: Path) -> None:
 def test_slots_out_of_range_are_refused(tiny: Path) -> None:
     with pytest.raises(ModelError, match="--slots is 257"):
         load_engine("tiny", tiny, EngineConfig(num_slots=257))
+
+
+def test_starts_are_told_before_anything_is_computed(start: StartEngine) -> None:
+    engine = start(num_slots=2)
+    inbox: queue.SimpleQueue[SequenceResult | EngineError] = queue.SimpleQueue()
+    steps: dict[int, int] = {}
+    requests = [SequenceRequest((i, 0), "hello", replace(GREEDY, max_tokens=4)) for i in range(4)]
+
+    def note(request: SequenceRequest) -> None:
+        steps[request.key[0]] = engine.num_steps
+
+    engine.submit(requests, inbox.put, on_start=note)
+    for _ in requests:
+        inbox.get(timeout=WAIT_S)
+
+    assert set(steps) == {0, 1, 2, 3}
+    assert steps[0] == steps[1] == 0
+    assert min(steps[2], steps[3]) >= 3
+
+
+def test_alone_is_alone_among_all_engines_of_the_process(tiny: Path) -> None:
+    gate = Gate()
+    config = EngineConfig(num_slots=4, num_threads=1, context_length=512)
+    engines = [load_engine(name, tiny, config, gate=gate) for name in ("one", "two")]
+    for engine in engines:
+        engine.start()
+    one, two = engines
+    inbox: queue.SimpleQueue[SequenceResult | EngineError] = queue.SimpleQueue()
+    ended: list[int] = []
+    try:
+        long = SequenceRequest((9, 0), "b", replace(GREEDY, max_tokens=400), is_alone=True)
+
+        def watch(result: SequenceResult | EngineError) -> None:
+            ended.append(two.num_steps)
+            inbox.put(result)
+
+        began: list[int] = []
+        two.submit([SequenceRequest((i, 0), "hello", replace(GREEDY, max_tokens=400)) for i in range(4)], inbox.put)
+        one.submit([long], watch, on_start=lambda _: began.append(two.num_steps), is_alone=True)
+        results = [inbox.get(timeout=WAIT_S) for _ in range(5)]
+
+        assert all(isinstance(result, SequenceResult) and result.choice is not None for result in results)
+        assert began == ended, "the other engine stood still meanwhile"
+    finally:
+        for engine in engines:
+            engine.close()
+
+
+def test_cancelled_request_that_was_alone_lets_the_others_go_on(start: StartEngine) -> None:
+    engine = start(num_slots=2)
+    inbox: queue.SimpleQueue[SequenceResult | EngineError] = queue.SimpleQueue()
+    started = threading.Event()
+    alone = SequenceRequest((0, 0), "a", replace(GREEDY, max_tokens=500), is_alone=True)
+
+    ticket = engine.submit([alone], inbox.put, on_start=lambda _: started.set(), is_alone=True)
+    assert started.wait(WAIT_S)
+    ticket.cancel()
+
+    assert len(complete(engine, [("hello", GREEDY)])) == 1
+
+
+def test_completion_that_takes_too_long_is_a_timeout_and_its_neighbour_is_not(start: StartEngine) -> None:
+    engine = start(num_slots=2)
+    engine._clock = iter(range(10_000)).__next__
+    inbox: queue.SimpleQueue[SequenceResult | EngineError] = queue.SimpleQueue()
+    slow = SequenceRequest((0, 0), "a", replace(GREEDY, max_tokens=400), timeout_s=100)
+    quick = SequenceRequest((1, 0), "a", replace(GREEDY, max_tokens=4), timeout_s=100)
+
+    engine.submit([slow, quick], inbox.put)
+    results = sorted((inbox.get(timeout=WAIT_S) for _ in range(2)), key=lambda result: result.key)  # type: ignore[union-attr]
+
+    assert [getattr(result, "error", None) is None for result in results] == [False, True]
+    error = getattr(results[0], "error", None)
+    assert error is not None
+    assert error.code is ErrorCode.TIMEOUT
+    assert "not finished after 100 s" in error.message
+    assert len(complete(engine, [("hello", GREEDY)])) == 1
+
+
+def test_model_that_computes_no_numbers_is_refused_at_its_load(tmp_path: Path) -> None:
+    path = write_tiny_gguf(tmp_path / "nan.gguf", sharpness=float("nan"))
+
+    with pytest.raises(ModelError, match="no numbers"):
+        load_engine("nan", path, EngineConfig(num_slots=1, num_threads=1, context_length=64))

@@ -1,9 +1,12 @@
 """Paths and records of a job directory, and what is said when they are damaged."""
 
+import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -12,7 +15,7 @@ from hypothesis import strategies as st
 
 from batcher import storage
 from batcher.errors import InputError, JobError, StorageError
-from batcher.jobdir import ID_PATTERN, JobDir, check_id, encode_schema, list_jobs, write_summary
+from batcher.jobdir import ID_PATTERN, JobDir, ShardInfo, check_id, encode_schema, list_jobs, write_summary
 from tests.unit.job_files import CARRIED, make_job, ok, write_chunk, write_part
 
 
@@ -63,6 +66,75 @@ def test_damaged_manifest_is_named_with_its_remedy(tmp_path: Path, damage: Calla
 
     with pytest.raises(JobError, match=message):
         JobDir.open(job.path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_rows": 6}, "num_rows is 6, its shards add up to 5"),
+        ({"num_refused": 0}, "num_refused is 0, its shards add up to 3"),
+        ({"shards": ((1, "tiny", 2, 2), (0, None, 3, 0))}, "its shards are not numbered 0 to 1"),
+        ({"shards": ((0, "tiny", 2, 2), (0, None, 3, 0))}, "its shards are not numbered 0 to 1"),
+        ({"shards": ((0, "tiny", 0, 0), (1, None, 5, 0))}, "shard 0 cannot have 0 rows"),
+        ({"shards": ((0, "tiny", 8, 8), (1, None, -3, 0))}, "shard 1 cannot have -3 rows"),
+        ({"shards": ((0, "tiny", 2, 1), (1, None, 3, 0))}, "shard 0 cannot have 2 rows and 1 choices"),
+        ({"shards": ((0, "../up", 2, 2), (1, None, 3, 0))}, r"shard 0 has the model '\.\./up'"),
+        ({"carried_ipc": "?"}, "carried_ipc is no schema"),
+        ({"carried_ipc": "AAAA"}, "carried_ipc is no schema"),
+    ],
+)
+def test_changed_manifest_is_named_with_what_cannot_be_true(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    job = make_job(tmp_path / "job", (2, 3), models=["tiny", None])
+    if "shards" in changes:
+        changes = {"shards": tuple(ShardInfo(*values) for values in changes["shards"])}
+    changed = replace(job.manifest, **changes)
+    job.manifest_path.unlink()
+    job.create_manifest(changed)
+
+    with pytest.raises(JobError, match=rf"manifest\.json: damaged or changed \({message}.*restore it, or submit"):
+        JobDir.open(job.path)
+
+
+def test_job_that_was_deleted_or_submitted_anew_is_noticed(tmp_path: Path) -> None:
+    job = make_job(tmp_path / "job")
+    job.check_exists()
+    content = job.manifest_path.read_bytes()
+
+    job.manifest_path.unlink()
+
+    with pytest.raises(StorageError, match="the job was deleted while it was worked on"):
+        job.check_exists()
+    storage.create_if_absent(job.manifest_path, content)
+    with pytest.raises(StorageError, match="the job was deleted"):
+        job.check_exists()
+    JobDir(job.path).check_exists()
+
+
+def test_deleted_job_is_not_brought_back_by_who_writes_to_it(tmp_path: Path) -> None:
+    job = make_job(tmp_path / "job")
+    _ = job.manifest
+    shutil.rmtree(job.path)
+
+    for write in (job.cancel, lambda: write_summary(job, b"{}")):
+        with pytest.raises(StorageError, match="the job was deleted"):
+            write()
+
+    assert not job.path.exists()
+
+
+def test_chunks_of_later_attempts_outlive_a_commit(tmp_path: Path) -> None:
+    job = make_job(tmp_path / "job", (3,))
+    for attempt in (1, 2, 3):
+        write_chunk(job, 0, [ok(0)], attempt=attempt)
+
+    job.delete_chunks(0, up_to=2)
+    assert [chunk.attempt for chunk in job.chunks(0)] == [3]
+
+    job.delete_chunks(0, up_to=3)
+    assert not job.chunks_dir(0).exists()
+    job.delete_chunks(0, up_to=3)
 
 
 def test_folder_without_a_manifest_is_no_job(tmp_path: Path) -> None:
@@ -190,7 +262,7 @@ def test_jobs_are_listed_by_name_without_other_folders(tmp_path: Path) -> None:
 def test_summary_is_written_before_the_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = make_job(tmp_path / "job")
 
-    def refuse(target: Path, data: bytes) -> bool:
+    def refuse(target: Path, data: bytes, **_: object) -> bool:
         raise StorageError("disk full")
 
     monkeypatch.setattr(storage, "create_if_absent", refuse)

@@ -1,17 +1,36 @@
-"""Leases against a real broker, by name and by clock of the broker."""
+"""Leases against a real broker: its scripts, its clock; and a model of them under a clock that a test moves."""
+
+import math
 
 import pytest
 import redis
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from batcher.broker import embedded_broker, open_client
 from batcher.errors import BrokerError
-from batcher.lease import LEASE_TTL_MS, RENEW_INTERVAL_S, Leases, lease_key, new_lease
+from batcher.lease import Lease, Leases, Pace, claimed_key, lease_key, new_lease
+
+TTL_MS = 30_000
 
 
 def expires_in_ms(client: redis.Redis, key: str) -> int:
     found = client.pttl(key)
     assert isinstance(found, int)
     return found
+
+
+def expire(client: redis.Redis, lease: Lease) -> None:
+    """What the broker does when a lease ran out."""
+    assert client.delete(lease.key) == 1
 
 
 def test_of_two_claims_the_first_wins(client: redis.Redis) -> None:
@@ -23,14 +42,30 @@ def test_of_two_claims_the_first_wins(client: redis.Redis) -> None:
     assert client.get(lease_key("job", 3)) == mine.token.encode()
 
 
-def test_lease_expires_after_three_missed_renewals(client: redis.Redis) -> None:
+def test_claim_whose_answer_was_lost_can_be_repeated(client: redis.Redis) -> None:
     leases = Leases(client)
+    lease = new_lease("job", 3, worker="a")
+
+    assert leases.claim(lease)
+    assert leases.claim(lease)
+
+
+@pytest.mark.parametrize("ttl_s", [30.0, 3.0, 0.5])
+def test_lease_lives_for_its_time_and_bears_missed_renewals(client: redis.Redis, ttl_s: float) -> None:
+    leases = Leases(client, ttl_s=ttl_s)
     lease = new_lease("job", 3, worker="a")
 
     leases.claim(lease)
 
-    assert LEASE_TTL_MS == 3 * RENEW_INTERVAL_S * 1000
-    assert LEASE_TTL_MS - 5000 < expires_in_ms(client, lease.key) <= LEASE_TTL_MS
+    assert ttl_s * 1000 - 400 < expires_in_ms(client, lease.key) <= ttl_s * 1000
+    assert leases.pace.renewal_interval_s * 10 == pytest.approx(ttl_s)
+
+
+def test_default_pace_finds_a_dead_holder_within_35_seconds_and_bears_a_flush() -> None:
+    pace = Pace()
+
+    assert pace.ttl_s + pace.sweep_interval_s < 35
+    assert pace.sweep_interval_s > pace.renewal_interval_s
 
 
 def test_renewal_extends_the_holders_lease(client: redis.Redis) -> None:
@@ -41,7 +76,7 @@ def test_renewal_extends_the_holders_lease(client: redis.Redis) -> None:
 
     assert leases.renew(lease)
 
-    assert expires_in_ms(client, lease.key) > LEASE_TTL_MS - 5000
+    assert expires_in_ms(client, lease.key) > TTL_MS - 5000
 
 
 def test_renewal_takes_back_a_lease_that_vanished(client: redis.Redis) -> None:
@@ -53,7 +88,8 @@ def test_renewal_takes_back_a_lease_that_vanished(client: redis.Redis) -> None:
     assert leases.renew(lease)
 
     assert client.get(lease.key) == lease.token.encode()
-    assert expires_in_ms(client, lease.key) > LEASE_TTL_MS - 5000
+    assert expires_in_ms(client, lease.key) > TTL_MS - 5000
+    assert leases.claimed("job") == [3]
 
 
 def test_lease_of_another_is_neither_renewed_nor_released(client: redis.Redis) -> None:
@@ -67,6 +103,7 @@ def test_lease_of_another_is_neither_renewed_nor_released(client: redis.Redis) -
 
     assert client.get(other.key) == other.token.encode()
     assert expires_in_ms(client, other.key) <= 1000
+    assert leases.claimed("job") == [3]
 
 
 def test_released_lease_can_be_claimed_at_once(client: redis.Redis) -> None:
@@ -100,6 +137,77 @@ def test_held_names_the_leased_among_the_asked(client: redis.Redis) -> None:
     assert leases.held("job", []) == {}
 
 
+def test_expired_lease_is_told_to_one_reaper_once(client: redis.Redis) -> None:
+    leases = Leases(client)
+    dead, alive = new_lease("job", 10, worker="dead"), new_lease("job", 9, worker="alive")
+    for lease in (dead, alive, new_lease("other", 10, worker="dead")):
+        leases.claim(lease)
+    expire(client, dead)
+
+    assert leases.reap("job").expired == (10,)
+
+    assert leases.reap("job").expired == ()
+    assert leases.claimed("job") == [9]
+
+
+def test_lease_given_back_or_flushed_is_not_reaped(client: redis.Redis) -> None:
+    leases = Leases(client)
+    released, flushed = new_lease("job", 1, worker="a"), new_lease("job", 2, worker="a")
+    leases.claim(released)
+    leases.release(released)
+    assert leases.reap("job").expired == ()
+
+    leases.claim(flushed)
+    client.flushall()
+    assert leases.reap("job").expired == ()
+
+
+def test_shard_whose_lease_expired_unnoticed_before_its_release_is_not_reaped(client: redis.Redis) -> None:
+    leases = Leases(client)
+    lease = new_lease("job", 1, worker="a")
+    leases.claim(lease)
+    expire(client, lease)
+
+    assert not leases.release(lease)
+
+    assert leases.reap("job").expired == ()
+
+
+def test_reaper_says_when_the_next_lease_can_expire(client: redis.Redis) -> None:
+    leases = Leases(client)
+    assert leases.reap("job").next_expiry_s == math.inf
+    first, second = new_lease("job", 1, worker="a"), new_lease("job", 2, worker="a")
+    leases.claim(first)
+    leases.claim(second)
+    client.pexpire(first.key, 20_000)
+
+    assert 15 < leases.reap("job").next_expiry_s <= 20
+
+    expire(client, first)
+    assert 25 < leases.reap("job").next_expiry_s <= 30
+
+
+def test_claimed_set_does_not_outlive_a_deleted_job_for_long(client: redis.Redis) -> None:
+    Leases(client).claim(new_lease("job", 1, worker="a"))
+
+    assert 0 < expires_in_ms(client, claimed_key("job")) <= 86_400_000
+
+
+def test_server_with_full_memory_refuses_a_claim_and_grants_a_renewal(client: redis.Redis) -> None:
+    leases = Leases(client)
+    held, refused = new_lease("job", 1, worker="a"), new_lease("job", 2, worker="a")
+    leases.claim(held)
+    client.config_set("maxmemory", 1)
+    try:
+        assert leases.renew(held)
+        with pytest.raises(BrokerError, match="maxmemory"):
+            leases.claim(refused)
+        assert leases.release(held)
+    finally:
+        client.config_set("maxmemory", 0)
+    assert leases.claimed("job") == []
+
+
 def test_broker_that_is_away_is_a_broker_error(tmp_path_factory: pytest.TempPathFactory) -> None:
     with embedded_broker(tmp_path_factory.mktemp("short")) as url:
         client = open_client(url)
@@ -109,6 +217,127 @@ def test_broker_that_is_away_is_a_broker_error(tmp_path_factory: pytest.TempPath
     for call in (leases.claim, leases.renew, leases.release):
         with pytest.raises(BrokerError):
             call(lease)
+    for ask in (leases.claimed, leases.reap):
+        with pytest.raises(BrokerError):
+            ask("job")
     with pytest.raises(BrokerError):
         leases.held("job", [1])
     client.close()
+
+
+SHARDS = range(2)
+HOLDERS = range(3)
+
+
+class LeaseMachine(RuleBasedStateMachine):
+    """Several holders of the leases of two shards, a reaper, and a broker that is flushed now and then.
+
+    The clock is the test's: it moves by shortening what the real leases in the real broker have to live. It moves by
+    five seconds at least, in which many examples run, so the real clock decides nothing.
+    """
+
+    client: redis.Redis
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.client.flushall()
+        self.leases = Leases(self.client)
+        #: What each holder would claim each shard with.
+        self.tokens = {(who, shard): new_lease("job", shard, worker=f"w{who}") for who in HOLDERS for shard in SHARDS}
+        #: Who has a shard by the model, and the milliseconds that he has it for.
+        self.holder: dict[int, int] = {}
+        self.ttl_ms: dict[int, int] = {}
+        #: Shards whose holder let them expire, not handed out yet.
+        self.expired: set[int] = set()
+
+    @initialize()
+    def begin_empty(self) -> None:
+        assert self.leases.claimed("job") == []
+
+    @rule(who=st.sampled_from(HOLDERS), shard=st.sampled_from(SHARDS))
+    def claim(self, who: int, shard: int) -> None:
+        assert self.leases.claim(self.tokens[who, shard]) is self._take(who, shard)
+
+    @rule(who=st.sampled_from(HOLDERS), shard=st.sampled_from(SHARDS))
+    def renew(self, who: int, shard: int) -> None:
+        assert self.leases.renew(self.tokens[who, shard]) is self._take(who, shard)
+
+    def _take(self, who: int, shard: int) -> bool:
+        if self.holder.get(shard, who) != who:
+            return False
+        self.holder[shard] = who
+        self.ttl_ms[shard] = TTL_MS
+        self.expired.discard(shard)
+        return True
+
+    @rule(who=st.sampled_from(HOLDERS), shard=st.sampled_from(SHARDS))
+    def release(self, who: int, shard: int) -> None:
+        had_it = self.holder.get(shard) == who
+        assert self.leases.release(self.tokens[who, shard]) is had_it
+        if had_it:
+            self._drop(shard)
+        elif shard not in self.holder:
+            self.expired.discard(shard)
+
+    @rule(seconds=st.sampled_from([5, 10, 25, 35]))
+    def let_time_pass(self, seconds: int) -> None:
+        for shard in SHARDS:
+            key = lease_key("job", shard)
+            left_ms = expires_in_ms(self.client, key)
+            if left_ms > 0:
+                # Less than nothing to live is an end at once, as with the real clock.
+                self.client.pexpire(key, left_ms - seconds * 1000)
+        for shard in list(self.holder):
+            self.ttl_ms[shard] -= seconds * 1000
+            if self.ttl_ms[shard] <= 0:
+                self._drop(shard)
+                self.expired.add(shard)
+
+    @rule()
+    def reap(self) -> None:
+        reaped = self.leases.reap("job")
+        assert set(reaped.expired) == self.expired
+        self.expired.clear()
+        soonest_ms = min(self.ttl_ms.values(), default=None)
+        if soonest_ms is None:
+            assert reaped.next_expiry_s == math.inf
+        else:
+            assert soonest_ms - 4900 < reaped.next_expiry_s * 1000 <= soonest_ms
+
+    @rule()
+    def flush(self) -> None:
+        self.client.flushall()
+        for shard in list(self.holder):
+            self._drop(shard)
+        self.expired.clear()
+
+    @precondition(lambda self: self.holder)
+    @rule(data=st.data())
+    def work_with_renewals(self, data: st.DataObject) -> None:
+        """A holder that renews in time never loses its lease, however long it works."""
+        shard = data.draw(st.sampled_from(sorted(self.holder)))
+        who = self.holder[shard]
+        for _ in range(3):
+            if self.ttl_ms[shard] > 10_000:
+                self.let_time_pass(10)
+            self.renew(who, shard)
+        assert self.holder[shard] == who
+
+    @invariant()
+    def has_the_holders_of_the_model(self) -> None:
+        held = self.leases.held("job", list(SHARDS))
+        assert {shard: lease.worker for shard, lease in held.items()} == {s: f"w{w}" for s, w in self.holder.items()}
+        assert set(self.leases.claimed("job")) == self.holder.keys() | self.expired
+
+    def _drop(self, shard: int) -> None:
+        del self.holder[shard]
+        del self.ttl_ms[shard]
+
+
+def test_leases_behave_like_their_model(client: redis.Redis) -> None:
+    class Machine(LeaseMachine):
+        pass
+
+    Machine.client = client
+
+    run_state_machine_as_test(Machine, settings=settings(max_examples=60, stateful_step_count=30))

@@ -20,6 +20,7 @@ from batcher.results import (
     result_schema,
     write_file,
 )
+from batcher.sealed import MissingFileError, seal
 from batcher.types import Completion, ErrorCode
 from tests.unit.job_files import CARRIED, CREATED, carried_of, failed, ok, result_table
 
@@ -151,7 +152,8 @@ def test_file_comes_back_as_it_was_written(tmp_path: Path) -> None:
     assert write_file(path, table)
     assert not write_file(path, result_table([ok(5)]))
 
-    assert read_file(path).cast(SCHEMA) == table
+    assert read_file(path) == table
+    assert read_file(path).schema == SCHEMA
     assert [found.name for found in path.parent.iterdir()] == ["part.parquet"]
 
 
@@ -171,30 +173,35 @@ def test_damaged_file_is_refused(tmp_path: Path, damage: str) -> None:
     elif damage == "folder":
         path.mkdir()
 
-    with pytest.raises(CorruptFileError, match=r"part\.parquet: cannot read"):
+    with pytest.raises(StorageError, match=r"part\.parquet: cannot read") as raised:
         read_file(path)
+    assert isinstance(raised.value, CorruptFileError) is (damage != "folder")
+    assert isinstance(raised.value, MissingFileError) is (damage == "gone")
     if damage != "flipped":  # the footer is still whole
-        with pytest.raises(CorruptFileError):
+        with pytest.raises(type(raised.value)):
             read_counts(path)
 
 
 @pytest.mark.parametrize("metadata", [None, {b"batcher.counts": b"{"}, {b"batcher.counts": b'{"rows": 1}'}])
-def test_parquet_of_somebody_else_has_no_counts(tmp_path: Path, metadata: dict[bytes, bytes] | None) -> None:
+def test_file_of_somebody_else_has_no_counts(tmp_path: Path, metadata: dict[bytes, bytes] | None) -> None:
     path = tmp_path / "theirs.parquet"
-    pq.write_table(pa.table({"row": [1]}).replace_schema_metadata(metadata), path)
+    path.write_bytes(seal(pa.table({"row": [1]}), metadata))
 
     with pytest.raises(CorruptFileError, match="not a result file of Batcher"):
         read_counts(path)
 
 
 def test_full_disk_is_a_storage_error_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_space(table: pa.Table, where: Path, **options: object) -> None:
-        where.write_bytes(b"PAR1")
+    def no_space(where: Path, data: bytes) -> None:
+        with where.open("wb") as file:
+            file.write(data[:10])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("batcher.results.pq.write_table", no_space)
+    monkeypatch.setattr(Path, "write_bytes", no_space)
 
-    with pytest.raises(StorageError, match=r"part\.parquet: cannot write: .*No space left"):
+    with pytest.raises(
+        StorageError, match=r"part\.parquet: cannot write: No space left on device; free some space there"
+    ):
         write_file(tmp_path / "part.parquet", result_table([ok(0)]))
     assert list(tmp_path.iterdir()) == []
 

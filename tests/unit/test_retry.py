@@ -247,7 +247,7 @@ def test_unreadable_part_is_named_and_nothing_changed(tmp_path: Path) -> None:
     part = job.part_path(1)
     part.write_bytes(part.read_bytes()[:-20])
 
-    with pytest.raises(CorruptFileError, match=r"part-00001.*delete the file"):
+    with pytest.raises(CorruptFileError, match=r"part-00001.*`batcher resume .* moves it aside"):
         reopen(job, where={})
     assert job.pending_shards() == []
 
@@ -270,7 +270,7 @@ def test_full_disk_leaves_the_part(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def no_space(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("batcher.results.pq.write_table", no_space)
+    monkeypatch.setattr(Path, "write_bytes", no_space)
 
     with pytest.raises(StorageError, match="No space left"):
         reopen(job, where={})

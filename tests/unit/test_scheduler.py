@@ -21,8 +21,8 @@ def ignore(_result: SequenceResult | EngineError) -> None:
     """A sink nobody reads."""
 
 
-def make_sequence(num_prompt: int, max_tokens: int, owner: Owner | None = None) -> Sequence:
-    request = SequenceRequest((0, 0), "", SamplingParams(max_tokens=max_tokens, seed=0))
+def make_sequence(num_prompt: int, max_tokens: int, owner: Owner | None = None, *, is_alone: bool = False) -> Sequence:
+    request = SequenceRequest((0, 0), "", SamplingParams(max_tokens=max_tokens, seed=0), is_alone=is_alone)
     return Sequence(request, list(range(num_prompt)), ignore, owner or Owner())
 
 
@@ -142,3 +142,31 @@ def test_every_sequence_finishes_once_within_budget(
         assert steps < 10_000
     assert sorted(map(id, finished)) == sorted(map(id, expected))
     assert all(s.num_completion_tokens == s.request.params.max_tokens for s in finished)
+
+
+def test_sequence_that_must_be_alone_waits_for_the_others_and_lets_none_in() -> None:
+    scheduler = make_scheduler(slots=4)
+    before, alone, after = (make_sequence(3, 2, is_alone=each) for each in (False, True, False))
+    scheduler.add([before, alone, after])
+
+    finished = []
+    companies = []
+    while scheduler.has_work:
+        finished += step(scheduler)
+        companies.append([s for s in (before, alone, after) if s in scheduler.running()])
+
+    assert finished == [before, alone, after]
+    assert all(len(company) <= 1 for company in companies)
+
+
+def test_sequences_that_must_be_alone_follow_each_other() -> None:
+    scheduler = make_scheduler(slots=4)
+    sequences = [make_sequence(3, 2, is_alone=True) for _ in range(3)]
+    scheduler.add(sequences)
+
+    finished = []
+    while scheduler.has_work:
+        finished += step(scheduler)
+        assert scheduler.num_running <= 1
+
+    assert finished == sequences

@@ -1,106 +1,26 @@
 """One shard from claim to commit, with a real broker, real files, and an engine that answers when told to."""
 
-import threading
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import redis
 
 from batcher.broker import embedded_broker, open_client
 from batcher.errors import EngineError, JobError
-from batcher.jobdir import JobDir
-from batcher.lease import RENEW_INTERVAL_S, Leases, lease_key
-from batcher.results import read_counts, read_file
+from batcher.lease import Pace, lease_key
+from batcher.results import read_counts
 from batcher.types import ErrorCode, RowError
 from tests.job_factory import make_job, make_request
 from tests.manual_engine import ManualEngine
+from tests.unit.shard_bench import ROWS, Bench, wait_for
 from workers.shard_runner import (
     FLUSH_INTERVAL_S,
-    STALL_LIMIT_S,
     Outcome,
-    Surroundings,
     completion_id,
-    run_shard,
 )
-
-ROWS = 6
-
-
-class Clock:
-    """Seconds that pass when the test says so."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-        self.num_readings = 0
-
-    def __call__(self) -> float:
-        self.num_readings += 1
-        return self.now
-
-    def wait_for_readings(self, number: int) -> None:
-        """Block until the time was asked for `number` times more: the runner asks once a round."""
-        target = self.num_readings + number
-        wait_for(lambda: self.num_readings >= target)
-
-
-class Bench:
-    """A job of one shard, and what its runner needs."""
-
-    def __init__(self, path: Path, client: redis.Redis) -> None:
-        self.client = client
-        self.clock = Clock()
-        self.job = make_job(path / "job", [[make_request(row) for row in range(ROWS)]])
-        self.stopping = threading.Event()
-        self.commits: list[JobDir] = []
-        self.progress = threading.Semaphore(0)
-        self.around = Surroundings(
-            worker="w1",
-            leases=Leases(client),
-            stopping=self.stopping,
-            on_progress=self.progress.release,
-            on_commit=self.commits.append,
-            clock=self.clock,
-        )
-
-    @property
-    def lease(self) -> bytes | None:
-        found = self.client.get(lease_key(self.job.job_id, 0))
-        assert found is None or isinstance(found, bytes)
-        return found
-
-    def run(self, engine: ManualEngine, *, worker: str = "w1") -> Outcome:
-        return run_shard(self.job, 0, engine, replace(self.around, worker=worker))
-
-    def part(self) -> dict[str, list[object]]:
-        columns: dict[str, list[object]] = read_file(self.job.part_path(0)).to_pydict()
-        return columns
-
-    def chunk_rows(self) -> list[int]:
-        tables = [read_file(chunk.path) for chunk in self.job.chunks(0)]
-        return sorted(row for table in tables for row in table["row"].to_pylist())
-
-
-@pytest.fixture
-def bench(tmp_path: Path, client: redis.Redis) -> Bench:
-    return Bench(tmp_path, client)
-
-
-@pytest.fixture
-def background() -> Iterator[Callable[..., Future[Outcome]]]:
-    with ThreadPoolExecutor() as pool:
-        yield pool.submit
-
-
-def wait_for(condition: Callable[[], object], *, timeout_s: float = 10) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "what the test waits for did not happen"
-        time.sleep(0.01)
+from workers.stall import MIN_LIMIT_S
 
 
 def test_shard_becomes_a_part_with_every_row_in_order(bench: Bench) -> None:
@@ -251,7 +171,7 @@ def test_lease_taken_by_another_ends_the_run_with_its_rows_saved(
     wait_for(lambda: engine.num_steps == 2)
 
     bench.client.set(lease_key(bench.job.job_id, 0), "other")
-    bench.clock.now += RENEW_INTERVAL_S
+    bench.clock.now += Pace().renewal_interval_s
 
     assert running.result(timeout=10) is Outcome.LEASED_ELSEWHERE
     assert bench.chunk_rows() == [0, 1]
@@ -266,7 +186,7 @@ def test_lease_lost_by_a_flushed_broker_is_taken_again(
     wait_for(lambda: engine.num_steps == 1)
 
     bench.client.flushall()
-    bench.clock.now += RENEW_INTERVAL_S
+    bench.clock.now += Pace().renewal_interval_s
 
     wait_for(lambda: bench.lease is not None)
     engine.allow(ROWS)
@@ -277,11 +197,11 @@ def test_lease_of_a_stalled_engine_is_left_to_expire(bench: Bench, background: C
     engine = ManualEngine(allowance=1)
     running = background(bench.run, engine)
     wait_for(lambda: engine.num_steps == 1)
-    bench.clock.now += RENEW_INTERVAL_S
+    bench.clock.now += Pace().renewal_interval_s
     bench.clock.wait_for_readings(3)
     bench.client.flushall()
 
-    bench.clock.now += STALL_LIMIT_S + 1
+    bench.clock.now += MIN_LIMIT_S + 1
     bench.clock.wait_for_readings(3)
 
     assert bench.lease is None
@@ -296,7 +216,7 @@ def test_run_goes_on_and_commits_without_a_broker(tmp_path: Path, background: Ca
         running = background(bench.run, engine)
         wait_for(lambda: engine.num_steps == 2)
         bench.client.shutdown(nosave=True)
-    bench.clock.now += RENEW_INTERVAL_S
+    bench.clock.now += Pace().renewal_interval_s
     wait_for(lambda: bench.progress.acquire(blocking=False))
 
     engine.allow(ROWS)

@@ -1,4 +1,4 @@
-"""Snapshots of a job from its files: counts, states, rates."""
+"""Snapshots of a job from its files: counts, states, rates, attempts."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batcher import results, status
+from batcher import attempts, results, status
+from batcher.attempts import AttemptEnd, Cause, Outcome, forgive, record_end
 from batcher.errors import CorruptFileError
 from batcher.jobdir import JobDir
 from batcher.results import Counts, write_file
@@ -73,7 +74,7 @@ def test_running_job_counts_rows_of_parts_and_chunks(tmp_path: Path) -> None:
     assert (found.num_done, found.num_ok, found.num_errors, found.num_choices) == (4, 2, 2, 3)
     assert found.error_codes == {"engine_error": 1, "timeout": 1}
     assert found.completion_tokens == 9
-    assert (found.num_committed, found.num_claimed, found.num_waiting, found.num_attempts) == (1, 1, 1, 1)
+    assert (found.num_committed, found.num_claimed, found.num_waiting, found.num_attempts) == (1, 1, 1, 2)
 
 
 def test_complete_job_reports_what_its_summary_says(tmp_path: Path) -> None:
@@ -264,6 +265,124 @@ def test_clock_that_stands_still_or_runs_backwards_divides_by_nothing(tmp_path: 
     assert reader.read().tokens_per_s == 0.0
     clock.now -= 100
     assert reader.read().tokens_per_s == 0.0
+
+
+# -- attempts -----------------------------------------------------------------------------------------------------
+
+
+def end_attempt(job: JobDir, shard: int, attempt: int, outcome: Outcome, detail: str = "signal SIGSEGV") -> None:
+    cause = Cause.FAULT if outcome is Outcome.CRASHED else None
+    assert record_end(job, shard, attempt, worker="w1", outcome=outcome, detail=detail, cause=cause)
+
+
+@pytest.fixture
+def ends_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The shards whose ends of attempts are read."""
+    read: list[int] = []
+
+    def counting(job: JobDir, shard: int) -> list[AttemptEnd]:
+        read.append(shard)
+        return attempts.read_ends(job, shard)
+
+    monkeypatch.setattr(status, "read_ends", counting)
+    return read
+
+
+def test_attempts_and_crashes_are_counted_over_the_whole_job(tmp_path: Path) -> None:
+    job = make_job(tmp_path / "job", (1, 1, 1))
+    for shard, outcomes in enumerate([[Outcome.CRASHED], [Outcome.CRASHED, Outcome.FAILED, Outcome.CRASHED], []]):
+        for outcome in outcomes:
+            end_attempt(job, shard, job.claim_attempt(shard, worker="w1"), outcome)
+    write_part(job, 0, [ok(0)])
+
+    found = read_status(job)
+
+    assert (found.num_attempts, found.num_crashes) == (5, 3)
+    assert (found.num_claimed, found.num_waiting) == (1, 1)
+    assert found.failures == ()  # the failure of shard 1 was followed by another attempt
+
+
+def test_rows_that_ended_their_worker_are_counted(tmp_path: Path) -> None:
+    job = make_job(tmp_path / "job", (2, 2))
+    write_part(job, 0, [failed(0, ErrorCode.WORKER_CRASHED), failed(1)])
+    write_chunk(job, 1, [failed(2, ErrorCode.WORKER_CRASHED)])
+
+    found = read_status(job)
+
+    assert (found.num_errors, found.num_quarantined) == (3, 2)
+
+
+def test_shard_that_could_not_go_on_says_why_until_somebody_tries_it_again(tmp_path: Path) -> None:
+    job = make_job(tmp_path / "job", (1, 1))
+    job.claim_attempt(1, worker="w1")
+    end_attempt(job, 1, 1, Outcome.FAILED, "disk full")
+    reader = StatusReader(job)
+
+    (failure,) = reader.read().failures
+    assert (failure.shard, failure.attempt, failure.worker, failure.message) == (1, 1, "w1", "disk full")
+    assert failure.is_retriable
+
+    job.claim_attempt(1, worker="w2")
+    assert reader.read().failures == ()
+    end_attempt(job, 1, 2, Outcome.FAILED, "shard damaged")
+    assert [failure.message for failure in reader.read().failures] == ["shard damaged"]
+    forgive(job, 1)
+    assert reader.read().failures == ()
+
+
+def test_ends_already_read_are_not_read_again(tmp_path: Path, ends_read: list[int]) -> None:
+    job = make_job(tmp_path / "job", (1, 1, 1))
+    for shard in (0, 1):
+        job.claim_attempt(shard, worker="w1")
+        end_attempt(job, shard, 1, Outcome.CRASHED)
+    write_part(job, 0, [ok(0)])
+    reader = StatusReader(job)
+    reader.read()
+    assert ends_read == [0, 1]
+    del ends_read[:]
+
+    assert reader.read().num_crashes == 2
+    assert ends_read == []
+    job.claim_attempt(1, worker="w1")
+    end_attempt(job, 1, 2, Outcome.CRASHED)
+    assert reader.read().num_crashes == 3
+    assert ends_read == [1]
+
+
+def test_attempts_of_shards_with_a_part_are_listed_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = make_job(tmp_path / "job", (1, 1, 1))
+    write_part(job, 0, [ok(0)])
+    reader = StatusReader(job)
+    reader.read()
+    listed: list[int] = []
+    num_attempts = job.num_attempts
+
+    def counting(shard: int) -> int:
+        listed.append(shard)
+        return num_attempts(shard)
+
+    monkeypatch.setattr(job, "num_attempts", counting)
+
+    reader.read()
+    assert listed == [1, 2]
+    write_part(job, 1, [ok(1)])
+    assert reader.read().num_attempts == 2  # its last attempt began since the last look
+    del listed[:]
+    reader.read()
+    assert listed == [2]
+    job.part_path(0).unlink()  # `retry`
+    job.claim_attempt(0, worker="w2")
+    assert reader.read().num_attempts == 3
+
+
+def test_damaged_end_counts_as_none(tmp_path: Path) -> None:
+    job = make_job(tmp_path / "job", (1,))
+    job.claim_attempt(0, worker="w1")
+    job.attempt_end_path(0, attempt=1).write_text("{")
+
+    found = read_status(job)
+
+    assert (found.num_attempts, found.num_crashes, found.failures) == (1, 0, ())
 
 
 @given(

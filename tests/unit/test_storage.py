@@ -138,6 +138,139 @@ def test_sweep_removes_only_temporary_files(tmp_path: Path) -> None:
     assert storage.sweep_temporary(tmp_path / "nowhere") == 0
 
 
+def test_fresh_temporary_files_are_left_to_their_writers(tmp_path: Path) -> None:
+    old, fresh = (storage.temp_path(tmp_path / "x") for _ in range(2))
+    for path, written_at in ((old, 1000), (fresh, 2000)):
+        path.touch()
+        os.utime(path, (written_at, written_at))
+
+    assert storage.sweep_temporary(tmp_path, before=1500) == 1
+    assert names_in(tmp_path) == [fresh.name]
+
+
+def test_loser_whose_temporary_file_was_swept_hears_that_it_lost(tmp_path: Path) -> None:
+    target = tmp_path / "part-00000.parquet"
+    temp = storage.temp_path(target)
+    temp.write_bytes(b"loser")
+    storage.create_if_absent(target, b"winner")
+    storage.sweep_temporary(tmp_path)
+
+    assert not storage.publish_if_absent(temp, target)
+    assert target.read_bytes() == b"winner"
+
+
+def test_writer_whose_file_was_swept_before_anybody_wrote_it_hears_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Path.write_bytes
+
+    def write_and_lose(self: Path, data: bytes) -> None:
+        write(self, data)
+        self.unlink()
+
+    monkeypatch.setattr(Path, "write_bytes", write_and_lose)
+
+    for function in (storage.create_if_absent, storage.replace):
+        with pytest.raises(StorageError, match=r"file: cannot .*: its folder was cleared meanwhile"):
+            function(tmp_path / "file", b"data")
+    (tmp_path / "file").touch()
+    assert not storage.create_if_absent(tmp_path / "file", b"data")
+    storage.replace(tmp_path / "file", b"data")
+
+
+def test_link_whose_answer_was_lost_by_the_network_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    link = os.link
+
+    def link_twice(source: Path, target: Path) -> None:
+        link(source, target)
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", link_twice)
+
+    assert storage.create_if_absent(tmp_path / "file", b"data")
+    assert names_in(tmp_path) == ["file"]
+
+
+class GoneError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("num_answers", [0, 1])
+def test_guard_is_asked_before_the_folder_is_made_and_before_the_name_appears(tmp_path: Path, num_answers: int) -> None:
+    target = tmp_path / "folder" / "file"
+    answers = iter([None] * num_answers)
+
+    def guard() -> None:
+        try:
+            next(answers)
+        except StopIteration:
+            raise GoneError from None
+
+    with pytest.raises(GoneError):
+        storage.create_if_absent(target, b"data", guard=guard)
+
+    assert target.parent.exists() is (num_answers > 0)
+    assert not target.parent.exists() or names_in(target.parent) == []
+
+
+def test_guard_keeps_a_file_from_being_replaced(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    storage.replace(target, b"one")
+
+    def guard() -> None:
+        raise GoneError
+
+    with pytest.raises(GoneError):
+        storage.replace(target, b"two", guard=guard)
+    assert target.read_bytes() == b"one"
+    assert names_in(tmp_path) == ["file"]
+
+
+def test_moved_file_has_only_its_new_name(tmp_path: Path) -> None:
+    source, target = tmp_path / "a", tmp_path / "sub" / "b"
+    source.write_bytes(b"data")
+
+    storage.move(source, target)
+
+    assert target.read_bytes() == b"data"
+    assert names_in(tmp_path) == ["sub"]
+    with pytest.raises(FileNotFoundError):
+        storage.move(source, target)
+
+
+def test_file_moved_to_another_file_system_is_hidden_and_then_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = tmp_path / "results" / "part", tmp_path / "damaged" / "part-1.parquet"
+    source.parent.mkdir()
+    source.write_bytes(b"data")
+    rename = Path.rename
+
+    def rename_within(self: Path, other: Path) -> Path:
+        if self.parent != other.parent:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        return rename(self, other)
+
+    monkeypatch.setattr(Path, "rename", rename_within)
+
+    storage.move(source, target)
+
+    assert target.read_bytes() == b"data"
+    assert names_in(source.parent) == []
+
+
+def test_file_that_cannot_be_moved_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").touch()
+
+    def refuse(self: Path, other: Path) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "rename", refuse)
+
+    with pytest.raises(StorageError, match=r"a: cannot move to .*b: Read-only file system; make it writable"):
+        storage.move(tmp_path / "a", tmp_path / "b")
+
+
 def test_temporary_names_are_hidden_from_dataset_readers(tmp_path: Path) -> None:
     temp = storage.temp_path(tmp_path / "part-00000.parquet")
 

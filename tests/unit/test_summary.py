@@ -1,20 +1,24 @@
 """The proof that ends a job, and the totals written with it."""
 
+import errno
 import json
 import os
+import re
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
-from batcher import storage
-from batcher.errors import CorruptFileError, JobError
-from batcher.jobdir import JobDir
+from batcher import retry, storage
+from batcher.errors import CorruptFileError, JobError, StorageError
+from batcher.exclusive import exclusive
+from batcher.jobdir import JobDir, write_summary
 from batcher.results import read_file, write_file
-from batcher.summary import Proof, finalize, read_summary
-from tests.unit.job_files import complete_job, failed, make_job, ok, result_table, write_part
+from batcher.summary import Proof, finalize, read_part_counts, read_summary
+from tests.unit.job_files import complete_job, failed, make_job, ok, result_table, write_chunk, write_part
 
 
 def test_complete_job_gets_totals_and_success(tmp_path: Path) -> None:
@@ -76,15 +80,18 @@ def test_finalize_completes_what_a_crash_left(tmp_path: Path, lost: str) -> None
     assert read_summary(job) == first
 
 
-def test_part_with_a_missing_row_is_named_and_the_job_not_finished(tmp_path: Path) -> None:
+def test_part_with_a_missing_row_is_no_commit(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     job = make_job(tmp_path / "job", (2, 2))
     write_part(job, 0, [ok(0), ok(1)])
     write_part(job, 1, [ok(2)])
 
-    with pytest.raises(JobError, match=r"part-00001\.parquet: holds 1 rows .* the shard has 2; delete the file"):
-        finalize(job)
+    assert finalize(job) is None
+
+    assert [info.shard for info in job.pending_shards()] == [1]
     assert not job.is_complete
     assert not job.summary_path.exists()
+    (message,) = caplog.messages
+    assert re.search(r"part-00001\.parquet: holds 1 rows .* the shard has 2; moved to .*, its 2 rows are", message)
 
 
 def test_rows_that_a_neighbour_part_has_too_many_do_not_make_up_for_missing_ones(tmp_path: Path) -> None:
@@ -92,8 +99,8 @@ def test_rows_that_a_neighbour_part_has_too_many_do_not_make_up_for_missing_ones
     write_part(job, 0, [ok(0)])
     write_part(job, 1, [ok(1), ok(2), ok(3)])
 
-    with pytest.raises(JobError, match="part-00000"):
-        finalize(job)
+    assert finalize(job) is None
+    assert len(job.pending_shards()) == 2
 
 
 def test_part_of_no_shard_is_named(tmp_path: Path) -> None:
@@ -112,17 +119,119 @@ def test_manifest_that_disagrees_with_its_own_shards_is_refused(tmp_path: Path) 
     job.manifest_path.unlink()
     job.create_manifest(manifest)
 
-    with pytest.raises(JobError, match="2 rows went in, 1 ok"):
+    with pytest.raises(JobError, match="num_rows is 2, its shards add up to 1"):
         finalize(JobDir.open(job.path))
 
 
-def test_unreadable_part_is_named_with_its_remedy(tmp_path: Path) -> None:
+def test_part_that_is_torn_is_no_commit(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     job = make_job(tmp_path / "job", (1,))
     write_part(job, 0, [ok(0)])
     job.part_path(0).write_bytes(b"PAR1 torn")
 
-    with pytest.raises(CorruptFileError, match=r"part-00000\.parquet.*delete the file, and `batcher resume"):
-        finalize(job)
+    with pytest.raises(CorruptFileError, match=r"part-00000\.parquet.*`batcher resume .* moves it aside"):
+        read_part_counts(job, 0)
+    assert finalize(job) is None
+
+    assert [info.shard for info in job.pending_shards()] == [0]
+    assert "its 1 rows are computed again" in caplog.text
+
+
+def test_part_that_cannot_be_read_now_stays_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = make_job(tmp_path / "job", (1,))
+    write_part(job, 0, [ok(0)])
+    opened = Path.open
+
+    def fail(self: Path, *args: Any, **kwargs: Any) -> Any:
+        if self.name.startswith("part-"):
+            raise OSError(errno.EIO, "Input/output error")
+        return opened(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", fail)
+        with pytest.raises(StorageError, match=r"part-00000\.parquet: cannot read: Input/output error") as raised:
+            finalize(job)
+
+    assert raised.value.is_retriable
+    assert finalize(job) is not None
+
+
+def test_damaged_summary_is_written_again(tmp_path: Path) -> None:
+    job = complete_job(tmp_path / "job")
+    first = finalize(job)
+    job.summary_path.write_bytes(b"{")
+
+    assert finalize(job) == first
+    assert read_summary(job) == first
+
+
+def test_mark_of_a_cancellation_that_came_too_late_is_taken_back(tmp_path: Path) -> None:
+    job = complete_job(tmp_path / "job")
+    job.cancel()
+
+    assert finalize(job) is not None
+
+    assert not job.is_cancelled
+    assert job.is_complete
+
+
+def test_success_does_not_outlive_a_part_that_retry_takes_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = complete_job(tmp_path / "job")
+
+    def open_and_write(job: JobDir, data: bytes) -> None:
+        retry.reopen(job, where={})
+        write_summary(job, data)
+
+    monkeypatch.setattr("batcher.summary.write_summary", open_and_write)
+
+    assert finalize(job) is None
+    assert not job.is_complete
+    assert not job.summary_path.exists()
+
+
+def leave_traces(job: JobDir) -> list[Path]:
+    """What a writer leaves that was killed in the midst of its file."""
+    targets = (
+        *(job.summary_path, job.success_path, job.part_path(0), job.shard_path(0), job.attempts_dir(0) / "0002.json"),
+        job.chunk_path(0, attempt=1, uid="ab", sequence=1),
+    )
+    temps = [storage.temp_path(target) for target in targets]
+    for temp in temps:
+        temp.write_bytes(b"half")
+        os.utime(temp, (1, 1))
+    return temps
+
+
+def test_leftovers_of_killed_writers_are_swept_when_the_job_is_complete(tmp_path: Path) -> None:
+    job = complete_job(tmp_path / "job")
+    traces = leave_traces(job)
+    chunk = write_chunk(job, 1, [ok(2)])
+
+    finalize(job)
+
+    assert [path for path in (*traces, chunk) if path.exists()] == []
+    assert len(job.committed_shards()) == 3
+
+
+def test_nothing_is_swept_under_a_retry(tmp_path: Path) -> None:
+    job = complete_job(tmp_path / "job")
+    traces = leave_traces(job)
+
+    with exclusive(job):
+        assert finalize(job) is not None
+
+    assert all(path.exists() for path in traces)
+
+
+def test_claim_that_is_being_written_is_not_swept(tmp_path: Path) -> None:
+    job = complete_job(tmp_path / "job")
+    temp = storage.temp_path(job.attempts_dir(0) / "0002.json")
+    temp.write_bytes(b"half")
+
+    finalize(job)
+
+    assert temp.exists()
 
 
 def test_proof_reads_footers_only(tmp_path: Path) -> None:

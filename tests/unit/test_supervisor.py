@@ -3,35 +3,48 @@
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from batcher.attempts import Cause, Outcome, read_ends
 from batcher.errors import BatcherError, ModelError
+from batcher.heartbeats import WorkerState, read_heartbeats
+from batcher.jobdir import JobDir
+from tests.job_factory import make_job, make_request
+from workers.events import Beat, Event, EventKind, OpenAttempt, WorkerConfig
 from workers.supervisor import (
     MAX_CRASHES,
+    MAX_EARLY_CRASHES,
     Supervisor,
-    WorkerConfig,
     WorkerCrashedError,
     describe_exit,
     stop_all,
 )
 
-CONFIG = WorkerConfig(
-    name="w1",
-    models=(("tiny", "/m/tiny.gguf"),),
-    broker_url="redis://:pw@h/0",
-    jobs_root="/jobs",
-    grace_s=8.0,
-    num_slots=3,
-)
+
+def make_config(home: Path) -> WorkerConfig:
+    return WorkerConfig(
+        name="w1",
+        models=(("tiny", "/m/tiny.gguf"),),
+        broker_url="redis://:pw@h/0",
+        jobs_root="/jobs",
+        home=str(home),
+        grace_s=8.0,
+        num_slots=3,
+    )
+
 
 #: Before each script: `say` sends an event, `stay` lives on.
 PRELUDE = """
 import json, os, signal, sys, time
-def say(kind, message="", exit_code=3):
-    print(json.dumps({"kind": kind, "message": message, "exit_code": exit_code}), flush=True)
+def say(kind, message="", exit_code=3, **more):
+    more = {"attempt": None, "beat": None} | more
+    print(json.dumps({"kind": kind, "message": message, "exit_code": exit_code} | more), flush=True)
+def beat(steps, is_busy=True):
+    say("beat", beat={"steps": [steps], "is_busy": [is_busy], "longest_step_s": 0.1})
 def stay():
     time.sleep(60)
 """
@@ -51,16 +64,21 @@ class Clock:
 class Nursery:
     """Starts supervisors and ends their children."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: WorkerConfig) -> None:
+        self.config = config
         self.supervisors: list[Supervisor] = []
         self.failures: list[str] = []
         self.deaths: list[str] = []
 
-    def start(self, script: str) -> Supervisor:
+    def start(self, script: str, *, on_death: Callable[[], None] = lambda: None) -> Supervisor:
+        def note_death(name: str, _pid: int) -> None:
+            self.deaths.append(name)
+            on_death()
+
         supervisor = Supervisor(
-            CONFIG,
+            self.config,
             on_shard_failure=self.failures.append,
-            on_death=self.deaths.append,
+            on_death=note_death,
             command=(sys.executable, "-c", PRELUDE + script),
             clock=Clock(),
         )
@@ -70,8 +88,8 @@ class Nursery:
 
 
 @pytest.fixture
-def nursery() -> Iterator[Nursery]:
-    nursery = Nursery()
+def nursery(tmp_path: Path) -> Iterator[Nursery]:
+    nursery = Nursery(make_config(tmp_path))
     yield nursery
     for supervisor in nursery.supervisors:
         supervisor.kill()
@@ -89,8 +107,9 @@ def poll_forever(supervisor: Supervisor) -> None:
     poll_until(supervisor, lambda: False)
 
 
-def test_config_survives_its_way_to_the_child() -> None:
-    assert WorkerConfig.from_json(CONFIG.to_json()) == CONFIG
+def test_config_survives_its_way_to_the_child(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    assert WorkerConfig.from_json(config.to_json()) == config
 
 
 def test_child_gets_its_config_on_stdin_and_not_on_its_command_line(nursery: Nursery, tmp_path: Path) -> None:
@@ -100,7 +119,7 @@ def test_child_gets_its_config_on_stdin_and_not_on_its_command_line(nursery: Nur
     supervisor = nursery.start(script)
     poll_until(supervisor, lambda: supervisor.is_ready)
 
-    assert WorkerConfig.from_json(seen.read_bytes()) == CONFIG
+    assert WorkerConfig.from_json(seen.read_bytes()) == nursery.config
 
 
 def test_child_that_dies_while_loading_blames_the_model(nursery: Nursery) -> None:
@@ -121,13 +140,22 @@ def test_child_that_refuses_gives_its_reason(nursery: Nursery, exit_code: int, k
 
 
 def test_dead_child_is_replaced_until_it_has_died_too_often_in_a_row(nursery: Nursery) -> None:
-    supervisor = nursery.start("say('loaded'); sys.exit(9)")
+    supervisor = nursery.start("say('loaded'); say('ready'); sys.exit(9)")
 
     with pytest.raises(WorkerCrashedError, match=f"died {MAX_CRASHES} times .* exit code 9"):
         poll_forever(supervisor)
 
     assert nursery.deaths == ["w1"] * MAX_CRASHES
     assert not supervisor.is_running
+
+
+def test_child_that_never_becomes_ready_is_soon_given_up(nursery: Nursery) -> None:
+    supervisor = nursery.start("say('loaded'); sys.exit(9)")
+
+    with pytest.raises(WorkerCrashedError, match="exit code 9"):
+        poll_forever(supervisor)
+
+    assert len(nursery.deaths) == MAX_EARLY_CRASHES
 
 
 def test_saved_rows_between_deaths_start_the_count_anew(nursery: Nursery) -> None:
@@ -192,3 +220,103 @@ def test_exit_is_told_in_words() -> None:
     assert describe_exit(1) == "exit code 1"
     assert describe_exit(-9) == "signal SIGKILL"
     assert describe_exit(-200) == "signal 200"
+
+
+def claim(job: JobDir) -> str:
+    """A line of script by which the child claims an attempt of the job's first shard."""
+    attempt = {"job": str(job.path), "shard": 0, "attempt": job.claim_attempt(0, worker="w1")}
+    return f"say('claimed', attempt={attempt!r});"
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> JobDir:
+    return make_job(tmp_path / "job", [[make_request(0)]])
+
+
+@pytest.mark.parametrize(
+    ("death", "cause", "detail"),
+    [
+        ("os.kill(os.getpid(), signal.SIGSEGV)", Cause.FAULT, "signal SIGSEGV"),
+        ("os.abort()", Cause.FAULT, "signal SIGABRT"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", Cause.KILLED, "signal SIGKILL"),
+        ("os.kill(os.getpid(), signal.SIGTERM)", Cause.KILLED, "signal SIGTERM"),
+        ("os._exit(5)", Cause.KILLED, "exit code 5"),
+    ],
+)
+def test_crash_is_recorded_with_its_cause_before_the_death_is_told(
+    nursery: Nursery, job: JobDir, death: str, cause: Cause, detail: str
+) -> None:
+    known: list[int] = []
+    supervisor = nursery.start(
+        f"import resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0)); say('loaded'); {claim(job)} {death}",
+        on_death=lambda: known.append(len(read_ends(job, 0))),
+    )
+
+    poll_until(supervisor, lambda: bool(known))
+
+    assert known == [1]
+    (end,) = read_ends(job, 0)
+    assert (end.outcome, end.cause, end.detail, end.worker) == (Outcome.CRASHED, cause, detail, "w1")
+    report = read_heartbeats(Path(nursery.config.home))[0].beat
+    assert (report.num_crashes, report.last_crash) == (1, detail)
+
+
+def test_attempt_that_ended_before_the_death_is_no_crash(nursery: Nursery, job: JobDir) -> None:
+    script = f"say('loaded'); {claim(job)} {claim(job).replace('claimed', 'ended')} os._exit(5)"
+    supervisor = nursery.start(script.replace("'attempt': 2", "'attempt': 1"))
+
+    poll_until(supervisor, lambda: bool(nursery.deaths))
+
+    assert read_ends(job, 0) == []
+
+
+def test_child_whose_engine_stands_still_is_ended(nursery: Nursery, job: JobDir) -> None:
+    nursery.config = replace(nursery.config, stall_timeout_s=50)
+    script = f"say('loaded'); say('ready'); {claim(job)} [(beat(7), time.sleep(0.001)) for _ in range(99999)]"
+    supervisor = nursery.start(script)
+
+    poll_until(supervisor, lambda: bool(nursery.deaths))
+
+    (end,) = read_ends(job, 0)
+    assert end.cause is Cause.STALLED
+    assert end.detail.startswith("no progress for")
+
+
+def test_child_whose_engine_moves_lives_on(nursery: Nursery) -> None:
+    nursery.config = replace(nursery.config, stall_timeout_s=50)
+    supervisor = nursery.start("say('loaded'); [(beat(i), time.sleep(0.001)) for i in range(400)]; sys.exit(9)")
+
+    poll_until(supervisor, lambda: bool(nursery.deaths))
+
+    assert read_heartbeats(Path(nursery.config.home))[0].beat.last_crash == "exit code 9"
+
+
+def test_child_killed_while_loading_is_tried_again_a_few_times(nursery: Nursery) -> None:
+    supervisor = nursery.start("os.kill(os.getpid(), signal.SIGKILL)")
+
+    with pytest.raises(ModelError, match="signal SIGKILL"):
+        poll_forever(supervisor)
+
+    assert len(nursery.deaths) == MAX_EARLY_CRASHES
+
+
+def test_orderly_end_leaves_no_sign_of_life(nursery: Nursery) -> None:
+    supervisor = nursery.start("say('loaded'); say('ready'); stay()")
+    poll_until(supervisor, lambda: supervisor.is_ready)
+    assert read_heartbeats(Path(nursery.config.home))[0].beat.state is WorkerState.IDLE
+
+    stop_all([supervisor], grace_s=20)
+
+    assert read_heartbeats(Path(nursery.config.home)) == []
+
+
+def test_event_survives_its_way_to_the_parent() -> None:
+    for event in (
+        Event(EventKind.READY),
+        Event(EventKind.FAILED, "disk full\n", 2),
+        Event(EventKind.CLAIMED, attempt=OpenAttempt("/jobs/a", 3, 2)),
+        Event(EventKind.BEAT, beat=Beat((1, 2), (True, False), 0.5)),
+    ):
+        line = event.to_json()
+        assert line.count(b"\n") == 1
+        assert Event.from_json(line) == event

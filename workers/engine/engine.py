@@ -4,18 +4,20 @@ A step is schedule, decode, sample, postprocess. Callers submit prompts with a s
 sink gets each result as its sequence finishes. Tokenizing happens in the caller's thread, so the engine's never waits.
 """
 
+import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from batcher.errors import EngineError
 from batcher.types import ErrorCode, FinishReason, RowError
+from workers.engine.gate import Gate
 from workers.engine.kv_cache import KvCache
 from workers.engine.model import Model, TokenSpan
 from workers.engine.sampler import Sampler
 from workers.engine.scheduler import ScheduledTokens, Scheduler
-from workers.engine.sequence import Sequence, SequenceRequest, SequenceResult, Sink
+from workers.engine.sequence import OnStart, Sequence, SequenceRequest, SequenceResult, Sink, ignore_start
 
 
 class Ticket:
@@ -32,7 +34,11 @@ class Ticket:
 
 
 class Engine:
-    """Continuous batching over one model. `model` must have its context open and belongs to the engine from now on."""
+    """Continuous batching over one model. `model` must have its context open and belongs to the engine from now on.
+
+    Engines of one process share a `gate`. `num_steps` and `longest_step_s` may be read by any thread: how often the
+    engine has moved, and the longest that it took so far or, at first, what its largest step is expected to take.
+    """
 
     def __init__(
         self,
@@ -41,16 +47,24 @@ class Engine:
         *,
         cache: KvCache,
         max_batch_tokens: int,
+        gate: Gate | None = None,
+        expected_step_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
         self.num_steps = 0
+        self.longest_step_s = expected_step_s
         self.failure: EngineError | None = None
         self._model = model
         self._vocabulary = model.vocabulary
         self._cache = cache
         self._scheduler = Scheduler(cache, max_batch_tokens=max_batch_tokens)
         self._sampler = Sampler(model.vocabulary.size)
+        self._gate = gate or Gate()
+        #: Holds the gate exclusively, from the first token of a sequence that must be alone to its last.
+        self._alone = contextlib.ExitStack()
+        self._has_gate = False
+        self._is_waiting_for_gate = False
         self._clock = clock
         self._inbox: deque[Sequence] = deque()
         self._changed = threading.Condition()
@@ -66,17 +80,31 @@ class Engine:
         """Start the engine's thread."""
         self._thread.start()
 
-    def submit(self, requests: Iterable[SequenceRequest], sink: Sink) -> Ticket:
-        """Queue prompts behind those already queued. Tokenizes here, in the caller's thread; does not wait.
+    @property
+    def is_busy(self) -> bool:
+        """Whether there is something to compute, so that `num_steps` should grow. For any thread; a moment's guess."""
+        return bool(self._inbox or self._scheduler.has_work) and not self._is_waiting_for_gate
 
-        A prompt that can never fit gets its error result at once. Raises EngineError where the engine is dead.
+    def submit(
+        self,
+        requests: Iterable[SequenceRequest],
+        sink: Sink,
+        *,
+        on_start: OnStart = ignore_start,
+        is_alone: bool = False,
+    ) -> Ticket:
+        """Queue prompts behind those already queued. Tokenizes here, in the caller's thread, alone if they must be so.
+
+        Each request is taken from `requests` just before it is tokenized. A prompt that can never fit gets its error
+        result at once. Does not wait for results. Raises EngineError where the engine is dead.
         """
         ticket = Ticket(self._on_cancel)
         sequences = []
-        with self._vocabulary_in_use:
+        with self._gate.exclusive() if is_alone else self._gate.shared(), self._vocabulary_in_use:
             self._check_alive()
             for request in requests:
-                sequence = Sequence(request, self._vocabulary.tokenize(request.prompt), sink, ticket)
+                tokens = self._vocabulary.tokenize(request.prompt)
+                sequence = Sequence(request, tokens, sink, ticket, on_start)
                 error = self._refusal(sequence)
                 if error is None:
                     sequences.append(sequence)
@@ -119,13 +147,20 @@ class Engine:
 
     def step(self) -> None:
         """Schedule, decode, sample, postprocess. Raises EngineError; the engine is unusable then."""
+        self._expire(self._clock())
         batch = self._scheduler.schedule()
         if not batch:
             return
-        now = self._clock()
+        with self._turn(is_alone=batch[0].sequence.request.is_alone):
+            started_at = self._clock()
+            self._compute(batch, now=started_at)
+            self.longest_step_s = max(self.longest_step_s, self._clock() - started_at)
+        self.num_steps += 1
+
+    def _compute(self, batch: list[ScheduledTokens], *, now: float) -> None:
         for item in batch:
             if not item.sequence.num_computed:
-                item.sequence.started_at = now
+                item.sequence.start(now)
         logits = self._model.decode(_span(item) for item in batch)
         for item in batch:
             item.sequence.num_computed += item.num_tokens
@@ -133,7 +168,37 @@ class Engine:
         tokens = self._sampler.sample(logits, [s.request.params for s in ready], [s.draws for s in ready])
         for sequence, token in zip(ready, tokens, strict=True):
             self._postprocess(sequence, token)
-        self.num_steps += 1
+
+    def _turn(self, *, is_alone: bool) -> contextlib.AbstractContextManager[None]:
+        """The right to compute one step: beside other engines, or as the one that is alone until it is finished."""
+        if is_alone:
+            if not self._has_gate:
+                self._is_waiting_for_gate = True
+                self._alone.enter_context(self._gate.exclusive())
+                self._is_waiting_for_gate = False
+                self._has_gate = True
+            return contextlib.nullcontext()
+        self._leave_gate()
+        return self._share_gate()
+
+    @contextlib.contextmanager
+    def _share_gate(self) -> Iterator[None]:
+        self._is_waiting_for_gate = True
+        with self._gate.shared():
+            self._is_waiting_for_gate = False
+            yield
+
+    def _leave_gate(self) -> None:
+        self._alone.close()
+        self._has_gate = False
+
+    def _expire(self, now: float) -> None:
+        """End the sequences whose deadline has passed."""
+        for sequence in [s for s in self._scheduler.running() if s.deadline <= now]:
+            self._scheduler.finish(sequence)
+            self._model.forget(sequence.slot)
+            if not sequence.owner.is_cancelled:
+                sequence.sink(sequence.time_out())
 
     def _postprocess(self, sequence: Sequence, token: int) -> None:
         vocabulary = self._vocabulary
@@ -149,6 +214,8 @@ class Engine:
 
     def _wait_for_work(self) -> bool:
         """Take in what callers left, blocking while there is nothing to do. Returns False when closing."""
+        if self._has_gate and not self._scheduler.num_running:
+            self._leave_gate()
         with self._changed:
             while not (self._inbox or self._scheduler.has_work or self._is_closing):
                 self._changed.wait()
@@ -170,6 +237,7 @@ class Engine:
             self.failure = error
             self._scheduler.add(self._inbox)
             self._inbox.clear()
+        self._leave_gate()
         dropped = self._scheduler.drop_all()
         sinks = {id(s.owner): s.sink for s in dropped if not s.owner.is_cancelled}
         for sink in sinks.values():

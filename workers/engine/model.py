@@ -23,6 +23,8 @@ from batcher.errors import EngineError, ModelError
 # 430; never 312 and 510.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+# A failed assertion of ggml would have a debugger print pages, where one is installed, and the process die later.
+os.environ.setdefault("GGML_NO_BACKTRACE", "1")
 
 import llama_cpp
 

@@ -1,7 +1,8 @@
 """Which sequences run, and which of their tokens the next decode computes. Plain Python, no llama.cpp.
 
 First come, first served: sequences enter in the order they were submitted, as slots and KV budget allow. Every running
-sequence is in every step, with the token sampled last or with the next chunk of its prompt.
+sequence is in every step, with the token sampled last or with the next chunk of its prompt. One that must be alone
+enters when all others are finished, and the next when it is.
 """
 
 from collections import deque
@@ -45,6 +46,10 @@ class Scheduler:
     @property
     def num_running(self) -> int:
         return len(self._running)
+
+    def running(self) -> Iterable[Sequence]:
+        """The running sequences, oldest first."""
+        return self._running.values()
 
     def add(self, sequences: Iterable[Sequence]) -> None:
         """Queue sequences, each of which must fit the cache (`KvCache.fits`)."""
@@ -97,9 +102,15 @@ class Scheduler:
         for slot, sequence in self._running.items():
             assert sequence.slot == slot
             assert 0 <= sequence.num_computed < len(sequence.tokens) <= sequence.num_cells
+            assert len(self._running) == 1 or not sequence.request.is_alone
 
     def _admit(self) -> None:
-        while self._waiting and self._cache.can_admit(self._waiting[0].num_cells):
+        while self._waiting and self._may_enter(self._waiting[0]):
             sequence = self._waiting.popleft()
             sequence.slot = self._cache.admit(sequence.num_cells)
             self._running[sequence.slot] = sequence
+
+    def _may_enter(self, sequence: Sequence) -> bool:
+        if self._running and (sequence.request.is_alone or next(iter(self._running.values())).request.is_alone):
+            return False
+        return self._cache.can_admit(sequence.num_cells)

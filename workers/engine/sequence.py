@@ -1,11 +1,12 @@
 """One prompt being decoded: what was asked, how far it is, what came out."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from batcher.errors import EngineError
-from batcher.types import Choice, FinishReason, RowError, SamplingParams, Usage
+from batcher.types import Choice, ErrorCode, FinishReason, RowError, SamplingParams, Usage
 from workers.engine.sampler import Draws
 from workers.engine.text import TextBuffer
 
@@ -14,12 +15,15 @@ from workers.engine.text import TextBuffer
 class SequenceRequest:
     """One prompt to decode. `key` is the caller's: (position of the row in its shard, index of the choice).
 
-    `params.seed` is resolved: an int.
+    `params.seed` is resolved: an int. `timeout_s` runs from its first prefill. `is_alone`: nothing else may be computed
+    in this process from its first token to its last.
     """
 
     key: tuple[int, int]
     prompt: str
     params: SamplingParams
+    timeout_s: float | None = None
+    is_alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,13 @@ class SequenceResult:
 
 #: Receives results in the engine's thread and must not block. An EngineError says that the engine is dead.
 Sink = Callable[[SequenceResult | EngineError], None]
+
+#: Told in the engine's thread of a request whose first tokens are about to be computed; must not block.
+OnStart = Callable[[SequenceRequest], None]
+
+
+def ignore_start(_request: SequenceRequest) -> None:
+    """An `OnStart` for callers that keep no journal."""
 
 
 class Canceller(Protocol):
@@ -53,10 +64,12 @@ class Sequence:
     tokens: list[int]
     sink: Sink
     owner: Canceller
+    on_start: OnStart = ignore_start
     num_prompt_tokens: int = 0
     num_computed: int = 0
     slot: int = -1
     started_at: float = 0.0
+    deadline: float = math.inf
     text: TextBuffer = field(init=False)
     draws: Draws = field(init=False)
 
@@ -79,6 +92,13 @@ class Sequence:
     def num_completion_tokens(self) -> int:
         return len(self.tokens) - self.num_prompt_tokens
 
+    def start(self, now: float) -> None:
+        """Note that its first tokens are about to be computed. `now` and `deadline` are by the engine's clock."""
+        self.started_at = now
+        if self.request.timeout_s is not None:
+            self.deadline = now + self.request.timeout_s
+        self.on_start(self.request)
+
     def append(self, token: int, piece: bytes, *, is_end: bool) -> FinishReason | None:
         """Take a sampled token. Returns why the sequence is finished, or None if it goes on.
 
@@ -99,3 +119,11 @@ class Sequence:
         latency_ms = (now - self.started_at) * 1000
         choice = Choice(self.request.key[1], self.text.text(), reason, usage, latency_ms)
         return SequenceResult(self.request.key, choice=choice)
+
+    def time_out(self) -> SequenceResult:
+        """The result of a sequence whose deadline has passed."""
+        message = (
+            f"not finished after {self.request.timeout_s:g} s, with {self.num_completion_tokens} of at most "
+            f"{self.request.params.max_tokens} tokens; give it a smaller max_tokens or the job a longer --row-timeout"
+        )
+        return SequenceResult(self.request.key, error=RowError(ErrorCode.TIMEOUT, message))

@@ -1,0 +1,131 @@
+"""Wall clocks that are a day off, or are set while work is going on: leases and rows do not depend on them."""
+
+import contextlib
+import importlib.util
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.family import Family, assert_every_row_once, has_chunks, start_worker, submit, wait_until_ready
+from tests.faults.injection import inject
+from tests.redis_server import RedisServer
+from tests.waiting import wait_for
+
+SLOTS = ("--slots", 4)
+ROWS = 120
+
+
+@dataclass(frozen=True)
+class Clock:
+    """The wall clock of the processes that have `env`; only `CLOCK_REALTIME`, as where an administrator sets it."""
+
+    path: Path
+
+    @property
+    def env(self) -> dict[str, str]:
+        found = importlib.util.find_spec("libfaketime")
+        assert found is not None
+        assert found.submodule_search_locations is not None
+        (package,) = found.submodule_search_locations
+        return {
+            "LD_PRELOAD": f"{package}/vendor/libfaketime/src/libfaketime.so.1",
+            "FAKETIME_TIMESTAMP_FILE": str(self.path),
+            # Seconds until a change in the file is seen.
+            "FAKETIME_CACHE_DURATION": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            # Times of files are the file system's.
+            "NO_FAKE_STAT": "1",
+        }
+
+    def set(self, offset: str) -> None:
+        """Put it forth or back: `+1d`."""
+        self.path.write_text(offset)
+
+
+@pytest.fixture
+def clock(family: Family) -> Iterator[Clock]:
+    clock = Clock(family.folder / "clock")
+    clock.set("+0")
+    yield clock
+    family.kill_all()
+    # It shares memory between a process and its children, and leaves it where they are killed.
+    for path in Path("/dev/shm").glob("*faketime_*"):
+        with contextlib.suppress(ValueError, FileNotFoundError):
+            if not Path(f"/proc/{int(path.name.rpartition('_')[2])}").exists():
+                path.unlink()
+
+
+@pytest.mark.parametrize("offset", ["+1d", "-1d"])
+def test_worker_whose_clock_is_a_day_off_shares_a_job(
+    family: Family, model: Path, clock: Clock, redis_url: str, offset: str
+) -> None:
+    clock.set(offset)
+    slow = inject(slow_step_s=0.05)
+    workers = [
+        start_worker(family, redis_url, model, "odd", *SLOTS, env={**slow, **clock.env}),
+        start_worker(family, redis_url, model, "even", *SLOTS, env=slow),
+    ]
+    wait_until_ready(*workers)
+    job = submit(family, redis_url, rows=ROWS, shard_rows=10, options=("--max-tokens", 8))
+
+    wait_for(lambda: job.is_complete, what="the job is complete")
+
+    rows = assert_every_row_once(job, ROWS)
+    assert {row["worker"] for row in rows} == {"odd", "even"}
+    # Each shard was claimed once: nobody took the other for dead.
+    assert {job.num_attempts(info.shard) for info in job.manifest.shards} == {1}
+    created = {name: [row["created"] for row in rows if row["worker"] == name] for name in ("odd", "even")}
+    days = (created["odd"][0] - created["even"][0]).total_seconds() / 86400
+    assert round(days) == int(offset.removesuffix("d")), "the clock was off"
+
+
+@pytest.mark.parametrize("offset", ["+1d", "-1d"])
+def test_worker_whose_clock_is_set_while_it_works_keeps_its_shard(
+    family: Family, model: Path, clock: Clock, redis_url: str, offset: str
+) -> None:
+    job = submit(family, redis_url, rows=ROWS, shard_rows=ROWS, options=("--max-tokens", 8))
+    odd = start_worker(family, redis_url, model, "odd", *SLOTS, env={**inject(slow_step_s=0.05), **clock.env})
+    wait_for(lambda: has_chunks(job), what="a chunk")
+    start_worker(family, redis_url, model, "even", *SLOTS)
+
+    clock.set(offset)
+    wait_for(lambda: job.is_complete, what="the job is complete")
+
+    rows = assert_every_row_once(job, ROWS)
+    assert {(row["worker"], row["attempts"]) for row in rows} == {("odd", 1)}
+    days = (rows[-1]["created"] - rows[0]["created"]).total_seconds() / 86400
+    assert round(days) == int(offset.removesuffix("d")), "the clock was set"
+    assert odd.process.poll() is None
+
+
+@pytest.mark.parametrize("offset", ["+1d", "-1d"])
+def test_brokers_clock_that_is_set_keeps_no_shard_from_the_living(
+    family: Family,
+    model: Path,
+    clock: Clock,
+    redis_server: RedisServer,
+    offset: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    redis_server.kill()
+    with monkeypatch.context() as patch:
+        for name, value in clock.env.items():
+            patch.setenv(name, value)
+        redis_server.start()
+    job = submit(family, redis_server.url, rows=ROWS, shard_rows=ROWS, options=("--max-tokens", 8))
+    slow = start_worker(family, redis_server.url, model, "slow", *SLOTS, "--lease-ttl", 3, env=inject(slow_step_s=0.1))
+    wait_for(lambda: has_chunks(job), what="a chunk")
+    child = family.child_of(slow)
+    assert child is not None
+
+    clock.set(offset)
+    for pid in (slow.pid, child):
+        os.kill(pid, signal.SIGKILL)
+    start_worker(family, redis_server.url, model, "other", *SLOTS, "--lease-ttl", 3)
+    wait_for(lambda: job.is_complete, what="the job is complete", timeout_s=45)
+
+    assert {row["worker"] for row in assert_every_row_once(job, ROWS)} == {"slow", "other"}

@@ -1,0 +1,133 @@
+"""Model files that are damaged, missing, or gone while workers restart: no row is blamed, and all come out later."""
+
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from batcher.jobdir import JobDir
+from tests.family import (
+    Family,
+    assert_every_row_once,
+    attempt_ends,
+    chunk_rows,
+    has_chunks,
+    start_worker,
+    submit,
+    write_prompts,
+)
+from tests.faults.injection import inject
+from tests.waiting import wait_for
+
+PACE = ("--slots", 4, "--lease-ttl", 5)
+
+
+def truncate(path: Path) -> None:
+    """Cut the weights, not the header, which says that they are there."""
+    os.truncate(path, path.stat().st_size * 3 // 4)
+
+
+def spoil_magic(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.write(b"FUGG")
+
+
+DAMAGES: dict[str, Callable[[Path], None]] = {
+    "truncated": truncate,
+    "bad_magic": spoil_magic,
+    "empty": lambda path: os.truncate(path, 0),
+    "missing": Path.unlink,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_unusable_model_ends_a_run_with_its_name_and_the_same_command_goes_on_once_it_is_mended(
+    family: Family, model: Path, damage: str
+) -> None:
+    path = Path(shutil.copy(model, family.folder / "mine.gguf"))
+    DAMAGES[damage](path)
+    job = JobDir(family.folder / "out")
+    family.jobs.append(job.path)
+    prompts = write_prompts(family.folder / "prompts.jsonl", 10)
+    command = ("run", prompts, "-o", job.path, "--model", f"tiny={path}", "--threads", 1, "--max-tokens", 4)
+
+    refused = family.run(*command)
+
+    assert refused.process.returncode == 2, refused.stderr
+    assert str(path) in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert not list(job.path.glob("attempts/*/*"))
+    assert family.pids() == []
+
+    shutil.copy(model, path)
+    mended = family.run(*command)
+
+    assert mended.process.returncode == 0, mended.stderr
+    assert_every_row_once(job, 10)
+
+
+def test_unusable_model_ends_a_worker_with_its_name(family: Family, model: Path, redis_url: str) -> None:
+    path = Path(shutil.copy(model, family.folder / "mine.gguf"))
+    truncate(path)
+
+    worker = start_worker(family, redis_url, path, "w1", *PACE)
+
+    assert worker.wait() == 2
+    assert str(path) in worker.stderr
+    assert "Traceback" not in worker.stderr
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated"])
+def test_model_that_is_gone_when_a_worker_restarts_ends_it_and_another_finishes_its_rows(
+    family: Family, model: Path, redis_url: str, damage: str
+) -> None:
+    path = Path(shutil.copy(model, family.folder / "mine.gguf"))
+    job = submit(family, redis_url, rows=60, shard_rows=60, options=("--max-tokens", 16))
+    first = start_worker(family, redis_url, path, "first", *PACE, env=inject(slow_step_s=0.1))
+    wait_for(lambda: has_chunks(job), what="a chunk")
+    child = family.child_of(first)
+    assert child is not None
+
+    # Another file in its place: whoever has the old one mapped would die of a shorter one.
+    path.unlink()
+    if damage == "truncated":
+        shutil.copy(model, path)
+        truncate(path)
+    os.kill(child, signal.SIGKILL)
+
+    assert first.wait() == 2, first.stderr
+    assert str(path) in first.stderr
+    assert "Traceback" not in first.stderr
+    saved = chunk_rows(job)
+    assert not job.committed_shards()
+
+    start_worker(family, redis_url, model, "second", *PACE)
+    wait_for(lambda: job.is_complete, what="the job is complete")
+    results = {row["row"]: row for row in assert_every_row_once(job, 60)}
+    assert {number: results[number] for number in saved} == saved
+
+
+def test_crash_while_loading_blames_no_row(family: Family, model: Path) -> None:
+    job = JobDir(family.folder / "out")
+    family.jobs.append(job.path)
+    prompts = write_prompts(family.folder / "prompts.jsonl", 10)
+    broken = family.folder / "broken"
+    broken.touch()
+    command = ("run", prompts, "-o", job.path, "--model", f"tiny={model}", "--threads", 1, "--max-tokens", 4)
+    env = inject(segfault_loading=broken)
+
+    crashed = family.run(*command, env=env)
+
+    assert crashed.process.returncode == 2, crashed.stderr
+    assert f"{model}: the worker died while loading it (signal SIGSEGV)" in crashed.stderr
+    assert not list(job.path.glob("attempts/*/*"))
+
+    broken.unlink()
+    whole = family.run(*command, env=env)
+
+    assert whole.process.returncode == 0, whole.stderr
+    assert_every_row_once(job, 10)
+    assert attempt_ends(job) == []
