@@ -114,13 +114,18 @@ def forgive(job: JobDir, shard: int) -> None:
             storage.delete(journal)
 
 
-def delete_journals(job: JobDir, shard: int) -> None:
-    """Drop all suspicion against rows of `shard`. Never raises: a journal beside a part means nothing."""
-    for path in job.attempts_dir(shard).glob("*.journal"):
-        try:
-            path.unlink(missing_ok=True)
-        except OSError:
-            return
+def delete_journals(job: JobDir, shard: int, *, up_to: int) -> None:
+    """Drop all suspicion that attempts up to `up_to`, which has committed `shard`, have left. Never raises."""
+    for number, path in _journals(job, shard):
+        if number <= up_to:
+            # A journal that stays beside a part means nothing.
+            storage.discard(path)
+
+
+def _journals(job: JobDir, shard: int) -> list[tuple[int, Path]]:
+    """The journals of a shard's attempts, with their numbers, in order."""
+    paths = job.attempts_dir(shard).glob("*.journal")
+    return sorted((int(path.stem), path) for path in paths if path.stem.isdigit())
 
 
 class Journal:
@@ -157,10 +162,7 @@ class Journal:
         os.close(self._descriptor)
         if is_orderly:
             # One that could not be deleted only makes the next attempt careful.
-            try:
-                self._path.unlink(missing_ok=True)
-            except OSError:
-                return
+            storage.discard(self._path)
 
     def _write(self, line: str) -> None:
         if self._is_broken:
@@ -260,10 +262,10 @@ def judge(job: JobDir, shard: int, *, attempt: int) -> Verdict:
     last: dict[int, AttemptEnd | None] = {}
     num_alone: Counter[int] = Counter()
     num_blameless = 0
-    for path in sorted(job.attempts_dir(shard).glob("*.journal")):
-        if not path.stem.isdigit() or int(path.stem) >= attempt:
+    for number, path in _journals(job, shard):
+        if number >= attempt:
             continue
-        end = ends.get(int(path.stem))
+        end = ends.get(number)
         cause = end.cause if end is not None and end.cause is not None else Cause.KILLED
         state = read_journal(path)
         weight_in_flight, weight_alone = _WEIGHTS[cause]

@@ -39,10 +39,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from batcher.broker_url import celery_url as celery_url
-from batcher.broker_url import client_url as client_url
-from batcher.broker_url import hide_password as hide_password
-from batcher.broker_url import redact, tls_files
+from batcher.broker_url import client_url, hide_password, redact, tls_files
 from batcher.errors import BrokerError
 
 logger = logging.getLogger(__name__)
@@ -100,8 +97,8 @@ def open_client(url: str) -> redis.Redis:
         socket_timeout=SOCKET_TIMEOUT_S,
         socket_connect_timeout=CONNECT_TIMEOUT_S,
         health_check_interval=HEALTH_CHECK_INTERVAL_S,
-        # One more try at once, where the connection turns out to be dead; not where the broker hangs, as both the client
-        # and its connection would try again: our callers have their own pace.
+        # One more try at once, where the connection turns out to be dead. Not where the broker hangs, as client and
+        # connection would both try again: our callers have their own pace.
         retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
         **({} if spelled.startswith("unix:") else {"socket_keepalive": True}),
     )
@@ -136,7 +133,10 @@ def _trouble(exc: redis.RedisError, url: str) -> str:
             "?ssl_ca_certs=/path/to/ca.pem at the end of the URL, and the host by the name in the certificate"
         )
     if isinstance(cause, ssl.SSLError):
-        return f"no TLS connection: {cause.reason or cause}; give the port where it speaks TLS"
+        return f"no TLS there ({cause.reason or cause}); give the port where it speaks TLS"
+    if isinstance(exc, redis.TimeoutError) and url.startswith("rediss:"):
+        # Redis waits for more where it is spoken to in TLS and knows none.
+        return f"cannot reach it: {exc}; start it, or give the port where it speaks TLS"
     if isinstance(exc, redis.exceptions.NoPermissionError):
         return f"the user may not do what Batcher does: {redact(str(exc), url)}; README has the ACL that it needs"
     if "HELLO" in str(exc):

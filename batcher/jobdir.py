@@ -342,7 +342,7 @@ def list_jobs(root: Path) -> Iterator[JobDir]:
     """The jobs under `root`, by name."""
     for path in sorted(_listdir(root)):
         job = JobDir(path)
-        if job.exists():
+        if job.exists() and not path.is_symlink():
             yield job
 
 

@@ -4,9 +4,9 @@
 
 A real broker with an append-only file, `batcher worker` processes, and a submitter that submits a job and then waits
 for it. A loop kills, freezes, cuts off and corrupts them, about every 2 s; what dies is started again half a second
-later, as a service manager would. A job that is complete is audited and followed by the next one, so that the faults
-never pause; when the time is over they end, the last job may finish, all workers are stopped, and every job is
-audited (again).
+later, as a service manager would. A job that is complete is followed by the next one, so that the faults never pause;
+when the time is over they end, the last job may finish, all workers are stopped, and every job is audited: late, so
+that a frozen worker that comes back to a job that is complete is part of it.
 
 The seed gives the jobs' rows and the faults: what is done, to which of the candidates, after what pause. What comes of
 them depends on the machine's timing, so a run can't be repeated exactly. The model is tiny and random; its rows take
@@ -324,7 +324,7 @@ def print_table(args: argparse.Namespace, report: Report) -> None:
     print(f"| **faults injected** | **{report.num_faults:,}** | {report.missed.total()} |")
     for what, number in report.figures().items():
         print(f"| {what} | {number:,} | |")
-    print(f"\nAudit of {len(report.audits)} jobs: ", end="")
+    print(f"\nAudit of {len(report.audits)} {'job' if len(report.audits) == 1 else 'jobs'}: ", end="")
     print("nothing lost, nothing twice" if report.has_passed else "FAILED")
     for problem in report.all_problems():
         print(f"- {problem}")

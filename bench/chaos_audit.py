@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from batcher.errors import BatcherError
 from batcher.jobdir import JobDir
 from batcher.storage import TEMP_PREFIX
-from batcher.summary import read_summary
+from batcher.summary import STALE_AFTER_S, read_summary
 
 #: The one error code that chance may give a row here: each of several random kills found it alone in a worker.
 SET_ASIDE = "worker_crashed"
@@ -245,7 +245,17 @@ def _check_leftovers(found: Audit, job: JobDir) -> None:
     chunks = sorted(job.path.glob("chunks/*/*.parquet"))
     if chunks:
         found.blame(f"{len(chunks)} chunks of committed shards are left, {chunks[0].relative_to(job.path)} the first")
-    temporary = sorted(job.path.rglob(f"{TEMP_PREFIX}*"))
+    if not job.success_path.exists():
+        return
+    # Not those of a worker that was killed after the end, or while it claimed a shard shortly before: nobody can tell
+    # that its claim is not being written right now.
+    end = job.success_path.stat().st_mtime
+    claims = job.path / "attempts"
+    temporary = [
+        path
+        for path in sorted(job.path.rglob(f"{TEMP_PREFIX}*"))
+        if path.stat().st_mtime < end - (STALE_AFTER_S if path.is_relative_to(claims) else 0.0)
+    ]
     if temporary:
         found.blame(f"{len(temporary)} temporary files are left, {temporary[0].relative_to(job.path)} the first")
 

@@ -16,11 +16,9 @@ from batcher.broker import (
     HEALTH_CHECK_INTERVAL_S,
     KEY_PREFIX,
     SOCKET_TIMEOUT_S,
-    celery_url,
-    hide_password,
     queue_name,
 )
-from batcher.broker_url import redact
+from batcher.broker_url import celery_url, hide_password, redact
 from batcher.errors import BrokerError
 from batcher.jobdir import JobDir, ShardInfo
 
@@ -51,7 +49,7 @@ _SETTINGS = {
     # Nor is one that is full and refuses.
     "broker_channel_error_retry": True,
     # Celery's own pauses between tries grow to half a minute.
-    "worker_consumer": "workers.consumer:PatientConsumer",
+    "worker_consumer": "workers.messages:CheckingConsumer",
     # We have our own ways to watch and to stop; without them no worker holds a subscription.
     "worker_enable_remote_control": False,
     "worker_send_task_events": False,

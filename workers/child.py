@@ -64,6 +64,7 @@ def main() -> int:
 
 def _work(config: WorkerConfig, reporter: Reporter) -> int:
     # Imported after the logging is set up, and in the order of what can go wrong first.
+    from batcher.models import verify_sha256
     from workers.engine.gate import Gate
     from workers.engine.loader import EngineConfig, load_engine
 
@@ -73,6 +74,8 @@ def _work(config: WorkerConfig, reporter: Reporter) -> int:
         num_gpu_layers=config.num_gpu_layers,
         context_length=config.context_length,
     )
+    for name, digest in config.model_sha256:
+        verify_sha256(Path(dict(config.models)[name]), digest)
     gate = Gate()
     engines = {name: load_engine(name, Path(path), engine_config, gate=gate) for name, path in config.models}
     reporter.send(Event(EventKind.LOADED))
@@ -143,7 +146,7 @@ def _serve(config: WorkerConfig, engines: dict[str, Any], reporter: Reporter) ->
 
 def _surroundings(config: WorkerConfig, reporter: Reporter, stopping: threading.Event) -> "Surroundings":
     from batcher.broker import open_client
-    from batcher.lease import Leases
+    from batcher.lease import BackgroundLeases
     from batcher.summary import finalize
     from workers.shard_runner import Surroundings
 
@@ -152,7 +155,7 @@ def _surroundings(config: WorkerConfig, reporter: Reporter, stopping: threading.
 
     return Surroundings(
         worker=config.name,
-        leases=Leases(open_client(config.broker_url), ttl_s=config.lease_ttl_s),
+        leases=BackgroundLeases(open_client(config.broker_url), ttl_s=config.lease_ttl_s),
         stopping=stopping,
         on_claim=partial(on_attempt, EventKind.CLAIMED),
         on_end=partial(on_attempt, EventKind.ENDED),
@@ -195,7 +198,9 @@ def _stop_with_parent(grace_s: float) -> None:
 def _set_up_logging(config: WorkerConfig) -> None:
     """Our own lines and everybody's warnings to stderr."""
     from celery import signals
-    from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
+    from celery.exceptions import SecurityWarning
+
+    from batcher.broker_url import RedactingFormatter
 
     logging.basicConfig(
         level=logging.WARNING, format=f"%(asctime)s {config.name} %(levelname)s %(message)s", stream=sys.stderr
@@ -206,12 +211,13 @@ def _set_up_logging(config: WorkerConfig) -> None:
     logging.getLogger("celery.app.trace").setLevel(logging.ERROR)
     for handler in logging.getLogger().handlers:
         handler.addFilter(_drop_traceback)
+        handler.setFormatter(
+            RedactingFormatter(f"%(asctime)s {config.name} %(levelname)s %(message)s", config.broker_url)
+        )
     # A receiver keeps Celery from setting up its own.
     signals.setup_logging.connect(_keep_logging)
     # "You're running the worker with superuser privileges" is about pickled messages; we accept only JSON.
     warnings.filterwarnings("ignore", category=SecurityWarning)
-    # On each lost connection, about the default of a setting that we set.
-    warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
 
 
 def _drop_traceback(record: logging.LogRecord) -> bool:

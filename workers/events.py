@@ -15,7 +15,7 @@ class WorkerConfig:
     `grace_s` are the seconds it gets to save its rows and give back its shards. `name` stands in the `worker` column of
     the results. `home` is the folder below which the supervisor keeps its sign of life. `stall_timeout_s` are the
     seconds without a step after which an engine is given up. `row_timeout_s` goes before a job's own. `quiet` leaves
-    only warnings in the log.
+    only warnings in the log. `model_sha256` are pairs of a model's name and the digest that its file must have.
     """
 
     name: str
@@ -32,6 +32,7 @@ class WorkerConfig:
     num_gpu_layers: int | None = None
     context_length: int | None = None
     quiet: bool = False
+    model_sha256: tuple[tuple[str, str], ...] = ()
 
     def to_json(self) -> bytes:
         """One line."""
@@ -41,6 +42,7 @@ class WorkerConfig:
     def from_json(cls, data: bytes) -> "WorkerConfig":
         values = json.loads(data)
         values["models"] = tuple((name, path) for name, path in values["models"])
+        values["model_sha256"] = tuple((name, digest) for name, digest in values["model_sha256"])
         return cls(**values)
 
 

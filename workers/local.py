@@ -7,6 +7,8 @@ the work to the broker: first the workers save their rows and give their shards 
 import contextlib
 import logging
 import os
+import re
+import shlex
 import signal
 import socket
 import time
@@ -17,7 +19,8 @@ from types import FrameType, TracebackType
 from typing import Self
 
 from batcher.broker import connect, embedded_broker, own_folder
-from batcher.errors import BatcherError, JobCancelledError
+from batcher.errors import BatcherError, BrokerError, JobCancelledError
+from batcher.heartbeats import sweep_heartbeats
 from batcher.jobdir import JobDir
 from batcher.lease import LEASE_TTL_S, Pace
 from batcher.status import Status, StatusReader
@@ -69,8 +72,9 @@ class StopSignals:
 
 
 def default_worker_name() -> str:
-    """Host and process: unique among the workers that live now."""
-    return f"{socket.gethostname()}-{os.getpid()}"
+    """Host and process: unique among the workers that live now, and usable as the name of a file."""
+    host = re.sub(r"[^A-Za-z0-9_.-]+", "-", socket.gethostname()).lstrip("_.-")[:100]
+    return f"{host or 'worker'}-{os.getpid()}"
 
 
 @contextlib.contextmanager
@@ -104,6 +108,7 @@ def complete(
     summary = finalize(job)
     if summary is not None:
         return summary
+    sweep_heartbeats(Path(config.home))
     sweeper = _job_sweeper(job, broker_url, is_sending=True, lease_ttl_s=config.lease_ttl_s)
     with StopSignals() as stop, sweeper:
         failures: list[str] = []
@@ -124,7 +129,14 @@ def wait(
 ) -> Summary:
     """Wait until workers elsewhere have completed `job`, sweeping it meanwhile. Raises like `complete`."""
     with StopSignals() as stop, _job_sweeper(job, broker_url, is_sending=False, lease_ttl_s=lease_ttl_s) as sweeper:
-        return _watch(job, [], stop, sweeper=sweeper, failures=[], on_status=on_status)
+        try:
+            return _watch(job, [], stop, sweeper=sweeper, failures=[], on_status=on_status)
+        except BrokerError as exc:
+            path = shlex.quote(str(job.path))
+            raise BrokerError(
+                f"{exc}. Workers go on with the shards that they hold; when the broker is back, "
+                f"`batcher resume {path} --broker URL` queues the others, and `batcher status {path}` shows how they go"
+            ) from exc
 
 
 def serve(config: WorkerConfig, *, on_ready: Callable[[], None]) -> None:
@@ -134,6 +146,7 @@ def serve(config: WorkerConfig, *, on_ready: Callable[[], None]) -> None:
     broker can't be reached at the start, the model can't be loaded, or the child keeps crashing.
     """
     connect(config.broker_url).close()
+    sweep_heartbeats(Path(config.home))
     models = frozenset(name for name, _ in config.models)
     sweep = RootSweep(Path(config.jobs_root), config.broker_url, models=models, lease_ttl_s=config.lease_ttl_s)
     pace = Pace(config.lease_ttl_s)

@@ -158,11 +158,7 @@ def _run_attempt(
     is_orderly = True
     try:
         run = _ShardRun(job, shard, engine, around, lease=lease, attempt=attempt, journal=journal, verdict=verdict)
-        outcome = run.run()
-        if outcome is Outcome.ALREADY_COMMITTED:
-            # What was saved since the other's commit.
-            job.delete_chunks(shard)
-        return outcome
+        return run.run()
     except EngineError as exc:
         is_orderly = False
         _record_end(job, shard, attempt, around, exc, attempts.Outcome.CRASHED)
@@ -172,6 +168,9 @@ def _run_attempt(
         raise
     finally:
         journal.close(is_orderly=is_orderly)
+        if job.part_path(shard).exists():
+            # Ours or another's. What was saved since its commit is of no use; later attempts can be of a `retry`.
+            job.delete_chunks(shard, up_to=attempt)
 
 
 def _record_end(
@@ -433,8 +432,8 @@ class _ShardRun:
                 "them; delete the folder and resume the job"
             )
         is_first = write_file(self._job.part_path(self._number), table)
-        self._job.delete_chunks(self._number)
-        attempts.delete_journals(self._job, self._number)
+        self._job.delete_chunks(self._number, up_to=self._attempt)
+        attempts.delete_journals(self._job, self._number, up_to=self._attempt)
         self._around.on_progress()
         self._around.on_commit(self._job)
         return Outcome.COMMITTED if is_first else Outcome.ALREADY_COMMITTED

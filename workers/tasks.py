@@ -11,7 +11,7 @@ from batcher.errors import BatcherError, EngineError
 from batcher.jobdir import JobDir
 from batcher.jobs_root import locate_job
 from workers.app import RUN_SHARD
-from workers.messages import CheckingConsumer, MessageError, ShardMessage
+from workers.messages import MessageError, ShardMessage
 from workers.shard_runner import EngineLike, Outcome, Surroundings, run_shard
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,6 @@ def register(
     on_engine_failure: Callable[[EngineError], None],
 ) -> None:
     """Give `app` the task. `engines` are by model name; `on_engine_failure` is to end the process."""
-    app.conf.worker_consumer = CheckingConsumer
 
     @app.task(name=RUN_SHARD)  # type: ignore[untyped-decorator]
     def run_shard_task(job_id: object = None, shard: object = None) -> None:

@@ -271,6 +271,14 @@ def _find_deletable(job: str, jobs_dir: Path) -> "JobDir":
     return find_job(job, jobs_dir)
 
 
+def repair_parts(job: "JobDir") -> None:
+    """Move damaged parts aside and say so on stderr. What goes on with a job begins with it: their rows are missing."""
+    from batcher.repair import repair
+
+    for damage in repair(job):
+        click.echo(f"Warning: {damage}", err=True)
+
+
 def _print_left_out(selection: "Selection") -> None:
     """Say which failed rows another attempt can't help."""
     if selection.num_refused:

@@ -13,26 +13,34 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from batcher.cli import EXIT_ERROR_ROWS, EXIT_INTERRUPTED
+from batcher.cli import EXIT_INTERRUPTED
+from batcher.cli.following import (
+    complete_job,
+    how_far,
+    log_to_stderr,
+    quoted,
+    report_complete,
+    typed_command,
+    wait_for_job,
+)
 from batcher.cli.options import (
     Decorator,
     broker_option,
     find_job,
     input_options,
     jobs_dir_option,
+    model_sha256_option,
     option,
     row_timeout_option,
     sampling_options,
     submit_options,
 )
-from batcher.errors import BatcherError, InputError, ModelError
+from batcher.errors import InputError, ModelError
 
 if TYPE_CHECKING:
     from batcher.jobdir import JobDir
     from batcher.models import ModelRef
     from batcher.planner import SubmitOptions
-    from batcher.status import Status
-    from batcher.summary import Summary
     from workers.events import WorkerConfig
 
 #: Seconds that a stopped worker gets by default. With the embedded broker's own end, `run` stops within 10.
@@ -77,6 +85,7 @@ _ENGINE_OPTIONS: tuple[Decorator, ...] = (
         help="Seconds after which the shards of a worker that says nothing go to another. [default: 30]",
     ),
     row_timeout_option,
+    model_sha256_option,
 )
 
 
@@ -128,7 +137,7 @@ def run_command(
         default_model=chosen[0].name, known_models=names, row_timeout=engine["row_timeout_s"], **options
     )
     config = _worker_config(chosen, job.path.parent, home=job.path, quiet=True, **engine)
-    again = f"batcher resume {shlex.quote(str(output))}{_model_arguments(chosen)}" if "-" in files else _typed_command()
+    again = f"batcher resume {shlex.quote(str(output))}{_model_arguments(chosen)}" if "-" in files else typed_command()
     with job_broker(job, broker) as url:
         try:
             _submit(job, files, submission, quiet=quiet)
@@ -138,7 +147,7 @@ def run_command(
             )
             return EXIT_INTERRUPTED
         commit_refused(job)
-        return _complete(job, config, num_workers=num_workers, broker_url=url, quiet=quiet, again=again)
+        return complete_job(job, config, num_workers=num_workers, broker_url=url, quiet=quiet, again=again)
 
 
 @click.command("submit")
@@ -173,6 +182,7 @@ def submit_command(
     """
     from batcher.broker import connect
     from batcher.jobdir import JobDir, check_id
+    from batcher.jobs_root import locate_job
     from batcher.planner import commit_refused
     from workers.app import enqueue, make_app
 
@@ -183,12 +193,12 @@ def submit_command(
     # Before anything is written: a mistyped URL should leave no job.
     connect(broker).close()
     default_model = None if model is None else check_id(model, what="model name")
-    job = JobDir((jobs_dir / check_id(job_id or _new_job_id(files[0]), what="job id")).resolve())
+    job = JobDir(locate_job(jobs_dir, job_id or _new_job_id(files[0])))
     _submit(job, files, submit_options(default_model=default_model, known_models=None, **options), quiet=quiet)
     commit_refused(job)
     enqueue(make_app(broker), job, job.pending_shards())
     click.echo(job.job_id)
-    return _wait(job, broker, quiet=quiet) if is_waiting else 0
+    return wait_for_job(job, broker, quiet=quiet) if is_waiting else 0
 
 
 @click.command("worker")
@@ -208,7 +218,7 @@ def worker_command(
     Example:
       batcher worker --model qwen=/models/qwen.gguf --broker redis://host:6379/0 --jobs-dir /mnt/jobs
     """
-    from batcher.broker import hide_password
+    from batcher.broker_url import hide_password
     from batcher.jobdir import check_id
     from workers.local import serve
 
@@ -222,7 +232,7 @@ def worker_command(
         jobs_root.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise InputError(f"--jobs-dir {jobs_dir}: cannot create the folder: {exc.strerror or exc}") from exc
-    _log_to_stderr(logging.INFO)
+    log_to_stderr(logging.INFO, broker_url=broker)
     config = _worker_config(chosen, jobs_root, home=jobs_root, quiet=False, **_take_engine_options(options))
     config = replace(config, broker_url=broker, name=check_id(name, what="worker name") if name else config.name)
     serve(
@@ -274,10 +284,10 @@ def resume_command(
         connect(broker).close()
         commit_refused(found)
         if finalize(found) is not None:
-            return _report_complete(found)
+            return report_complete(found)
         _open_again(found)
         number = enqueue(make_app(broker), found, found.pending_shards())
-        click.echo(f"Enqueued {number:,} shards; `batcher status {_quoted(found)} --watch` shows how they go.")
+        click.echo(f"Enqueued {number:,} shards; `batcher status {quoted(found)} --watch` shows how they go.")
         return 0
     needed = {info.model for info in found.pending_shards() if info.model is not None}
     config = _worker_config(
@@ -286,10 +296,10 @@ def resume_command(
     with job_broker(found, None) as url:
         commit_refused(found)
         if finalize(found) is not None:
-            return _report_complete(found)
+            return report_complete(found)
         _open_again(found)
         _say_how_far(found, quiet=quiet)
-        return _complete(found, config, num_workers=num_workers, broker_url=url, quiet=quiet, again=_typed_command())
+        return complete_job(found, config, num_workers=num_workers, broker_url=url, quiet=quiet, again=typed_command())
 
 
 # -- submitting ---------------------------------------------------------------------------------------------------
@@ -326,14 +336,7 @@ def _show_reading(num_rows: int) -> None:
 
 def _say_how_far(job: "JobDir", *, quiet: bool) -> None:
     if not quiet and not job.is_complete:
-        click.echo(f"Resuming: {_how_far(job)} are done.", err=True)
-
-
-def _how_far(job: "JobDir") -> str:
-    from batcher.status import StatusReader
-
-    status = StatusReader(job).read()
-    return f"{status.num_done:,} of {status.num_rows:,} rows"
+        click.echo(f"Resuming: {how_far(job)} are done.", err=True)
 
 
 def _new_job_id(file: str) -> str:
@@ -358,12 +361,20 @@ def _take_engine_options(options: dict[str, Any]) -> dict[str, Any]:
         "stall_timeout_s": options.pop("stall_timeout"),
         "lease_ttl_s": options.pop("lease_ttl") or LEASE_TTL_S,
         "row_timeout_s": options.pop("row_timeout"),
+        "model_sha256": options.pop("model_sha256"),
     }
 
 
 def _worker_config(
-    models: Sequence["ModelRef"], jobs_root: Path, *, home: Path, quiet: bool, **engine: Any
+    models: Sequence["ModelRef"],
+    jobs_root: Path,
+    *,
+    home: Path,
+    quiet: bool,
+    model_sha256: Sequence[str],
+    **engine: Any,
 ) -> "WorkerConfig":
+    from batcher.models import parse_sha256
     from workers.events import WorkerConfig
     from workers.local import default_worker_name
 
@@ -374,6 +385,7 @@ def _worker_config(
         jobs_root=str(jobs_root),
         home=str(home),
         quiet=quiet,
+        model_sha256=parse_sha256(model_sha256, models),
         **engine,
     )
 
@@ -405,86 +417,5 @@ def _choose_models(specs: Sequence[str], *, needed: set[str] | None = None) -> l
     )
 
 
-def _complete(
-    job: "JobDir", config: "WorkerConfig", *, num_workers: int, broker_url: str, quiet: bool, again: str
-) -> int:
-    """Complete the job with local workers and report. Returns the exit code."""
-    from workers.local import StoppedError, complete
-
-    if job.is_complete and not job.pending_shards():
-        return _report_complete(job)
-    _log_to_stderr(logging.WARNING)
-    try:
-        with _Progress(quiet) as on_status:
-            summary = complete(job, config, num_workers=num_workers, broker_url=broker_url, on_status=on_status)
-    except StoppedError:
-        click.echo(f"Stopped: {_how_far(job)} are done and kept. Resume with:\n  {again}", err=True)
-        return EXIT_INTERRUPTED
-    except BatcherError as exc:
-        click.echo(f"Error: {exc}", err=True)
-        click.echo(f"{_how_far(job)} are done and kept. Go on with:\n  {again}", err=True)
-        return exc.exit_code
-    return _report(job, summary)
-
-
-def _wait(job: "JobDir", broker: str, *, quiet: bool) -> int:
-    """Wait for workers elsewhere and report. Returns the exit code."""
-    from workers.local import StoppedError, wait
-
-    try:
-        with _Progress(quiet) as on_status:
-            summary = wait(job, broker, on_status=on_status)
-    except StoppedError:
-        click.echo(f"The job goes on without us; look at it with:\n  batcher status {_quoted(job)} --watch", err=True)
-        return EXIT_INTERRUPTED
-    return _report(job, summary)
-
-
-class _Progress:
-    """The progress display, or nothing."""
-
-    def __init__(self, quiet: bool) -> None:
-        from batcher.cli.display import Progress
-
-        self._progress = None if quiet else Progress()
-
-    def __enter__(self) -> Callable[["Status"], None]:
-        return self._progress.__enter__().update if self._progress else lambda status: None
-
-    def __exit__(self, *exc_info: Any) -> None:
-        if self._progress:
-            self._progress.__exit__(*exc_info)
-
-
-def _report_complete(job: "JobDir") -> int:
-    from batcher.summary import read_summary
-
-    click.echo("The job is complete; nothing is left to do.", err=True)
-    return _report(job, read_summary(job))
-
-
-def _report(job: "JobDir", summary: "Summary") -> int:
-    """Print the summary. Returns the exit code."""
-    from batcher.cli.display import print_summary
-
-    print_summary(job, summary)
-    return EXIT_ERROR_ROWS if summary.num_errors else 0
-
-
-def _typed_command() -> str:
-    """The command line as it was given."""
-    return shlex.join(["batcher", *sys.argv[1:]])
-
-
 def _model_arguments(models: Sequence["ModelRef"]) -> str:
     return "".join(f" --model {shlex.quote(f'{model.name}={model.path}')}" for model in models)
-
-
-def _quoted(job: "JobDir") -> str:
-    return shlex.quote(str(job.path))
-
-
-def _log_to_stderr(level: int) -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s supervisor %(levelname)s %(message)s")
-    for name in ("batcher", "workers"):
-        logging.getLogger(name).setLevel(level)

@@ -1,6 +1,7 @@
 """Brokers that are killed, emptied, frozen, cut off and full: workers go on with what they hold, and jobs finish."""
 
 import os
+import shlex
 import signal
 import time
 from collections.abc import Iterator
@@ -175,6 +176,34 @@ def test_shard_that_is_queued_fifty_times_is_run_once(family: Family, model: Pat
     assert "Traceback" not in worker.stderr
 
 
+def test_run_whose_broker_is_gone_for_good_says_how_to_go_on(
+    family: Family, model: Path, redis_server: RedisServer
+) -> None:
+    job = JobDir(family.folder / "out")
+    family.jobs.append(job.path)
+    prompts = write_prompts(family.folder / "prompts.jsonl", ROWS)
+    arguments = (
+        *("run", prompts, "-o", job.path, "--broker", redis_server.url, "--model", f"tiny={model}", "--threads", 1),
+        *(*PACE, "--max-tokens", 16, "--shard-rows", SHARD_ROWS),
+    )
+    run = family.start(*arguments, env=SLOW)
+    wait_for(lambda: has_chunks(job), what="a chunk")
+    held = in_flight(job)
+
+    redis_server.kill()
+
+    assert run.wait() == 3
+    assert held <= job.committed_shards(), "what its worker held is done"
+    assert "the broker has been away for 3" in run.stderr
+    assert run.stderr.rstrip().endswith(f"Go on with:\n  {shlex.join(['batcher', *map(str, arguments)])}")
+    assert family.pids() == []
+
+    redis_server.start()
+    again = family.run(*arguments)
+    assert again.process.returncode == 0, again.stderr
+    assert_every_row_once(job, ROWS)
+
+
 # -- frozen -------------------------------------------------------------------------------------------------------
 
 
@@ -186,6 +215,7 @@ def test_worker_stops_in_its_grace_period_while_its_broker_is_frozen(
     frozen_at = time.time()
     # Meanwhile a renewal and a look wait for an answer.
     wait_for(lambda: newest_chunk_at(job) > frozen_at + FLUSH_INTERVAL_S, what="rows are saved as ever")
+    wait_for(lambda: time.time() > newest_chunk_at(job) + FLUSH_INTERVAL_S / 2, what="other rows are finished")
 
     sent_at = time.time()
     worker.process.terminate()
@@ -194,7 +224,7 @@ def test_worker_stops_in_its_grace_period_while_its_broker_is_frozen(
     assert time.time() - sent_at < GRACE_S + 2
     assert family.pids() == []
     assert "Traceback" not in worker.stderr
-    assert newest_chunk_at(job) >= sent_at - 0.1, "the rows since the last chunk are saved"
+    assert newest_chunk_at(job) > sent_at - 0.1, "the rows since the last chunk are saved"
     saved = chunk_rows(job)
 
     redis_server.thaw()

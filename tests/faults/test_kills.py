@@ -32,8 +32,9 @@ from workers.app import enqueue, make_app
 
 #: A shard is free soon, but not where a busy disk holds up whoever is to renew its lease.
 PACE = ("--slots", 4, "--lease-ttl", 5)
-#: A worker with it computes about 40 tokens a second: it is in the middle of whatever it does.
+#: A worker with it computes 4 rows of 17 steps in somewhat more than 1.7 s: it is in the middle of whatever it does.
 SLOW = inject(slow_step_s=0.1)
+SLOW_ROWS_PER_S = 4 / 1.7
 #: A minute's work for a slow worker, a second's for another.
 ROWS = 120
 #: Seconds between two chunks, and those that a loaded machine may take on top to write one.
@@ -74,6 +75,12 @@ def wait_for_claim(job: JobDir, shard: int, *, worker: str, timeout_s: float = 6
     wait_for(is_claimed, what=f"{worker} claims shard {shard}", timeout_s=timeout_s)
 
 
+def finished_rows(job: JobDir) -> set[int]:
+    """The rows that the first attempt, which must be under way, has finished so far, saved or not."""
+    lines = job.journal_path(0, attempt=1).read_text().splitlines()
+    return {int(line.removeprefix("- ")) for line in lines if line.startswith("- ")}
+
+
 def assert_kept(saved: dict[int, dict[str, object]], job: JobDir) -> None:
     """Saved rows are in the results as they were: who computed them, and when, stands in them."""
     results = {row["row"]: row for info in job.manifest.shards for row in part_rows(job, info.shard)}
@@ -93,16 +100,16 @@ def test_sigkill_costs_at_most_a_flush_interval(family: Family, model: Path, red
     wait_until_ready(other)
     supervisor, child = pids_of(family, slow)
 
+    finished = finished_rows(job)
     saved = chunk_rows(job)
-    newest = max(path.stat().st_mtime for path in job.chunks_dir(0).iterdir())
-    killed_at = time.time()
     send(signal.SIGKILL, {"child": [child], "supervisor": [supervisor], "both": [supervisor, child]}[victims])
 
     wait_for(lambda: job.is_complete, what="the job is complete")
 
-    assert newest > killed_at - FLUSH_INTERVAL_S - SLACK_S
-    assert_every_row_once(job, ROWS)
+    rows = assert_every_row_once(job, ROWS)
     assert_kept(saved, job)
+    recomputed = finished & {row["row"] for row in rows if row["attempts"] > 1}
+    assert len(recomputed) <= SLOW_ROWS_PER_S * (FLUSH_INTERVAL_S + SLACK_S)
     assert not job.chunks_dir(0).exists()
 
 
@@ -112,12 +119,14 @@ def test_shard_of_a_terminated_worker_runs_elsewhere_within_3_s(family: Family, 
     other = start_worker(family, redis_url, model, "other", *PACE)
     wait_until_ready(other)
 
+    finished = finished_rows(job)
     slow.process.terminate()
     wait_for_claim(job, 0, worker="other", timeout_s=3)
 
     assert slow.wait() == 0
     wait_for(lambda: job.is_complete, what="the job is complete")
     rows = assert_every_row_once(job, ROWS)
+    assert finished <= {row["row"] for row in rows if row["worker"] == "slow"}, "nothing finished is computed again"
     assert {row["worker"] for row in rows} == {"slow", "other"}
     assert attempt_ends(job) == [], "a stop is no failed attempt"
 
@@ -156,6 +165,9 @@ def test_part_of_a_zombie_is_not_made(family: Family, model: Path, redis_url: st
     saved = chunk_rows(job)
     start_worker(family, redis_url, model, "other", *PACE)
     wait_for(lambda: job.is_complete, what="the other worker completes the job")
+    client = connect(redis_url)
+    # Otherwise the lease stops the zombie, which is to notice the part by itself.
+    wait_for(lambda: client.keys("batcher:lease:*") == [], what="the other worker gives the shard back")
     part = job.part_path(0).stat()
 
     send(signal.SIGCONT, frozen)
@@ -168,7 +180,6 @@ def test_part_of_a_zombie_is_not_made(family: Family, model: Path, redis_url: st
     assert {row["row"] for row in rows if row["worker"] == "slow"} == set(saved)
     assert_kept(saved, job)
     wait_for(lambda: not job.chunks_dir(0).exists(), what="the zombie's rows are gone", timeout_s=5)
-    client = connect(redis_url)
     assert client.keys("batcher:lease:*") == []
     client.close()
     assert zombie.process.poll() is None

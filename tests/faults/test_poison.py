@@ -73,7 +73,7 @@ def test_one_row_in_2000_that_segfaults_costs_itself_and_a_few_restarts(family: 
 
     assert command.process.returncode == 1, command.stderr
     assert "2,000 in = 1,999 ok + 1 error" in command.stdout
-    assert "worker_crashed" in command.stdout
+    assert "1 row that crashed its worker (worker_crashed)" in command.stdout
     rows = assert_every_row_once(job, 2000, errors={1234: "worker_crashed"})
     assert "SIGSEGV" in rows[1234]["error_message"]
     assert 2 <= num_crashes(command) <= SLOTS + 2
@@ -123,6 +123,22 @@ def test_two_poison_rows_and_one_choice_of_a_third_in_a_shard_take_nobody_along(
     ]
     # Each bad row ends a worker in company, at most, and once alone.
     assert num_crashes(command) <= 6
+
+
+def test_poison_row_of_one_model_takes_no_row_of_another_along(family: Family, model: Path) -> None:
+    # Both models are at their last rows at the crash, so that their suspects take turns afterwards.
+    prompts = family.folder / "prompts.jsonl"
+    lines = [
+        {"prompt": f"{POISON if row == 19 else 'hello'} {row}", "model": "a" if row < 20 else "b"} for row in range(40)
+    ]
+    prompts.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    env = inject(segfault_on=POISON, slow_step_s=0.02)
+
+    command, job = run(family, model, prompts, "--model", f"a={model}", "--model", f"b={model}", env=env)
+
+    assert command.process.returncode == 1, command.stderr
+    assert_every_row_once(job, 40, errors={19: "worker_crashed"})
+    assert num_crashes(command) <= SLOTS + 2
 
 
 @pytest.mark.parametrize("kind", ["cgroup", "rlimit"])

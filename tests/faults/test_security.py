@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import socketserver
 import ssl
 import subprocess
 import threading
@@ -28,7 +29,7 @@ from tests.family import Command, Family, assert_every_row_once, wait_until_read
 from tests.job_factory import make_job, make_request
 from tests.redis_server import RedisServer
 from tests.waiting import wait_for
-from workers.app import RUN_SHARD, make_app
+from workers.app import RUN_SHARD, enqueue, make_app
 
 #: With what a URL must encode, a log might quote, and a shell expand.
 PASSWORD, ENCODED = "ge/heim'$;x", "ge%2Fheim%27%24%3Bx"
@@ -127,11 +128,14 @@ def test_password_is_shown_nowhere(family: Family, model: Path, redis_server: Re
     worker = fleet.start_worker("w1", "--broker-file", family.folder / "broker")
     wait_until_ready(worker)
     command_lines = [Path(f"/proc/{pid}/cmdline").read_bytes().decode() for pid in family.pids()]
-    # It goes, comes back and knows the user no more; then it does.
-    redis_server.kill()
-    wait_for(lambda: "cannot reach it" in worker.stderr or "Trying" in worker.stderr, what="the worker notices")
+    # The user is disabled, then the server is away: two ways for the libraries to complain.
+    with redis_server.client() as admin:
+        admin.acl_setuser("batcher", enabled=False)
+        admin.client_kill_filter(user="batcher")
+        wait_for(lambda: "password pair" in worker.stderr, what="the worker is refused")
+        redis_server.kill()
+    wait_for(lambda: "Connection refused" in worker.stderr, what="the worker finds nobody")
     redis_server.start()
-    wait_for(lambda: re.search("WRONGPASS|[Pp]assword", worker.stderr), what="the worker is refused")
     with redis_server.client() as admin:
         allow(admin, PASSWORD)
     wait_for(lambda: job.is_complete, what="the job is complete")
@@ -148,6 +152,44 @@ def test_password_is_shown_nowhere(family: Family, model: Path, redis_server: Re
         assert PASSWORD not in text, where
         assert ENCODED not in text, where
         assert "Traceback" not in text, where
+
+
+class _Answering(socketserver.BaseRequestHandler):
+    def handle(self) -> None:
+        with contextlib.suppress(OSError):
+            while self.request.recv(1000):
+                self.request.sendall(self.server.line)  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def answering(line: bytes) -> Iterator[int]:
+    """A server on a port of the loopback that says the same to everything."""
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Answering) as server:
+        server.line = line  # type: ignore[attr-defined]
+        # Connections that a client keeps open are not waited for.
+        server.daemon_threads, server.block_on_close = True, False
+        thread = threading.Thread(target=server.serve_forever, name="answering")
+        thread.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_password_that_an_old_server_repeats_is_not_shown(tmp_path: Path) -> None:
+    # As Redis 5 has it.
+    answer = b"-ERR unknown command `HELLO`, with args beginning with: `3`, `AUTH`, `default`, `geheim`, \r\n"
+    job = make_job(tmp_path / "job", [[make_request(0)]])
+
+    with answering(answer) as port:
+        url = f"redis://:geheim@127.0.0.1:{port}/0"
+        with pytest.raises(BrokerError, match="older than Redis 6") as on_connecting:
+            connect(url)
+        with pytest.raises(BrokerError, match="could be queued") as on_sending:
+            enqueue(make_app(url), job, job.pending_shards())
+
+    assert "geheim" not in f"{on_connecting.value} {on_sending.value}"
 
 
 # -- TLS --------------------------------------------------------------------------------------------------------------
@@ -272,8 +314,17 @@ def test_files_that_a_tls_url_names_must_be_there(tls: TlsEndpoint, tmp_path: Pa
         connect(f"rediss://localhost:{tls.port}/0?ssl_ca_certs={tmp_path / 'none.pem'}")
 
 
-def test_server_without_tls_is_named(redis_server: RedisServer) -> None:
-    with pytest.raises(BrokerError, match="give the port where it speaks TLS"):
+def test_server_without_tls_is_named() -> None:
+    with answering(b"-ERR unknown command\r\n") as port, pytest.raises(BrokerError, match="port where it speaks TLS"):
+        connect(f"rediss://localhost:{port}/0")
+
+
+def test_server_that_waits_for_more_than_tls_is_named(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("batcher.broker.SOCKET_TIMEOUT_S", 0.5)
+
+    with pytest.raises(BrokerError, match=r"cannot reach it: Timeout.*or give the port where it speaks TLS"):
         connect(f"rediss://localhost:{redis_server.port}/0")
 
 
@@ -342,7 +393,9 @@ def test_worker_survives_every_message_and_leaves_the_jobs_root_never(
         wait_for(lambda: job.is_complete, what="the job is complete")
         wait_for(lambda: worker.stderr.count("a message is dropped") >= len(messages), what="all are dropped")
 
-        assert (client.llen(queue_key("tiny")), client.hlen("batcher:unacked")) == (0, 0)
+        # The job's own message is acknowledged a moment after the job is complete.
+        wait_for(lambda: client.hlen("batcher:unacked") == 0, what="none is held")
+        assert client.llen(queue_key("tiny")) == 0
 
     lines = worker.stderr.splitlines()
     assert sum("a message is dropped" in line for line in lines) == len(messages)
@@ -353,7 +406,9 @@ def test_worker_survives_every_message_and_leaves_the_jobs_root_never(
     assert not outside.committed_shards()
 
 
-def test_link_out_of_the_jobs_folder_is_no_job_of_the_command_line(family: Family, tmp_path: Path) -> None:
+def test_link_out_of_the_jobs_folder_is_no_job_of_the_command_line(
+    family: Family, redis_url: str, tmp_path: Path
+) -> None:
     outside = make_job(tmp_path / "outside", [[make_request(0)]])
     jobs = tmp_path / "jobs"
     jobs.mkdir()
@@ -361,10 +416,15 @@ def test_link_out_of_the_jobs_folder_is_no_job_of_the_command_line(family: Famil
 
     status = family.run("status", "link", "--jobs-dir", jobs)
     deleted = family.run("delete", "link", "--jobs-dir", jobs, "--yes")
+    submitted = family.run(
+        *("submit", write_prompts(tmp_path / "prompts.jsonl", 1), "--job-id", "link", "--model", "tiny"),
+        *("--broker", redis_url, "--jobs-dir", jobs),
+    )
     by_path = family.run("status", jobs / "link")
     listed = family.run("list", "--jobs-dir", jobs)
 
-    assert [command.process.returncode for command in (status, deleted, by_path)] == [2, 2, 0]
+    assert [command.process.returncode for command in (status, deleted, submitted, by_path)] == [2, 2, 2, 0]
+    assert "leads out of the jobs folder" in submitted.stderr
     assert "leads out of the jobs folder" in status.stderr
     assert "No jobs" in listed.stderr
     assert outside.exists()

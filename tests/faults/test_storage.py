@@ -6,7 +6,6 @@ Disks are small tmpfs of their own, so that full is full. They need the right to
 import json
 import os
 import re
-import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +21,6 @@ from tests.family import (
     Family,
     assert_every_row_once,
     chunk_rows,
-    has_chunks,
     start_worker,
     submit,
     wait_until_ready,
@@ -33,9 +31,10 @@ from tests.job_reading import result_rows
 from tests.submitted import make_options
 from tests.waiting import wait_for
 
-#: A job that is done at once, and one of several seconds, whose chunks appear long before its end.
+#: A job that is done at once, and one of several chunks in a row: one every 256 rows.
 SHORT = ("--max-tokens", 8, "--threads", 1)
-LONG = ("--max-tokens", 400, "--shard-rows", 200, "--threads", 1)
+MANY_ROWS = 1000
+MANY = ("--max-tokens", 4, "--shard-rows", MANY_ROWS, "--threads", 1)
 
 NO_SPACE = "No space left on device; free some space there"
 
@@ -107,6 +106,11 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-40])
 
 
+def second_chunk(family: Family) -> Interruption:
+    """The moment at which a worker is about to write its second chunk, and the first is saved."""
+    return Interruption(family.folder / "moment", "batcher.storage:create_if_absent", "-0002.parquet", "workers.child")
+
+
 def temporary_files(job: JobDir) -> list[Path]:
     return sorted(job.path.rglob(".tmp-*"))
 
@@ -147,24 +151,27 @@ def test_run_on_a_disk_that_fills_keeps_its_rows_and_goes_on_once_there_is_space
 ) -> None:
     disk = mount(family.folder / "disk")
     job = JobDir(disk.path / "out")
-    line = run_line(job, *LONG, rows=200)
-    run = family.start(*line)
-    wait_for(lambda: has_chunks(job), what="a chunk")
+    line = run_line(job, *MANY, rows=MANY_ROWS)
+    moment = second_chunk(family)
+    run = family.start(*line, env=moment.env)
+    moment.wait()
 
     disk.fill()
+    moment.release()
 
     assert run.wait() == 3
     assert re.search(rf"Error: shard 0 of out: {job.chunks_dir(0)}/0001-\S+: cannot write: {NO_SPACE}", run.stderr)
     assert run.stderr.strip().endswith(" ".join(["batcher", *map(str, line)])), "the line that goes on"
     assert "Traceback" not in run.stderr
     saved = chunk_rows(job)
-    assert 0 < len(saved) < 200
+    assert 0 < len(saved) < MANY_ROWS
+    assert f"{len(saved):,} of {MANY_ROWS:,} rows are done and kept" in run.stderr
 
     disk.free()
     again = family.run(*line)
 
     assert again.process.returncode == 0, again.stderr
-    rows = {row["row"]: row for row in assert_every_row_once(job, 200)}
+    rows = {row["row"]: row for row in assert_every_row_once(job, MANY_ROWS)}
     assert {number: rows[number] for number in saved} == saved
     assert temporary_files(job) == []
 
@@ -209,13 +216,15 @@ def test_worker_on_a_full_disk_waits_and_finishes_by_itself_once_there_is_space(
     family: Family, mount: Mount, model: Path, redis_url: str
 ) -> None:
     disk = mount(family.folder / "jobs")
-    worker = start_worker(family, redis_url, model, "w1", "--lease-ttl", 3)
+    moment = second_chunk(family)
+    worker = start_worker(family, redis_url, model, "w1", "--lease-ttl", 3, env=moment.env)
     wait_until_ready(worker)
     child = family.child_of(worker)
-    job = submit(family, redis_url, rows=240, shard_rows=120)
-    wait_for(lambda: has_chunks(job), what="a chunk")
+    job = submit(family, redis_url, rows=MANY_ROWS, shard_rows=MANY_ROWS, options=MANY[:2])
+    moment.wait()
 
     disk.fill()
+    moment.release()
     # Again and again: the sweep rings for it, and it fails.
     wait_for(lambda: worker.stderr.count(NO_SPACE) >= 6, what="the worker has tried several times")
     saved = chunk_rows(job)
@@ -226,7 +235,7 @@ def test_worker_on_a_full_disk_waits_and_finishes_by_itself_once_there_is_space(
     disk.free()
     wait_for(lambda: job.is_complete, what="the job is complete")
 
-    rows = {row["row"]: row for row in assert_every_row_once(job, 240)}
+    rows = {row["row"]: row for row in assert_every_row_once(job, MANY_ROWS)}
     assert {number: rows[number] for number in saved} == saved
     assert family.child_of(worker) == child, "the worker has not died of it"
     assert "Traceback" not in worker.stderr
@@ -387,8 +396,7 @@ def test_job_whose_last_part_was_written_just_before_the_crash_is_completed(
 @pytest.mark.parametrize("match", ["part-00000", "chunks/00000", "attempts/00000/0001.json"])
 def test_leftovers_of_a_writer_killed_in_its_file_are_swept(family: Family, run_line: RunLine, match: str) -> None:
     job = JobDir(family.folder / "out")
-    options = LONG if match.startswith("chunks") else SHORT
-    line = run_line(job, *options, rows=100)
+    line = run_line(job, *MANY, rows=MANY_ROWS)
     moment = Interruption(
         family.folder / "moment", "batcher.storage:publish_if_absent", match, "workers.child", is_deadly=True
     )
@@ -398,7 +406,7 @@ def test_leftovers_of_a_writer_killed_in_its_file_are_swept(family: Family, run_
     assert run.process.returncode == 0, run.stderr
     assert moment.is_reached
     assert "its process died (signal SIGKILL)" in run.stderr
-    assert_every_row_once(job, 100)
+    assert_every_row_once(job, MANY_ROWS)
     # A claim that is younger than a minute could be somebody's who is about to make it.
     assert [path for path in temporary_files(job) if "attempts" not in path.parts] == []
 
@@ -411,10 +419,10 @@ def test_folder_that_can_only_be_read_is_named_and_can_be_looked_into(
 ) -> None:
     disk = mount(family.folder / "disk")
     job = JobDir(disk.path / "out")
-    run = family.start(*run_line(job, *LONG, rows=200))
-    wait_for(lambda: has_chunks(job), what="a chunk")
-    os.killpg(run.pid, signal.SIGTERM)
-    run.wait()
+    moment = second_chunk(family)
+    family.start(*run_line(job, *MANY, rows=MANY_ROWS), env=moment.env)
+    moment.wait()
+    family.kill_all()
     saved = chunk_rows(job)
     disk.remount("ro")
     resume = ("resume", job.path, "--model", f"tiny={model}", "--threads", 1)
@@ -423,7 +431,7 @@ def test_folder_that_can_only_be_read_is_named_and_can_be_looked_into(
     assert refused.process.returncode == 3
     assert "Read-only file system; make it writable, or use another folder" in refused.stderr
     assert "Traceback" not in refused.stderr
-    assert f"{len(saved)} of 200 rows are done and kept" in refused.stderr
+    assert f"{len(saved):,} of {MANY_ROWS:,} rows are done and kept" in refused.stderr
     assert family.run("status", job.path).process.returncode == 0
     assert family.run("results", job.path).process.returncode == 0
     for change in (("cancel",), ("delete", "--yes")):
@@ -433,7 +441,7 @@ def test_folder_that_can_only_be_read_is_named_and_can_be_looked_into(
 
     disk.remount("rw")
     assert family.run(*resume).process.returncode == 0
-    rows = {row["row"]: row for row in assert_every_row_once(job, 200)}
+    rows = {row["row"]: row for row in assert_every_row_once(job, MANY_ROWS)}
     assert {number: rows[number] for number in saved} == saved
 
 

@@ -169,8 +169,10 @@ def test_model_that_cannot_be_loaded_ends_the_run_with_the_reason(family: Family
 def test_unusable_broker_ends_the_run_before_anything_is_loaded(family: Family, model: Path) -> None:
     job = JobDir(family.folder / "out")
 
-    run = family.run(*start_run(family, model, job, "--broker", "redis://:geheim@127.0.0.1:1/0", rows=3))
+    broker = {"BATCHER_BROKER": "redis://:geheim@127.0.0.1:1/0"}
+    run = family.run(*start_run(family, model, job, rows=3), env=broker)
 
     assert run.process.returncode == 3
     assert "cannot reach it" in run.stderr
+    assert "geheim" not in run.stdout + run.stderr
     assert_nothing_left(family, job)

@@ -10,7 +10,6 @@ import pytest
 from batcher.broker import connect
 from tests.family import Family, chunk_rows, has_chunks, start_worker, submit, wait_until_ready
 from tests.job_reading import result_rows
-from tests.redis_server import RedisServer
 from tests.waiting import wait_for
 
 #: Two shards of several seconds each, so that a chunk appears long before their end, on a much faster machine too.
@@ -88,32 +87,6 @@ def test_lost_messages_are_healed_by_the_sweep(family: Family, model: Path, redi
 
     wait_for(lambda: job.is_complete, what="the job is complete")
     assert [row["row"] for row in result_rows(job)] == list(range(20))
-
-
-def test_worker_goes_on_after_its_broker_restarted_empty(
-    family: Family, model: Path, redis_server: RedisServer
-) -> None:
-    job = submit(family, redis_server.url, rows=ROWS, shard_rows=ROWS // 4)
-    worker = start_worker(family, redis_server.url, model, "w1")
-    wait_for(lambda: sum(job.num_attempts(info.shard) for info in job.manifest.shards) >= 2, what="two claims")
-    client = connect(redis_server.url)
-    assert client.hlen("batcher:unacked") <= 2, "a message is taken for each thread, and none in reserve"
-    client.close()
-
-    redis_server.kill()
-    # The worst moment to come back is when nobody listens: both threads have lost their broker while they were busy.
-    in_flight = [info for info in job.pending_shards() if job.num_attempts(info.shard)]
-    wait_for(
-        lambda: not {info.shard for info in in_flight} - job.committed_shards(),
-        what="the shards in flight are committed without a broker",
-    )
-    redis_server.start()
-
-    wait_for(lambda: job.is_complete, what="the job is complete")
-    rows = result_rows(job)
-    assert [row["row"] for row in rows] == list(range(ROWS))
-    assert {row["attempts"] for row in rows} == {1}
-    assert "Traceback" not in worker.stderr
 
 
 def test_submit_waits_and_reports_like_run(family: Family, model: Path, redis_url: str) -> None:

@@ -206,7 +206,9 @@ def test_damaged_end_counts_as_none(job: JobDir) -> None:
 
 def test_deleted_journals_clear_every_row(job: JobDir) -> None:
     number = attempt(job, "= 3")
-    delete_journals(job, 0)
+    delete_journals(job, 0, up_to=number - 1)
+    assert judge(job, 0, attempt=number + 1).set_aside
+    delete_journals(job, 0, up_to=number)
 
     assert not judge(job, 0, attempt=number + 1).set_aside
     assert len(read_ends(job, 0)) == 1

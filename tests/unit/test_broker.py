@@ -10,15 +10,13 @@ from pathlib import Path
 import pytest
 
 from batcher.broker import (
-    celery_url,
-    client_url,
     connect,
     embedded_broker,
     find_server,
     folder_for,
-    hide_password,
     open_client,
 )
+from batcher.broker_url import celery_url, client_url, hide_password
 from batcher.errors import BrokerError
 from tests.waiting import wait_for
 

@@ -1,6 +1,7 @@
 """Leases against a real broker: its scripts, its clock; and a model of them under a clock that a test moves."""
 
 import math
+import time
 
 import pytest
 import redis
@@ -17,7 +18,9 @@ from hypothesis.stateful import (
 
 from batcher.broker import embedded_broker, open_client
 from batcher.errors import BrokerError
-from batcher.lease import Lease, Leases, Pace, claimed_key, lease_key, new_lease
+from batcher.lease import BackgroundLeases, Lease, Leases, Pace, claimed_key, lease_key, new_lease
+from tests.redis_server import RedisServer
+from tests.waiting import wait_for
 
 TTL_MS = 30_000
 
@@ -224,6 +227,77 @@ def test_broker_that_is_away_is_a_broker_error(tmp_path_factory: pytest.TempPath
         leases.held("job", [1])
     client.close()
 
+
+# -- in the background --------------------------------------------------------------------------------------------
+
+
+def test_background_renewal_waits_for_no_broker(redis_server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    with redis_server.client() as client:
+        leases = BackgroundLeases(client)
+        lease = new_lease("job", 3, worker="a")
+        leases.claim(lease)
+        client.pexpire(lease.key, 20_000)
+        redis_server.freeze()
+
+        began_at = time.monotonic()
+        for _ in range(5):
+            assert leases.renew(lease)
+
+        assert time.monotonic() - began_at < 5, "the broker answers, or the client gives up, after 10"
+        redis_server.thaw()
+        wait_for(lambda: expires_in_ms(client, lease.key) > 25_000, what="the lease is renewed")
+
+
+def test_background_renewal_bears_a_broker_that_is_away_and_says_so_once(
+    redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    with redis_server.client() as client:
+        leases = BackgroundLeases(client)
+        lease = new_lease("job", 3, worker="a")
+        leases.claim(lease)
+        redis_server.kill()
+
+        for _ in range(3):
+            assert leases.renew(lease)
+            wait_for(lambda: lease.token not in leases._pending, what="the renewal is tried")
+        redis_server.start()
+        assert leases.renew(lease)
+
+        wait_for(lambda: client.get(lease.key) == lease.token.encode(), what="the lease is taken again")
+    wait_for(lambda: "the broker is back" in caplog.text, what="the log says so")
+    assert caplog.text.count("worked on without") == 1
+
+
+def test_background_renewal_notices_a_lost_lease_the_next_time(client: redis.Redis) -> None:
+    leases = BackgroundLeases(client)
+    lease, other = new_lease("job", 3, worker="a"), new_lease("job", 3, worker="b")
+    leases.claim(lease)
+    expire(client, lease)
+    Leases(client).claim(other)
+
+    wait_for(lambda: not leases.renew(lease), what="the loss is noticed", timeout_s=10)
+
+    assert not leases.release(lease)
+    assert client.get(lease.key) == other.token.encode()
+
+
+def test_background_renewal_never_takes_back_what_was_released(client: redis.Redis) -> None:
+    leases = BackgroundLeases(client)
+    for number in range(300):
+        lease = new_lease("job", number, worker="a")
+        leases.claim(lease)
+        leases.renew(lease)
+        assert leases.release(lease)
+
+    last = new_lease("job", 1000, worker="a")
+    leases.renew(last)
+    wait_for(lambda: client.exists(last.key), what="every renewal is done")
+
+    assert client.keys("batcher:lease:*") == [last.key.encode()]
+    assert leases.claimed("job") == [1000]
+
+
+# -- the model ----------------------------------------------------------------------------------------------------
 
 SHARDS = range(2)
 HOLDERS = range(3)
