@@ -292,7 +292,7 @@ def _sample_text(row: dict[str, Any]) -> str:
         detail = f"{_clean(row['custom_id'])} ({row['finish_reason']}, {row['completion_tokens']} tokens)"
         answer = _clean(row["text"])
     else:
-        again = f", {row['attempts']} attempts" if row["attempts"] > 1 else ""
+        again = f", {row['attempts']} attempts" if (row["attempts"] or 0) > 1 else ""
         detail = f"{_clean(row['custom_id'])} (error {row['error_code']}{again})"
         answer = _clean(row["error_message"])
     prompt = _clean(row["prompt"] or "")

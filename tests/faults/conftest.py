@@ -10,31 +10,41 @@ import pytest
 
 from tests.waiting import wait_for
 
-#: A command that goes on as the one given behind it, with its memory limited: `Family.start(..., prefix=...)`.
+#: A command that goes on as the one given behind it, limited in something: `Family.start(..., prefix=...)`.
 Prefix = tuple[object, ...]
 
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
 @pytest.fixture
-def memory_limit() -> Iterator[Callable[[int], Prefix]]:
-    """Makes a control group with so many bytes; the kernel kills the largest process of those that need more.
+def make_memory_group() -> Iterator[Callable[[int], Path]]:
+    """Makes a control group with so many bytes; the kernel kills a process of it where they do not suffice.
 
     Skips the test where this user may not make one.
     """
     made: list[Path] = []
 
-    def limit(num_bytes: int) -> Prefix:
+    def make(num_bytes: int) -> Path:
         group = _make_group(num_bytes)
         if group is None:
             pytest.skip("this user may not limit memory with control groups")
         made.append(group)
-        return ("sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh")
+        return group
 
-    yield limit
+    yield make
     for group in made:
         # Its processes are killed before this; the kernel takes a moment to forget them.
         wait_for(partial(_remove, group), what=f"{group} is empty and gone", timeout_s=30)
+
+
+@pytest.fixture
+def memory_limit(make_memory_group: Callable[[int], Path]) -> Callable[[int], Prefix]:
+    """Limits a command and all that it starts to so many bytes together."""
+
+    def limit(num_bytes: int) -> Prefix:
+        return ("sh", "-c", f'echo $$ > {make_memory_group(num_bytes)}/cgroup.procs && exec "$@"', "sh")
+
+    return limit
 
 
 def _make_group(num_bytes: int) -> Path | None:

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from batcher import planner
 from batcher.broker import connect, embedded_broker, queue_key
 from batcher.cli.display import print_sample
 from batcher.exclusive import exclusive
 from batcher.jobdir import JobDir
 from batcher.summary import finalize
 from batcher.types import ErrorCode
+from tests.submitted import make_options, write_lines
 from tests.unit.conftest import Run
 from tests.unit.job_files import complete_job, failed, make_job, ok, write_chunk, write_part
 
@@ -161,6 +163,17 @@ def test_results_with_errors_are_only_those(run: Run, finished: JobDir) -> None:
 
     assert [row["error_code"] for row in rows] == ["timeout", "context_length_exceeded"]
     assert run("results demo --errors")[1].count("(error ") == 2
+
+
+def test_row_that_was_refused_at_submit_is_legible_too(run: Run, tmp_path: Path) -> None:
+    job = JobDir(tmp_path / "job")
+    planner.submit(job, [write_lines(tmp_path / "p.jsonl", {"prompt": 5}, {"prompt": "a"})], make_options())
+    planner.commit_refused(job)
+
+    code, out, _ = run("results job --errors")
+
+    assert code == 0
+    assert "[0] row-0 (error invalid_request)\n" in out
 
 
 def test_row_that_was_set_aside_shows_its_attempts_and_what_happened(run: Run, tmp_path: Path) -> None:

@@ -8,9 +8,11 @@ What fails, when the engine decodes a prompt that holds TEXT (or tokenizes it, o
     FAULT_HANG_ON=TEXT                the engine's thread never comes back; the others go on
     FAULT_FREEZE_ON=TEXT              the same with the GIL held, so no thread of the process goes on
     FAULT_EAT_MEMORY_ON=TEXT          takes memory until something stops it
+    FAULT_EAT_ADDRESSES_ON=TEXT       takes addresses, and no memory behind them, until something stops it
     FAULT_SEGFAULT_TOKENIZING=TEXT    as the first, in the thread of the shard
     FAULT_SEGFAULT_LOADING=PATH       as the first, at a model's load, while the file PATH exists
     FAULT_SLOW_STEP_S=SECONDS         every decode takes so much longer
+    FAULT_MEMORY_GROUP=PATH           its memory is limited by this control group
 
 and what keeps it from failing:
 
@@ -60,6 +62,13 @@ def _eat_memory() -> None:
         eaten.append(b"x" * 2**24)
 
 
+def _eat_addresses() -> None:
+    eaten = []
+    while True:
+        # Zeros that nobody writes: the kernel gives no memory for them.
+        eaten.append(bytes(2**28))
+
+
 _FAULTS: dict[str, Callable[[], None]] = {
     "FAULT_SEGFAULT_ON": _segfault,
     "FAULT_ABORT_ON": os.abort,
@@ -67,6 +76,7 @@ _FAULTS: dict[str, Callable[[], None]] = {
     "FAULT_HANG_ON": _hang,
     "FAULT_FREEZE_ON": _freeze,
     "FAULT_EAT_MEMORY_ON": _eat_memory,
+    "FAULT_EAT_ADDRESSES_ON": _eat_addresses,
 }
 
 
@@ -162,4 +172,6 @@ class _Finder(importlib.abc.MetaPathFinder):
 if "workers.child" in sys.orig_argv and any(name.startswith("FAULT_") for name in os.environ):
     # The crashes are wanted; files with a dead process's memory are not.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if "FAULT_MEMORY_GROUP" in os.environ:
+        Path(os.environ["FAULT_MEMORY_GROUP"], "cgroup.procs").write_text(str(os.getpid()))
     sys.meta_path.insert(0, _Finder())
