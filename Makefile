@@ -10,8 +10,11 @@ demo: setup
 	$(BIN)/batcher run jobs/completions/prompts.jsonl -o $(DEMO) --model smollm2-135m --max-tokens 48
 	$(BIN)/batcher results $(DEMO) --limit 5
 
+# In this order, for what fails soonest. Fault tests mostly wait, so four at a time; the real model wants all cores.
 test: check
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 tests/unit tests/integration
+	$(BIN)/pytest -n 4 tests/faults
+	$(BIN)/pytest tests/acceptance
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -90,7 +90,8 @@ def record_end(
 ) -> bool:
     """Say how an attempt ended. The first to say it wins; returns whether this was. Raises StorageError."""
     end = AttemptEnd(attempt, worker, outcome, detail, datetime.now(UTC), cause, is_retriable)
-    return storage.create_if_absent(job.attempt_end_path(shard, attempt=attempt), _END.dump_json(end))
+    path = job.attempt_end_path(shard, attempt=attempt)
+    return storage.create_if_absent(path, _END.dump_json(end), guard=job.check_exists)
 
 
 def read_ends(job: JobDir, shard: int) -> list[AttemptEnd]:
@@ -142,7 +143,7 @@ class Journal:
     def tokenizing(self, row: int) -> None:
         self._write(f"? {row}\n")
 
-    def tokenized(self) -> None:
+    def at_ease(self) -> None:
         self._write(".\n")
 
     def admitted(self, row: int) -> None:

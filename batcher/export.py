@@ -22,10 +22,11 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from batcher import storage
-from batcher.errors import CorruptFileError, InputError, JobError, StorageError
+from batcher.errors import InputError, JobError, StorageError
 from batcher.jobdir import JobDir, ShardInfo
 from batcher.protocol import batch_output_line, completion_body
-from batcher.results import RESULT_FIELDS, join_tables, read_file, result_schema
+from batcher.repair import read_part
+from batcher.results import RESULT_FIELDS, join_tables, read_chunks, result_schema
 from batcher.shards import to_json_text
 
 #: Bytes of rows gathered before a row group is written: parts of few rows would make many small groups.
@@ -89,23 +90,11 @@ def finished_tables(job: JobDir) -> Iterator[pa.Table]:
 def _finished_table(job: JobDir, info: ShardInfo, schema: pa.Schema) -> pa.Table:
     part = job.part_path(info.shard)
     if not part.exists():
-        tables = []
-        for chunk in job.chunks(info.shard):
-            try:
-                tables.append(_read(chunk.path, schema))
-            except CorruptFileError:
-                continue
+        tables = read_chunks([chunk.path for chunk in job.chunks(info.shard)], schema)
         # Chunks vanish only after the part exists: then the part is what counts.
         if not part.exists():
             return join_tables(tables, schema)
-    return _read(part, schema)
-
-
-def _read(path: Path, schema: pa.Schema) -> pa.Table:
-    try:
-        return read_file(path).cast(schema)
-    except (pa.ArrowException, ValueError) as exc:
-        raise CorruptFileError(f"{path}: its columns are not those of the job: {exc}") from exc
+    return read_part(job, info.shard)
 
 
 def json_rows(table: pa.Table) -> Iterator[dict[str, Any]]:

@@ -134,7 +134,8 @@ def utc_now() -> datetime:
 def write_heartbeat(home: Path, beat: WorkerHeartbeat) -> None:
     """Replace a worker's sign of life, atomically, not durably. Raises StorageError where the disk says no."""
     target = heartbeat_path(home, beat.name)
-    temp = storage.temp_path(target)
+    # Without parents: the folder of a job that was deleted must not come back.
+    temp = storage.temp_path(target, parents=False)
     try:
         temp.write_bytes(_HEARTBEAT.dump_json(beat, indent=1))
         temp.replace(target)

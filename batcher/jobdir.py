@@ -270,7 +270,7 @@ class JobDir:
         while True:
             record = Attempt(number, worker, datetime.now(UTC))
             path = self.attempts_dir(shard) / f"{number:04d}.json"
-            if storage.create_if_absent(path, _ATTEMPT.dump_json(record)):
+            if storage.create_if_absent(path, _ATTEMPT.dump_json(record), guard=self.check_exists):
                 return number
             number += 1
 

@@ -2,7 +2,7 @@
 
 Two keys. The first says who has a shard, the second which shards somebody took and has not given back:
 
-    batcher:lease:<job>:<shard>   string, the holder's token "<worker>/<pid>/<random>"; lives for the time of a lease
+    batcher:lease:<job>:<shard>   string, the holder's token "<worker>/<pid>/<random>/<milliseconds that it lives>"
         `_HOLD`      claim, if nobody has it; renew, by its holder; take again, where it vanished
         `_RELEASE`   DEL, by its holder only
     batcher:claimed:<job>         set of shard numbers; lives a day after the last claim or renewal
@@ -71,12 +71,18 @@ return redis.call('DEL', KEYS[1])
 """
 
 # KEYS[1] the claimed, KEYS[2...] leases; ARGV their shards, in the same order.
+# A lease that would live longer than a lease does (its last number: the server's clock was set back) is cut to that.
 # Returns the milliseconds until the first of the living leases expires (-1: none does), then the shards of the expired.
 _REAP = """
 local soonest = -1
 local found = {}
 for i, shard in ipairs(ARGV) do
   local ttl = redis.call('PTTL', KEYS[i + 1])
+  local whole = ttl > 0 and tonumber(string.match(redis.call('GET', KEYS[i + 1]), '/(%d+)$'))
+  if whole and ttl > whole then
+    redis.call('PEXPIRE', KEYS[i + 1], whole)
+    ttl = whole
+  end
   if ttl == -2 then
     if redis.call('SREM', KEYS[1], shard) == 1 then
       found[#found + 1] = shard
@@ -279,9 +285,9 @@ def claimed_key(job_id: str) -> str:
     return f"{KEY_PREFIX}claimed:{job_id}"
 
 
-def new_lease(job_id: str, shard: int, *, worker: str) -> Lease:
+def new_lease(job_id: str, shard: int, *, worker: str, pace: Pace = Pace()) -> Lease:
     """A lease for this process to claim, with a token that no other attempt has."""
-    return Lease(job_id, shard, f"{worker}/{os.getpid()}/{uuid.uuid4().hex}")
+    return Lease(job_id, shard, f"{worker}/{os.getpid()}/{uuid.uuid4().hex}/{round(pace.ttl_s * 1000)}")
 
 
 def _failed(exc: redis.RedisError) -> BrokerError:

@@ -46,7 +46,8 @@ local last = redis.call('HMGET', KEYS[1], 'interval', 'progress')
 if last[1] then
   local age = 2 * last[1] - redis.call('PTTL', KEYS[1])
   local is_stuck = last[2] == ARGV[1]
-  if age < (is_stuck and tonumber(last[1]) or interval) then
+  -- Below zero where the server's clock was set back: then nobody knows how old it is.
+  if age >= 0 and age < (is_stuck and tonumber(last[1]) or interval) then
     return 0
   end
   if is_stuck then

@@ -41,29 +41,30 @@ def delete_job(job: JobDir) -> list[str]:
         while True:
             for path in _own(job):
                 _remove(path)
-            if own := _own(job):
+            # One look for both: what appears after it is not taken for somebody else's.
+            entries = set(_list(job.path)) - {job.deleted_path}
+            if own := [path for path in entries if _is_own(job, path)]:
                 if time.monotonic() > deadline:
                     raise StorageError(f"{own[0]}: is there again and again; stop who writes it, then delete again")
                 time.sleep(_RETRY_INTERVAL_S)
                 continue
             storage.delete(job.deleted_path)
-            left = sorted(path.name for path in _list(job.path))
-            if left or _remove_folder(job.path):
-                return left
+            if entries or _remove_folder(job.path):
+                return sorted(path.name for path in entries)
 
 
 def _own(job: JobDir) -> list[Path]:
     """What is there of the job, but for the mark of its deletion."""
+    return [path for path in _list(job.path) if _is_own(job, path)]
+
+
+def _is_own(job: JobDir, path: Path) -> bool:
     folders = (
         *(job.results_dir, job.chunks_dir(0).parent, job.attempts_dir(0).parent, job.shards_dir),
         *(job.damaged_dir, workers_dir(job.path)),
     )
-    names = {path.name for path in (*folders, job.summary_path, job.cancelled_path)}
-    return [
-        path
-        for path in _list(job.path)
-        if (path.name in names or path.name.startswith(storage.TEMP_PREFIX)) and not _is_empty_mount(path)
-    ]
+    is_named = path in (*folders, job.summary_path, job.cancelled_path)
+    return (is_named or path.name.startswith(storage.TEMP_PREFIX)) and not _is_empty_mount(path)
 
 
 def _is_empty_mount(path: Path) -> bool:

@@ -203,6 +203,8 @@ def _watch(
             raise BatcherError(failures[0])
         now = time.monotonic()
         if now >= next_status:
+            if not job.exists():
+                raise JobCancelledError(f"{job.path}: the job was deleted while it was worked on")
             status = reader.read()
             on_status(status)
             next_status = max(now + STATUS_INTERVAL_S, now + STATUS_PAUSE_FACTOR * (time.monotonic() - now))

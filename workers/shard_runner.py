@@ -29,7 +29,6 @@ from batcher.attempts import Cause, Journal, Verdict
 from batcher.errors import (
     BatcherError,
     BrokerError,
-    CorruptFileError,
     EngineError,
     JobError,
     ShardGivenUpError,
@@ -37,7 +36,7 @@ from batcher.errors import (
 )
 from batcher.jobdir import JobDir
 from batcher.lease import Lease, Leases, new_lease
-from batcher.results import build_table, join_tables, read_file, result_schema, write_file
+from batcher.results import build_table, join_tables, read_chunks, result_schema, write_file
 from batcher.shards import read_shard
 from batcher.types import Choice, Completion, RowError, splitmix64
 from workers.engine.sequence import OnStart, SequenceRequest, SequenceResult, Sink
@@ -89,8 +88,8 @@ class Surroundings:
 
     `stopping` is set when the worker is to stop. In the runner's thread are called: `on_claim` and `on_end` (job,
     shard, attempt) around all that could take the process down, `on_progress` after each durable write of completed
-    rows, and `on_commit` after a part exists. `stall_timeout_s` None: by the engine's pace; `row_timeout_s` None: the
-    job's own.
+    rows, `on_set_aside` after that of rows that crash the process, and `on_commit` after a part exists.
+    `stall_timeout_s` None: by the engine's pace; `row_timeout_s` None: the job's own.
     """
 
     worker: str
@@ -99,6 +98,7 @@ class Surroundings:
     on_claim: Callable[[JobDir, int, int], None]
     on_end: Callable[[JobDir, int, int], None]
     on_progress: Callable[[], None]
+    on_set_aside: Callable[[], None]
     on_commit: Callable[[JobDir], object]
     stall_timeout_s: float | None = None
     row_timeout_s: float | None = None
@@ -124,7 +124,7 @@ def run_shard(job: JobDir, shard: int, engine: EngineLike, around: Surroundings)
         return Outcome.ALREADY_COMMITTED
     if job.is_cancelled:
         return Outcome.CANCELLED
-    lease = new_lease(job.job_id, shard, worker=around.worker)
+    lease = new_lease(job.job_id, shard, worker=around.worker, pace=around.leases.pace)
     try:
         if not around.leases.claim(lease):
             return Outcome.LEASED_ELSEWHERE
@@ -164,7 +164,12 @@ def _run_attempt(
         _record_end(job, shard, attempt, around, exc, attempts.Outcome.CRASHED)
         raise
     except BatcherError as exc:
-        _record_end(job, shard, attempt, around, exc, attempts.Outcome.FAILED)
+        if job.part_path(shard).exists():
+            # By this attempt or another: what could not be written then is of no consequence to the shard.
+            logger.warning("shard %d of %s is committed, but: %s", shard, job.job_id, exc)
+            return Outcome.ALREADY_COMMITTED
+        if job.exists():
+            _record_end(job, shard, attempt, around, exc, attempts.Outcome.FAILED)
         raise
     finally:
         journal.close(is_orderly=is_orderly)
@@ -197,20 +202,6 @@ def completion_id(job_seed: int, row: int) -> str:
     return f"cmpl-{first:016x}{splitmix64(first) >> 32:08x}"
 
 
-def read_chunks(job: JobDir, shard: int, schema: pa.Schema) -> list[pa.Table]:
-    """The chunks of a shard that are whole, lowest attempt first. A torn one is left out, so its rows are run again."""
-    tables = []
-    for chunk in job.chunks(shard):
-        try:
-            # Cast: Parquet knows no seconds, and gives `created` back in milliseconds.
-            tables.append(read_file(chunk.path).cast(schema))
-        except CorruptFileError as exc:
-            logger.warning("%s; its rows are computed again", exc)
-        except (pa.ArrowException, ValueError) as exc:
-            logger.warning("%s: not a chunk of this job: %s; its rows are computed again", chunk.path, exc)
-    return tables
-
-
 class _ShardRun:
     """One attempt. Lives in one thread but for `_inbox`, which the engine fills."""
 
@@ -236,9 +227,10 @@ class _ShardRun:
         self._verdict = verdict
         self._row_timeout_s = around.row_timeout_s or job.manifest.row_timeout_s
         self._uid = uuid.uuid4().hex[:8]
-        self._shard = read_shard(job.shard_path(shard), carried=job.manifest.carried)
+        info = job.manifest.shards[shard]
+        self._shard = read_shard(job.shard_path(shard), carried=job.manifest.carried, num_rows=info.num_rows)
         self._schema = result_schema(job.manifest.carried)
-        self._saved = read_chunks(job, shard, self._schema)
+        self._saved = read_chunks([chunk.path for chunk in job.chunks(shard)], self._schema)
         self._num_flushes = 0
         self._inbox: queue.SimpleQueue[SequenceResult | EngineError] = queue.SimpleQueue()
         self._failure: EngineError | None = None
@@ -275,8 +267,9 @@ class _ShardRun:
         for row, error in set_aside.items():
             logger.warning("row %d of %s is set aside: %s", row, self._job.job_id, error.message)
         if set_aside:
-            # At once, so that no crash to come takes the verdict back. It is no progress of the worker's.
+            # At once, so that no crash to come takes the verdict back.
             self._save()
+            self._around.on_set_aside()
 
     def _complete(self, positions: Sequence[int], *, is_alone: bool = False) -> Outcome | None:
         """Have the engine complete these rows. Returns why it stopped before, if it did."""
@@ -287,7 +280,7 @@ class _ShardRun:
         try:
             ticket = self._engine.submit(
                 self._requests(positions, is_alone=is_alone),
-                self._inbox.put,
+                self._take_alone if is_alone else self._inbox.put,
                 on_start=self._note_start,
                 is_alone=is_alone,
             )
@@ -324,11 +317,17 @@ class _ShardRun:
                     timeout_s=self._row_timeout_s,
                     is_alone=is_alone,
                 )
-        self._journal.tokenized()
+        self._journal.at_ease()
 
     def _note_start(self, request: SequenceRequest) -> None:
         row = self._shard.rows[request.key[0]].request.row
         (self._journal.alone if request.is_alone else self._journal.admitted)(row)
+
+    def _take_alone(self, item: SequenceResult | EngineError) -> None:
+        """Note in the engine's thread that a row is alone no more: its next step may be another row's, and its last."""
+        if isinstance(item, SequenceResult):
+            self._journal.at_ease()
+        self._inbox.put(item)
 
     def _receive(self, *, timeout_s: float) -> None:
         """Wait for a result, then take all there are."""
@@ -405,7 +404,7 @@ class _ShardRun:
         table = self._finished_table()
         self._num_flushes += 1
         path = self._job.chunk_path(self._number, attempt=self._attempt, uid=self._uid, sequence=self._num_flushes)
-        write_file(path, table)
+        write_file(path, table, guard=self._job.check_exists)
         self._saved.append(table)
         self._finished.clear()
 
@@ -431,7 +430,7 @@ class _ShardRun:
                 f"{self._job.chunks_dir(self._number)}: its rows are not those of the shard, so no part is made of "
                 "them; delete the folder and resume the job"
             )
-        is_first = write_file(self._job.part_path(self._number), table)
+        is_first = write_file(self._job.part_path(self._number), table, guard=self._job.check_exists)
         self._job.delete_chunks(self._number, up_to=self._attempt)
         attempts.delete_journals(self._job, self._number, up_to=self._attempt)
         self._around.on_progress()

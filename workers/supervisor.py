@@ -28,9 +28,11 @@ from workers.stall import StallMeter, stall_limit_s
 
 logger = logging.getLogger(__name__)
 
-#: Deaths of a child in a row, without a row completed and saved in between, after which there is no point in another.
-#: Rows that crash it are set aside meanwhile, each at the price of a death or two, or four where memory is short.
+#: Deaths of a child in a row, without anything saved in between, after which there is no point in another.
 MAX_CRASHES = 10
+#: The same without a row completed in between. Rows that crash it are set aside meanwhile, each at the price of a death
+#: or two, or more where memory is short: a long row of them is bad luck, and more than that a bad machine.
+MAX_CRASHES_WITHOUT_ROW = 100
 #: The same before it is ready. While the model is loaded, even the first is excused only where somebody killed it, or
 #: where it has loaded before.
 MAX_EARLY_CRASHES = 3
@@ -83,8 +85,9 @@ class Supervisor:
         self._stall = StallMeter(now=clock())
         self._stall_limit_s = stall_limit_s(0.0, config.stall_timeout_s)
         self._killed_for = ""
-        self._num_oom_kills = 0
+        self._oom_kills_at_poll = self._oom_kills_at_beat = 0
         self._num_crashes_in_a_row = 0
+        self._num_crashes_without_row = 0
         self._restart_at: float | None = None
 
     @property
@@ -112,7 +115,7 @@ class Supervisor:
         self._is_loaded = self.is_ready = False
         self._open = []
         self._killed_for = ""
-        self._num_oom_kills = count_oom_kills()
+        self._oom_kills_at_poll = self._oom_kills_at_beat = count_oom_kills()
         self._child = subprocess.Popen(
             self._command,
             stdin=subprocess.PIPE,
@@ -133,6 +136,7 @@ class Supervisor:
         Raises BatcherError when this worker can't go on: its model can't be loaded, or it keeps crashing.
         """
         if self._child is not None:
+            num_oom_kills = count_oom_kills()
             has_ended = self._child.poll() is not None
             for event in self._read_events():
                 self._handle(event)
@@ -140,6 +144,7 @@ class Supervisor:
                 self._bury(self._child)
             elif self._is_loaded:
                 self._watch_progress(self._child)
+            self._oom_kills_at_poll = num_oom_kills
         elif self._restart_at is not None and self._clock() >= self._restart_at:
             self.start()
         self.show()
@@ -201,13 +206,16 @@ class Supervisor:
                 assert event.beat is not None
                 self._stall.hear(steps=event.beat.steps, is_busy=event.beat.is_busy)
                 self._stall_limit_s = stall_limit_s(event.beat.longest_step_s, self._config.stall_timeout_s)
-                self._num_oom_kills = count_oom_kills()
+                # Sent after the last poll had read all there was: the child lived through the kills until then.
+                self._oom_kills_at_beat = self._oom_kills_at_poll
             case EventKind.CLAIMED:
                 assert event.attempt is not None
                 self._open.append(event.attempt)
             case EventKind.ENDED:
                 self._open = [attempt for attempt in self._open if attempt != event.attempt]
             case EventKind.PROGRESS:
+                self._num_crashes_in_a_row = self._num_crashes_without_row = 0
+            case EventKind.SET_ASIDE:
                 self._num_crashes_in_a_row = 0
             case EventKind.FAILED:
                 self._on_shard_failure(event.message)
@@ -225,12 +233,13 @@ class Supervisor:
         self._beacon.note_crash(ending)
         self._on_death(self.name, child.pid)
         self._num_crashes_in_a_row += 1
+        self._num_crashes_without_row += 1
         if not self._is_loaded:
             self._check_load_failure(cause, ending)
-        elif self._num_crashes_in_a_row >= max_crashes:
+        elif self._num_crashes_in_a_row >= max_crashes or self._num_crashes_without_row >= MAX_CRASHES_WITHOUT_ROW:
             raise WorkerCrashedError(
-                f"worker {self.name}: its process died {self._num_crashes_in_a_row} times without finishing a row in "
-                f"between (the last time: {ending}); its log above may say why"
+                f"worker {self.name}: its process died {self._num_crashes_without_row} times without finishing a row "
+                f"in between (the last time: {ending}); its log above may say why"
             )
         delay = min(_MAX_RESTART_DELAY_S, _RESTART_DELAY_S * 2 ** (self._num_crashes_in_a_row - 1))
         logger.warning("worker %s: its process died (%s); the next one starts in %.1f s", self.name, ending, delay)
@@ -241,7 +250,7 @@ class Supervisor:
         if self._killed_for:
             return Cause.STALLED, self._killed_for
         ending = describe_exit(returncode)
-        if returncode == -signal.SIGKILL and count_oom_kills() > self._num_oom_kills:
+        if returncode == -signal.SIGKILL and count_oom_kills() > self._oom_kills_at_beat:
             return Cause.MEMORY, "killed by the kernel because memory was short"
         # An exit code is no fault of a row's either: Celery or the machine had its reason.
         is_fault = returncode < 0 and -returncode not in _SIGNALS_FROM_OUTSIDE

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from batcher.cli import EXIT_ERROR_ROWS, EXIT_INTERRUPTED
-from batcher.errors import BatcherError
+from batcher.errors import BatcherError, JobCancelledError
 
 if TYPE_CHECKING:
     from batcher.jobdir import JobDir
@@ -30,6 +30,7 @@ def complete_job(
     job: "JobDir", config: "WorkerConfig", *, num_workers: int, broker_url: str, quiet: bool, again: str
 ) -> int:
     """Complete the job with local workers and report. Returns the exit code."""
+    from batcher.summary import finalize
     from workers.local import StoppedError, complete
 
     if job.is_complete and not job.pending_shards():
@@ -42,8 +43,12 @@ def complete_job(
         click.echo(f"Stopped: {how_far(job)} are done and kept. Resume with:\n  {again}", err=True)
         return EXIT_INTERRUPTED
     except BatcherError as exc:
+        # What was on its way to its commit when the workers were stopped can have been the rest.
+        if isinstance(exc, JobCancelledError) and (late := finalize(job)) is not None:
+            return report(job, late)
         click.echo(f"Error: {exc}", err=True)
-        click.echo(f"{how_far(job)} are done and kept. Go on with:\n  {again}", err=True)
+        if job.exists():
+            click.echo(f"{how_far(job)} are done and kept. Go on with:\n  {again}", err=True)
         return exc.exit_code
     return report(job, summary)
 

@@ -23,6 +23,7 @@ from batcher.cli.following import (
     typed_command,
     wait_for_job,
 )
+from batcher.cli.jobs import repair_parts
 from batcher.cli.options import (
     Decorator,
     broker_option,
@@ -282,6 +283,7 @@ def resume_command(
     found = find_job(job, jobs_dir)
     if broker is not None:
         connect(broker).close()
+        repair_parts(found)
         commit_refused(found)
         if finalize(found) is not None:
             return report_complete(found)
@@ -289,6 +291,7 @@ def resume_command(
         number = enqueue(make_app(broker), found, found.pending_shards())
         click.echo(f"Enqueued {number:,} shards; `batcher status {quoted(found)} --watch` shows how they go.")
         return 0
+    repair_parts(found)
     needed = {info.model for info in found.pending_shards() if info.model is not None}
     config = _worker_config(
         _choose_models(models, needed=needed), found.path.parent, home=found.path, quiet=True, **engine
@@ -312,6 +315,7 @@ def _submit(job: "JobDir", files: Sequence[str], options: "SubmitOptions", *, qu
     existed = job.exists()
     manifest = planner.submit(job, files, options, stdin=sys.stdin.buffer, on_progress=None if quiet else _show_reading)
     if existed:
+        repair_parts(job)
         _open_again(job)
         _say_how_far(job, quiet=quiet)
     elif not quiet:

@@ -3,20 +3,16 @@
 Disks are small tmpfs of their own, so that full is full. They need the right to mount; elsewhere these tests skip.
 """
 
-import json
 import os
 import re
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 
 from batcher import planner
 from batcher.jobdir import JobDir
-from batcher.results import read_file
-from batcher.sealed import seal
 from tests.family import (
     Family,
     assert_every_row_once,
@@ -24,17 +20,22 @@ from tests.family import (
     start_worker,
     submit,
     wait_until_ready,
-    write_prompts,
+)
+from tests.faults.command_lines import (
+    MANY,
+    MANY_ROWS,
+    SHORT,
+    flip,
+    prompts_of,
+    resume_line,
+    run_line,
+    second_chunk,
+    temporary_files,
 )
 from tests.faults.interruption import Interruption
 from tests.job_reading import result_rows
 from tests.submitted import make_options
 from tests.waiting import wait_for
-
-#: A job that is done at once, and one of several chunks in a row: one every 256 rows.
-SHORT = ("--max-tokens", 8, "--threads", 1)
-MANY_ROWS = 1000
-MANY = ("--max-tokens", 4, "--shard-rows", MANY_ROWS, "--threads", 1)
 
 NO_SPACE = "No space left on device; free some space there"
 
@@ -56,7 +57,12 @@ class Disk:
         self._filler.unlink()
 
     def remount(self, option: str) -> None:
-        subprocess.run(["mount", "-o", f"remount,{option}", self.path], check=True)
+        # The files of a process that was killed are closed a moment after it is gone from the list.
+        _retry(["mount", "-o", f"remount,{option}", str(self.path)])
+
+
+def _retry(command: list[str]) -> None:
+    wait_for(lambda: subprocess.run(command, capture_output=True, check=False).returncode == 0, what=" ".join(command))
 
 
 @pytest.fixture
@@ -76,43 +82,10 @@ def mount(family: Family) -> Iterator[Callable[[Path], Disk]]:
     yield mount_at
     family.kill_all()
     for path in reversed(mounted):
-        subprocess.run(["umount", path], check=True)
+        _retry(["umount", str(path)])
 
 
-@pytest.fixture
-def run_line(family: Family, model: Path) -> Callable[..., list[object]]:
-    """The command line of a run, its input written and its job known to the family."""
-
-    def line(job: JobDir, *options: object, rows: int) -> list[object]:
-        prompts = write_prompts(family.folder / "prompts.jsonl", rows)
-        family.jobs.append(job.path)
-        return ["run", prompts, "-o", job.path, "--model", f"tiny={model}", *options]
-
-    return line
-
-
-RunLine = Callable[..., list[object]]
 Mount = Callable[[Path], Disk]
-
-
-def flip(path: Path, share: float) -> None:
-    """Flip a bit somewhere behind this share of the file."""
-    data = bytearray(path.read_bytes())
-    data[int(share * (len(data) - 1))] ^= 0x10
-    path.write_bytes(data)
-
-
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-40])
-
-
-def second_chunk(family: Family) -> Interruption:
-    """The moment at which a worker is about to write its second chunk, and the first is saved."""
-    return Interruption(family.folder / "moment", "batcher.storage:create_if_absent", "-0002.parquet", "workers.child")
-
-
-def temporary_files(job: JobDir) -> list[Path]:
-    return sorted(job.path.rglob(".tmp-*"))
 
 
 # -- a full disk --------------------------------------------------------------------------------------------------
@@ -120,11 +93,11 @@ def temporary_files(job: JobDir) -> list[Path]:
 
 @pytest.mark.parametrize("full_at", ["shard", "manifest"])
 def test_submit_on_a_full_disk_leaves_no_job_and_works_once_there_is_space(
-    family: Family, mount: Mount, run_line: RunLine, full_at: str
+    family: Family, mount: Mount, model: Path, full_at: str
 ) -> None:
     disk = mount(family.folder / "disk")
     job = JobDir(disk.path / "out")
-    line = run_line(job, *SHORT, "--shard-rows", 10, rows=20)
+    line = run_line(family, model, job, prompts_of(family, 20), *SHORT, "--shard-rows", 10)
     dry = planner.submit(JobDir(family.folder / "dry"), [str(line[1])], make_options(shard_rows=10))
     shards = [(family.folder / "dry" / "shards" / f"{info.shard:05d}.parquet").stat().st_size for info in dry.shards]
     page = os.sysconf("SC_PAGE_SIZE")
@@ -147,11 +120,11 @@ def test_submit_on_a_full_disk_leaves_no_job_and_works_once_there_is_space(
 
 
 def test_run_on_a_disk_that_fills_keeps_its_rows_and_goes_on_once_there_is_space(
-    family: Family, mount: Mount, run_line: RunLine
+    family: Family, mount: Mount, model: Path
 ) -> None:
     disk = mount(family.folder / "disk")
     job = JobDir(disk.path / "out")
-    line = run_line(job, *MANY, rows=MANY_ROWS)
+    line = run_line(family, model, job, prompts_of(family, MANY_ROWS), *MANY)
     moment = second_chunk(family)
     run = family.start(*line, env=moment.env)
     moment.wait()
@@ -177,21 +150,20 @@ def test_run_on_a_disk_that_fills_keeps_its_rows_and_goes_on_once_there_is_space
 
 
 @pytest.mark.parametrize(
-    ("at", "match", "named"),
+    ("match", "named"),
     [
-        ("batcher.storage:create_if_absent", "attempts/00000/0001.json", "attempts/00000/0001.json"),
-        ("batcher.storage:create_if_absent", "part-00000", "results/part-00000.parquet"),
-        ("batcher.jobdir:write_summary", "", "summary.json"),
+        ("attempts/00000/0001.json", "attempts/00000/0001.json"),
+        ("part-00000", "results/part-00000.parquet"),
     ],
-    ids=["claim", "part", "summary"],
+    ids=["claim", "part"],
 )
 def test_disk_that_is_full_at_a_durable_write_ends_the_run_and_costs_nothing_saved(
-    family: Family, mount: Mount, run_line: RunLine, at: str, match: str, named: str
+    family: Family, mount: Mount, model: Path, match: str, named: str
 ) -> None:
     disk = mount(family.folder / "disk")
     job = JobDir(disk.path / "out")
-    line = run_line(job, *SHORT, rows=20)
-    moment = Interruption(family.folder / "moment", at, match)
+    line = run_line(family, model, job, prompts_of(family, 20), *SHORT)
+    moment = Interruption(family.folder / "moment", "batcher.storage:create_if_absent", match)
     run = family.start(*line, env=moment.env)
     moment.wait()
 
@@ -209,6 +181,32 @@ def test_disk_that_is_full_at_a_durable_write_ends_the_run_and_costs_nothing_sav
 
     assert again.process.returncode == 0, again.stderr
     assert_every_row_once(job, 20)
+    assert temporary_files(job) == []
+
+
+def test_disk_that_is_full_at_the_summary_is_named_and_the_job_complete_once_there_is_space(
+    family: Family, mount: Mount, model: Path
+) -> None:
+    """Given a job whose last worker died before the summary was written, when the disk is full, then that is said."""
+    disk = mount(family.folder / "disk")
+    job = JobDir(disk.path / "out")
+    line = run_line(family, model, job, prompts_of(family, 20), *SHORT)
+    assert family.run(*line).process.returncode == 0
+    rows = result_rows(job)
+    job.success_path.unlink()
+    job.summary_path.unlink()
+    disk.fill()
+
+    refused = family.run(*line)
+
+    assert refused.process.returncode == 3
+    assert f"Error: {job.summary_path}: cannot write: {NO_SPACE}" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert not job.is_complete
+
+    disk.free()
+    assert family.run(*line).process.returncode == 0
+    assert assert_every_row_once(job, 20) == rows
     assert temporary_files(job) == []
 
 
@@ -241,140 +239,16 @@ def test_worker_on_a_full_disk_waits_and_finishes_by_itself_once_there_is_space(
     assert "Traceback" not in worker.stderr
 
 
-# -- torn and changed files ---------------------------------------------------------------------------------------
-
-
-def make_foreign(path: Path) -> None:
-    """A whole chunk, of a job with other columns."""
-    path.write_bytes(seal(read_file(path).append_column("other", pa.nulls(read_file(path).num_rows, pa.int64()))))
-
-
-def test_damaged_chunks_are_left_out_and_their_rows_computed_again(
-    family: Family, model: Path, run_line: RunLine
-) -> None:
-    """Given chunks as a killed run leaves them, all but one damaged, when resumed, then every row is there once."""
-    job = JobDir(family.folder / "out")
-    assert family.run(*run_line(job, *SHORT, "--shard-rows", 4, rows=24)).process.returncode == 0
-    chunks = []
-    for info in job.manifest.shards:
-        chunk = job.chunk_path(info.shard, attempt=1, uid="abcd", sequence=1)
-        chunk.parent.mkdir(parents=True)
-        job.part_path(info.shard).rename(chunk)
-        chunks.append(chunk)
-    job.success_path.unlink()
-    job.summary_path.unlink()
-    flip(chunks[0], 0.3)
-    flip(chunks[1], 0.9)
-    cut(chunks[2])
-    chunks[3].write_bytes(b"")
-    make_foreign(chunks[4])
-    whole = read_file(chunks[5]).to_pylist()
-
-    resumed = family.run("resume", job.path, "--model", f"tiny={model}", "--threads", 1)
-
-    assert resumed.process.returncode == 0, resumed.stderr
-    rows = assert_every_row_once(job, 24)
-    assert rows[20:] == whole
-    assert {row["attempts"] for row in rows[:20]} == {2}
-    for chunk in chunks[:5]:
-        assert re.search(rf"{chunk}: .*; its rows are computed again", resumed.stderr)
-    assert str(chunks[5]) not in resumed.stderr
-
-
-def test_damaged_parts_are_named_and_made_anew_by_the_same_command(family: Family, run_line: RunLine) -> None:
-    job = JobDir(family.folder / "out")
-    line = run_line(job, *SHORT, "--shard-rows", 4, rows=20)
-    assert family.run(*line).process.returncode == 0
-    parts = [job.part_path(shard) for shard in range(5)]
-    flip(parts[0], 0.3)
-    flip(parts[1], 0.9)
-    cut(parts[2])
-    parts[3].write_bytes(b"")
-    damaged = {path.read_bytes() for path in parts[:4]}
-    whole = (parts[4].stat().st_ino, parts[4].read_bytes())
-
-    for reading in (("results", job.path, "--json"), ("export", job.path, "-o", family.folder / "x.csv")):
-        refused = family.run(*reading)
-        assert refused.process.returncode == 3
-        assert f"{parts[0]}: cannot read: the checksum" in refused.stderr
-        assert f"`batcher resume {job.path}` moves it aside and computes its rows again" in refused.stderr
-
-    mended = family.run(*line)
-
-    assert mended.process.returncode == 0, mended.stderr
-    assert_every_row_once(job, 20)
-    assert {path.read_bytes() for path in job.damaged_dir.iterdir()} == damaged, "nothing is thrown away"
-    assert (parts[4].stat().st_ino, parts[4].read_bytes()) == whole
-    for part in parts[:4]:
-        assert re.search(rf"Warning: {part}: .*; moved to .*, its 4 rows are computed again", mended.stderr)
-    assert "20 in = 20 ok + 0 error" in mended.stdout
-
-
-def test_fleet_heals_a_torn_part_by_itself(family: Family, model: Path, redis_url: str) -> None:
-    first = start_worker(family, redis_url, model, "first")
-    job = submit(family, redis_url, rows=20, shard_rows=5, options=SHORT[:2])
-    wait_for(lambda: job.is_complete, what="the job is complete")
-    family.kill_all()
-    first.wait()
-    job.success_path.unlink()
-    cut(job.part_path(2))
-
-    second = start_worker(family, redis_url, model, "second", "--lease-ttl", 3)
-    wait_for(lambda: job.is_complete, what="the job is complete again")
-
-    rows = assert_every_row_once(job, 20)
-    assert {row["worker"] for row in rows[10:15]} == {"second"}
-    assert {row["worker"] for row in rows[:10]} == {"first"}
-    assert re.search(rf"{job.part_path(2)}: cannot read: .*; moved to {job.damaged_dir}", second.stderr)
-
-
-def test_changed_manifest_is_refused_by_name(family: Family, run_line: RunLine) -> None:
-    job = JobDir(family.folder / "out")
-    line = run_line(job, *SHORT, rows=20)
-    planner.submit(job, [str(line[1])], make_options(shard_rows=10))
-    changed = json.loads(job.manifest_path.read_text())
-    changed["shards"][1]["num_rows"] = 9
-    job.manifest_path.write_text(json.dumps(changed))
-
-    for command in (line, ("status", job.path), ("resume", *line[2:4][1:], *line[4:6])):
-        refused = family.run(*command)
-        assert refused.process.returncode == 2
-        assert f"{job.manifest_path}: damaged or changed (" in refused.stderr
-        assert "restore it, or submit the input again" in refused.stderr
-        assert "Traceback" not in refused.stderr
-    assert job.committed_shards() == set()
-
-
-@pytest.mark.parametrize("what", ["a flipped bit", "another shard's rows"])
-def test_damaged_shard_is_refused_by_name(family: Family, model: Path, run_line: RunLine, what: str) -> None:
-    job = JobDir(family.folder / "out")
-    line = run_line(job, *SHORT, rows=20)
-    planner.submit(job, [str(line[1])], make_options(shard_rows=15))
-    if what == "a flipped bit":
-        flip(job.shard_path(0), 0.2)
-        message = "cannot read: the checksum of its content is wrong; submit the input again"
-    else:
-        job.shard_path(0).write_bytes(job.shard_path(1).read_bytes())
-        message = "holds 5 rows, the manifest says 15; restore the one that was changed, or submit the input again"
-
-    run = family.run("resume", job.path, "--model", f"tiny={model}", "--threads", 1)
-
-    assert run.process.returncode == 3
-    assert f"{job.shard_path(0)}: {message}" in run.stderr
-    assert "Traceback" not in run.stderr
-    assert 0 not in job.committed_shards()
-
-
 # -- crashes between durable writes ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("by", ["resume", "another worker"])
 def test_job_whose_last_part_was_written_just_before_the_crash_is_completed(
-    family: Family, model: Path, run_line: RunLine, redis_url: str, by: str
+    family: Family, model: Path, redis_url: str, by: str
 ) -> None:
     job = JobDir(family.folder / "jobs" / "out")
     moment = Interruption(family.folder / "moment", "batcher.jobdir:write_summary")
-    family.start(*run_line(job, *SHORT, rows=20), env=moment.env)
+    family.start(*run_line(family, model, job, prompts_of(family, 20), *SHORT), env=moment.env)
     moment.wait()
     family.kill_all()
     assert job.pending_shards() == []
@@ -382,7 +256,7 @@ def test_job_whose_last_part_was_written_just_before_the_crash_is_completed(
     rows = result_rows(job)
 
     if by == "resume":
-        resumed = family.run("resume", job.path, "--model", f"tiny={model}")
+        resumed = family.run(*resume_line(job, model))
         assert resumed.process.returncode == 0, resumed.stderr
         assert "The job is complete" in resumed.stderr
     else:
@@ -394,9 +268,9 @@ def test_job_whose_last_part_was_written_just_before_the_crash_is_completed(
 
 
 @pytest.mark.parametrize("match", ["part-00000", "chunks/00000", "attempts/00000/0001.json"])
-def test_leftovers_of_a_writer_killed_in_its_file_are_swept(family: Family, run_line: RunLine, match: str) -> None:
+def test_leftovers_of_a_writer_killed_in_its_file_are_swept(family: Family, model: Path, match: str) -> None:
     job = JobDir(family.folder / "out")
-    line = run_line(job, *MANY, rows=MANY_ROWS)
+    line = run_line(family, model, job, prompts_of(family, MANY_ROWS), *MANY)
     moment = Interruption(
         family.folder / "moment", "batcher.storage:publish_if_absent", match, "workers.child", is_deadly=True
     )
@@ -415,17 +289,17 @@ def test_leftovers_of_a_writer_killed_in_its_file_are_swept(family: Family, run_
 
 
 def test_folder_that_can_only_be_read_is_named_and_can_be_looked_into(
-    family: Family, mount: Mount, model: Path, run_line: RunLine
+    family: Family, mount: Mount, model: Path
 ) -> None:
     disk = mount(family.folder / "disk")
     job = JobDir(disk.path / "out")
     moment = second_chunk(family)
-    family.start(*run_line(job, *MANY, rows=MANY_ROWS), env=moment.env)
+    family.start(*run_line(family, model, job, prompts_of(family, MANY_ROWS), *MANY), env=moment.env)
     moment.wait()
     family.kill_all()
     saved = chunk_rows(job)
     disk.remount("ro")
-    resume = ("resume", job.path, "--model", f"tiny={model}", "--threads", 1)
+    resume = resume_line(job, model)
 
     refused = family.run(*resume)
     assert refused.process.returncode == 3
@@ -445,10 +319,10 @@ def test_folder_that_can_only_be_read_is_named_and_can_be_looked_into(
     assert {number: rows[number] for number in saved} == saved
 
 
-def test_results_may_lie_on_another_file_system(family: Family, mount: Mount, run_line: RunLine) -> None:
+def test_results_may_lie_on_another_file_system(family: Family, mount: Mount, model: Path) -> None:
     job = JobDir(family.folder / "out")
     disk = mount(job.results_dir)
-    line = run_line(job, *SHORT, "--shard-rows", 5, rows=20)
+    line = run_line(family, model, job, prompts_of(family, 20), *SHORT, "--shard-rows", 5)
 
     run = family.run(*line)
     assert run.process.returncode == 0, run.stderr

@@ -63,6 +63,7 @@ class Bench:
             on_claim=lambda job, shard, attempt: None,
             on_end=lambda job, shard, attempt: None,
             on_progress=self.progress.release,
+            on_set_aside=lambda: None,
             on_commit=self.commits.append,
             clock=self.clock,
         )

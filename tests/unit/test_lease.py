@@ -415,3 +415,16 @@ def test_leases_behave_like_their_model(client: redis.Redis) -> None:
     Machine.client = client
 
     run_state_machine_as_test(Machine, settings=settings(max_examples=60, stateful_step_count=30))
+
+
+def test_lease_that_a_clock_set_back_would_keep_for_a_day_ends_in_its_time(client: redis.Redis) -> None:
+    leases = Leases(client)
+    lease = new_lease("job", 1, worker="a", pace=leases.pace)
+    leases.claim(lease)
+    client.pexpire(lease.key, 86_400_000)
+
+    reaped = leases.reap("job")
+
+    assert reaped.expired == ()
+    assert reaped.next_expiry_s <= leases.pace.ttl_s
+    assert client.pttl(lease.key) <= leases.pace.ttl_s * 1000

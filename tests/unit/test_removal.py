@@ -114,6 +114,24 @@ def test_writer_that_had_not_heard_of_the_deletion_does_not_bring_the_job_back(
     assert not job.path.exists()
 
 
+def test_file_that_comes_just_before_the_folder_goes_is_not_taken_for_somebody_elses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_full_job(tmp_path / "job")
+    delete = storage.delete
+    late = [workers_dir(job.path)]
+
+    def write_and_delete(path: Path) -> None:
+        if late:
+            late.pop().mkdir()
+        delete(path)
+
+    monkeypatch.setattr(storage, "delete", write_and_delete)
+
+    assert delete_job(job) == []
+    assert not job.path.exists()
+
+
 def test_writer_that_goes_on_for_ever_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = make_full_job(tmp_path / "job")
     monkeypatch.setattr(removal, "PATIENCE_S", 0.1)

@@ -17,6 +17,7 @@ from tests.job_factory import make_job, make_request
 from workers.events import Beat, Event, EventKind, OpenAttempt, WorkerConfig
 from workers.supervisor import (
     MAX_CRASHES,
+    MAX_CRASHES_WITHOUT_ROW,
     MAX_EARLY_CRASHES,
     Supervisor,
     WorkerCrashedError,
@@ -162,6 +163,15 @@ def test_saved_rows_between_deaths_start_the_count_anew(nursery: Nursery) -> Non
     supervisor = nursery.start("say('loaded'); say('progress'); sys.exit(9)")
 
     poll_until(supervisor, lambda: len(nursery.deaths) == MAX_CRASHES + 2)
+
+
+def test_rows_set_aside_between_deaths_help_for_long_but_not_for_ever(nursery: Nursery) -> None:
+    supervisor = nursery.start("say('loaded'); say('ready'); say('set aside'); sys.exit(9)")
+
+    with pytest.raises(WorkerCrashedError, match=f"died {MAX_CRASHES_WITHOUT_ROW} times"):
+        poll_until(supervisor, lambda: False, timeout_s=60)
+
+    assert len(nursery.deaths) == MAX_CRASHES_WITHOUT_ROW
 
 
 def test_failed_shard_is_passed_on_and_the_child_lives(nursery: Nursery) -> None:
