@@ -194,7 +194,10 @@ def own_folder(job_root: Path) -> Iterator[Path]:
     try:
         for leftover in folder.iterdir():
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-        (folder / "pid").write_text(str(os.getpid()))
+        try:
+            (folder / "pid").write_text(str(os.getpid()))
+        except OSError as exc:
+            raise BrokerError(f"{folder}: cannot write: {exc.strerror}; free some space there, or set TMPDIR") from exc
         yield folder
     finally:
         # Removed while locked: whoever waits for the lock then sees that its folder is gone, and makes a new one.

@@ -13,8 +13,9 @@ from types import TracebackType
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batcher.errors import InputError
+from batcher.errors import InputError, StorageError
 from batcher.prompts import Origin
+from batcher.storage import reason
 
 
 class CustomIds:
@@ -36,7 +37,10 @@ class CustomIds:
         """The ids of the next rows, one for each number of `origin`."""
         self._hashes.extend(map(hash, ids))
         self._sources.add(origin)
-        self._spool.write(json.dumps(ids).encode() + b"\n")
+        try:
+            self._spool.write(json.dumps(ids).encode() + b"\n")
+        except OSError as exc:
+            raise StorageError(f"{tempfile.gettempdir()}: cannot write a temporary file: {reason(exc)}") from exc
 
     def check(self) -> None:
         """Raise InputError naming an id that two rows have, and both rows; None if there is none."""

@@ -151,7 +151,11 @@ class RootSweep:
         is_look_due = self._look.is_due()
         if is_look_due or deaths:
             # The dead may have worked on a job that is newer than the last look.
-            self._sweeps = dict(self._unfinished())
+            try:
+                self._sweeps = dict(self._unfinished())
+            except (BatcherError, OSError) as exc:
+                # A network folder that is away for a while. Those known before are swept as ever.
+                logger.warning("the jobs are not listed: %s", exc)
         next_expiry_s = math.inf
         for sweep in self._sweeps.values():
             try:

@@ -52,6 +52,8 @@ def clock(family: Family) -> Iterator[Clock]:
     clock.set("+0")
     yield clock
     family.kill_all()
+    for command in family.commands:
+        command.wait()
     # It shares memory between a process and its children, and leaves it where they are killed.
     for path in Path("/dev/shm").glob("*faketime_*"):
         with contextlib.suppress(ValueError, FileNotFoundError):

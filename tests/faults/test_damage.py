@@ -112,7 +112,7 @@ def test_changed_manifest_is_refused_by_name(family: Family, model: Path) -> Non
     changed["shards"][1]["num_rows"] = 9
     job.manifest_path.write_text(json.dumps(changed))
 
-    for command in (line, ("status", job.path), ("resume", *line[2:4][1:], *line[4:6])):
+    for command in (line, ("status", job.path), resume_line(job, model)):
         refused = family.run(*command)
         assert refused.process.returncode == 2
         assert f"{job.manifest_path}: damaged or changed (" in refused.stderr

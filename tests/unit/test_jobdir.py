@@ -117,7 +117,7 @@ def test_deleted_job_is_not_brought_back_by_who_writes_to_it(tmp_path: Path) -> 
     _ = job.manifest
     shutil.rmtree(job.path)
 
-    for write in (job.cancel, lambda: write_summary(job, b"{}")):
+    for write in (job.cancel, lambda: write_summary(job, b"{}"), lambda: job.claim_attempt(0, worker="w")):
         with pytest.raises(StorageError, match="the job was deleted"):
             write()
 
