@@ -82,9 +82,9 @@ def _work(config: WorkerConfig, reporter: Reporter) -> int:
         verify_sha256(Path(dict(config.models)[name]), digest)
     gate = Gate()
     engines = {name: load_engine(name, Path(path), engine_config, gate=gate) for name, path in config.models}
-    reporter.send(Event(EventKind.LOADED))
     for engine in engines.values():
         engine.start()
+    reporter.send(Event(EventKind.LOADED))
     threading.Thread(target=_beat, args=(list(engines.values()), reporter), name="beat", daemon=True).start()
     try:
         return _serve(config, engines, reporter)

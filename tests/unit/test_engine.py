@@ -336,8 +336,11 @@ def test_completion_that_takes_too_long_is_a_timeout_and_its_neighbour_is_not(st
     assert len(complete(engine, [("hello", GREEDY)])) == 1
 
 
-def test_model_that_computes_no_numbers_is_refused_at_its_load(tmp_path: Path) -> None:
+def test_model_that_computes_no_numbers_is_refused_at_the_start(tmp_path: Path) -> None:
     path = write_tiny_gguf(tmp_path / "nan.gguf", sharpness=float("nan"))
 
-    with pytest.raises(ModelError, match="no numbers"):
-        load_engine("nan", path, EngineConfig(num_slots=1, num_threads=1, context_length=64))
+    engine = load_engine("nan", path, EngineConfig(num_slots=1, num_threads=1, context_length=64))
+
+    with pytest.raises(ModelError, match=r"nan.gguf: loaded, but can't compute: .* a logit of nan"):
+        engine.start()
+    engine.close()

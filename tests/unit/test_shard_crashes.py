@@ -1,18 +1,21 @@
 """A shard whose earlier attempts crashed, failed or were overtaken."""
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 
 import pytest
 
 from batcher import attempts
-from batcher.attempts import MAX_FAILURES, Cause, forgive, read_ends, record_end
+from batcher.attempts import MAX_FAILURES, Cause, forgive, read_ends, read_journal, record_end
 from batcher.errors import CorruptFileError, EngineError, ShardGivenUpError
-from tests.manual_engine import ManualEngine
+from tests.manual_engine import ManualEngine, ManualTicket
 from tests.unit.shard_bench import ROWS, Bench, wait_for
+from workers.engine.sequence import OnStart, SequenceRequest, SequenceResult, Sink, ignore_start
 from workers.shard_runner import (
     FLUSH_INTERVAL_S,
     Outcome,
+    _ShardRun,
 )
 
 
@@ -138,3 +141,39 @@ def test_attempt_whose_shard_was_committed_meanwhile_stops(
     assert running.result(timeout=10) is Outcome.ALREADY_COMMITTED
     assert set(bench.part()["worker"]) == {"w2"}
     assert bench.job.chunks(0) == []
+
+
+def test_row_that_was_alone_is_cleared_before_the_engine_goes_on(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    crash(bench, ".", "+ 1")
+    alone: list[int | None] = []
+
+    class WatchedEngine(ManualEngine):
+        def submit(
+            self,
+            requests: Iterable[SequenceRequest],
+            sink: Sink,
+            *,
+            on_start: OnStart = ignore_start,
+            is_alone: bool = False,
+        ) -> ManualTicket:
+            def take(item: SequenceResult | EngineError) -> None:
+                sink(item)
+                # What a crash right now would be blamed on.
+                alone.append(read_journal(bench.job.journal_path(0, attempt=2)).alone)
+                looked.release()
+
+            return super().submit(requests, take, on_start=on_start, is_alone=is_alone)
+
+    # The runner's own thread may come to it any time later.
+    looked = threading.Semaphore(0)
+    accept = _ShardRun._accept
+
+    def accept_late(run: _ShardRun, item: SequenceResult | EngineError) -> None:
+        looked.acquire()
+        accept(run, item)
+
+    monkeypatch.setattr(_ShardRun, "_accept", accept_late)
+
+    assert bench.run(WatchedEngine()) is Outcome.COMMITTED
+
+    assert alone == [None] * ROWS

@@ -1,18 +1,15 @@
 """From a GGUF path and a few wishes to an engine: slots, context and threads chosen for this machine."""
 
 import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from batcher.errors import EngineError, ModelError
+from batcher.errors import ModelError
 from batcher.machine import read_memory
 from workers.engine.engine import Engine
 from workers.engine.gate import Gate
 from workers.engine.kv_cache import KvCache
-from workers.engine.model import MAX_SEQUENCES, ContextSize, Model, Tokenizer, TokenSpan, supports_gpu
+from workers.engine.model import MAX_SEQUENCES, ContextSize, Model, Tokenizer, supports_gpu
 
 #: Where throughput on 2 cores levels off for a 135M model; memory permitting, more costs little.
 DEFAULT_NUM_SLOTS = 32
@@ -25,9 +22,6 @@ MAX_BATCH_TOKENS = 2048
 
 #: The KV cache takes at most this share of the memory that is free once the weights are loaded.
 MAX_CACHE_SHARE = 0.5
-
-#: Tokens that a loaded model is tried out with.
-TRIAL_TOKENS = 8
 
 #: llama.cpp: every layer that fits.
 ALL_LAYERS = -1
@@ -46,7 +40,6 @@ class EngineConfig:
 def load_engine(name: str, path: Path, config: EngineConfig, *, gate: Gate | None = None) -> Engine:
     """Load a model and make an engine of it, not yet started. Raises ModelError. Takes as long as reading the file.
 
-    Computes a few tokens, so that a model or a build that can't compute at all dies here, where no row is to blame.
     Engines of one process share a `gate`.
     """
     if config.num_slots is not None and not 1 <= config.num_slots <= MAX_SEQUENCES:
@@ -66,30 +59,7 @@ def load_engine(name: str, path: Path, config: EngineConfig, *, gate: Gate | Non
         cells_per_sequence=model.context_length,
         num_cells=size.num_slots * model.context_length,
     )
-    token_s = _try_out(model, path)
-    return Engine(
-        name,
-        model,
-        cache=cache,
-        max_batch_tokens=size.max_batch_tokens,
-        gate=gate,
-        # More than it takes: many tokens at a time are faster than a few.
-        expected_step_s=size.max_batch_tokens * token_s,
-    )
-
-
-def _try_out(model: Model, path: Path) -> float:
-    """Compute a few tokens, and forget them. Returns the seconds that one took."""
-    num_tokens = min(TRIAL_TOKENS, model.context_length)
-    started_at = time.monotonic()
-    try:
-        logits = model.decode([TokenSpan(0, 0, [0] * num_tokens, True)])
-    except EngineError as exc:
-        raise ModelError(f"{path}: loaded, but can't compute: {exc}; the file or the build is broken") from exc
-    if not np.isfinite(logits.max()):
-        raise ModelError(f"{path}: computes values that are no numbers; the file or the build of llama.cpp is broken")
-    model.forget(0)
-    return (time.monotonic() - started_at) / num_tokens
+    return Engine(name, model, cache=cache, max_batch_tokens=size.max_batch_tokens, gate=gate)
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
