@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batcher import storage
+from batcher import attempts, storage
 from batcher.errors import InputError, JobError, StorageError
 from batcher.jobdir import JobDir, ShardInfo, unset_success
 from batcher.repair import read_part
@@ -107,6 +107,8 @@ def _reopen_shard(job: JobDir, info: ShardInfo, rows: Sequence[int]) -> None:
     job.delete_chunks(info.shard)
     if leftovers := job.chunks(info.shard):
         raise StorageError(f"{leftovers[0].path}: cannot delete this old chunk; delete it, then retry again")
+    # Likewise journals, by which a row that was set aside would be so again without being run.
+    attempts.delete_journals(job, info.shard, up_to=job.num_attempts(info.shard))
     if good.num_rows:
         attempt = job.claim_attempt(info.shard, worker=WORKER_NAME)
         chunk = job.chunk_path(info.shard, attempt=attempt, uid=uuid.uuid4().hex[:8], sequence=1)

@@ -41,21 +41,8 @@ def run(
     if job.path not in family.jobs:
         family.jobs.append(job.path)
     command = family.run(
-        *(
-            "run",
-            prompts,
-            "-o",
-            job.path,
-            "--model",
-            f"tiny={model}",
-            "--threads",
-            1,
-            "--slots",
-            SLOTS,
-            "--quiet",
-            "--lease-ttl",
-            3,
-        ),
+        *("run", prompts, "-o", job.path, "--model", f"tiny={model}", "--quiet"),
+        *("--threads", 1, "--slots", SLOTS, "--lease-ttl", 3),
         *("--max-tokens", 4, *options),
         env=env,
         prefix=prefix,

@@ -22,21 +22,8 @@ def run(
     path = family.folder / "prompts.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in prompts))
     command = family.run(
-        *(
-            "run",
-            path,
-            "-o",
-            job.path,
-            "--model",
-            f"tiny={model}",
-            "--threads",
-            1,
-            "--slots",
-            SLOTS,
-            "--quiet",
-            "--lease-ttl",
-            3,
-        ),
+        *("run", path, "-o", job.path, "--model", f"tiny={model}", "--quiet"),
+        *("--threads", 1, "--slots", SLOTS, "--lease-ttl", 3),
         *("--max-tokens", 4, *options),
         env=env,
     )

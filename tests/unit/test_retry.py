@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from batcher import retry, storage
+from batcher.attempts import Cause, Outcome, judge, record_end
 from batcher.errors import CorruptFileError, InputError, JobError, StorageError
 from batcher.jobdir import JobDir
 from batcher.results import join_tables, read_file, result_schema, write_file
@@ -139,6 +140,20 @@ def test_old_chunks_with_the_failed_row_do_not_bring_it_back(tmp_path: Path) -> 
 
     assert kept_rows(job, 0) == [1]
     assert resume(job) == [0]
+
+
+def test_row_that_was_set_aside_is_run_again_though_its_old_journal_is_there(tmp_path: Path) -> None:
+    job = make_job(tmp_path / "job", (2,))
+    attempt = job.claim_attempt(0, worker="w1")
+    job.journal_path(0, attempt=attempt).write_text("= 1\n")
+    record_end(*(job, 0, attempt), worker="w1", outcome=Outcome.CRASHED, cause=Cause.FAULT, detail="signal SIGSEGV")
+    assert judge(job, 0, attempt=attempt + 1).set_aside
+    write_part(job, 0, [ok(0), failed(1, ErrorCode.WORKER_CRASHED)])
+
+    reopen(job, where={})
+
+    assert not judge(job, 0, attempt=job.num_attempts(0) + 1).set_aside
+    assert resume(job) == [1]
 
 
 def test_reopening_counts_as_an_attempt_of_its_own(tmp_path: Path) -> None:
