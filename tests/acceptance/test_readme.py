@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import click
 import pytest
 
+from batcher.broker_url import check_url
 from batcher.cli import cli
 from tests.acceptance.conftest import PATIENCE_S, ROOT, clean_environment
 from tests.redis_server import RedisServer
@@ -64,13 +66,18 @@ def test_every_bash_block_runs(tmp_path: Path, broker_url: str) -> None:
     assert (folder / "demo" / "results" / "_SUCCESS").exists()
 
 
-def test_commands_that_cannot_run_here_are_only_those_of_docker() -> None:
+def test_commands_that_cannot_run_here_are_those_of_docker_and_brokers_of_the_reader() -> None:
     others = re.findall(r"^```(\w+)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
     for language, text in others:
         if language == "bash":
             continue
         assert language in {"text", "sh"}
         for line in text.splitlines():
+            if language == "sh" and line.startswith("export BATCHER_BROKER="):
+                # Nobody listens there, but the URL is one that Batcher takes.
+                (assignment,) = shlex.split(line)[1:]
+                check_url(assignment.partition("=")[2])
+                continue
             assert language == "text" or line.startswith(("docker ", "#", "CMAKE_ARGS=")), line
 
 
