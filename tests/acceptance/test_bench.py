@@ -11,7 +11,12 @@ from tests.acceptance.conftest import PATIENCE_S, ROOT, clean_environment
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["bench.engine", "--prompts", "3", "--max-tokens", "2", "--repeats", "1"], "create_completion loop"),
+        (
+            ["bench.throughput", "--workload", "uniform", "--sides", "loop,ours", "--scale", "0.05", "--repeats", "1"],
+            "create_completion loop",
+        ),
+        (["bench.job", "--rows", "2", "--repeats", "1"], "bare engine"),
+        (["bench.job", "--growth", "--growth-rows", "20", "--repeats", "1"], "peak RSS"),
         (["bench.submit", "--rows", "2000"], "bare pyarrow read"),
     ],
 )

@@ -27,7 +27,8 @@ def example_prompts() -> list[str]:
 @pytest.fixture(scope="module")
 def loop_texts(smollm2: Path) -> dict[str, str]:
     """What `create_completion` says to each prompt."""
-    llama = llama_cpp.Llama(str(smollm2), n_ctx=512, verbose=False)
+    # The same attention as ours and llama-server's; llama-cpp-python leaves it off by default.
+    llama = llama_cpp.Llama(str(smollm2), n_ctx=512, flash_attn=True, verbose=False)
     texts = {}
     for prompt in example_prompts():
         answer = llama.create_completion(prompt, max_tokens=MAX_TOKENS, temperature=0)

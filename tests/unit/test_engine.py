@@ -78,7 +78,7 @@ def choices(engine: Engine, requests: list[tuple[str, SamplingParams]]) -> list[
 
 @pytest.fixture(scope="module")
 def reference(tiny: Path) -> Iterator[llama_cpp.Llama]:
-    llama = llama_cpp.Llama(str(tiny), n_ctx=512, n_threads=1, n_threads_batch=1, verbose=False)
+    llama = llama_cpp.Llama(str(tiny), n_ctx=512, n_threads=1, n_threads_batch=1, flash_attn=True, verbose=False)
     yield llama
     llama.close()
 
@@ -263,7 +263,7 @@ def test_starts_are_told_before_anything_is_computed(start: StartEngine) -> None
     engine = start(num_slots=2)
     inbox: queue.SimpleQueue[SequenceResult | EngineError] = queue.SimpleQueue()
     steps: dict[int, int] = {}
-    requests = [SequenceRequest((i, 0), "hello", replace(GREEDY, max_tokens=4)) for i in range(4)]
+    requests = [SequenceRequest((i, 0), f"hello {i}", replace(GREEDY, max_tokens=4)) for i in range(4)]
 
     def note(request: SequenceRequest) -> None:
         steps[request.key[0]] = engine.num_steps

@@ -10,14 +10,18 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
+import numpy as np
+
 from batcher.errors import EngineError, ModelError
 from batcher.types import ErrorCode, FinishReason, RowError, SamplingParams
 from workers.engine.gate import Gate
-from workers.engine.kv_cache import KvCache
-from workers.engine.model import Model, TokenSpan
-from workers.engine.sampler import Draws, Sampler
-from workers.engine.scheduler import ScheduledTokens, Scheduler
+from workers.engine.kv_cache import KvCache, Placement
+from workers.engine.model import Model
+from workers.engine.sampler import Sampler
+from workers.engine.scheduler import Scheduler, StepBatch
 from workers.engine.sequence import OnStart, Sequence, SequenceRequest, SequenceResult, Sink, ignore_start
+from workers.engine.text import decode_text
+from workers.engine.twins import Twins
 
 
 class Ticket:
@@ -38,6 +42,7 @@ class Engine:
 
     Engines of one process share a `gate`. `num_steps` and `longest_step_s` may be read by any thread: how often the
     engine has moved, and the longest that it took so far or, at first, what its largest step is expected to take.
+    Without `is_deduplicating` equal requests are decoded each for itself.
     """
 
     #: Tokens that the model is tried out with.
@@ -50,6 +55,7 @@ class Engine:
         *,
         cache: KvCache,
         max_batch_tokens: int,
+        is_deduplicating: bool = True,
         gate: Gate | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -63,6 +69,7 @@ class Engine:
         self._max_batch_tokens = max_batch_tokens
         self._scheduler = Scheduler(cache, max_batch_tokens=max_batch_tokens)
         self._sampler = Sampler(model.vocabulary.size)
+        self._twins = Twins() if is_deduplicating else None
         self._gate = gate or Gate()
         #: Holds the gate exclusively, from the first token of a sequence that must be alone to its last.
         self._alone = contextlib.ExitStack()
@@ -165,37 +172,46 @@ class Engine:
         In this thread and no other: OpenMP makes a team of threads for each that computes, and with more threads than
         cores it hardly lets them spin. Tried out in the main thread, the engine made 281 tokens/s instead of 455.
         """
-        num_tokens = min(self.TRIAL_TOKENS, self._cache.cells_per_sequence)
+        params = SamplingParams(max_tokens=1, temperature=0, seed=0)
+        prompt = np.zeros(min(self.TRIAL_TOKENS, self._cache.cells_per_sequence - 1), np.int32)
+        trial = Sequence(SequenceRequest((0, 0), "", params), prompt, lambda result: None, Ticket(lambda: None))
+        self._scheduler.add([trial])
+        batch = self._scheduler.schedule()
+        assert batch is not None
         started_at = self._clock()
-        logits = self._model.decode([TokenSpan(0, 0, [0] * num_tokens, True)])
-        self._sampler.sample(logits, [SamplingParams(temperature=0)], [Draws(0)])
-        self._model.forget(0)
+        self._place(batch)
+        self._sampler.sample(self._model.decode(batch), [params], [trial.draws])
+        self._cache.is_sharing &= self._model.place(Placement(0, 0, len(prompt) // 2))
+        self._scheduler.finish(trial)
+        self._cache.forget(0)
         # More than it takes: many tokens at a time are faster than a few.
-        self.longest_step_s = (self._clock() - started_at) / num_tokens * self._max_batch_tokens
+        self.longest_step_s = (self._clock() - started_at) / len(prompt) * self._max_batch_tokens
 
     def step(self) -> None:
         """Schedule, decode, sample, postprocess. Raises EngineError; the engine is unusable then."""
         self._expire(self._clock())
         batch = self._scheduler.schedule()
-        if not batch:
+        if batch is None:
             return
-        with self._turn(is_alone=batch[0].sequence.request.is_alone):
+        with self._turn(is_alone=self._scheduler.is_alone):
             started_at = self._clock()
             self._compute(batch, now=started_at)
             self.longest_step_s = max(self.longest_step_s, self._clock() - started_at)
         self.num_steps += 1
 
-    def _compute(self, batch: list[ScheduledTokens], *, now: float) -> None:
-        for item in batch:
-            if not item.sequence.num_computed:
-                item.sequence.start(now)
-        logits = self._model.decode(_span(item) for item in batch)
-        for item in batch:
-            item.sequence.num_computed += item.num_tokens
-        ready = [item.sequence for item in batch if item.wants_logits]
+    def _compute(self, batch: StepBatch, *, now: float) -> None:
+        for sequence in batch.started:
+            sequence.start(now)
+        self._place(batch)
+        logits = self._model.decode(batch)
+        ready = batch.ready
         tokens = self._sampler.sample(logits, [s.request.params for s in ready], [s.draws for s in ready])
-        for sequence, token in zip(ready, tokens, strict=True):
-            self._postprocess(sequence, token)
+        self._postprocess(batch, tokens)
+
+    def _place(self, batch: StepBatch) -> None:
+        for placement in batch.placements:
+            if not self._model.place(placement) and placement.num_kept:
+                raise EngineError(f"llama.cpp could not keep {placement.num_kept} tokens of a sequence")
 
     def _turn(self, *, is_alone: bool) -> contextlib.AbstractContextManager[None]:
         """The right to compute one step: beside other engines, or as the one that is alone until it is finished."""
@@ -223,22 +239,34 @@ class Engine:
     def _expire(self, now: float) -> None:
         """End the sequences whose deadline has passed."""
         for sequence in [s for s in self._scheduler.running() if s.deadline <= now]:
+            num_tokens = len(self._scheduler.completion(sequence))
+            self._drop(sequence)
             self._scheduler.finish(sequence)
-            self._model.forget(sequence.slot)
-            if not sequence.owner.is_cancelled:
-                sequence.sink(sequence.time_out())
+            sequence.time_out(num_completion_tokens=num_tokens)
 
-    def _postprocess(self, sequence: Sequence, token: int) -> None:
-        vocabulary = self._vocabulary
-        reason = sequence.append(token, vocabulary.piece(token), is_end=vocabulary.is_end(token))
-        if reason is not None:
-            self._finish(sequence, reason)
+    def _postprocess(self, batch: StepBatch, sampled: list[int]) -> None:
+        tokens = np.array(sampled, np.int32)
+        is_end = self._vocabulary.is_end[tokens]
+        is_stopped = is_end.copy()
+        for at, sequence in enumerate(batch.ready):
+            if sequence.stops is not None and not is_end[at]:
+                is_stopped[at] = sequence.stops.append(self._vocabulary.piece(sampled[at]))
+        is_full = self._scheduler.advance(batch, tokens, is_end=is_end)
+        for at in np.flatnonzero(is_stopped | is_full).tolist():
+            self._finish(batch.ready[at], FinishReason.STOP if is_stopped[at] else FinishReason.LENGTH)
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        tokens = self._scheduler.completion(sequence)
+        text = sequence.stops.text() if sequence.stops else decode_text(self._vocabulary.detokenize(tokens))
+        choice = sequence.choice(text, reason, num_completion_tokens=len(tokens), now=self._clock())
         self._scheduler.finish(sequence)
-        self._model.forget(sequence.slot)
-        if not sequence.owner.is_cancelled:
-            sequence.sink(sequence.finish(reason, now=self._clock()))
+        if self._twins is not None:
+            self._twins.settle(sequence, choice)
+        sequence.answer(choice)
+
+    def _drop(self, sequence: Sequence) -> None:
+        if self._twins is not None:
+            self._twins.drop(sequence)
 
     def _wait_for_work(self) -> bool:
         """Take in what callers left, blocking while there is nothing to do. Returns False when closing."""
@@ -247,12 +275,14 @@ class Engine:
         with self._changed:
             while not (self._inbox or self._scheduler.has_work or self._is_closing):
                 self._changed.wait()
-            self._scheduler.add(self._inbox)
+            arrived = list(self._inbox)
             self._inbox.clear()
             cancelled, self._has_cancellations = self._has_cancellations, False
+        if arrived:
+            self._scheduler.add(s for s in arrived if self._twins is None or not self._twins.join(s))
         if cancelled:
-            for sequence in self._scheduler.drop_cancelled():
-                self._model.forget(sequence.slot)
+            for sequence in self._scheduler.drop_unwanted():
+                self._drop(sequence)
         return not self._is_closing
 
     def _on_cancel(self) -> None:
@@ -263,17 +293,17 @@ class Engine:
     def _fail_all(self, error: EngineError) -> None:
         with self._changed:
             self.failure = error
-            self._scheduler.add(self._inbox)
+            arrived = list(self._inbox)
             self._inbox.clear()
         self._leave_gate()
-        dropped = self._scheduler.drop_all()
+        dropped = [each for s in (*self._scheduler.drop_all(), *arrived) for each in (s, *s.twins)]
         sinks = {id(s.owner): s.sink for s in dropped if not s.owner.is_cancelled}
         for sink in sinks.values():
             sink(error)
 
     def _refusal(self, sequence: Sequence) -> RowError | None:
         """Why a sequence can never run, if so."""
-        num_prompt, max_tokens = sequence.num_prompt_tokens, sequence.request.params.max_tokens
+        num_prompt, max_tokens = len(sequence.prompt), sequence.request.params.max_tokens
         if num_prompt == 0:
             return RowError(
                 ErrorCode.INVALID_REQUEST, "the prompt is empty and the model has no BOS token; give it text"
@@ -286,9 +316,3 @@ class Engine:
             f"the prompt has {num_prompt} tokens and max_tokens is {max_tokens}, together more than the context of "
             f"{limit}; shorten them, or start the worker with a larger --ctx",
         )
-
-
-def _span(item: ScheduledTokens) -> TokenSpan:
-    sequence = item.sequence
-    start = sequence.num_computed
-    return TokenSpan(sequence.slot, start, sequence.tokens[start : start + item.num_tokens], item.wants_logits)

@@ -35,6 +35,7 @@ class EngineConfig:
     num_threads: int | None = None
     num_gpu_layers: int | None = None
     context_length: int | None = None
+    is_deduplicating: bool = True
 
 
 def load_engine(name: str, path: Path, config: EngineConfig, *, gate: Gate | None = None) -> Engine:
@@ -54,12 +55,15 @@ def load_engine(name: str, path: Path, config: EngineConfig, *, gate: Gate | Non
     model = Model(path, num_gpu_layers=layers)
     size = choose_size(model, config)
     model.open_context(size)
-    cache = KvCache(
-        num_slots=size.num_slots,
-        cells_per_sequence=model.context_length,
-        num_cells=size.num_slots * model.context_length,
+    cache = KvCache(num_slots=size.num_slots, cells_per_sequence=model.context_length)
+    return Engine(
+        name,
+        model,
+        cache=cache,
+        max_batch_tokens=size.max_batch_tokens,
+        is_deduplicating=config.is_deduplicating,
+        gate=gate,
     )
-    return Engine(name, model, cache=cache, max_batch_tokens=size.max_batch_tokens, gate=gate)
 
 
 def load_tokenizer(path: Path) -> Tokenizer:

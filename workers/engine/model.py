@@ -7,8 +7,8 @@
 import ctypes
 import os
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from batcher.errors import EngineError, ModelError
+from workers.engine.kv_cache import Placement, Tokens
+from workers.engine.scheduler import StepBatch
 
 # Before libgomp is loaded with llama.cpp. By default its threads spin at each barrier for long, and where anything else
 # wants the processor too (a second worker, a browser) decoding becomes several times slower; not to spin at all is slow
@@ -63,9 +65,8 @@ class Vocabulary:
         self._bos: int | None = bos if bos >= 0 else None
         self._adds_bos = bool(llama_cpp.llama_vocab_get_add_bos(self._vocab))
         self._pieces: dict[int, bytes] = {}
-        self._ends: dict[int, bool] = {}
 
-    def tokenize(self, text: str) -> list[int]:
+    def tokenize(self, text: str) -> Tokens:
         """The prompt's tokens, special tokens in the text recognised, with a BOS in front where the model wants one.
 
         An empty text is a BOS alone, if the model has one at all.
@@ -80,14 +81,18 @@ class Vocabulary:
             count = llama_cpp.llama_tokenize(self._vocab, data, len(data), buffer, capacity, False, True)
         if count < 0:
             raise EngineError(f"llama_tokenize gave {count} for a prompt of {len(data)} bytes")
-        tokens = list(buffer[:count])
-        if self._bos is not None and (not tokens or (self._adds_bos and tokens[0] != self._bos)):
-            tokens.insert(0, self._bos)
-        return tokens
+        tokens: Tokens = np.ctypeslib.as_array(buffer)[:count]
+        if self._bos is not None and (not count or (self._adds_bos and tokens[0] != self._bos)):
+            return np.concatenate((np.array([self._bos], np.int32), tokens))
+        return tokens.copy()
 
     def count_tokens(self, text: str) -> int:
         """How many tokens a prompt takes."""
         return len(self.tokenize(text))
+
+    def detokenize(self, tokens: Tokens) -> bytes:
+        """The bytes of tokens; special ones have none."""
+        return b"".join(map(self.piece, tokens.tolist()))
 
     def piece(self, token: int) -> bytes:
         """The bytes of a token; special tokens have none."""
@@ -96,12 +101,10 @@ class Vocabulary:
             piece = self._pieces[token] = self._read_piece(token)
         return piece
 
-    def is_end(self, token: int) -> bool:
-        """Whether the model ends its text with this token."""
-        is_end = self._ends.get(token)
-        if is_end is None:
-            is_end = self._ends[token] = bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))
-        return is_end
+    @cached_property
+    def is_end(self) -> npt.NDArray[np.bool_]:
+        """Of each token, whether the model ends its text with it. Shape: (size,)."""
+        return np.fromiter((llama_cpp.llama_vocab_is_eog(self._vocab, token) for token in range(self.size)), np.bool_)
 
     def _read_piece(self, token: int) -> bytes:
         capacity = 64
@@ -120,7 +123,6 @@ class Model:
         """Load the weights. Raises ModelError with llama.cpp's own reason."""
         self._model = _load(path, num_gpu_layers=num_gpu_layers, vocab_only=False)
         self._context: Any = None
-        self._uses_gpu = num_gpu_layers != 0 and supports_gpu()
         self.path = path
         if llama_cpp.llama_model_has_encoder(self._model):
             raise ModelError(f"{path}: encoder models can't complete text; use a decoder-only GGUF")
@@ -153,13 +155,11 @@ class Model:
         # Otherwise the logits buffer holds a row of the vocabulary for each token of a batch.
         params.n_outputs_max = size.num_slots
         params.n_threads = params.n_threads_batch = size.num_threads
-        # One stream per sequence: on 2 cores 503 tokens/s against 426 with a unified cache, where no prefix is shared.
-        # On CPUs llama.cpp's flash attention sums in half precision. It gains 5% here and makes 4 of 10 greedy texts
-        # differ within 12 tokens from what the same model says without it.
-        params.flash_attn_type = (
-            llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO if self._uses_gpu else llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        )
+        # One stream per sequence: each attends to its own cells only. In a unified cache a shared prefix needs no copy,
+        # but every sequence looks at the cells of all others, if only to find them masked.
         params.kv_unified = False
+        # As llama.cpp itself chooses. It skips the masked cells that pad every sequence to a multiple of 256.
+        params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO
         params.no_perf = True
         self._context = llama_cpp.llama_init_from_model(self._model, params)
         if not self._context:
@@ -177,16 +177,17 @@ class Model:
         """Tokens a sequence can hold, after llama.cpp's rounding."""
         return int(llama_cpp.llama_n_ctx_seq(self._context))
 
-    def decode(self, spans: Iterable["TokenSpan"]) -> npt.NDArray[np.float32]:
-        """Compute the spans, which come in ascending order of slots.
+    def decode(self, batch: StepBatch) -> npt.NDArray[np.float32]:
+        """Compute a batch, whose tokens come in ascending order of slots. Its placements must have been made.
 
-        Returns the logits of the last token of each span that wants them, in order. Shape: (n, vocabulary size).
+        Returns the logits of the tokens that want them, in order. Shape: (n, vocabulary size).
         A view of llama.cpp's memory, valid until the next decode. Raises EngineError; the context is lost then.
         """
-        num_outputs = self._batch.fill(spans)
+        self._batch.fill(batch)
         code = llama_cpp.llama_decode(self._context, self._batch.struct)
         if code != 0:
-            raise EngineError(f"llama_decode gave {code} for {self._batch.struct.n_tokens} tokens: {_last_errors()}")
+            raise EngineError(f"llama_decode gave {code} for {len(batch.tokens)} tokens: {_last_errors()}")
+        num_outputs = len(batch.ready)
         if not num_outputs:
             return np.empty((0, self.vocabulary.size), np.float32)
         logits = llama_cpp.llama_get_logits(self._context)
@@ -194,9 +195,16 @@ class Model:
             raise EngineError(f"llama_get_logits gave nothing: {_last_errors()}")
         return np.ctypeslib.as_array(logits, (num_outputs, self.vocabulary.size))
 
-    def forget(self, slot: int) -> None:
-        """Clear the KV cells of a slot."""
-        llama_cpp.llama_memory_seq_rm(self._memory, slot, -1, -1)
+    def place(self, placement: Placement) -> bool:
+        """Have the cells of a slot hold what `placement` says. Returns False where this model's memory can't be cut.
+
+        A copy moves all cells of the slot, with the next decode.
+        """
+        source, target, num_kept = placement.source, placement.target, placement.num_kept
+        if source != target:
+            llama_cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+        start = num_kept if num_kept else -1
+        return bool(llama_cpp.llama_memory_seq_rm(self._memory, target, start, -1))
 
     def close(self) -> None:
         """Free context and weights. Idempotent."""
@@ -206,16 +214,6 @@ class Model:
         if self._model:
             llama_cpp.llama_model_free(self._model)
             self._model = None
-
-
-@dataclass(frozen=True, slots=True)
-class TokenSpan:
-    """Tokens of one sequence to compute: `tokens` go to positions `[position, position + len(tokens))` of `slot`."""
-
-    slot: int
-    position: int
-    tokens: list[int]
-    wants_logits: bool
 
 
 class _BatchArrays:
@@ -230,6 +228,7 @@ class _BatchArrays:
         self._positions = np.zeros(capacity, np.int32)
         self._num_ids = np.ones(capacity, np.int32)
         self._id_table = np.arange(num_slots, dtype=np.int32)
+        self._pointers = self._id_table.ctypes.data + np.arange(num_slots, dtype=np.uintp) * self._id_table.itemsize
         self._id_pointers = np.zeros(capacity, np.uintp)
         self._wants_logits = np.zeros(capacity, np.int8)
         self.struct = llama_cpp.llama_batch(
@@ -242,22 +241,14 @@ class _BatchArrays:
             logits=self._wants_logits.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
         )
 
-    def fill(self, spans: Iterable[TokenSpan]) -> int:
-        """Lay out the spans; returns how many rows of logits they ask for."""
-        start = num_outputs = 0
-        table = self._id_table.ctypes.data
-        for span in spans:
-            end = start + len(span.tokens)
-            self._tokens[start:end] = span.tokens
-            self._positions[start:end] = np.arange(span.position, span.position + len(span.tokens))
-            self._id_pointers[start:end] = table + span.slot * self._id_table.itemsize
-            self._wants_logits[start:end] = 0
-            if span.wants_logits:
-                self._wants_logits[end - 1] = 1
-                num_outputs += 1
-            start = end
-        self.struct.n_tokens = start
-        return num_outputs
+    def fill(self, batch: StepBatch) -> None:
+        """Lay out the tokens of `batch`."""
+        num_tokens = len(batch.tokens)
+        self._tokens[:num_tokens] = batch.tokens
+        self._positions[:num_tokens] = batch.positions
+        self._id_pointers[:num_tokens] = self._pointers[batch.slots]
+        self._wants_logits[:num_tokens] = batch.wants_logits
+        self.struct.n_tokens = num_tokens
 
 
 class Tokenizer(Vocabulary):

@@ -1,28 +1,52 @@
-"""Which sequences run, and which of their tokens the next decode computes. Plain Python, no llama.cpp.
+"""Which sequences run, and which of their tokens the next decode computes. Plain numpy, no llama.cpp.
 
-First come, first served: sequences enter in the order they were submitted, as slots and KV budget allow. Every running
-sequence is in every step, with the token sampled last or with the next chunk of its prompt. One that must be alone
-enters when all others are finished, and the next when it is.
+Sequences enter in the order of `ordering`, as slots allow. One whose prompt begins like another that is still being
+computed waits for that one, and starts from a copy. Every running sequence is in every step, with the token sampled
+last or with the next chunk of its prompt. One that must be alone enters when all others are finished, and the next
+when it is.
+
+A step costs the same few array operations however many sequences run: nothing here loops over tokens.
 """
 
+import itertools
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from workers.engine.kv_cache import KvCache
+import numpy as np
+import numpy.typing as npt
+
+from workers.engine.kv_cache import NO_MATCH, KvCache, Match, Placement, Tokens
+from workers.engine.ordering import order
 from workers.engine.sequence import Sequence
+
+#: How many waiting sequences are looked at, at most, for one that needs not wait for another's prefix.
+_LOOKAHEAD = 64
+
+#: Sequences are overtaken by those of later arrivals, but no longer by those that came so many arrivals later.
+_MAX_ARRIVALS_AHEAD = 2
+
+#: With less to generate than this a sequence is not worth moving to another slot.
+_MIN_TOKENS_TO_MOVE = 8
 
 
 @dataclass(frozen=True, slots=True)
-class ScheduledTokens:
-    """`num_tokens` of a sequence's pending tokens, to be computed in this step.
+class StepBatch:
+    """What one decode computes, after `placements` were made in their order.
 
-    `wants_logits` where they are its last pending ones, so that a token can be sampled.
+    One entry a token, in ascending order of slots: `tokens`, `positions`, `slots` and `wants_logits`. `counts` has how
+    many of them belong to each running sequence, by slot. `ready` are the sequences that get a token sampled, in order
+    of their slots; `started` those of which nothing was computed before.
     """
 
-    sequence: Sequence
-    num_tokens: int
-    wants_logits: bool
+    tokens: Tokens
+    positions: Tokens
+    slots: Tokens
+    wants_logits: npt.NDArray[np.int8]
+    counts: Tokens
+    ready: tuple[Sequence, ...]
+    started: tuple[Sequence, ...]
+    placements: tuple[Placement, ...]
 
 
 class Scheduler:
@@ -32,8 +56,15 @@ class Scheduler:
         assert max_batch_tokens >= cache.num_slots
         self._cache = cache
         self._max_batch_tokens = max_batch_tokens
-        self._waiting: deque[Sequence] = deque()
+        #: Each entry is either sequences that may go in any order, or one that must be alone.
+        self._waiting: deque[list[Sequence]] = deque()
+        self._num_arrivals = 0
+        #: By slot, in order of admission.
         self._running: dict[int, Sequence] = {}
+        #: The slots of the running ones, ascending, and those sequences in this order.
+        self._slots: Tokens = np.zeros(0, np.int32)
+        self._by_slot: list[Sequence] = []
+        self._is_changed = False
 
     @property
     def has_work(self) -> bool:
@@ -41,11 +72,16 @@ class Scheduler:
 
     @property
     def num_waiting(self) -> int:
-        return len(self._waiting)
+        return sum(map(len, self._waiting))
 
     @property
     def num_running(self) -> int:
         return len(self._running)
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether what runs must be alone."""
+        return any(sequence.request.is_alone for sequence in self._running.values())
 
     def running(self) -> Iterable[Sequence]:
         """The running sequences, oldest first."""
@@ -53,43 +89,108 @@ class Scheduler:
 
     def add(self, sequences: Iterable[Sequence]) -> None:
         """Queue sequences, each of which must fit the cache (`KvCache.fits`)."""
-        self._waiting.extend(sequences)
+        self._num_arrivals += 1
+        changed: set[int] = set()
+        for sequence in sequences:
+            sequence.arrival = self._num_arrivals
+            last = self._waiting[-1] if self._waiting else None
+            if last is None or sequence.request.is_alone or last[0].request.is_alone:
+                self._waiting.append([sequence])
+            else:
+                last.append(sequence)
+            changed.add(len(self._waiting) - 1)
+        for at in changed:
+            self._waiting[at] = self._in_order(self._waiting[at])
 
-    def schedule(self) -> list[ScheduledTokens]:
-        """Admit what fits and lay out the next step's batch, in ascending order of slots. Mutates.
+    def schedule(self) -> StepBatch | None:
+        """Admit what may enter and lay out the next step; None if nothing runs. Mutates.
 
         At most `max_batch_tokens` in all: one for each decoding sequence, the rest goes to prompts, oldest first.
         """
-        self._admit()
-        budget = self._max_batch_tokens - len(self._running)
-        share: dict[int, int] = {}
-        # A dict keeps order of admission, so the prompt that came first is prefilled first.
-        for slot, sequence in self._running.items():
-            extra = min(sequence.num_pending - 1, budget)
-            share[slot] = 1 + extra
-            budget -= extra
-        batch = []
-        for slot in sorted(share):
-            sequence = self._running[slot]
-            batch.append(ScheduledTokens(sequence, share[slot], share[slot] == sequence.num_pending))
-        return batch
+        admitted = self._admit()
+        moves = [] if self._waiting else self._close_gaps()
+        if not self._running:
+            return None
+        if self._is_changed:
+            self._is_changed = False
+            self._slots = np.array(sorted(self._running), np.int32)
+            self._by_slot = [self._running[slot] for slot in self._slots.tolist()]
+        return self._lay_out(tuple(sequence for sequence, _ in admitted), tuple([p for _, p in admitted] + moves))
+
+    def _lay_out(self, started: tuple[Sequence, ...], placements: tuple[Placement, ...]) -> StepBatch:
+        cache, slots = self._cache, self._slots
+        computed = cache.num_computed[slots]
+        pending = cache.num_tokens[slots] - computed
+        counts = np.ones_like(slots)
+        is_ready = pending == 1
+        if not is_ready.all():
+            counts += self._share(pending)
+            is_ready = counts == pending
+        ends = np.cumsum(counts, dtype=np.int32)
+        token_slots = np.repeat(slots, counts)
+        positions = np.arange(ends[-1], dtype=np.int32) - np.repeat(ends - counts - computed, counts)
+        wants_logits = np.zeros(len(positions), np.int8)
+        wants_logits[ends[is_ready] - 1] = 1
+        return StepBatch(
+            tokens=cache.tokens[token_slots, positions],
+            positions=positions,
+            slots=token_slots,
+            wants_logits=wants_logits,
+            counts=counts,
+            ready=tuple(itertools.compress(self._by_slot, is_ready)),
+            started=started,
+            placements=placements,
+        )
+
+    def _share(self, pending: Tokens) -> Tokens:
+        """How many tokens beyond the first each running sequence gets, by slot. The oldest prompt goes first."""
+        budget = self._max_batch_tokens - len(pending)
+        extra = np.zeros_like(pending)
+        at = {slot: position for position, slot in enumerate(self._slots.tolist())}
+        for slot in self._running:
+            position = at[slot]
+            extra[position] = min(int(pending[position]) - 1, budget)
+            budget -= int(extra[position])
+        return extra
+
+    def advance(self, batch: StepBatch, sampled: Tokens, *, is_end: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """Note what `batch` computed, and the token sampled for each of `batch.ready`. Mutates.
+
+        A token that `is_end` of a text is not kept. Returns which of them have reached their max_tokens.
+        """
+        cache = self._cache
+        cache.num_computed[self._slots] += batch.counts
+        ready = np.fromiter((sequence.slot for sequence in batch.ready), np.int32, len(batch.ready))
+        going, kept = (ready, sampled) if not is_end.any() else (ready[~is_end], sampled[~is_end])
+        cache.tokens[going, cache.num_tokens[going]] = kept
+        cache.num_tokens[going] += 1
+        is_full: npt.NDArray[np.bool_] = cache.num_tokens[ready] >= cache.limit[ready]
+        return is_full
+
+    def completion(self, sequence: Sequence) -> Tokens:
+        """The tokens that a running sequence has generated so far."""
+        slot = sequence.slot
+        return self._cache.tokens[slot, self._cache.num_prompt[slot] : self._cache.num_tokens[slot]]
 
     def finish(self, sequence: Sequence) -> None:
-        """Take a running sequence out and free its slot. Its KV cells are the caller's to clear."""
+        """Take a running sequence out and free its slot."""
         del self._running[sequence.slot]
         self._cache.release(sequence.slot)
+        self._is_changed = True
 
-    def drop_cancelled(self) -> list[Sequence]:
-        """Take out every sequence whose owner has cancelled; returns those that were running."""
-        self._waiting = deque(s for s in self._waiting if not s.owner.is_cancelled)
-        dropped = [s for s in self._running.values() if s.owner.is_cancelled]
+    def drop_unwanted(self) -> list[Sequence]:
+        """Take out every sequence for whose answer nobody waits any more, and return them."""
+        dropped = [s for s in self._running.values() if not s.is_wanted]
         for sequence in dropped:
             self.finish(sequence)
+        dropped += [s for group in self._waiting for s in group if not s.is_wanted]
+        kept = ([s for s in group if s.is_wanted] for group in self._waiting)
+        self._waiting = deque(group for group in kept if group)
         return dropped
 
     def drop_all(self) -> list[Sequence]:
         """Take out everything, waiting and running, and return it."""
-        dropped = [*self._running.values(), *self._waiting]
+        dropped = [*self._running.values(), *(s for group in self._waiting for s in group)]
         self._waiting.clear()
         for sequence in list(self._running.values()):
             self.finish(sequence)
@@ -99,18 +200,82 @@ class Scheduler:
         """Assert that slots and books agree; for tests."""
         self._cache.check_integrity()
         assert len(self._running) == self._cache.num_slots - self._cache.num_free_slots
+        assert all(self._waiting)
         for slot, sequence in self._running.items():
             assert sequence.slot == slot
-            assert 0 <= sequence.num_computed < len(sequence.tokens) <= sequence.num_cells
+            assert (self._cache.tokens[slot, : len(sequence.prompt)] == sequence.prompt).all()
+            assert self._cache.limit[slot] == sequence.num_cells
             assert len(self._running) == 1 or not sequence.request.is_alone
 
-    def _admit(self) -> None:
-        while self._waiting and self._may_enter(self._waiting[0]):
-            sequence = self._waiting.popleft()
-            sequence.slot = self._cache.admit(sequence.num_cells)
-            self._running[sequence.slot] = sequence
+    def _in_order(self, group: list[Sequence]) -> list[Sequence]:
+        """The order in which to admit a group: what has waited long first, then by prefixes and length."""
+        if len(group) == 1:
+            return group
+        old = [s for s in group if s.arrival <= self._num_arrivals - _MAX_ARRIVALS_AHEAD]
+        new = [s for s in group if s.arrival > self._num_arrivals - _MAX_ARRIVALS_AHEAD]
+        cache = self._cache
+        return [
+            sequence
+            for part in (old, new)
+            for sequence in order(
+                part,
+                min_shared=cache.min_shared_tokens,
+                is_cached=lambda prompt: cache.match(prompt).num_cached > 0,
+            )
+        ]
 
-    def _may_enter(self, sequence: Sequence) -> bool:
-        if self._running and (sequence.request.is_alone or next(iter(self._running.values())).request.is_alone):
-            return False
-        return self._cache.can_admit(sequence.num_cells)
+    def _admit(self) -> list[tuple[Sequence, Placement]]:
+        """Admit what may enter now; with each what is to be done to its cells."""
+        admitted: list[tuple[Sequence, Placement]] = []
+        while self._waiting and self._cache.num_free_slots:
+            group = self._waiting[0]
+            if group[0].request.is_alone or self.is_alone:
+                if self._running:
+                    break
+                admitted.append(self._enter(group.pop()))
+            else:
+                admitted += self._admit_some(group)
+            if group:
+                break
+            self._waiting.popleft()
+        return admitted
+
+    def _admit_some(self, group: list[Sequence]) -> list[tuple[Sequence, Placement]]:
+        """Admit from a group whatever needs not wait for a prefix that is being computed. Takes them out of it."""
+        cache, admitted = self._cache, []
+        # Where all slots will be taken it is no matter which.
+        takes_any = len(group) >= cache.num_free_slots
+        at = 0
+        while at < min(len(group), _LOOKAHEAD) and cache.num_free_slots:
+            match = cache.match(group[at].prompt)
+            if match.num_coming - match.num_cached >= cache.min_shared_tokens:
+                at += 1
+            else:
+                admitted.append(self._enter(group.pop(at), match=match, takes_any=takes_any))
+        return admitted
+
+    def _enter(
+        self, sequence: Sequence, *, match: Match = NO_MATCH, takes_any: bool = False
+    ) -> tuple[Sequence, Placement]:
+        placement = self._cache.admit(
+            sequence.prompt, max_tokens=sequence.request.params.max_tokens, match=match, takes_any=takes_any
+        )
+        sequence.slot, sequence.num_cached = placement.target, placement.num_kept
+        self._running[sequence.slot] = sequence
+        self._is_changed = True
+        return sequence, placement
+
+    def _close_gaps(self) -> list[Placement]:
+        """Move running sequences into free slots below them: over a gap llama.cpp would compute in two passes."""
+        cache, moves = self._cache, []
+        while self._running and cache.is_sharing:
+            last = max(self._running)
+            num_left = cache.limit[last] - cache.num_tokens[last]
+            if last < cache.lowest_free() or num_left < _MIN_TOKENS_TO_MOVE:
+                break
+            sequence = self._running.pop(last)
+            moves.append(cache.move(last))
+            sequence.slot = moves[-1].target
+            self._running[sequence.slot] = sequence
+            self._is_changed = True
+        return moves

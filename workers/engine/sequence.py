@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from batcher.errors import EngineError
 from batcher.types import Choice, ErrorCode, FinishReason, RowError, SamplingParams, Usage
+from workers.engine.kv_cache import Tokens
 from workers.engine.sampler import Draws
 from workers.engine.text import TextBuffer
 
@@ -57,40 +58,45 @@ class Canceller(Protocol):
 class Sequence:
     """A request inside the engine. Mutable; owned by the engine's thread once submitted.
 
-    `[0, num_computed)` of `tokens` is in the KV cache; `tokens` is the prompt followed by what was sampled.
+    `prompt` has its tokens. What is known of it beyond, while it runs, stands in its `slot` of the KV cache.
+    `num_cached` tokens of the prompt were not computed for it but copied. `twins` are requests that get its answer.
     """
 
     request: SequenceRequest
-    tokens: list[int]
+    prompt: Tokens
     sink: Sink
     owner: Canceller
     on_start: OnStart = ignore_start
-    num_prompt_tokens: int = 0
-    num_computed: int = 0
+    #: Which `Scheduler.add` brought it; later ones have higher numbers.
+    arrival: int = 0
     slot: int = -1
+    num_cached: int = 0
     started_at: float = 0.0
     deadline: float = math.inf
-    text: TextBuffer = field(init=False)
+    twins: list["Sequence"] = field(default_factory=list)
     draws: Draws = field(init=False)
+    #: Only where there are stop strings to look for.
+    stops: TextBuffer | None = field(init=False)
 
     def __post_init__(self) -> None:
-        self.num_prompt_tokens = len(self.tokens)
-        self.text = TextBuffer(self.request.params.stop)
-        self.draws = Draws(self.request.params.seed or 0)
+        params = self.request.params
+        self.draws = Draws(params.seed or 0)
+        self.stops = TextBuffer(params.stop) if params.stop else None
 
     @property
     def num_cells(self) -> int:
         """The KV cells it may need: prompt and `max_tokens`."""
-        return self.num_prompt_tokens + self.request.params.max_tokens
+        return len(self.prompt) + self.request.params.max_tokens
 
     @property
-    def num_pending(self) -> int:
-        """Tokens that are known but not yet computed: the rest of the prompt, or the one sampled last."""
-        return len(self.tokens) - self.num_computed
+    def sort_key(self) -> bytes:
+        """Bytes that compare like the tokens of the prompt one after the other."""
+        return self.prompt.astype(">u4").tobytes()
 
     @property
-    def num_completion_tokens(self) -> int:
-        return len(self.tokens) - self.num_prompt_tokens
+    def is_wanted(self) -> bool:
+        """Whether anybody still waits for its answer."""
+        return not self.owner.is_cancelled or any(twin.is_wanted for twin in self.twins)
 
     def start(self, now: float) -> None:
         """Note that its first tokens are about to be computed. `now` and `deadline` are by the engine's clock."""
@@ -99,31 +105,31 @@ class Sequence:
             self.deadline = now + self.request.timeout_s
         self.on_start(self.request)
 
-    def append(self, token: int, piece: bytes, *, is_end: bool) -> FinishReason | None:
-        """Take a sampled token. Returns why the sequence is finished, or None if it goes on.
+    def choice(self, text: str, reason: FinishReason, *, num_completion_tokens: int, now: float) -> Choice:
+        """What a finished sequence gives."""
+        usage = Usage(len(self.prompt), num_completion_tokens, self.num_cached)
+        return Choice(self.request.key[1], text, reason, usage, (now - self.started_at) * 1000)
 
-        The end-of-generation token itself is neither text nor counted.
-        """
-        if is_end:
-            return FinishReason.STOP
-        self.tokens.append(token)
-        if self.text.append(piece):
-            return FinishReason.STOP
-        if self.num_completion_tokens >= self.request.params.max_tokens:
-            return FinishReason.LENGTH
-        return None
+    def answer(self, choice: Choice) -> None:
+        """Hand the choice to those who wait for it, each with the index it asked for."""
+        self._tell(SequenceResult(self.request.key, choice=choice))
+        for twin in self.twins:
+            twin.answer_like(choice)
 
-    def finish(self, reason: FinishReason, *, now: float) -> SequenceResult:
-        """The result of a finished sequence."""
-        usage = Usage(self.num_prompt_tokens, self.num_completion_tokens)
-        latency_ms = (now - self.started_at) * 1000
-        choice = Choice(self.request.key[1], self.text.text(), reason, usage, latency_ms)
-        return SequenceResult(self.request.key, choice=choice)
+    def answer_like(self, choice: Choice) -> None:
+        """Hand over the choice of a twin: nothing was computed for this one."""
+        usage = replace(choice.usage, cached_tokens=len(self.prompt))
+        self._tell(SequenceResult(self.request.key, choice=replace(choice, index=self.request.key[1], usage=usage)))
 
-    def time_out(self) -> SequenceResult:
-        """The result of a sequence whose deadline has passed."""
+    def time_out(self, *, num_completion_tokens: int) -> None:
+        """Tell those who wait that its deadline has passed."""
         message = (
-            f"not finished after {self.request.timeout_s:g} s, with {self.num_completion_tokens} of at most "
+            f"not finished after {self.request.timeout_s:g} s, with {num_completion_tokens} of at most "
             f"{self.request.params.max_tokens} tokens; give it a smaller max_tokens or the job a longer --row-timeout"
         )
-        return SequenceResult(self.request.key, error=RowError(ErrorCode.TIMEOUT, message))
+        for sequence in (self, *self.twins):
+            sequence._tell(SequenceResult(sequence.request.key, error=RowError(ErrorCode.TIMEOUT, message)))
+
+    def _tell(self, result: SequenceResult) -> None:
+        if not self.owner.is_cancelled:
+            self.sink(result)

@@ -28,7 +28,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -85,17 +85,25 @@ class _Watch:
 
     def __init__(self, vocabulary: Any) -> None:
         self._faults = [
-            (vocabulary.tokenize(os.environ[name]), fault) for name, fault in _FAULTS.items() if name in os.environ
+            (vocabulary.tokenize(os.environ[name]).tolist(), fault)
+            for name, fault in _FAULTS.items()
+            if name in os.environ
         ]
         self._tokens: dict[int, list[int]] = {}
 
-    def look_at(self, spans: Sequence[Any]) -> None:
-        for span in spans:
-            tokens = self._tokens.get(span.slot, [])[: span.position] + list(span.tokens)
-            self._tokens[span.slot] = tokens
+    def place(self, placement: Any) -> None:
+        self._tokens[placement.target] = self._tokens.get(placement.source, [])[: placement.num_kept]
+
+    def look_at(self, batch: Any) -> None:
+        slots = list(dict.fromkeys(batch.slots.tolist()))
+        for slot in slots:
+            is_its = batch.slots == slot
+            new, position = batch.tokens[is_its].tolist(), int(batch.positions[is_its][0])
+            tokens = self._tokens.get(slot, [])[:position] + new
+            self._tokens[slot] = tokens
             for marker, fault in self._faults:
                 # A prompt longer than a step's batch comes in chunks, and the marker may lie across two of them.
-                if _holds(tokens[-len(span.tokens) - len(marker) :], marker) and _is_due(len(spans)):
+                if _holds(tokens[-len(new) - len(marker) :], marker) and _is_due(len(slots)):
                     fault()
 
 
@@ -103,8 +111,8 @@ def _holds(tokens: list[int], marker: list[int]) -> bool:
     return any(tokens[start : start + len(marker)] == marker for start in range(len(tokens) - len(marker) + 1))
 
 
-def _is_due(num_spans: int) -> bool:
-    if "FAULT_ONLY_IN_COMPANY" in os.environ and num_spans == 1:
+def _is_due(num_slots: int) -> bool:
+    if "FAULT_ONLY_IN_COMPANY" in os.environ and num_slots == 1:
         return False
     once = os.environ.get("FAULT_ONLY_ONCE")
     if once is None:
@@ -118,7 +126,12 @@ def _is_due(num_spans: int) -> bool:
 
 def _patch(module: Any) -> None:
     """Put the faults into `workers.engine.model`."""
-    load, decode, tokenize = module.Model.__init__, module.Model.decode, module.Vocabulary.tokenize
+    load, decode, place, tokenize = (
+        module.Model.__init__,
+        module.Model.decode,
+        module.Model.place,
+        module.Vocabulary.tokenize,
+    )
     loading = os.environ.get("FAULT_SEGFAULT_LOADING")
     tokenizing = os.environ.get("FAULT_SEGFAULT_TOKENIZING")
     delay_s = float(os.environ.get("FAULT_SLOW_STEP_S", "0"))
@@ -129,13 +142,19 @@ def _patch(module: Any) -> None:
             _segfault()
         load(self, *args, **kwargs)
 
-    def faulty_decode(self: Any, spans: Iterable[Any]) -> Any:
-        spans = list(spans)
-        if id(self) not in watches:
-            watches[id(self)] = _Watch(self.vocabulary)
-        watches[id(self)].look_at(spans)
+    def watch(model: Any) -> _Watch:
+        if id(model) not in watches:
+            watches[id(model)] = _Watch(model.vocabulary)
+        return watches[id(model)]
+
+    def faulty_decode(self: Any, batch: Any) -> Any:
+        watch(self).look_at(batch)
         time.sleep(delay_s)
-        return decode(self, spans)
+        return decode(self, batch)
+
+    def watched_place(self: Any, placement: Any) -> Any:
+        watch(self).place(placement)
+        return place(self, placement)
 
     def faulty_tokenize(self: Any, text: str) -> Any:
         if tokenizing is not None and tokenizing in text:
@@ -144,6 +163,7 @@ def _patch(module: Any) -> None:
 
     module.Model.__init__ = faulty_load
     module.Model.decode = faulty_decode
+    module.Model.place = watched_place
     module.Vocabulary.tokenize = faulty_tokenize
 
 
