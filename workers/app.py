@@ -4,6 +4,7 @@ A message is two ids and nothing else: `{job_id, shard}`. Each model has a queue
 compute. Measured facts are for Celery 5.7.0 and kombu 5.7.0.
 """
 
+import math
 import shlex
 from collections.abc import Iterable
 
@@ -73,17 +74,28 @@ _SETTINGS = {
 }
 
 #: Of the Celery worker in a child process.
-#: Threads, since all of them wait for one engine; two, so that it stays full while one shard drains.
+#: Threads, since all of them wait for one engine; see `concurrency` for how many.
 #: No gossip, mingle or heartbeat: with heartbeats on and a half-open connection, SIGTERM hung for over two minutes.
 WORKER_OPTIONS = {
     "pool": "threads",
-    "concurrency": 2,
     "without_gossip": True,
     "without_mingle": True,
     "without_heartbeat": True,
     "loglevel": "WARNING",
     "quiet": True,
 }
+
+
+#: Rows that a small shard has (`batcher.splitter`).
+_SMALL_SHARD_ROWS = 32
+
+
+def concurrency(num_slots: int) -> int:
+    """How many shards a worker holds at a time: enough small ones for all slots, and one more.
+
+    So the engine stays full while a shard drains, and has prompts to choose from that begin alike.
+    """
+    return 1 + max(1, math.ceil(num_slots / _SMALL_SHARD_ROWS))
 
 
 def make_app(broker_url: str) -> Celery:
@@ -96,13 +108,14 @@ def make_app(broker_url: str) -> Celery:
 def enqueue(app: Celery, job: JobDir, shards: Iterable[ShardInfo]) -> int:
     """Send a message for each shard to the queue of its model; shards of refused rows need none. Returns how many.
 
+    Large shards go first, so that the workers end at about the same time.
     Raises BrokerError where the broker is away, or is full.
     """
     url = app.conf.broker_url
     num_sent = 0
     try:
         with app.producer_pool.acquire(block=True) as producer:
-            for info in shards:
+            for info in sorted(shards, key=lambda info: -info.num_choices):
                 if info.model is None:
                     continue
                 message = {"job_id": job.job_id, "shard": info.shard}

@@ -107,7 +107,7 @@ def _serve(config: WorkerConfig, engines: dict[str, Any], reporter: Reporter) ->
     from celery import signals
 
     from batcher.broker import queue_name
-    from workers.app import WORKER_OPTIONS, make_app
+    from workers.app import WORKER_OPTIONS, concurrency, make_app
     from workers.tasks import register
 
     # Set in a signal handler, which runs in the main thread: safe, as that thread never waits on it.
@@ -143,7 +143,8 @@ def _serve(config: WorkerConfig, engines: dict[str, Any], reporter: Reporter) ->
     signals.worker_shutting_down.connect(on_stop)
     signals.worker_ready.connect(on_ready)
     queues = [queue_name(name) for name in engines]
-    worker = app.Worker(hostname=f"batcher@{config.name}", queues=queues, **WORKER_OPTIONS)
+    num_shards = concurrency(max(engine.num_slots for engine in engines.values()))
+    worker = app.Worker(hostname=f"batcher@{config.name}", queues=queues, concurrency=num_shards, **WORKER_OPTIONS)
     worker.start()
     return EXIT_ENGINE_FAILED if engine_failures else int(worker.exitcode or 0)
 

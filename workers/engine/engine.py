@@ -98,6 +98,11 @@ class Engine:
             raise ModelError(f"{self._model.path}: loaded, but can't compute: {self.failure}")
 
     @property
+    def num_slots(self) -> int:
+        """How many sequences it computes at a time."""
+        return self._cache.num_slots
+
+    @property
     def is_busy(self) -> bool:
         """Whether there is something to compute, so that `num_steps` should grow. For any thread; a moment's guess."""
         return bool(self._inbox or self._scheduler.has_work) and not self._is_waiting_for_gate

@@ -3,55 +3,65 @@
 Sorted by their tokens, prompts that begin alike are neighbours, and the lengths that neighbours have in common are the
 radix tree of all prompts: a run of neighbours with much in common is a branch, and in it runs with more in common are
 branches of its own. Branches stay together, so that each prefix is computed once, copied while it is there, and may
-go then. Of two branches or two prompts the one with more to do goes first: what starts last should end soon, and
-prompts of like length fill a batch best.
+go then. Of two branches or two prompts the one that holds its slot longer goes first, so that what starts last ends
+soon: the fewer sequences run, the less a step computes in its time.
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from workers.engine.kv_cache import Tokens
 from workers.engine.sequence import Sequence
 
 
-def order(waiting: list[Sequence], *, min_shared: int, is_cached: Callable[[Tokens], bool]) -> list[Sequence]:
+def order(
+    waiting: list[Sequence], *, min_shared: int, num_slots: int, is_cached: Callable[[Tokens], bool]
+) -> list[Sequence]:
     """`waiting` in the order to run. Prefixes shorter than `min_shared` tokens don't count.
 
     Branches of which `is_cached` says that their beginning is in the KV cache go first, before it is overwritten.
     """
+    if not waiting:
+        return []
     by_tokens = sorted(waiting, key=lambda sequence: sequence.sort_key)
-    num_common = [0, *(_num_common(a.prompt, b.prompt) for a, b in itertools.pairwise(by_tokens))]
-    branches = _branches(0, len(by_tokens), num_common, least=min_shared)
-    ranked = sorted(
-        branches,
-        key=lambda branch: (
-            not is_cached(by_tokens[branch[0]].prompt),
-            -max(s.num_cells for s in by_tokens[slice(*branch)]),
-        ),
+    tree = _Tree(
+        by_tokens,
+        # A step takes about the time of one more prompt token for each slot.
+        num_steps=[s.request.params.max_tokens * num_slots + len(s.prompt) for s in by_tokens],
+        num_common=[0, *(_num_common(a.prompt, b.prompt) for a, b in itertools.pairwise(by_tokens))],
+        min_shared=min_shared,
     )
-    return [sequence for branch in ranked for sequence in _walk(by_tokens, *branch, num_common, min_shared=min_shared)]
+    branches = tree.branches(0, len(by_tokens), least=min_shared)
+    branches.sort(key=lambda branch: not is_cached(by_tokens[branch[0]].prompt))
+    return [by_tokens[at] for branch in branches for at in tree.walk(*branch)]
 
 
-def _walk(by_tokens: list[Sequence], start: int, end: int, num_common: list[int], *, min_shared: int) -> list[Sequence]:
-    """One branch, `[start, end)` of the sorted sequences: its own branches one after the other, long ones first."""
-    if end - start <= 2:
-        return sorted(by_tokens[start:end], key=_by_length)
-    shared = min(num_common[start + 1 : end])
-    inner = _branches(start, end, num_common, least=shared + min_shared)
-    if len(inner) == end - start:
-        return sorted(by_tokens[start:end], key=_by_length)
-    inner.sort(key=lambda branch: -max(s.num_cells for s in by_tokens[slice(*branch)]))
-    return [s for branch in inner for s in _walk(by_tokens, *branch, num_common, min_shared=min_shared)]
+@dataclass(frozen=True, slots=True)
+class _Tree:
+    """Sequences sorted by their tokens: `num_common` has the tokens that each has in common with the one before it.
 
+    `num_steps` says how long each holds its slot. Ranges are of positions, `[start, end)`.
+    """
 
-def _branches(start: int, end: int, num_common: list[int], *, least: int) -> list[tuple[int, int]]:
-    """`[start, end)` cut where neighbours have fewer than `least` tokens in common."""
-    cuts = [start, *(at for at in range(start + 1, end) if num_common[at] < least), end]
-    return [(a, b) for a, b in itertools.pairwise(cuts) if a < b]
+    by_tokens: list[Sequence]
+    num_steps: list[int]
+    num_common: list[int]
+    min_shared: int
 
+    def branches(self, start: int, end: int, *, least: int) -> list[tuple[int, int]]:
+        """The range cut where neighbours have fewer than `least` tokens in common, the longest of all first."""
+        cuts = [start, *(at for at in range(start + 1, end) if self.num_common[at] < least), end]
+        return sorted(itertools.pairwise(cuts), key=lambda branch: -max(self.num_steps[slice(*branch)]))
 
-def _by_length(sequence: Sequence) -> int:
-    return -sequence.num_cells
+    def walk(self, start: int, end: int) -> Iterator[int]:
+        """The positions of a branch, its own branches one after the other."""
+        if end - start <= 1:
+            yield from range(start, end)
+            return
+        shared = min(self.num_common[start + 1 : end])
+        for branch in self.branches(start, end, least=shared + self.min_shared):
+            yield from self.walk(*branch)
 
 
 def _num_common(a: Tokens, b: Tokens) -> int:

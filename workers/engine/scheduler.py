@@ -27,7 +27,7 @@ _LOOKAHEAD = 64
 _MAX_ARRIVALS_AHEAD = 2
 
 #: With less to generate than this a sequence is not worth moving to another slot.
-_MIN_TOKENS_TO_MOVE = 8
+_MIN_TOKENS_TO_MOVE = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +220,7 @@ class Scheduler:
             for sequence in order(
                 part,
                 min_shared=cache.min_shared_tokens,
+                num_slots=cache.num_slots,
                 is_cached=lambda prompt: cache.match(prompt).num_cached > 0,
             )
         ]
