@@ -1,0 +1,171 @@
+"""What choosing the next tokens costs a decode step, beside llama.cpp's own sampler chain on the same logits.
+
+    .venv/bin/python -m bench.sampling [--repeats N]
+
+The logits are made up, in the shape of a model's: a normal bulk ("flat", about ten bits of entropy), and the same with
+some tokens standing out of it ("peaked", two to three bits). A step samples every row once, in one thread, the median
+of the repeats; llama.cpp does the first rows only (temperature, top_p and dist in one chain; greedy for temperature 0),
+filling its array of candidates before each row as `llama_sampler_sample` does.
+"""
+
+import argparse
+import ctypes
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from batcher.types import SamplingParams
+from workers.engine.sampler import Draws, Sampler
+
+VOCABULARIES = (49_152, 152_064)
+ROWS = (32, 256)
+PEER_ROWS = 8
+CASES = (
+    ("peaked", SamplingParams(temperature=0)),
+    ("peaked", SamplingParams(temperature=1)),
+    ("flat", SamplingParams(temperature=1)),
+    ("peaked", SamplingParams(temperature=1, top_p=0.95)),
+    ("flat", SamplingParams(temperature=1, top_p=0.95)),
+)
+
+Logits = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One line of the table. `entropy` in bits, of the softmax at temperature 1, the mean of the rows."""
+
+    vocab_size: int
+    num_rows: int
+    shape: str
+    entropy: float
+    params: SamplingParams
+    step_ms: float
+    peer_row_us: float
+
+
+def make_logits(shape: str, *, num_rows: int, vocab_size: int) -> Logits:
+    """The same on every call. Shape: (num_rows, vocab_size)."""
+    rng = np.random.default_rng(0)
+    logits = 3 * rng.standard_normal((num_rows, vocab_size), np.float32)
+    if shape == "peaked":
+        for row in logits:
+            row[rng.integers(vocab_size, size=30)] = rng.uniform(8, 20, 30)
+    return logits
+
+
+def entropy(logits: Logits) -> float:
+    """Bits."""
+    weights = np.exp(logits.astype(np.float64))
+    weights /= weights.sum(axis=1, keepdims=True)
+    return float(-(weights * np.log2(weights)).sum(axis=1).mean())
+
+
+def median_s(step: Callable[[], object], *, repeats: int) -> float:
+    """Seconds. Runs once more, unmeasured, to begin with."""
+    step()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def sampler_step(logits: Logits, params: SamplingParams) -> Callable[[], list[int]]:
+    """A step of this project's sampler: every row once."""
+    num_rows, vocab_size = logits.shape
+    sampler, draws = Sampler(vocab_size), [Draws(seed) for seed in range(num_rows)]
+    return lambda: sampler.sample(logits, [params] * num_rows, draws)
+
+
+def llama_step(logits: Logits, params: SamplingParams) -> Callable[[], list[int]]:
+    """The same of llama.cpp's chain. The chain is freed with the process."""
+    import llama_cpp
+
+    chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
+    if params.temperature == 0:
+        stages = [llama_cpp.llama_sampler_init_greedy()]
+    else:
+        stages = [llama_cpp.llama_sampler_init_temp(params.temperature)]
+        if params.top_p < 1:
+            stages.append(llama_cpp.llama_sampler_init_top_p(params.top_p, 1))
+        stages.append(llama_cpp.llama_sampler_init_dist(0))
+    for stage in stages:
+        llama_cpp.llama_sampler_chain_add(chain, stage)
+
+    ids = np.arange(logits.shape[1], dtype=np.int32)
+    table = np.zeros(len(ids), np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)]))
+    data = table.ctypes.data_as(ctypes.POINTER(llama_cpp.llama_token_data))
+
+    def sample(row: Logits) -> int:
+        table["id"], table["logit"], table["p"] = ids, row, 0
+        candidates = llama_cpp.llama_token_data_array(data, len(table), -1, False)
+        llama_cpp.llama_sampler_apply(chain, ctypes.byref(candidates))
+        return int(candidates.data[candidates.selected].id)
+
+    return lambda: [sample(row) for row in logits]
+
+
+def measure(*, repeats: int) -> list[Measured]:
+    """Every case at every size."""
+    results = []
+    for vocab_size in VOCABULARIES:
+        for num_rows in ROWS:
+            for shape, params in CASES:
+                logits = make_logits(shape, num_rows=num_rows, vocab_size=vocab_size)
+                step_s = median_s(sampler_step(logits, params), repeats=repeats)
+                few = logits[:PEER_ROWS]
+                peer_s = median_s(llama_step(few, params), repeats=repeats)
+                bits = entropy(few)
+                peer_row_us = peer_s / len(few) * 1e6
+                results.append(Measured(vocab_size, num_rows, shape, bits, params, step_s * 1e3, peer_row_us))
+    return results
+
+
+def cpu_name() -> str:
+    """As the kernel has it, or as Python has it where there is no /proc."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text("utf-8").splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def print_table(results: list[Measured], *, repeats: int) -> None:
+    """The one table of this benchmark, as Markdown."""
+    import llama_cpp
+
+    # Most of the time goes into exp, and how long that takes depends on the instructions that numpy finds.
+    exp_loops = np.lib.introspect.opt_func_info("^exp$", "float32").get("exp", {}).get("ff", {})
+    print(
+        f"median of {repeats}; numpy {np.__version__} (exp: {exp_loops.get('current', 'baseline')}), "
+        f"llama-cpp-python {llama_cpp.__version__}, Python {platform.python_version()}, "
+        f"{cpu_name()}, {os.cpu_count()} cores\n"
+    )
+    print("| vocabulary | rows | logits | temperature | top_p | ms per step | µs per row | llama.cpp: µs per row |")
+    print("|---:|---:|---|---:|---:|---:|---:|---:|")
+    for line in results:
+        times = f"{line.step_ms:.2f} | {line.step_ms / line.num_rows * 1e3:.1f} | {line.peer_row_us:,.0f}"
+        how = f"{line.shape}, {line.entropy:.1f} bits | {line.params.temperature:g} | {line.params.top_p:g}"
+        print(f"| {line.vocab_size:,} | {line.num_rows} | {how} | {times} |")
+
+
+def main() -> int:
+    """Measure and print. Returns the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=31, help="steps per line (default: 31)")
+    arguments = parser.parse_args()
+    print_table(measure(repeats=arguments.repeats), repeats=arguments.repeats)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
