@@ -170,7 +170,7 @@ class Model:
                 "use fewer --slots or a smaller --ctx"
             )
         self._memory = llama_cpp.llama_get_memory(self._context)
-        self._batch = _BatchArrays(size.max_batch_tokens, size.num_slots)
+        self._batch = BatchArrays(size.max_batch_tokens, size.num_slots)
 
     @property
     def context_length(self) -> int:
@@ -216,7 +216,7 @@ class Model:
             self._model = None
 
 
-class _BatchArrays:
+class BatchArrays:
     """A llama_batch over numpy arrays, made once and filled for each step.
 
     llama_batch wants for each token a pointer to its list of sequence ids; ours has one id each, so the pointers go

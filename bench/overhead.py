@@ -1,0 +1,134 @@
+"""What a step costs beside llama_decode: the whole engine on a model that computes nothing and answers at once.
+
+    .venv/bin/python -m bench.overhead [--steps 300]
+
+Everything else is real: scheduling, laying out llama.cpp's batch, sampling from logits like a model's, looking for stop
+strings, finishing sequences and taking in others. Two shapes: 32 slots of a 49k vocabulary, beside the decode of about
+55 ms that SmolLM2-135M takes here, and 256 slots, beside the 10 ms that a GPU may take. Sequences are of 64 tokens, so
+that in each step some end and others begin.
+"""
+
+import argparse
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from batcher.types import SamplingParams
+from tests.fake_model import FakeVocabulary
+from workers.engine.engine import Engine
+from workers.engine.kv_cache import KvCache, Placement
+from workers.engine.model import BatchArrays
+from workers.engine.scheduler import StepBatch
+from workers.engine.sequence import SequenceRequest
+
+MAX_BATCH_TOKENS = 2048
+MAX_TOKENS = 64
+PROMPT_TOKENS = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """An engine's size, and the milliseconds of a decode that its own time is set beside."""
+
+    num_slots: int
+    vocab_size: int
+    decode_ms: float
+
+
+SHAPES = (Shape(32, 49_152, 55.0), Shape(256, 49_152, 10.0), Shape(256, 151_936, 10.0))
+
+PARAMS = {
+    "greedy": SamplingParams(max_tokens=MAX_TOKENS, temperature=0, seed=0),
+    "temperature 1": SamplingParams(max_tokens=MAX_TOKENS, seed=0),
+    "top_p 0.95": SamplingParams(max_tokens=MAX_TOKENS, top_p=0.95, seed=0),
+    "greedy, two stop strings": SamplingParams(max_tokens=MAX_TOKENS, temperature=0, stop=("never", "nor this"), seed=0),
+}
+
+
+class InstantModel:
+    """Gives the same logits at once. Lays out the batch as the real one does."""
+
+    path = Path("instant.gguf")
+
+    def __init__(self, shape: Shape) -> None:
+        self.vocabulary = FakeVocabulary(shape.vocab_size)
+        self._batch = BatchArrays(MAX_BATCH_TOKENS, shape.num_slots)
+        rng = np.random.default_rng(0)
+        self._logits = rng.normal(0, 3, (shape.num_slots, shape.vocab_size)).astype(np.float32)
+        # A few likely tokens, none of them the end of the text, which is token 0.
+        self._logits[:, 1:8] += 12
+        self._logits[:, 0] = -50
+
+    def place(self, placement: Placement) -> bool:
+        return True
+
+    def decode(self, batch: StepBatch) -> npt.NDArray[np.float32]:
+        self._batch.fill(batch)
+        return self._logits[: len(batch.ready)]
+
+
+class Stopwatch:
+    """Adds up the seconds spent in some calls."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def watch(self, owner: Any, name: str) -> None:
+        """Have the method `name` of `owner` timed from now on."""
+        method: Callable[..., Any] = getattr(owner, name)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            begin = time.perf_counter()
+            try:
+                return method(*args, **kwargs)
+            finally:
+                self.seconds += time.perf_counter() - begin
+
+        setattr(owner, name, timed)
+
+
+def measure(shape: Shape, params: SamplingParams, *, num_steps: int) -> tuple[float, float]:
+    """Milliseconds a step in all, and those of them spent in sampling."""
+    cache = KvCache(num_slots=shape.num_slots, cells_per_sequence=512)
+    model: Any = InstantModel(shape)
+    engine = Engine("instant", model, cache=cache, max_batch_tokens=MAX_BATCH_TOKENS)
+    num_requests = shape.num_slots * (2 + num_steps // MAX_TOKENS)
+    requests = [SequenceRequest((n, 0), f"{n:<{PROMPT_TOKENS}}", params) for n in range(num_requests)]
+    engine.submit(requests, lambda result: None)
+    engine._wait_for_work()
+    for _ in range(5):
+        engine.step()
+    sampling = Stopwatch()
+    sampling.watch(engine._sampler, "sample")
+    begin = time.perf_counter()
+    for _ in range(num_steps):
+        engine.step()
+    seconds = time.perf_counter() - begin
+    assert engine.is_busy, "there were too few requests for so many steps"
+    return seconds / num_steps * 1000, sampling.seconds / num_steps * 1000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=300)
+    steps = parser.parse_args().steps
+    print(f"{steps} steps each; Python {platform.python_version()}, numpy {np.__version__}\n")
+    print("| slots | vocabulary | sampling | own ms a step | sampling | the rest | decode ms | own share of a step |")
+    print("|---:|---:|---|---:|---:|---:|---:|---:|")
+    for shape in SHAPES:
+        for name, params in PARAMS.items():
+            own, sampling = measure(shape, params, num_steps=steps)
+            print(
+                f"| {shape.num_slots} | {shape.vocab_size:,} | {name} | {own:.2f} | {sampling:.2f} "
+                f"| {own - sampling:.2f} | {shape.decode_ms:.0f} | {own / (own + shape.decode_ms):.1%} |"
+            )
+
+
+if __name__ == "__main__":
+    main()
