@@ -1,13 +1,16 @@
 """What this process may use of the machine, within the limits of its container.
 
-In a container /proc/meminfo tells of the whole machine. What counts is the least that the process's control groups and
-all their parents allow: cgroup v2 (`memory.max`, `memory.high`) or v1 (`memory.limit_in_bytes`). Where they are mounted
-and which of them is ours stands in /proc/self/mountinfo and /proc/self/cgroup (proc(5), cgroups(7)).
+In a container /proc/meminfo and /proc/cpuinfo tell of the whole machine. What counts is the least that the process's
+control groups and all their parents allow: cgroup v2 (`memory.max`, `memory.high`, `cpu.max`) or v1
+(`memory.limit_in_bytes`, `cpu.cfs_quota_us`). Where they are mounted and which of them is ours stands in
+/proc/self/mountinfo and /proc/self/cgroup (proc(5), cgroups(7)).
 """
 
 import contextlib
+import math
 import os
-from collections.abc import Iterator
+import platform
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -18,6 +21,27 @@ class Memory:
 
     total: int
     available: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cores:
+    """What this process may compute on: the logical cores of its affinity mask, and how many physical ones they are.
+
+    `quota` is what its container allows it, in cores; None where there is no such limit.
+    """
+
+    num_logical: int
+    num_physical: int
+    quota: float | None = None
+
+    @property
+    def num_usable(self) -> int:
+        """How many threads should compute: one a physical core, but no more than the quota, rounded up.
+
+        Two threads on one physical core wait for the same units. Of a quota of 1.5 cores two threads made 1.1 to 1.4
+        times as much as one.
+        """
+        return self.num_physical if self.quota is None else max(1, min(self.num_physical, math.ceil(self.quota)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +59,29 @@ _V2 = _Names(("memory.max", "memory.high"), "memory.current", "inactive_file")
 
 
 def usable_cores() -> int:
-    """Cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that are there for this process, see `Cores.num_usable`."""
+    return read_cores().num_usable
+
+
+def read_cores(*, root: Path = Path("/"), affinity: Collection[int] | None = None) -> Cores:
+    """The cores for this process now. `root` is where /proc and /sys are, and `affinity` its mask, for tests."""
+    if affinity is None:
+        has_mask = hasattr(os, "sched_getaffinity")
+        affinity = os.sched_getaffinity(0) if has_mask else range(os.cpu_count() or 1)
+    folder = root / "sys/devices/system/cpu"
+    # A core whose siblings are not told is taken for one of its own.
+    siblings = {_read_text(folder / f"cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in affinity}
+    quotas = [quota for mount, path, kind in _hierarchies(root, "cpu") for quota in _quotas(mount, path, kind)]
+    return Cores(len(affinity), len(siblings), min(quotas, default=None))
+
+
+def processor_name(*, root: Path = Path("/")) -> str:
+    """The processor's model as the system calls it; only its architecture where the system does not tell."""
+    for line in (_read_text(root / "proc/cpuinfo") or "").splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == "model name":
+            return value.strip()
+    return platform.machine()
 
 
 def read_memory(*, root: Path = Path("/")) -> Memory:
@@ -63,16 +108,35 @@ def _of_machine(root: Path) -> Memory:
 
 def _memory_groups(root: Path) -> Iterator[Memory]:
     """What each control group that limits this process allows it; nothing where there are none."""
-    for mount, path, names in _hierarchies(root):
-        relative = PurePosixPath(*path.parts[1:])
-        for folder in (relative, *relative.parents):
-            group = _read_group(mount / folder, names)
+    for mount, path, kind in _hierarchies(root, "memory"):
+        for folder in _with_parents(mount, path):
+            group = _read_group(folder, _V2 if kind == "cgroup2" else _V1)
             if group is not None:
                 yield group
 
 
-def _hierarchies(root: Path) -> Iterator[tuple[Path, PurePosixPath, _Names]]:
-    """Where memory is controlled: the mount, this process's group in it (from `/`), and the version's names."""
+def _quotas(mount: Path, path: PurePosixPath, kind: str) -> Iterator[float]:
+    """The limits, in cores, that a group and its parents set."""
+    for folder in _with_parents(mount, path):
+        if kind == "cgroup2":
+            # "150000 100000": microseconds in each period of so many; "max 100000": no limit.
+            quota, _, period = (_read_text(folder / "cpu.max") or "").partition(" ")
+        else:
+            quota = _read_text(folder / "cpu.cfs_quota_us") or ""
+            period = _read_text(folder / "cpu.cfs_period_us") or ""
+        # Version 1 says -1 for no limit.
+        if quota.isdigit() and period.isdigit() and int(quota) and int(period):
+            yield int(quota) / int(period)
+
+
+def _with_parents(mount: Path, path: PurePosixPath) -> Iterator[Path]:
+    relative = PurePosixPath(*path.parts[1:])
+    for folder in (relative, *relative.parents):
+        yield mount / folder
+
+
+def _hierarchies(root: Path, controller: str) -> Iterator[tuple[Path, PurePosixPath, str]]:
+    """Where `controller` may be: the mount, this process's group in it (from `/`), and `cgroup` or `cgroup2`."""
     try:
         groups = (root / "proc/self/cgroup").read_text().splitlines()
         mounts = (root / "proc/self/mountinfo").read_text().splitlines()
@@ -83,16 +147,16 @@ def _hierarchies(root: Path) -> Iterator[tuple[Path, PurePosixPath, _Names]]:
         _, controllers, path = line.split(":", 2)
         if not controllers:
             paths["cgroup2"] = path
-        elif "memory" in controllers.split(","):
+        elif controller in controllers.split(","):
             paths["cgroup"] = path
     for line in mounts:
         place, _, source = line.partition(" - ")
         kind, _, options = source.split(" ", 2)
-        if kind not in paths or (kind == "cgroup" and "memory" not in options.split(",")):
+        if kind not in paths or (kind == "cgroup" and controller not in options.split(",")):
             continue
         # Fields 4 and 5: which folder of the hierarchy is mounted, and where.
         base, mount = place.split(" ")[3:5]
-        yield root / mount.lstrip("/"), _below(paths[kind], base), _V2 if kind == "cgroup2" else _V1
+        yield root / mount.lstrip("/"), _below(paths[kind], base), kind
 
 
 def _below(path: str, base: str) -> PurePosixPath:
@@ -120,6 +184,14 @@ def _read_number(path: Path) -> int | None:
     """The number in a file; None for `max`, and where there is no such file."""
     try:
         return int(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _read_text(path: Path) -> str | None:
+    """What a file holds, without the spaces around; None where it can't be read."""
+    try:
+        return path.read_text().strip()
     except (OSError, ValueError):
         return None
 
