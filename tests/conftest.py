@@ -19,6 +19,14 @@ settings.register_profile("explore", max_examples=2000, deadline=None)
 settings.load_profile("gate")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _no_profile_of_the_developer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What `batcher tune` measured on this machine must change no test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BATCHER_PROFILES_DIR", str(tmp_path_factory.mktemp("profiles")))
+        yield
+
+
 @pytest.fixture
 def family(tmp_path: Path) -> Iterator[Family]:
     family = Family(tmp_path)

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from batcher.jobdir import JobDir
     from workers.shard_runner import Surroundings
 
-logger = logging.getLogger(__name__)
+# Not __name__, which is `__main__` here, and so none of those that `_set_up_logging` lets speak.
+logger = logging.getLogger("workers.child")
 
 EXIT_REFUSED = 3
 #: Of -1000 to 1000; as if it had half of the machine's memory more than it has.
@@ -69,28 +70,50 @@ def main() -> int:
 def _work(config: WorkerConfig, reporter: Reporter) -> int:
     # Imported after the logging is set up, and in the order of what can go wrong first.
     from batcher.models import verify_sha256
-    from workers.engine.gate import Gate
-    from workers.engine.loader import EngineConfig, load_engine
 
-    engine_config = EngineConfig(
-        num_slots=config.num_slots,
-        num_threads=config.num_threads,
-        num_gpu_layers=config.num_gpu_layers,
-        context_length=config.context_length,
-    )
     for name, digest in config.model_sha256:
         verify_sha256(Path(dict(config.models)[name]), digest)
-    gate = Gate()
-    engines = {name: load_engine(name, Path(path), engine_config, gate=gate) for name, path in config.models}
+    engines, texts = _load_engines(config)
     for engine in engines.values():
         engine.start()
-    reporter.send(Event(EventKind.LOADED))
+    reporter.send(Event(EventKind.LOADED, "\n".join(texts)))
     threading.Thread(target=_beat, args=(list(engines.values()), reporter), name="beat", daemon=True).start()
     try:
         return _serve(config, engines, reporter)
     finally:
         for engine in engines.values():
             engine.close()
+
+
+def _load_engines(config: WorkerConfig) -> tuple[dict[str, Any], list[str]]:
+    """The engines by name, not yet started, and how each was set up, in a line."""
+    from workers.engine import loader
+    from workers.engine.gate import Gate
+    from workers.profile import find_tuned
+
+    wishes = loader.EngineConfig(
+        num_slots=config.num_slots,
+        num_threads=config.num_threads,
+        num_gpu_layers=config.num_gpu_layers,
+        context_length=config.context_length,
+        max_batch_tokens=config.max_batch_tokens,
+        max_micro_batch_tokens=config.max_micro_batch_tokens,
+    )
+    gate = Gate()
+    engines, texts = {}, []
+    for name, path in config.models:
+        model = loader.load_model(Path(path), wishes)
+        settings = loader.choose(
+            model,
+            wishes,
+            tuned=find_tuned(Path(path), uses_gpu=loader.uses_gpu(wishes)),
+            num_workers=config.num_workers,
+            num_prompts=config.num_prompts,
+        )
+        engines[name] = loader.make_engine(name, model, settings, gate=gate)
+        texts.append(f"{name}: {settings}")
+        logger.info("%s", texts[-1])
+    return engines, texts
 
 
 def _beat(engines: list[Any], reporter: Reporter) -> None:

@@ -16,6 +16,7 @@ class WorkerConfig:
     the results. `home` is the folder below which the supervisor keeps its sign of life. `stall_timeout_s` are the
     seconds without a step after which an engine is given up. `row_timeout_s` goes before a job's own. `quiet` leaves
     only warnings in the log. `model_sha256` are pairs of a model's name and the digest that its file must have.
+    `num_workers` share this machine. `num_prompts` are all that there is to do; None: nobody knows what will come.
     """
 
     name: str
@@ -31,6 +32,10 @@ class WorkerConfig:
     num_threads: int | None = None
     num_gpu_layers: int | None = None
     context_length: int | None = None
+    max_batch_tokens: int | None = None
+    max_micro_batch_tokens: int | None = None
+    num_workers: int = 1
+    num_prompts: int | None = None
     quiet: bool = False
     model_sha256: tuple[tuple[str, str], ...] = ()
 
@@ -49,7 +54,7 @@ class WorkerConfig:
 class EventKind(StrEnum):
     """What a child tells its parent, in order of its life: `LOADED` comes once, or `REFUSED` instead of it."""
 
-    LOADED = "loaded"  # the models are in memory
+    LOADED = "loaded"  # the models are in memory; the message says how they were set up, a line for each
     READY = "ready"  # connected to the broker and waiting for shards
     BEAT = "beat"  # every second: how far the engines are
     CLAIMED = "claimed"  # an attempt begins

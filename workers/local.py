@@ -97,13 +97,21 @@ def job_broker(job: JobDir, broker_url: str | None) -> Iterator[str]:
 
 
 def complete(
-    job: JobDir, config: WorkerConfig, *, num_workers: int, broker_url: str, on_status: Callable[[Status], None]
+    job: JobDir,
+    config: WorkerConfig,
+    *,
+    num_workers: int,
+    broker_url: str,
+    on_status: Callable[[Status], None],
+    on_engines: Callable[[str], None] = lambda text: None,
 ) -> Summary:
     """Complete `job` with workers of this machine, blocking; returns its summary.
 
-    `config` is that of each worker but for name, broker and a fair share of the cores. `on_status` is called about
-    twice a second. Raises StoppedError on SIGINT or SIGTERM, JobCancelledError if somebody cancelled the job, and
-    another BatcherError if the workers can't go on. Finished rows are kept in any case. Call it from the main thread.
+    `config` is that of each worker but for name, broker and a fair share of machine and job. `on_status` is called
+    about twice a second, `on_engines` with how the workers have set up their engines, once if they agree.
+
+    Raises StoppedError on SIGINT or SIGTERM, JobCancelledError if somebody cancelled the job, and another BatcherError
+    if the workers can't go on. Finished rows are kept in any case. Call it from the main thread.
     """
     summary = finalize(job)
     if summary is not None:
@@ -112,9 +120,12 @@ def complete(
     sweeper = _job_sweeper(job, broker_url, is_sending=True, lease_ttl_s=config.lease_ttl_s)
     with StopSignals() as stop, sweeper:
         failures: list[str] = []
+        num_prompts = sum(info.num_choices for info in job.pending_shards() if info.model is not None)
+        config = replace(config, broker_url=broker_url, num_prompts=num_prompts)
+        on_loaded = _only_news(on_engines)
         supervisors = [
-            Supervisor(each, on_shard_failure=failures.append, on_death=sweeper.on_death)
-            for each in _share(replace(config, broker_url=broker_url), num_workers)
+            Supervisor(each, on_shard_failure=failures.append, on_death=sweeper.on_death, on_loaded=on_loaded)
+            for each in _share(config, num_workers)
         ]
         try:
             for supervisor in supervisors:
@@ -175,11 +186,22 @@ def _job_sweeper(job: JobDir, broker_url: str, *, is_sending: bool, lease_ttl_s:
 
 
 def _share(config: WorkerConfig, num_workers: int) -> list[WorkerConfig]:
-    """One configuration a worker; cores that were not asked for by number are divided among them."""
+    """One configuration a worker; each divides cores and memory by their number."""
     if num_workers == 1:
         return [config]
-    num_threads = config.num_threads or max(1, (os.cpu_count() or 1) // num_workers)
-    return [replace(config, name=f"{config.name}-{i + 1}", num_threads=num_threads) for i in range(num_workers)]
+    return [replace(config, name=f"{config.name}-{i + 1}", num_workers=num_workers) for i in range(num_workers)]
+
+
+def _only_news(tell: Callable[[str], None]) -> Callable[[str], None]:
+    """`tell`, which is not told the same again: several workers, and those that are restarted, say what others said."""
+    told: set[str] = set()
+
+    def tell_once(text: str) -> None:
+        if text not in told:
+            told.add(text)
+            tell(text)
+
+    return tell_once
 
 
 def _watch(

@@ -57,7 +57,8 @@ class Supervisor:
     """One child and its successors. Not for several threads; nothing here blocks but `stop_all`.
 
     `on_shard_failure` hears why a shard could not be run, `on_death` that a child died without being asked to, by the
-    worker's name and the child's pid. `clock` is in seconds and only grows.
+    worker's name and the child's pid, `on_loaded` how a child has set up its engines, a line for each. `clock` is in
+    seconds and only grows.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Supervisor:
         *,
         on_shard_failure: Callable[[str], None],
         on_death: Callable[[str, int], None],
+        on_loaded: Callable[[str], None] = lambda text: None,
         command: Sequence[str] = CHILD_COMMAND,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -74,6 +76,7 @@ class Supervisor:
         self._config = config
         self._on_shard_failure = on_shard_failure
         self._on_death = on_death
+        self._on_loaded = on_loaded
         self._command = command
         self._clock = clock
         self._beacon = Beacon(config, clock=clock)
@@ -200,6 +203,7 @@ class Supervisor:
             case EventKind.LOADED:
                 self._is_loaded = self._was_loaded = True
                 self._stall = StallMeter(now=self._clock())
+                self._on_loaded(event.message)
             case EventKind.READY:
                 self.is_ready = True
             case EventKind.BEAT:

@@ -38,7 +38,13 @@ def complete_job(
     log_to_stderr(logging.WARNING, broker_url=broker_url)
     try:
         with _Progress(quiet) as on_status:
-            summary = complete(job, config, num_workers=num_workers, broker_url=broker_url, on_status=on_status)
+            summary = complete(
+                *(job, config),
+                num_workers=num_workers,
+                broker_url=broker_url,
+                on_status=on_status,
+                on_engines=_ignore if quiet else _show_engines,
+            )
     except StoppedError:
         click.echo(f"Stopped: {how_far(job)} are done and kept. Resume with:\n  {again}", err=True)
         return EXIT_INTERRUPTED
@@ -51,6 +57,15 @@ def complete_job(
             click.echo(f"{how_far(job)} are done and kept. Go on with:\n  {again}", err=True)
         return exc.exit_code
     return report(job, summary)
+
+
+def _show_engines(text: str) -> None:
+    for line in text.splitlines():
+        click.echo(f"Engine     {line}", err=True)
+
+
+def _ignore(text: str) -> None:
+    pass
 
 
 def wait_for_job(job: "JobDir", broker: str, *, quiet: bool) -> int:

@@ -135,16 +135,28 @@ model_sha256_option = option(
 
 json_option = option("--json", "as_json", is_flag=True, envvar="BATCHER_JSON", help="Print JSON, for programs.")
 
+prompt_column_option = option("--prompt-column", metavar="NAME", help="Column that holds the prompt. [default: prompt]")
+
+template_option = option(
+    "--template",
+    metavar="TEXT|@FILE",
+    help="Build each prompt from columns, e.g. 'Summarize: {text}'; @FILE reads it from a file, whose last "
+    "newline is left out.",
+)
+
+gpu_layers_option = option(
+    "--gpu-layers", type=click.IntRange(min=0), help="Layers on the GPU. [default: all, where there is one]"
+)
+
+context_option = option(
+    "--ctx", type=click.IntRange(min=1), help="Tokens of a prompt and its completion together. [default: 2048]"
+)
+
 #: How prompts are read from the input files. Parameters: prompt_column, id_column, template, strict, shard_rows.
 input_options = _chain(
-    option("--prompt-column", metavar="NAME", help="Column that holds the prompt. [default: prompt]"),
+    prompt_column_option,
     option("--id-column", metavar="NAME", help="Column that holds the custom_id. [default: custom_id, else the row]"),
-    option(
-        "--template",
-        metavar="TEXT|@FILE",
-        help="Build each prompt from columns, e.g. 'Summarize: {text}'; @FILE reads it from a file, whose last "
-        "newline is left out.",
-    ),
+    template_option,
     option("--strict", is_flag=True, help="Refuse the whole input if a row is bad, listing the first of them."),
     option(
         "--shard-rows",

@@ -27,7 +27,9 @@ from batcher.cli.jobs import repair_parts
 from batcher.cli.options import (
     Decorator,
     broker_option,
+    context_option,
     find_job,
+    gpu_layers_option,
     input_options,
     jobs_dir_option,
     model_sha256_option,
@@ -64,11 +66,25 @@ workers_option = option(
 
 _ENGINE_OPTIONS: tuple[Decorator, ...] = (
     option(
-        "--slots", type=click.IntRange(min=1), help="Prompts decoded at a time. [default: what memory has room for]"
+        "--slots",
+        type=click.IntRange(min=1),
+        help="Prompts decoded at a time. [default: as tuned, else 32, on a GPU 128, or what memory has room for]",
     ),
-    option("--threads", type=click.IntRange(min=1), help="CPU threads of a worker. [default: all cores]"),
-    option("--gpu-layers", type=click.IntRange(min=0), help="Layers on the GPU. [default: all, where there is one]"),
-    option("--ctx", type=click.IntRange(min=1), help="Tokens of a prompt and its completion together. [default: 2048]"),
+    option(
+        "--threads", type=click.IntRange(min=1), help="CPU threads of a worker. [default: as tuned, else all cores]"
+    ),
+    option(
+        "--batch-tokens",
+        type=click.IntRange(min=1),
+        help="Most tokens of one step, of prompts and completions together. [default: as tuned, else 2048]",
+    ),
+    option(
+        "--micro-batch-tokens",
+        type=click.IntRange(min=1),
+        help="Most tokens that llama.cpp computes at once. [default: as tuned, else 512]",
+    ),
+    gpu_layers_option,
+    context_option,
     option(
         "--grace",
         type=click.FloatRange(min=0),
@@ -361,6 +377,8 @@ def _take_engine_options(options: dict[str, Any]) -> dict[str, Any]:
         "num_threads": options.pop("threads"),
         "num_gpu_layers": options.pop("gpu_layers"),
         "context_length": options.pop("ctx"),
+        "max_batch_tokens": options.pop("batch_tokens"),
+        "max_micro_batch_tokens": options.pop("micro_batch_tokens"),
         "grace_s": options.pop("grace"),
         "stall_timeout_s": options.pop("stall_timeout"),
         "lease_ttl_s": options.pop("lease_ttl") or LEASE_TTL_S,

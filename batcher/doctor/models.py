@@ -30,6 +30,7 @@ import json, os, sys
 os.environ["GGML_NO_BACKTRACE"] = "1"
 try:
     from workers.engine import loader, model
+    from workers.profile import find_tuned
 except (ImportError, OSError, RuntimeError) as exc:
     sys.exit(print(json.dumps({"missing": str(exc)})))
 defaults = model.llama_cpp.llama_model_default_params
@@ -42,12 +43,13 @@ try:
     found = model.Model(loader.Path(sys.argv[1]), num_gpu_layers=0)
 except loader.ModelError as exc:
     sys.exit(print(json.dumps({"error": str(exc)})))
+tuned = find_tuned(loader.Path(sys.argv[1]), uses_gpu=False)
 print(json.dumps({
     "description": found.description,
     "num_bytes": found.num_bytes,
     "kv_bytes_per_token": found.kv_bytes_per_token,
     "context_length": min(loader.DEFAULT_CONTEXT_LENGTH, found.trained_context_length),
-    "num_slots": loader.DEFAULT_NUM_SLOTS,
+    "num_slots": tuned.values.num_slots if tuned else loader.DEFAULT_NUM_SLOTS,
     "cache_share": loader.MAX_CACHE_SHARE,
     "has_gpu": model.supports_gpu(),
 }))

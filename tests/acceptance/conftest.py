@@ -20,8 +20,15 @@ Batcher = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def clean_environment() -> dict[str, str]:
-    """The environment of a new user: nothing of Batcher's own in it, and the commands of this .venv on PATH."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("BATCHER_")}
+    """The environment of a new user: nothing of Batcher's own in it, and the commands of this .venv on PATH.
+
+    But for the folder of profiles, which is the tests' own.
+    """
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("BATCHER_") or name == "BATCHER_PROFILES_DIR"
+    }
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     return environment
 

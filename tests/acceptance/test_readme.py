@@ -51,7 +51,7 @@ def test_every_bash_block_runs(tmp_path: Path, broker_url: str) -> None:
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script],
         cwd=folder,
-        env=clean_environment() | {"MAKEFLAGS": ""},
+        env=clean_environment() | {"MAKEFLAGS": "", "BATCHER_PROFILES_DIR": str(tmp_path / "profiles")},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -20,10 +20,11 @@ Run = Callable[[str], tuple[int, str, str]]
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory is an empty folder, and no option comes from the environment."""
+    """The working directory is an empty folder, in it that of profiles, and no option comes from the environment."""
     for name in list(os.environ):
         if name.startswith("BATCHER_"):
             monkeypatch.delenv(name)
+    monkeypatch.setenv("BATCHER_PROFILES_DIR", str(tmp_path / "profiles"))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -335,15 +335,15 @@ def test_slots_are_reckoned_as_a_worker_does(tiny: ModelRef, monkeypatch: pytest
     outline = model_checks._outline(tiny.path)
     assert outline is not None
     # The worker asks once the weights are loaded.
-    monkeypatch.setattr(loader, "available_memory", lambda: free)
+    monkeypatch.setattr(loader, "available_memory", lambda *, on_gpu: free)
     model = Model(tiny.path, num_gpu_layers=0)
     for wishes in (EngineWishes(), EngineWishes(context_length=4000), EngineWishes(num_slots=7)):
         config = loader.EngineConfig(num_slots=wishes.num_slots, context_length=wishes.context_length)
-        size = loader.choose_size(model, config)
+        settings = loader.choose(model, config)
 
         need = model_checks._reckon(outline, wishes, Memory(GIB, free + outline.num_bytes))
 
-        assert (need.num_slots, need.context_length) == (size.num_slots, size.context_length)
+        assert (need.num_slots, need.context_length) == (settings.num_slots.value, settings.context_length.value)
     model.close()
 
 

@@ -70,6 +70,7 @@ class Nursery:
         self.supervisors: list[Supervisor] = []
         self.failures: list[str] = []
         self.deaths: list[str] = []
+        self.loaded: list[str] = []
 
     def start(self, script: str, *, on_death: Callable[[], None] = lambda: None) -> Supervisor:
         def note_death(name: str, _pid: int) -> None:
@@ -80,6 +81,7 @@ class Nursery:
             self.config,
             on_shard_failure=self.failures.append,
             on_death=note_death,
+            on_loaded=self.loaded.append,
             command=(sys.executable, "-c", PRELUDE + script),
             clock=Clock(),
         )
@@ -330,3 +332,11 @@ def test_event_survives_its_way_to_the_parent() -> None:
         line = event.to_json()
         assert line.count(b"\n") == 1
         assert Event.from_json(line) == event
+
+
+def test_how_the_engines_were_set_up_is_passed_on(nursery: Nursery) -> None:
+    supervisor = nursery.start("say('loaded', 'tiny: 32 slots'); say('ready'); stay()")
+
+    poll_until(supervisor, lambda: supervisor.is_ready)
+
+    assert nursery.loaded == ["tiny: 32 slots"]

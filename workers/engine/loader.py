@@ -1,41 +1,42 @@
-"""From a GGUF path and a few wishes to an engine: slots, context and threads chosen for this machine."""
+"""From a GGUF path and a few wishes to an engine: model, settings for this machine (`settings`), context, engine."""
 
-import os
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 from batcher.errors import ModelError
-from batcher.machine import read_memory
+from batcher.machine import read_cores, read_memory
 from workers.engine.engine import Engine
 from workers.engine.gate import Gate
 from workers.engine.kv_cache import KvCache
-from workers.engine.model import MAX_SEQUENCES, ContextSize, Model, Tokenizer, supports_gpu
+from workers.engine.model import MAX_SEQUENCES, ContextSize, Model, Tokenizer, free_gpu_memory, supports_gpu
+from workers.engine.settings import (
+    DEFAULT_CONTEXT_LENGTH,
+    DEFAULT_NUM_SLOTS,
+    MAX_CACHE_SHARE,
+    EngineConfig,
+    EngineSettings,
+    Situation,
+    TunedValues,
+    check_config,
+    choose_settings,
+)
 
-#: Where throughput on 2 cores levels off for a 135M model; memory permitting, more costs little.
-DEFAULT_NUM_SLOTS = 32
-
-#: Tokens a sequence may take, prompt and completion, unless the model was trained for fewer.
-DEFAULT_CONTEXT_LENGTH = 2048
-
-#: Most tokens of one decode: enough for a chunk of prompt for every slot.
-MAX_BATCH_TOKENS = 2048
-
-#: The KV cache takes at most this share of the memory that is free once the weights are loaded.
-MAX_CACHE_SHARE = 0.5
+__all__ = [
+    "DEFAULT_CONTEXT_LENGTH",
+    "DEFAULT_NUM_SLOTS",
+    "MAX_CACHE_SHARE",
+    "EngineConfig",
+    "available_memory",
+    "choose",
+    "load_engine",
+    "load_model",
+    "load_tokenizer",
+    "make_engine",
+    "uses_gpu",
+]
 
 #: llama.cpp: every layer that fits.
 ALL_LAYERS = -1
-
-
-@dataclass(frozen=True, slots=True)
-class EngineConfig:
-    """What the user asked for; None means: choose. `context_length` is in tokens per sequence."""
-
-    num_slots: int | None = None
-    num_threads: int | None = None
-    num_gpu_layers: int | None = None
-    context_length: int | None = None
-    is_deduplicating: bool = True
 
 
 def load_engine(name: str, path: Path, config: EngineConfig, *, gate: Gate | None = None) -> Engine:
@@ -43,8 +44,16 @@ def load_engine(name: str, path: Path, config: EngineConfig, *, gate: Gate | Non
 
     Engines of one process share a `gate`.
     """
-    if config.num_slots is not None and not 1 <= config.num_slots <= MAX_SEQUENCES:
-        raise ModelError(f"--slots is {config.num_slots}; llama.cpp takes 1 to {MAX_SEQUENCES}")
+    model = load_model(path, config)
+    return make_engine(name, model, choose(model, config), is_deduplicating=config.is_deduplicating, gate=gate)
+
+
+def load_model(path: Path, config: EngineConfig, *, make_model: Callable[..., Model] = Model) -> Model:
+    """Load the weights. Raises ModelError, and before it loads anything for options that contradict each other.
+
+    `make_model` is called like `Model`, and may be a model that also measures.
+    """
+    check_config(config, most_slots=MAX_SEQUENCES)
     if config.num_gpu_layers and not supports_gpu():
         raise ModelError(
             f"--gpu-layers is {config.num_gpu_layers}, but llama-cpp-python was built for CPUs only; "
@@ -52,8 +61,39 @@ def load_engine(name: str, path: Path, config: EngineConfig, *, gate: Gate | Non
         )
     default_layers = ALL_LAYERS if supports_gpu() else 0
     layers = default_layers if config.num_gpu_layers is None else config.num_gpu_layers
-    model = Model(path, num_gpu_layers=layers)
-    size = choose_size(model, config)
+    return make_model(path, num_gpu_layers=layers)
+
+
+def choose(
+    model: Model,
+    config: EngineConfig,
+    *,
+    tuned: TunedValues | None = None,
+    num_workers: int = 1,
+    num_prompts: int | None = None,
+) -> EngineSettings:
+    """The settings for this machine, whose memory is looked at now, with the weights of `model` in it."""
+    situation = Situation(
+        trained_context_length=model.trained_context_length,
+        kv_bytes_per_token=model.kv_bytes_per_token,
+        uses_gpu=uses_gpu(config),
+        free_memory=available_memory(on_gpu=uses_gpu(config)),
+        cores=read_cores(),
+        num_workers=num_workers,
+        num_prompts=num_prompts,
+    )
+    return choose_settings(config, situation, tuned=tuned, most_slots=MAX_SEQUENCES)
+
+
+def make_engine(name: str, model: Model, settings: EngineSettings, *, is_deduplicating: bool = True, gate: Gate | None = None) -> Engine:
+    """Open the context and make an engine of the model, not yet started. Raises ModelError."""
+    size = ContextSize(
+        num_slots=settings.num_slots.value,
+        context_length=settings.context_length.value,
+        max_batch_tokens=settings.max_batch_tokens.value,
+        max_micro_batch_tokens=settings.max_micro_batch_tokens.value,
+        num_threads=settings.num_threads.value,
+    )
     model.open_context(size)
     cache = KvCache(num_slots=size.num_slots, cells_per_sequence=model.context_length)
     return Engine(
@@ -61,7 +101,7 @@ def load_engine(name: str, path: Path, config: EngineConfig, *, gate: Gate | Non
         model,
         cache=cache,
         max_batch_tokens=size.max_batch_tokens,
-        is_deduplicating=config.is_deduplicating,
+        is_deduplicating=is_deduplicating,
         gate=gate,
     )
 
@@ -71,21 +111,15 @@ def load_tokenizer(path: Path) -> Tokenizer:
     return Tokenizer(path)
 
 
-def choose_size(model: Model, config: EngineConfig) -> ContextSize:
-    """The context for this machine: as many slots as asked for, else as memory has room for."""
-    context_length = config.context_length or min(DEFAULT_CONTEXT_LENGTH, model.trained_context_length)
-    num_slots = config.num_slots
-    if num_slots is None:
-        room = available_memory() * MAX_CACHE_SHARE
-        num_slots = max(1, min(DEFAULT_NUM_SLOTS, int(room / max(1, context_length * model.kv_bytes_per_token))))
-    return ContextSize(
-        num_slots=num_slots,
-        context_length=context_length,
-        max_batch_tokens=max(MAX_BATCH_TOKENS, num_slots),
-        num_threads=config.num_threads or len(os.sched_getaffinity(0)),
-    )
+def uses_gpu(config: EngineConfig) -> bool:
+    """Whether a GPU is going to compute."""
+    return supports_gpu() and config.num_gpu_layers != 0
 
 
-def available_memory() -> int:
-    """Bytes that this process can have without swapping, and within the limit of its container."""
-    return read_memory().available
+def available_memory(*, on_gpu: bool = False) -> int:
+    """Bytes that this process can have without swapping, and within the limit of its container.
+
+    On a GPU, those of the GPUs that are free; where llama.cpp can't tell, the process's instead.
+    """
+    on_device = free_gpu_memory() if on_gpu else None
+    return read_memory().available if on_device is None else on_device

@@ -33,6 +33,9 @@ import llama_cpp
 #: llama.h, LLAMA_MAX_SEQ.
 MAX_SEQUENCES = 256
 
+#: ggml-backend.h, GGML_BACKEND_DEVICE_TYPE_GPU: one with memory of its own.
+_GGML_DEVICE_GPU = 1
+
 _LOG_LEVEL_ERROR = 4
 
 #: llama.cpp's last error lines, to tell why a load failed.
@@ -52,6 +55,7 @@ class ContextSize:
     num_slots: int
     context_length: int
     max_batch_tokens: int
+    max_micro_batch_tokens: int
     num_threads: int
 
 
@@ -150,7 +154,7 @@ class Model:
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = size.num_slots * size.context_length
         params.n_batch = size.max_batch_tokens
-        params.n_ubatch = min(512, size.max_batch_tokens)
+        params.n_ubatch = size.max_micro_batch_tokens
         params.n_seq_max = size.num_slots
         # Otherwise the logits buffer holds a row of the vocabulary for each token of a batch.
         params.n_outputs_max = size.num_slots
@@ -263,6 +267,30 @@ class Tokenizer(Vocabulary):
 def supports_gpu() -> bool:
     """Whether llama-cpp-python was built for a GPU."""
     return bool(llama_cpp.llama_supports_gpu_offload())
+
+
+def free_gpu_memory() -> int | None:
+    """Bytes that are free in all GPUs together; None where there is none, or this build of ggml can't tell.
+
+    By `ggml/include/ggml-backend.h`, which llama-cpp-python has no bindings of.
+    """
+    try:
+        from llama_cpp._ggml import libggml
+
+        count, get = libggml.ggml_backend_dev_count, libggml.ggml_backend_dev_get
+        kind, memory = libggml.ggml_backend_dev_type, libggml.ggml_backend_dev_memory
+    except (ImportError, AttributeError):
+        return None
+    count.restype, get.restype, get.argtypes = ctypes.c_size_t, ctypes.c_void_p, [ctypes.c_size_t]
+    kind.argtypes = [ctypes.c_void_p]
+    memory.restype, memory.argtypes = None, [ctypes.c_void_p, *[ctypes.POINTER(ctypes.c_size_t)] * 2]
+    found = []
+    for device in map(get, range(count())):
+        if kind(device) == _GGML_DEVICE_GPU:
+            free, total = ctypes.c_size_t(), ctypes.c_size_t()
+            memory(device, ctypes.byref(free), ctypes.byref(total))
+            found.append(free.value)
+    return sum(found) or None
 
 
 def _load(path: Path, *, num_gpu_layers: int, vocab_only: bool) -> Any:
