@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -25,7 +26,7 @@ from batcher.rows import RowBatch, RowParser
 from batcher.shards import Shard, read_shard, write_shard
 from batcher.splitter import Splitter
 from batcher.template import parse_template
-from batcher.types import Completion, SamplingParams
+from batcher.types import Completion, Request, SamplingParams
 
 #: How many bad rows a refusal under `strict` lists.
 NUM_LISTED = 20
@@ -160,6 +161,14 @@ def validate(
         carried=carried.schema,
         tokens=TokenTotals(num_prompt_tokens, num_at_most, longest) if count_tokens is not None else None,
     )
+
+
+def read_requests(
+    inputs: Sequence[str], options: SubmitOptions, *, limit: int, stdin: Readable | None = None
+) -> list[Request]:
+    """The first `limit` good rows, as submit would have them; reads hardly further. Raises InputError."""
+    rows = (row for batch in _Input(inputs, options, stdin).scan() for row in batch.rows)
+    return list(islice((row.request for row in rows if row.error is None), limit))
 
 
 class _Input:

@@ -33,6 +33,7 @@ _COMMANDS = {
     "delete": "jobs",
     "validate": "checks",
     "models": "checks",
+    "tune": "tuning",
     "doctor": "checks",
 }
 
