@@ -20,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -32,7 +32,8 @@ from workers.engine.settings import EngineConfig, EngineValues
 
 if TYPE_CHECKING:
     from workers.engine.engine import Engine
-    from workers.engine.model import Model, TokenSpan
+    from workers.engine.model import Model
+    from workers.engine.scheduler import StepBatch
     from workers.engine.sequence import SequenceRequest, SequenceResult
 
 #: Prompts that must begin while the clock runs, or that many times as long it runs at most: else it is chance whether a
@@ -210,10 +211,9 @@ def measure(config: TrialConfig) -> TrialResult:
     class MeteredModel(Model):
         """Tells the meter of each decode."""
 
-        def decode(self, spans: "Iterable[TokenSpan]") -> Any:
-            spans = list(spans)
-            logits = super().decode(spans)
-            meter.add(sum(len(span.tokens) for span in spans))
+        def decode(self, batch: "StepBatch") -> Any:
+            logits = super().decode(batch)
+            meter.add(len(batch.tokens))
             return logits
 
     model = loader.load_model(Path(config.model), config.engine, make_model=MeteredModel)

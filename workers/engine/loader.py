@@ -85,7 +85,9 @@ def choose(
     return choose_settings(config, situation, tuned=tuned, most_slots=MAX_SEQUENCES)
 
 
-def make_engine(name: str, model: Model, settings: EngineSettings, *, is_deduplicating: bool = True, gate: Gate | None = None) -> Engine:
+def make_engine(
+    name: str, model: Model, settings: EngineSettings, *, is_deduplicating: bool = True, gate: Gate | None = None
+) -> Engine:
     """Open the context and make an engine of the model, not yet started. Raises ModelError."""
     size = ContextSize(
         num_slots=settings.num_slots.value,
