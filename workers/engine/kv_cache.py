@@ -79,6 +79,9 @@ class KvCache:
         self.num_prompt: Tokens = np.zeros(num_slots, np.int32)
         self.limit: Tokens = np.zeros(num_slots, np.int32)
         self._free = list(range(num_slots))
+        #: By slot, the number of the admission that last wrote or copied its cells.
+        self._last_use: Tokens = np.zeros(num_slots, np.int32)
+        self._num_admissions = 0
 
     @property
     def num_free_slots(self) -> int:
@@ -112,13 +115,18 @@ class KvCache:
     def admit(self, prompt: Tokens, *, max_tokens: int, match: Match = NO_MATCH, takes_any: bool = False) -> Placement:
         """Give the prompt a slot, its cells taken over from where `match` found them. Mutates.
 
-        The slot is the lowest free one, or with `takes_any` the matching one if that is free: no copy is needed there.
+        The slot is the lowest free one. With `takes_any` it is the matching one if that is free, as no copy is needed
+        there, else the free one whose cells were of no use for longest.
         """
         num_prompt = len(prompt)
         assert self.fits(num_prompt + max_tokens)
-        is_in_place = match.num_cached > 0 and takes_any and not self.num_prompt[match.slot]
-        target = match.slot if is_in_place else self._free[0]
+        target = self._free[0]
+        if takes_any:
+            is_in_place = match.num_cached > 0 and not self.num_prompt[match.slot]
+            target = match.slot if is_in_place else min(self._free, key=self._last_use.item)
         source = match.slot if match.num_cached else target
+        self._num_admissions += 1
+        self._last_use[[source, target]] = self._num_admissions
         self._free.remove(target)
         self.tokens[target, :num_prompt] = prompt
         self.num_tokens[target] = self.num_prompt[target] = num_prompt
