@@ -152,8 +152,10 @@ def test_no_function_is_longer_than_a_page() -> None:
         # `--help` looks at every command, and must be instant.
         ("batcher.cli.jobs", ["pyarrow", "pydantic", "celery", "redis", "rich", "llama_cpp"]),
         ("batcher.cli.checks", ["pyarrow", "pydantic", "celery", "redis", "rich", "llama_cpp"]),
+        ("batcher.cli.tuning", ["pyarrow", "pydantic", "celery", "redis", "rich", "llama_cpp"]),
         ("batcher.cli.work", ["pyarrow", "pydantic", "celery", "redis", "rich", "llama_cpp"]),
         ("workers.engine.scheduler", ["pyarrow", "celery", "redis", "llama_cpp"]),
+        ("workers.engine.settings", ["pydantic", "pyarrow", "celery", "redis", "llama_cpp"]),
         ("workers.engine.kv_cache", ["pyarrow", "celery", "redis", "llama_cpp"]),
     ],
 )

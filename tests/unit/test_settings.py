@@ -5,7 +5,9 @@ from dataclasses import replace
 import pytest
 
 from batcher.errors import ModelError
-from batcher.machine import Cores
+from batcher.machine import Cores, read_memory
+from workers.engine.loader import available_memory
+from workers.engine.model import free_gpu_memory, supports_gpu
 from workers.engine.settings import (
     EngineConfig,
     EngineSettings,
@@ -153,3 +155,9 @@ def test_options_that_contradict_each_other_are_refused(config: EngineConfig, sa
 
 def test_values_given_as_options_come_out_as_they_are() -> None:
     assert choose(with_values(EngineConfig(), TUNED.values)).values == TUNED.values
+
+
+@pytest.mark.skipif(supports_gpu(), reason="a GPU's memory is its own")
+def test_without_a_gpu_the_memory_is_the_process_own() -> None:
+    assert free_gpu_memory() is None
+    assert 0 < available_memory(on_gpu=True) <= read_memory().total
