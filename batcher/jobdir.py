@@ -70,6 +70,7 @@ class Manifest:
     `seed` is the job's seed, from which rows without one derive theirs. `carried_ipc` is the Arrow schema of the
     carried input columns, as base64 of its IPC message. `fingerprint` identifies inputs and options, so that the same
     command given again is known as a resume. `row_timeout_s` bounds the time of each choice, from its first prefill.
+    No choice takes more than `longest_request` tokens, prompt and completion, by the bytes of its prompt.
     """
 
     job_id: str
@@ -84,6 +85,7 @@ class Manifest:
     carried_ipc: str
     shards: tuple[ShardInfo, ...]
     row_timeout_s: float | None = None
+    longest_request: int | None = None
     version: int = MANIFEST_VERSION
 
     @property

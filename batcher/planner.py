@@ -277,6 +277,7 @@ def _write_shards(job: JobDir, source: _Input, on_progress: Callable[[int], None
         shards=splitter.finish(),
         carried_ipc=encode_schema(carried.schema),
         row_timeout_s=options.row_timeout_s,
+        longest_request=splitter.longest_request,
     )
 
 

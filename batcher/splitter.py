@@ -14,6 +14,7 @@ from batcher.carried import CarriedColumns, CarriedRow, TableRow
 from batcher.jobdir import ShardInfo
 from batcher.rows import RowBatch
 from batcher.shards import Shard, ShardRow
+from batcher.types import Request
 
 MIN_SHARD_ROWS = 32
 MAX_SHARD_ROWS = 512
@@ -45,6 +46,8 @@ class Splitter:
         self._infos: list[ShardInfo] = []
         self._num_opened = 0
         self._num_rows = 0
+        #: Tokens that no prompt and its completion exceed together; see `_most_tokens`.
+        self.longest_request = 0
 
     def add(self, batch: RowBatch) -> None:
         """Take the next rows of the input."""
@@ -56,6 +59,8 @@ class Splitter:
             carried = list(batch.carried)
         for row, values, num_bytes in zip(batch.rows, carried, batch.num_bytes, strict=True):
             model = None if row.error is not None else row.request.model
+            if model is not None:
+                self.longest_request = max(self.longest_request, _most_tokens(row.request))
             shard = self._open.get(model) or self._open_shard(model)
             shard.rows.append(row)
             shard.carried.append(values)
@@ -86,6 +91,15 @@ class Splitter:
         self._write(shard.shard, Shard(tuple(shard.rows), self._carried.join(shard.carried)))
         num_choices = 0 if model is None else sum(len(row.request.prompts) for row in shard.rows)
         self._infos.append(ShardInfo(shard.shard, model, len(shard.rows), num_choices))
+
+
+def _most_tokens(request: Request) -> int:
+    """Tokens that none of the request's choices can exceed: a token stands for a byte at least.
+
+    Two more, since a tokenizer may put a mark for the beginning and a space in front.
+    """
+    num_bytes = max((len(prompt.encode(errors="surrogatepass")) for prompt in request.prompts), default=0)
+    return num_bytes + 2 + request.params.max_tokens
 
 
 def _release_table(shard: _OpenShard, table: pa.Table) -> None:

@@ -109,6 +109,7 @@ def _load_engines(config: WorkerConfig) -> tuple[dict[str, Any], list[str]]:
             tuned=find_tuned(Path(path), uses_gpu=loader.uses_gpu(wishes)),
             num_workers=config.num_workers,
             num_prompts=config.num_prompts,
+            longest_request=config.longest_request,
         )
         engines[name] = loader.make_engine(name, model, settings, gate=gate)
         texts.append(f"{name}: {settings}")

@@ -16,7 +16,8 @@ class WorkerConfig:
     the results. `home` is the folder below which the supervisor keeps its sign of life. `stall_timeout_s` are the
     seconds without a step after which an engine is given up. `row_timeout_s` goes before a job's own. `quiet` leaves
     only warnings in the log. `model_sha256` are pairs of a model's name and the digest that its file must have.
-    `num_workers` share this machine. `num_prompts` are all that there is to do; None: nobody knows what will come.
+    `num_workers` share this machine. `num_prompts` are all that there is to do, and none
+    takes more than `longest_request` tokens, prompt and completion; None: nobody knows what will come.
     """
 
     name: str
@@ -36,6 +37,7 @@ class WorkerConfig:
     max_micro_batch_tokens: int | None = None
     num_workers: int = 1
     num_prompts: int | None = None
+    longest_request: int | None = None
     quiet: bool = False
     model_sha256: tuple[tuple[str, str], ...] = ()
 

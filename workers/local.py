@@ -121,7 +121,9 @@ def complete(
     with StopSignals() as stop, sweeper:
         failures: list[str] = []
         num_prompts = sum(info.num_choices for info in job.pending_shards() if info.model is not None)
-        config = replace(config, broker_url=broker_url, num_prompts=num_prompts)
+        config = replace(
+            config, broker_url=broker_url, num_prompts=num_prompts, longest_request=job.manifest.longest_request
+        )
         on_loaded = _only_news(on_engines)
         supervisors = [
             Supervisor(each, on_shard_failure=failures.append, on_death=sweeper.on_death, on_loaded=on_loaded)

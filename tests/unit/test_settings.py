@@ -161,3 +161,24 @@ def test_values_given_as_options_come_out_as_they_are() -> None:
 def test_without_a_gpu_the_memory_is_the_process_own() -> None:
     assert free_gpu_memory() is None
     assert 0 < available_memory(on_gpu=True) <= read_memory().total
+
+
+@pytest.mark.parametrize(
+    ("longest", "context_length", "reason"),
+    [
+        (300, 512, "the longest request of the job"),
+        (512, 512, "the longest request of the job"),
+        (9000, 2048, "the default"),
+        (None, 2048, "the default"),
+    ],
+)
+def test_slots_are_no_longer_than_the_job_needs(longest: int | None, context_length: int, reason: str) -> None:
+    settings = choose(situation=replace(ROOMY, longest_request=longest))
+    assert settings.context_length == Setting(context_length, reason)
+
+
+def test_short_requests_leave_room_for_more_slots() -> None:
+    little = replace(ROOMY, free_memory=4 * GIB)
+    assert choose(situation=replace(little, longest_request=400)).num_slots.value == min(
+        32, 4 * choose(situation=little).num_slots.value
+    )

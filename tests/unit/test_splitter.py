@@ -131,3 +131,18 @@ def test_every_row_is_in_one_shard_in_order_with_its_values(
 def test_bounds_make_sense_together() -> None:
     assert splitter.MIN_SHARD_ROWS <= splitter.MAX_SHARD_ROWS
     assert MAX_SHARD_BYTES < MAX_OPEN_BYTES
+
+
+def test_longest_request_bounds_the_tokens_of_every_good_row() -> None:
+    """By bytes: no token stands for less than one; two more for what a tokenizer puts in front."""
+    prompts = {0: ("ab", "é" * 10), 1: ("x",), 2: ("refused " * 100,)}
+    rows = [
+        ShardRow(
+            Request(number, f"row-{number}", "m", texts, len(texts) > 1, SamplingParams(max_tokens=10 + number)),
+            BAD if number == 2 else None,
+        )
+        for number, texts in prompts.items()
+    ]
+    splits = Splitter(lambda number, shard: None, carried=CarriedColumns(), shard_rows=None)
+    splits.add(batch(rows))
+    assert splits.longest_request == 20 + 2 + 10

@@ -71,6 +71,7 @@ def choose(
     tuned: TunedValues | None = None,
     num_workers: int = 1,
     num_prompts: int | None = None,
+    longest_request: int | None = None,
 ) -> EngineSettings:
     """The settings for this machine, whose memory is looked at now, with the weights of `model` in it."""
     situation = Situation(
@@ -81,6 +82,7 @@ def choose(
         cores=read_cores(),
         num_workers=num_workers,
         num_prompts=num_prompts,
+        longest_request=longest_request,
     )
     return choose_settings(config, situation, tuned=tuned, most_slots=MAX_SEQUENCES)
 

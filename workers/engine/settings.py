@@ -17,6 +17,9 @@ DEFAULT_NUM_GPU_SLOTS = 128
 #: Tokens a sequence may take, prompt and completion, unless the model was trained for fewer.
 DEFAULT_CONTEXT_LENGTH = 2048
 
+#: llama.cpp gives each sequence a multiple of so many cells.
+CELLS_STEP = 256
+
 #: Most tokens of one decode: enough for a chunk of prompt for every slot.
 DEFAULT_BATCH_TOKENS = 2048
 
@@ -72,7 +75,8 @@ class Situation:
     """What an engine is set up for: model, machine and job.
 
     `free_memory` are the bytes for KV cache and all else once the weights are loaded, in the GPU where `uses_gpu`.
-    `num_workers` share the machine. `num_prompts` are those of the job; None: nobody knows what will come.
+    `num_workers` share the machine. `num_prompts` are those of the job, none of which takes more than `longest_request`
+    tokens with its completion; None: nobody knows what will come.
     """
 
     trained_context_length: int
@@ -82,6 +86,7 @@ class Situation:
     cores: Cores
     num_workers: int = 1
     num_prompts: int | None = None
+    longest_request: int | None = None
 
     def most_slots(self, context_length: int) -> int:
         """The slots of `context_length` tokens that memory has room for; one at least."""
@@ -190,8 +195,13 @@ def _choose_context_length(config: EngineConfig, situation: Situation) -> Settin
     if config.context_length is not None:
         return Setting(config.context_length, "--ctx")
     if situation.trained_context_length < DEFAULT_CONTEXT_LENGTH:
-        return Setting(situation.trained_context_length, "all that the model was trained for")
-    return Setting(DEFAULT_CONTEXT_LENGTH, "the default")
+        bound = Setting(situation.trained_context_length, "all that the model was trained for")
+    else:
+        bound = Setting(DEFAULT_CONTEXT_LENGTH, "the default")
+    if situation.longest_request is None:
+        return bound
+    cells = -(-situation.longest_request // CELLS_STEP) * CELLS_STEP
+    return min(bound, Setting(cells, "the longest request of the job"), key=lambda setting: setting.value)
 
 
 def _choose_slots(
