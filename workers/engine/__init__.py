@@ -2,10 +2,13 @@
 
 engine.py     the thread that owns the context; `step()` is schedule, decode, sample, postprocess
 scheduler.py  which sequences run, and which of their tokens the next decode computes
-kv_cache.py   slots and the KV budget
+ordering.py   in which order those that wait run
+kv_cache.py   slots, and the tokens whose KV cells each of them holds
 sequence.py   one prompt being decoded
+twins.py      requests that must get the same answer
 sampler.py    greedy, temperature, top_p, seeded
 text.py       bytes to text, stop strings
 model.py      llama.cpp by llama-cpp-python; the only file that imports it
-loader.py     settings chosen for the machine, and an Engine made of them
+settings.py   slots, threads, batch sizes, context: chosen for model, machine and job, with reasons
+loader.py     from a file and settings to an Engine
 """

@@ -20,9 +20,6 @@ from workers.engine.kv_cache import NO_MATCH, KvCache, Match, Placement, Tokens
 from workers.engine.ordering import order
 from workers.engine.sequence import Sequence
 
-#: How many waiting sequences are looked at, at most, for one that needs not wait for another's prefix.
-_LOOKAHEAD = 64
-
 #: Sequences are overtaken by those of later arrivals, but no longer by those that came so many arrivals later.
 _MAX_ARRIVALS_AHEAD = 2
 
@@ -246,8 +243,10 @@ class Scheduler:
         cache, admitted = self._cache, []
         # Where all slots will be taken it is no matter which.
         takes_any = len(group) >= cache.num_free_slots
-        at = 0
-        while at < min(len(group), _LOOKAHEAD) and cache.num_free_slots:
+        at = 0  # as many wait for a prefix
+        # Not beyond those that fill all slots a step later: the first of another prefix would be computed now, and its
+        # cells overwritten before its own followers come.
+        while at < min(len(group), cache.num_free_slots):
             match = cache.match(group[at].prompt)
             if match.num_coming - match.num_cached >= cache.min_shared_tokens:
                 at += 1
