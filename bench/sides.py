@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.workloads import Row, read_rows
+from workers.environment import engine_environment
 
 #: Tokens the loop computes at once when it reads a prompt; its default.
 LOOP_BATCH = 512
@@ -76,7 +77,7 @@ def measure_in_child(side: Side, rows: Path, setup: Setup) -> Pass:
     for name in ("slots", "threads", "ctx"):
         command += [f"--{name}", str(getattr(setup, name))]
     # Spinning threads are best for the loop where nothing else runs; the engine has its own setting.
-    environment = {**os.environ, "OMP_WAIT_POLICY": "active"} if side is Side.LOOP else None
+    environment = {**os.environ, "OMP_WAIT_POLICY": "active"} if side is Side.LOOP else engine_environment()
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode == UNAVAILABLE:
         raise UnavailableError(done.stderr.strip())

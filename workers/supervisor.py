@@ -22,6 +22,7 @@ from batcher.errors import BatcherError, ModelError, StorageError
 from batcher.heartbeats import STALLED_AFTER_S, WorkerState
 from batcher.jobdir import JobDir
 from workers.beacon import Beacon
+from workers.environment import engine_environment
 from workers.events import Event, EventKind, OpenAttempt, WorkerConfig
 from workers.memory import count_oom_kills
 from workers.stall import StallMeter, stall_limit_s
@@ -124,6 +125,7 @@ class Supervisor:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
+            env=engine_environment(),
         )
         assert self._child.stdin is not None
         assert self._child.stdout is not None

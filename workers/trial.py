@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 from batcher.errors import BatcherError, EngineError, ModelError
 from batcher.types import SamplingParams
 from workers.engine.settings import EngineConfig, EngineValues
+from workers.environment import engine_environment
 
 if TYPE_CHECKING:
     from workers.engine.engine import Engine
@@ -147,7 +148,12 @@ def run_trial(config: TrialConfig, *, timeout_s: float = TRIAL_TIMEOUT_S) -> Tri
 
     with tempfile.TemporaryFile() as log:
         trial = subprocess.Popen(
-            _TRIAL_COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True
+            _TRIAL_COMMAND,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            start_new_session=True,
+            env=engine_environment(),
         )
         timer = threading.Timer(timeout_s, trial.kill)
         timer.start()

@@ -11,9 +11,9 @@ from batcher.types import Choice
 from workers.engine.sampler import MIN_TEMPERATURE
 from workers.engine.sequence import Sequence
 
-#: Answers kept, and the characters of text in them: tens of megabytes.
-MAX_REMEMBERED = 100_000
-MAX_REMEMBERED_CHARS = 32_000_000
+#: Answers kept, and the characters of text in them: some 20 MB, or a few times that with long texts.
+MAX_REMEMBERED = 32_768
+MAX_REMEMBERED_CHARS = 16_000_000
 
 Key = tuple[object, ...]
 
