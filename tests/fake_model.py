@@ -28,7 +28,7 @@ class FakeVocabulary:
         return np.array([ord(character) for character in text], np.int32)
 
     def piece(self, token: int) -> bytes:
-        return chr(token).encode()
+        return chr(token).encode(errors="surrogatepass")
 
     def detokenize(self, tokens: Tokens) -> bytes:
         return b"".join(map(self.piece, tokens.tolist()))
