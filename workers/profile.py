@@ -19,7 +19,7 @@ from pydantic import AfterValidator, AwareDatetime, TypeAdapter, ValidationError
 from batcher import storage
 from batcher.errors import BatcherError, ModelError, StorageError
 from batcher.machine import processor_name, usable_cores
-from workers.engine.settings import EngineValues, TunedValues
+from workers.engine.settings import MAX_SLOTS, EngineValues, TunedValues
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +31,8 @@ _HEAD_BYTES = 2**20
 #: Digits of the digests in a file's name.
 _MODEL_DIGITS, _MACHINE_DIGITS = 24, 12
 
-#: What llama.cpp and ggml bear at most: LLAMA_MAX_SEQ, GGML_MAX_N_THREADS; a batch of more tokens helps nobody.
-_MOST = EngineValues(num_slots=256, num_threads=512, max_batch_tokens=2**17, max_micro_batch_tokens=2**17)
+#: What llama.cpp and ggml bear at most (GGML_MAX_N_THREADS); a batch of more tokens helps nobody.
+_MOST = EngineValues(num_slots=MAX_SLOTS, num_threads=512, max_batch_tokens=2**17, max_micro_batch_tokens=2**17)
 
 
 class ProfileError(BatcherError):

@@ -12,15 +12,15 @@ from pathlib import Path
 
 from batcher.errors import ModelError
 from batcher.machine import Cores, read_cores
-from workers.engine.settings import EngineConfig, EngineValues, with_values
+from workers.engine.settings import MAX_SLOTS, EngineConfig, EngineValues, with_values
 from workers.profile import Profile, machine_key, model_key
 from workers.trial import TrialConfig, TrialPrompt, TrialResult, run_trial
 
 #: How much faster than another a candidate must be to count as faster.
 MIN_GAIN = 1.03
 
-#: llama.cpp's LLAMA_MAX_SEQ, and the fewest slots worth a try.
-MOST_SLOTS, FEWEST_SLOTS = 256, 4
+#: The fewest slots worth a try.
+FEWEST_SLOTS = 4
 
 #: Tokens of a batch and of a micro-batch.
 BATCH_SIZES = ((512, 512), (2048, 512), (2048, 2048))
@@ -105,7 +105,7 @@ class _Search:
     def _try_slots(self) -> None:
         """Double them while that wins; where it never does, halve them while that does."""
         start = self._best.num_slots
-        most = min(MOST_SLOTS, self.default.max_slots)
+        most = min(MAX_SLOTS, self.default.max_slots)
         while self._best.num_slots * 2 <= most and self._try_number_of_slots(self._best.num_slots * 2):
             pass
         if self._best.num_slots == start:

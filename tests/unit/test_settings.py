@@ -39,7 +39,7 @@ ROOMY = Situation(
 def choose(
     config: EngineConfig = CHOOSE_ALL, situation: Situation = ROOMY, tuned: TunedValues | None = None
 ) -> EngineSettings:
-    return choose_settings(config, situation, tuned=tuned, most_slots=256)
+    return choose_settings(config, situation, tuned=tuned)
 
 
 def test_defaults_of_a_machine_with_room() -> None:
@@ -169,6 +169,7 @@ def test_without_a_gpu_the_memory_is_the_process_own() -> None:
         (300, 512, "the longest request of the job"),
         (512, 512, "the longest request of the job"),
         (9000, 2048, "the default"),
+        (0, 2048, "the default"),
         (None, 2048, "the default"),
     ],
 )

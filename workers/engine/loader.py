@@ -8,7 +8,7 @@ from batcher.machine import read_cores, read_memory
 from workers.engine.engine import Engine
 from workers.engine.gate import Gate
 from workers.engine.kv_cache import KvCache
-from workers.engine.model import MAX_SEQUENCES, ContextSize, Model, Tokenizer, free_gpu_memory, supports_gpu
+from workers.engine.model import ContextSize, Model, Tokenizer, free_gpu_memory, supports_gpu
 from workers.engine.settings import (
     DEFAULT_CONTEXT_LENGTH,
     DEFAULT_NUM_SLOTS,
@@ -53,7 +53,7 @@ def load_model(path: Path, config: EngineConfig, *, make_model: Callable[..., Mo
 
     `make_model` is called like `Model`, and may be a model that also measures.
     """
-    check_config(config, most_slots=MAX_SEQUENCES)
+    check_config(config)
     if config.num_gpu_layers and not supports_gpu():
         raise ModelError(
             f"--gpu-layers is {config.num_gpu_layers}, but llama-cpp-python was built for CPUs only; "
@@ -84,7 +84,7 @@ def choose(
         num_prompts=num_prompts,
         longest_request=longest_request,
     )
-    return choose_settings(config, situation, tuned=tuned, most_slots=MAX_SEQUENCES)
+    return choose_settings(config, situation, tuned=tuned)
 
 
 def make_engine(

@@ -30,9 +30,6 @@ os.environ.setdefault("GGML_NO_BACKTRACE", "1")
 
 import llama_cpp
 
-#: llama.h, LLAMA_MAX_SEQ.
-MAX_SEQUENCES = 256
-
 #: ggml-backend.h, GGML_BACKEND_DEVICE_TYPE_GPU: one with memory of its own.
 _GGML_DEVICE_GPU = 1
 

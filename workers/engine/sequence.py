@@ -36,6 +36,9 @@ class SequenceResult:
     error: RowError | None = None
 
 
+#: Equal for requests that must get the same answer.
+TwinKey = tuple[object, ...]
+
 #: Receives results in the engine's thread and must not block. An EngineError says that the engine is dead.
 Sink = Callable[[SequenceResult | EngineError], None]
 
@@ -74,6 +77,8 @@ class Sequence:
     started_at: float = 0.0
     deadline: float = math.inf
     twins: list["Sequence"] = field(default_factory=list)
+    #: What its twins have in common with it; None where it has to be decoded itself (see `Twins`).
+    twin_key: TwinKey | None = None
     draws: Draws = field(init=False)
     #: Only where there are stop strings to look for.
     stops: TextBuffer | None = field(init=False)

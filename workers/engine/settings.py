@@ -8,6 +8,9 @@ from dataclasses import dataclass, replace
 from batcher.errors import ModelError
 from batcher.machine import Cores
 
+#: llama.h, LLAMA_MAX_SEQ.
+MAX_SLOTS = 256
+
 #: Where throughput on 2 cores levels off for a 135M model; memory permitting, more costs little.
 DEFAULT_NUM_SLOTS = 32
 
@@ -154,11 +157,11 @@ class EngineSettings:
         return ", ".join(texts)
 
 
-def check_config(config: EngineConfig, *, most_slots: int) -> None:
-    """Refuse what contradicts itself. Raises ModelError with the remedy. `most_slots` is llama.cpp's bound."""
+def check_config(config: EngineConfig) -> None:
+    """Refuse what contradicts itself. Raises ModelError with the remedy."""
     slots, batch, micro = config.num_slots, config.max_batch_tokens, config.max_micro_batch_tokens
-    if slots is not None and not 1 <= slots <= most_slots:
-        raise ModelError(f"--slots is {slots}; llama.cpp takes 1 to {most_slots}")
+    if slots is not None and not 1 <= slots <= MAX_SLOTS:
+        raise ModelError(f"--slots is {slots}; llama.cpp takes 1 to {MAX_SLOTS}")
     if slots is not None and batch is not None and batch < slots:
         raise ModelError(
             f"--batch-tokens is {batch}, but each of {slots} slots takes one token of a batch; "
@@ -170,14 +173,12 @@ def check_config(config: EngineConfig, *, most_slots: int) -> None:
         )
 
 
-def choose_settings(
-    config: EngineConfig, situation: Situation, *, tuned: TunedValues | None = None, most_slots: int
-) -> EngineSettings:
+def choose_settings(config: EngineConfig, situation: Situation, *, tuned: TunedValues | None = None) -> EngineSettings:
     """Choose each setting: an option before what was measured, and that before a default. Raises like `check_config`.
 
     What nobody asked for by number gives way where it does not fit: to the memory there is, and to the other options.
     """
-    check_config(config, most_slots=most_slots)
+    check_config(config)
     context_length = _choose_context_length(config, situation)
     num_slots = _choose_slots(config, situation, tuned, context_length.value)
     batch = _choose_batch(config, tuned, num_slots.value)
@@ -198,7 +199,7 @@ def _choose_context_length(config: EngineConfig, situation: Situation) -> Settin
         bound = Setting(situation.trained_context_length, "all that the model was trained for")
     else:
         bound = Setting(DEFAULT_CONTEXT_LENGTH, "the default")
-    if situation.longest_request is None:
+    if not situation.longest_request:
         return bound
     cells = -(-situation.longest_request // CELLS_STEP) * CELLS_STEP
     return min(bound, Setting(cells, "the longest request of the job"), key=lambda setting: setting.value)

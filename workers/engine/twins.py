@@ -9,24 +9,22 @@ from collections import OrderedDict
 
 from batcher.types import Choice
 from workers.engine.sampler import MIN_TEMPERATURE
-from workers.engine.sequence import Sequence
+from workers.engine.sequence import Sequence, TwinKey
 
 #: Answers kept, and the characters of text in them: some 20 MB, or a few times that with long texts.
 MAX_REMEMBERED = 32_768
 MAX_REMEMBERED_CHARS = 16_000_000
 
-Key = tuple[object, ...]
-
 
 class Twins:
-    """Keeps the first of each kind, and the answers given. For the engine's thread, but for `key`."""
+    """Keeps the first of each kind, and the answers given. For the engine's thread."""
 
     def __init__(self, *, max_remembered: int = MAX_REMEMBERED, max_chars: int = MAX_REMEMBERED_CHARS) -> None:
         self._max_remembered = max_remembered
         self._max_chars = max_chars
         self._num_chars = 0
-        self._firsts: dict[Key, Sequence] = {}
-        self._answers: OrderedDict[Key, Choice] = OrderedDict()
+        self._firsts: dict[TwinKey, Sequence] = {}
+        self._answers: OrderedDict[TwinKey, Choice] = OrderedDict()
 
     def join(self, sequence: Sequence) -> bool:
         """Whether `sequence` needs no decoding of its own. Then it has its answer now, or gets it with its twin.
@@ -35,7 +33,7 @@ class Twins:
         """
         if sequence.request.is_alone:
             return False
-        key = _key(sequence)
+        key = sequence.twin_key = _key(sequence)
         answer = self._answers.get(key)
         if answer is not None:
             self._answers.move_to_end(key)
@@ -50,24 +48,25 @@ class Twins:
 
     def settle(self, sequence: Sequence, choice: Choice) -> None:
         """Remember the answer to a finished sequence."""
-        key = _key(sequence)
-        if self._firsts.get(key) is not sequence:
+        key = sequence.twin_key
+        if key is None or not self.drop(sequence):
             return
-        del self._firsts[key]
         self._answers[key] = choice
         self._num_chars += len(choice.text)
         while len(self._answers) > self._max_remembered or self._num_chars > self._max_chars:
             _, oldest = self._answers.popitem(last=False)
             self._num_chars -= len(oldest.text)
 
-    def drop(self, sequence: Sequence) -> None:
-        """Forget a sequence that gets no answer."""
-        key = _key(sequence)
-        if self._firsts.get(key) is sequence:
-            del self._firsts[key]
+    def drop(self, sequence: Sequence) -> bool:
+        """Let no more twins join a sequence. Returns whether any could until now."""
+        key = sequence.twin_key
+        if key is None or self._firsts.get(key) is not sequence:
+            return False
+        del self._firsts[key]
+        return True
 
 
-def _key(sequence: Sequence) -> Key:
+def _key(sequence: Sequence) -> TwinKey:
     params, timeout_s = sequence.request.params, sequence.request.timeout_s
     digest = hashlib.blake2b(sequence.prompt.tobytes(), digest_size=16).digest()
     if params.temperature < MIN_TEMPERATURE:
