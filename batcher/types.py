@@ -56,7 +56,11 @@ class RowError:
 class SamplingParams:
     """How a request is sampled; the documented parameters, with the documented defaults.
 
-    `temperature` 0 is greedy. `seed` None means: derive it from the job's seed (see `Request.choice_seed`).
+    `temperature` 0 is greedy. `seed` None means: derive it from the job's seed (see `Request.choice_seed`). Of each
+    prompt `best_of` completions are made (None: as many as are wanted) and the `n` likeliest by their tokens are given.
+    `echo` puts the prompt in front of the text. `logprobs` None: none; k: of each token its own log-probability and
+    those of the k likeliest. `logit_bias` are pairs of a token id and what is added to its logit. `suffix` is what
+    comes after the text (fill-in-the-middle).
     """
 
     max_tokens: int = DEFAULT_MAX_TOKENS
@@ -64,14 +68,30 @@ class SamplingParams:
     top_p: float = DEFAULT_TOP_P
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    n: int = 1
+    best_of: int | None = None
+    echo: bool = False
+    logprobs: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    suffix: str = ""
+
+    @property
+    def num_drawn(self) -> int:
+        """How many completions are made of a prompt; `n` of them are given."""
+        return self.n if self.best_of is None else self.best_of
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """One validated input row.
 
-    `prompts` has one entry for a string prompt and n for an array of n; `is_array` remembers which it was.
-    `row` counts from 0 over all input files of the job.
+    `prompts` has one entry for a string prompt and n for an array of n; `is_array` remembers which it was. Of a chat
+    (`is_chat`) it has one entry, the JSON text of its messages. `row` counts from 0 over all input files of the job.
+
+    A request is decoded as `num_sequences` sequences. Those of prompt i are numbered from i * `params.num_drawn`; the
+    choices that it gives from i * `params.n`.
     """
 
     row: int
@@ -80,11 +100,20 @@ class Request:
     prompts: tuple[str, ...]
     is_array: bool
     params: SamplingParams
+    is_chat: bool = False
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self.prompts) * self.params.num_drawn
+
+    @property
+    def num_choices(self) -> int:
+        return len(self.prompts) * self.params.n
 
     def choice_seed(self, index: int, *, job_seed: int) -> int:
-        """The 32-bit seed of choice `index`: the same on every attempt, different for every choice of a job.
+        """The 32-bit seed of sequence `index`: the same on every attempt, different for every sequence of a job.
 
-        A request's own seed is the seed of its first choice, and its further choices count up from it.
+        A request's own seed is the seed of its first sequence, and its further ones count up from it.
         """
         if self.params.seed is not None:
             return (self.params.seed + index) & 0xFFFF_FFFF
@@ -109,21 +138,38 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A generated token by its bytes, its natural log-probability, and the likeliest tokens at its place.
+
+    The probabilities are the model's own, before temperature, top_p, bias and penalties. `top` is sorted, the likeliest
+    first.
+    """
+
+    token: bytes
+    logprob: float
+    top: tuple[tuple[bytes, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Choice:
-    """One completed prompt. `latency_ms` runs from its first prefill to its last token."""
+    """One completed prompt. `latency_ms` runs from its first prefill to its last token.
+
+    `logprobs` has an entry for each token of the text, if they were asked for.
+    """
 
     index: int
     text: str
     finish_reason: FinishReason
     usage: Usage
     latency_ms: float
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
     """The answer to one request: all its choices in order of index, or the error that replaced them.
 
-    `id` is the response's id ("cmpl-..."); `created` is in Unix seconds.
+    `id` is the response's id ("cmpl-...", of a chat "chatcmpl-..."); `created` is in Unix seconds.
     """
 
     request: Request

@@ -1,0 +1,1 @@
+"""The HTTP server: the OpenAI-compatible API over live engines (`batcher.live`) and the jobs of a jobs root."""

@@ -1,0 +1,88 @@
+"""Live requests: what the HTTP server and the engines it asks say to each other.
+
+The server has engines in a process of their own (`workers.child`), so that a crash in one takes no connection along
+and writing to a thousand clients takes no time from decoding. Here is what passes between, and `LiveEngine`, which is
+all that the routes of the server know of it.
+"""
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from batcher.errors import BatcherError
+from batcher.types import Choice, Request, RowError, TokenLogprob
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What a choice has gained since the last one: text that no stop string can take back any more."""
+
+    index: int
+    text: str
+    logprobs: tuple[TokenLogprob, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """An engine at a moment. Cells are those of the KV cache; totals count from the start of its process.
+
+    `num_running` and `num_waiting` count sequences, of live requests (`num_live_...`) and of batch rows together.
+    `longest_step_s` is the longest that a step took so far.
+    """
+
+    num_slots: int
+    num_running: int
+    num_waiting: int
+    num_live_running: int
+    num_live_waiting: int
+    num_cells: int
+    num_cells_used: int
+    num_steps: int
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    num_completion_tokens: int
+    num_preempted: int
+    longest_step_s: float
+
+
+class LiveRequestError(BatcherError):
+    """A live request failed, for a reason of the taxonomy. Its engine goes on."""
+
+    def __init__(self, error: RowError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+class EngineAwayError(BatcherError):
+    """The engine's process is loading, died, or is stopping: the request can be sent again in a while."""
+
+    is_retriable = True
+
+
+class LiveEngine(Protocol):
+    """Engines, one for each model. For the event loop's thread."""
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The names it answers for."""
+        ...
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether its process has loaded the models."""
+        ...
+
+    def complete(
+        self, request: Request, *, is_streaming: bool, timeout_s: float | None = None
+    ) -> AsyncIterator[Delta | Choice]:
+        """The choices of `request`, each as soon as it is finished; before that its deltas, if `is_streaming`.
+
+        `request.model` must be one of `models`. `timeout_s` bounds the time of each choice, from its first prefill.
+        Closing the iterator, or cancelling the task that waits for it, frees what the request holds. Raises
+        LiveRequestError and EngineAwayError.
+        """
+        ...
+
+    async def stats(self) -> Mapping[str, EngineStats]:
+        """Each engine as it is now, by model. Empty where the process is away."""
+        ...
