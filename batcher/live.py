@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from batcher.errors import BatcherError
-from batcher.types import Choice, Request, RowError, TokenLogprob
+from batcher.types import Choice, EngineStats, Request, RowError, TokenLogprob
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,29 +20,6 @@ class Delta:
     index: int
     text: str
     logprobs: tuple[TokenLogprob, ...] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    """An engine at a moment. Cells are those of the KV cache; totals count from the start of its process.
-
-    `num_running` and `num_waiting` count sequences, of live requests (`num_live_...`) and of batch rows together.
-    `longest_step_s` is the longest that a step took so far.
-    """
-
-    num_slots: int
-    num_running: int
-    num_waiting: int
-    num_live_running: int
-    num_live_waiting: int
-    num_cells: int
-    num_cells_used: int
-    num_steps: int
-    num_prompt_tokens: int
-    num_cached_tokens: int
-    num_completion_tokens: int
-    num_preempted: int
-    longest_step_s: float
 
 
 class LiveRequestError(BatcherError):

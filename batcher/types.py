@@ -179,6 +179,29 @@ class Completion:
     error: RowError | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """An engine at a moment. Cells are those of the KV cache; totals count from the start of its process.
+
+    `num_running` and `num_waiting` count sequences, of live requests (`num_live_...`) and of batch rows together.
+    `longest_step_s` is the longest that a step took so far.
+    """
+
+    num_slots: int
+    num_running: int
+    num_waiting: int
+    num_live_running: int
+    num_live_waiting: int
+    num_cells: int
+    num_cells_used: int
+    num_steps: int
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    num_completion_tokens: int
+    num_preempted: int
+    longest_step_s: float
+
+
 def splitmix64(x: int) -> int:
     """One output of the SplitMix64 generator (Steele, Lea, Flood 2014): a bijective 64-bit mixer."""
     x = (x + 0x9E37_79B9_7F4A_7C15) & _MASK_64
