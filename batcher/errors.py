@@ -23,6 +23,18 @@ class InvalidRowError(InputError):
     """One input row is not a valid request. It becomes an error row, or refuses the file under `--strict`."""
 
 
+class InvalidBodyError(InputError):
+    """The body of an API request is not a valid request. The message begins with the field that is wrong.
+
+    `param` is that field, None where it is the body as a whole; `code` is the API's error code, if it has one.
+    """
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
+
+
 class JobError(BatcherError):
     """A job directory is missing, damaged or in the wrong state for the command."""
 

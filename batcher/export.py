@@ -24,8 +24,8 @@ import pyarrow.parquet as pq
 from batcher import storage
 from batcher.errors import InputError, JobError, StorageError
 from batcher.jobdir import JobDir, ShardInfo
-from batcher.protocol import batch_output_line, completion_body
 from batcher.repair import read_part
+from batcher.responses import batch_output_line, completion_body
 from batcher.results import RESULT_FIELDS, join_tables, read_chunks, result_schema
 from batcher.shards import to_json_text
 
