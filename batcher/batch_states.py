@@ -95,7 +95,7 @@ class BatchReader:
                 if job.path not in self._complained:
                     self._complained.add(job.path)
                     logger.warning("not listed: %s", exc)
-        for path in {*self._known, *self._records}.difference(job.path for _, job in found):
+        for path in {*list(self._known), *list(self._records)}.difference(job.path for _, job in found):
             self._known.pop(path, None)
             self._records.pop(path, None)
         return sorted(found, key=lambda one: (one[0], one[1].job_id), reverse=True)

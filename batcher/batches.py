@@ -55,11 +55,15 @@ _LOOK_AGAIN_S = 10.0
 
 
 class BatchRequestError(InputError):
-    """A batch can't be made as it was asked for; `param` names what is wrong."""
+    """What was asked of batches can't be done as it was asked; `param` names what is wrong with it."""
 
     def __init__(self, message: str, *, param: str) -> None:
         super().__init__(message)
         self.param = param
+
+
+class NoSuchThingError(BatchRequestError):
+    """It names a file or batch that there is none of."""
 
 
 class BatchEndedError(JobError):
@@ -167,7 +171,7 @@ class Batches:
             )
         stored = self._files.get(input_file_id)
         if stored is None:
-            raise BatchRequestError(f"no such file: {input_file_id[:80]!r}; upload it first", param="input_file_id")
+            raise NoSuchThingError(f"No such file: {input_file_id[:80]!r}; upload it first", param="input_file_id")
         if stored.purpose != BATCH_PURPOSE:
             raise BatchRequestError(
                 f"file {stored.id} has the purpose {stored.purpose!r}; upload it with {BATCH_PURPOSE!r}",
@@ -211,7 +215,7 @@ class Batches:
         if after is not None:
             ids = [job.job_id for job in jobs]
             if after not in ids:
-                raise BatchRequestError(f"after is {after[:80]!r}, which is no batch; use the id of one", param="after")
+                raise NoSuchThingError(f"No such batch: {after[:80]!r}; use the id of one", param="after")
             jobs = jobs[ids.index(after) + 1 :]
         found = [batch for job in jobs[:limit] if (batch := self._read_if_sound(job)) is not None]
         return BatchPage(tuple(found), len(jobs) > limit)
