@@ -25,6 +25,7 @@ from batcher.types import DEFAULT_CHAT_MAX_TOKENS, ErrorCode, Request, RowError,
 
 _PARAMS = frozenset(PARAM_FIELDS)
 _BATCH_LINE_KEYS = frozenset({"method", "url", "body"})
+COMPLETIONS_URL = "/v1/completions"
 #: Stands for a value of a table that can't be read as text.
 _NOT_UTF8 = object()
 
@@ -51,7 +52,8 @@ class RowParser:
 
     `params` and `default_model` are the job's defaults, `chat_max_tokens` is that of chats. A row naming a model
     outside `known_models` gets `model_not_found`; None takes any name that can be a queue's. The prompt comes from
-    `template`, else from `prompt_column`; where either is given, no row is taken for a batch line.
+    `template`, else from `prompt_column`; where either is given, no row is taken for a batch line. `endpoint`: of
+    `SubmitOptions`.
     Raises InputError for options that contradict each other.
     """
 
@@ -65,6 +67,7 @@ class RowParser:
         prompt_column: str | None = None,
         id_column: str | None = None,
         template: Template | None = None,
+        endpoint: str | None = None,
     ) -> None:
         _check_columns(prompt_column, id_column, template)
         self._params = params
@@ -72,6 +75,7 @@ class RowParser:
         self._default_model = default_model
         self._known_models = known_models
         self._template = template
+        self._endpoint = endpoint
         self._takes_batch_lines = prompt_column is None and template is None
         self._prompt_column = None if template else prompt_column or "prompt"
         self._id_column = id_column or "custom_id"
@@ -115,10 +119,17 @@ class RowParser:
         # Only lines with this key can be batch lines; the others are parsed and checked in one go.
         if self._takes_batch_lines and b'"body"' in line and self._is_batch_line(value := from_json(line)):
             batch_line: BatchLine = self._validate_batch_line(value)
+            self._check_endpoint(batch_line.url)
             return self._build_batch_line(batch_line, row), batch_line.__pydantic_extra__ or {}
         found = self._validate_json(line)
+        self._check_endpoint(COMPLETIONS_URL)
         extras: dict[str, Any] = found.__pydantic_extra__
         return self._build(found, extras, row, custom_id=found.custom_id), extras
+
+    def _check_endpoint(self, url: str) -> None:
+        """Raise InvalidRowError for a row that is meant for another endpoint than its batch. Plain rows complete."""
+        if self._endpoint is not None and url != self._endpoint:
+            raise InvalidRowError(f"url is {shown(url)}; the batch is for {self._endpoint}: use that, or another batch")
 
     def _refuse_line(
         self, line: bytes | None, exc: Exception, row: int, source: str
