@@ -13,6 +13,7 @@ import uvicorn
 from batcher.api.app import Service, make_app
 from batcher.api.connections import connection_class
 from batcher.api.limits import Limits
+from batcher.api.server import bind
 from tests.scripted_engine import ScriptedEngine
 from tests.waiting import PATIENCE_S, wait_for
 
@@ -68,7 +69,7 @@ def read_all(sock: socket.socket) -> bytes:
 def live_server(engine: ScriptedEngine, *, limits: Limits | None = None) -> Iterator[LiveServer]:
     limits = limits or Limits()
     service = make_app(engine, keys=None, limits=limits)
-    listener = socket.create_server(("127.0.0.1", 0))
+    [listener] = bind("127.0.0.1", 0)
     config = uvicorn.Config(
         service.app,
         http=connection_class(limits),

@@ -70,7 +70,7 @@ def make_app(
         exception_handlers={HTTPException: _http_error, RequestValidationError: _invalid_request},
     )
     completions = Completions(exchanges, limits=limits, metrics=metrics, is_strict=is_strict)
-    app.include_router(completions_router(completions))
+    app.include_router(completions_router(completions, is_strict=is_strict, models=exchanges.models))
     app.include_router(models_router(engine))
     app.include_router(health_router(engine))
     app.include_router(_metrics_router(engine, metrics, census))

@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from urllib.parse import quote
 
 from fastapi import APIRouter, Request
@@ -81,12 +81,12 @@ def _ignored(parsed: ParsedBody) -> Mapping[str, str]:
     return {IGNORED_HEADER: ", ".join(quote(name, safe=".[]$ ") for name in parsed.ignored)} if parsed.ignored else {}
 
 
-def completions_router(completions: Completions) -> APIRouter:
-    """The routes."""
+def completions_router(completions: Completions, *, is_strict: bool, models: Collection[str]) -> APIRouter:
+    """The routes. `models` are those that the document names."""
     router = APIRouter(tags=["completions"])
 
     def body(*, is_chat: bool) -> dict[str, object]:
-        schema = body_schema(is_chat)
+        schema = body_schema(is_chat, is_strict=is_strict, models=models)
         return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
     @router.post("/v1/completions", responses=_ANSWERS, openapi_extra=body(is_chat=False), response_class=Response)

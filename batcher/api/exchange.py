@@ -137,7 +137,7 @@ class Exchanges:
         # A single request is taken whatever its size: `max_sequences` has bounded that.
         if num_queued and num_queued + request.num_sequences > self._limits.max_queued:
             raise busy_error(
-                f"{num_queued:,} completions of live requests are queued, of {self._limits.max_queued:,} at most; try later"
+                f"{num_queued:,} live completions are queued, of {self._limits.max_queued:,} at most; try later"
             )
         timeout_s = self._limits.request_timeout_s
         items = self._engine.complete(request, is_streaming=is_streaming, timeout_s=timeout_s)

@@ -21,13 +21,18 @@ import uvicorn
 
 from batcher.api.app import Service, make_app
 from batcher.api.auth import ApiKeys
-from batcher.api.batch_keeper import BatchKeeper, open_batches
+from batcher.api.batch_keeper import BatchKeeper
+from batcher.api.batches import batches_router
 from batcher.api.census import CensusTaker
 from batcher.api.connections import connection_class
+from batcher.api.files import files_router
 from batcher.api.limits import Limits
+from batcher.batches import Batches
 from batcher.broker import connect, embedded_broker
 from batcher.errors import BatcherError, BrokerError, InputError
+from batcher.jobdir import JobDir
 from batcher.live import LiveEngine
+from batcher.uploads import FileStore
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -190,25 +195,22 @@ class _Server:
     async def _serve(self, engine: LiveEngine | None) -> None:
         config = self._config
         models = engine.models if engine is not None else ()
-        batches = open_batches(
-            config.jobs_root,
-            broker_url=self._broker_url,
-            # Workers of our own broker are ours, so a batch for another model would wait for ever.
-            known_models=frozenset(models) if config.broker_url is None else None,
-            max_file_bytes=config.limits.max_file_bytes,
-        )
+        # Workers of our own broker are ours, so a batch for another model would wait for ever.
+        known = frozenset(models) if config.broker_url is None else None
+        files = FileStore(config.jobs_root)
+        batches = Batches(config.jobs_root, files, send=_sender(self._broker_url), known_models=lambda: known)
         self._service = make_app(
             engine,
             keys=config.keys,
             limits=config.limits,
             is_strict=config.is_strict,
             census=CensusTaker(config.jobs_root),
-            routers=batches.routers,
+            routers=(files_router(files, batches, max_bytes=config.limits.max_file_bytes), batches_router(batches)),
         )
         self._uvicorn = _Uvicorn(_uvicorn_config(self._service.app, config))
         # A signal, or the engines' failure, may have come before there was something to stop.
         self._uvicorn.should_exit = self._failure is not None or self._num_signals > 0
-        with BatchKeeper(batches.tick, batches.wake):
+        with BatchKeeper(batches):
             announcing = asyncio.create_task(self._announce(self._uvicorn, engine))
             await self._uvicorn.serve(self._sockets)
             announcing.cancel()
@@ -273,6 +275,19 @@ class _Server:
         assert self._uvicorn is not None
         for connection in list(self._uvicorn.server_state.connections):
             connection.transport.abort()
+
+
+def _sender(broker_url: str) -> Callable[[JobDir], None]:
+    """What has a job worked on: a message for each of its shards."""
+    from workers.app import enqueue
+    from workers.app import make_app as make_celery_app
+
+    celery = make_celery_app(broker_url)
+
+    def send(job: JobDir) -> None:
+        enqueue(celery, job, job.pending_shards())
+
+    return send
 
 
 def _uvicorn_config(app: "FastAPI", config: ServerConfig) -> uvicorn.Config:
