@@ -24,7 +24,10 @@ class FakeVocabulary:
         self.size = size
         self.is_end = np.arange(size) == END
 
-    def tokenize(self, text: str) -> Tokens:
+    bos_text = eos_text = ""
+    fill_in_marks: tuple[int, int, int] | None = None
+
+    def tokenize(self, text: str, *, adds_bos: bool = True) -> Tokens:
         return np.array([ord(character) for character in text], np.int32)
 
     def piece(self, token: int) -> bytes:
@@ -38,6 +41,7 @@ class FakeModel:
     """`num_decoded` counts the tokens computed, `num_copied` the cells that placements moved between slots."""
 
     path = Path("fake.gguf")
+    chat_template: str | None = None
 
     def __init__(self, *, num_slots: int, vocab_size: int = 97, can_cut: bool = True) -> None:
         self.vocabulary = FakeVocabulary(vocab_size)

@@ -38,7 +38,9 @@ class Beacon:
         self._last_crash = ending
 
     def show(self, state: WorkerState, *, attempts: Sequence[OpenAttempt], stalled_s: float) -> None:
-        """Replace the file, if it is due or something has changed."""
+        """Replace the file, if it is due or something has changed. One that takes no shards shows none."""
+        if not self._config.takes_shards:
+            return
         now = self._clock()
         current = (state, tuple(attempts), self._num_crashes)
         if current == self._shown and now < self._next_at:
@@ -69,6 +71,8 @@ class Beacon:
 
     def put_out(self) -> None:
         """Take the file away: the worker ends in good order."""
+        if not self._config.takes_shards:
+            return
         try:
             remove_heartbeat(Path(self._config.home), self._config.name)
         except BatcherError as exc:

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -78,11 +79,50 @@ def _work(config: WorkerConfig, reporter: Reporter) -> int:
         engine.start()
     reporter.send(Event(EventKind.LOADED, "\n".join(texts)))
     threading.Thread(target=_beat, args=(list(engines.values()), reporter), name="beat", daemon=True).start()
+    failures = EngineFailures()
+    if config.live_descriptor is not None:
+        _answer_live(config.live_descriptor, engines, reporter, failures)
     try:
-        return _serve(config, engines, reporter)
+        serve = _take_shards if config.takes_shards else _wait_for_stop
+        exit_code = serve(config, engines, reporter, failures)
+        return EXIT_ENGINE_FAILED if failures.has_any else exit_code
     finally:
         for engine in engines.values():
             engine.close()
+
+
+class EngineFailures:
+    """Ends the process, in good order, when an engine has died: it is of no use then. For all threads."""
+
+    def __init__(self) -> None:
+        self.has_any = False
+
+    def note(self, exc: EngineError) -> None:
+        if not self.has_any:
+            logger.error("%s; the process ends, its finished rows are saved", exc)
+        self.has_any = True
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _answer_live(descriptor: int, engines: dict[str, Any], reporter: Reporter, failures: EngineFailures) -> None:
+    from workers.live import LiveRequests
+
+    LiveRequests(
+        socket.socket(fileno=descriptor),
+        engines,
+        # So that a server whose process dies now and then, but answers in between, is not given up.
+        on_answered=lambda: reporter.send(Event(EventKind.PROGRESS)),
+        on_engine_failure=failures.note,
+    ).start()
+
+
+def _wait_for_stop(config: WorkerConfig, engines: dict[str, Any], reporter: Reporter, failures: EngineFailures) -> int:
+    """Let live requests be answered until SIGTERM comes."""
+    stopping = threading.Event()
+    signal.signal(signal.SIGTERM, lambda number, frame: stopping.set())
+    reporter.send(Event(EventKind.READY))
+    stopping.wait()
+    return 0
 
 
 def _load_engines(config: WorkerConfig) -> tuple[dict[str, Any], list[str]]:
@@ -127,7 +167,7 @@ def _beat(engines: list[Any], reporter: Reporter) -> None:
         time.sleep(BEAT_INTERVAL_S)
 
 
-def _serve(config: WorkerConfig, engines: dict[str, Any], reporter: Reporter) -> int:
+def _take_shards(config: WorkerConfig, engines: dict[str, Any], reporter: Reporter, failures: EngineFailures) -> int:
     from celery import signals
 
     from batcher.broker import queue_name
@@ -136,12 +176,6 @@ def _serve(config: WorkerConfig, engines: dict[str, Any], reporter: Reporter) ->
 
     # Set in a signal handler, which runs in the main thread: safe, as that thread never waits on it.
     stopping = threading.Event()
-    engine_failures: list[EngineError] = []
-
-    def on_engine_failure(exc: EngineError) -> None:
-        logger.error("%s; the process ends, its finished rows are saved", exc)
-        engine_failures.append(exc)
-        os.kill(os.getpid(), signal.SIGTERM)
 
     def on_failure(job_id: str, shard: int, exc: BatcherError) -> None:
         message = f"shard {shard} of {job_id}: {exc}"
@@ -161,7 +195,7 @@ def _serve(config: WorkerConfig, engines: dict[str, Any], reporter: Reporter) ->
         engines=engines,
         around=_surroundings(config, reporter, stopping),
         on_failure=on_failure,
-        on_engine_failure=on_engine_failure,
+        on_engine_failure=failures.note,
     )
     # Celery keeps weak references to receivers; these two live as long as this call, which is as long as the worker.
     signals.worker_shutting_down.connect(on_stop)
@@ -170,7 +204,7 @@ def _serve(config: WorkerConfig, engines: dict[str, Any], reporter: Reporter) ->
     num_shards = concurrency(max(engine.num_slots for engine in engines.values()))
     worker = app.Worker(hostname=f"batcher@{config.name}", queues=queues, concurrency=num_shards, **WORKER_OPTIONS)
     worker.start()
-    return EXIT_ENGINE_FAILED if engine_failures else int(worker.exitcode or 0)
+    return int(worker.exitcode or 0)
 
 
 def _surroundings(config: WorkerConfig, reporter: Reporter, stopping: threading.Event) -> "Surroundings":

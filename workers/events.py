@@ -16,8 +16,9 @@ class WorkerConfig:
     the results. `home` is the folder below which the supervisor keeps its sign of life. `stall_timeout_s` are the
     seconds without a step after which an engine is given up. `row_timeout_s` goes before a job's own. `quiet` leaves
     only warnings in the log. `model_sha256` are pairs of a model's name and the digest that its file must have.
-    `num_workers` share this machine. `num_prompts` are all that there is to do, and none
-    takes more than `longest_request` tokens, prompt and completion; None: nobody knows what will come.
+    `num_workers` share this machine. `num_prompts` are all that there is to do, and none takes more than
+    `longest_request` tokens, prompt and completion; None: nobody knows what will come. Unless it `takes_shards` it
+    computes only live requests, and knows no broker. `live_descriptor` is that of the socket by which they come.
     """
 
     name: str
@@ -40,6 +41,8 @@ class WorkerConfig:
     longest_request: int | None = None
     quiet: bool = False
     model_sha256: tuple[tuple[str, str], ...] = ()
+    takes_shards: bool = True
+    live_descriptor: int | None = None
 
     def to_json(self) -> bytes:
         """One line."""

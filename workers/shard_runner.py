@@ -17,7 +17,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
@@ -38,8 +38,9 @@ from batcher.jobdir import JobDir
 from batcher.lease import Lease, Leases, new_lease
 from batcher.results import build_table, join_tables, read_chunks, result_schema, write_file
 from batcher.shards import read_shard
-from batcher.types import Choice, Completion, RowError, splitmix64
+from batcher.types import Choice, Completion, RowError
 from workers.engine.sequence import OnStart, SequenceRequest, SequenceResult, Sink
+from workers.sequences import Gathering, completion_id, sequence_requests
 from workers.stall import stall_limit_s
 
 logger = logging.getLogger(__name__)
@@ -103,15 +104,6 @@ class Surroundings:
     stall_timeout_s: float | None = None
     row_timeout_s: float | None = None
     clock: Callable[[], float] = time.monotonic
-
-
-@dataclass(slots=True)
-class _OpenRow:
-    """A row with choices still to come."""
-
-    num_missing: int
-    choices: list[Choice] = field(default_factory=list)
-    error: RowError | None = None
 
 
 def run_shard(job: JobDir, shard: int, engine: EngineLike, around: Surroundings) -> Outcome:
@@ -196,12 +188,6 @@ def _record_end(
         logger.warning("%s", storage_exc)
 
 
-def completion_id(job_seed: int, row: int) -> str:
-    """The response id of a row: "cmpl-" and 24 hexadecimal digits, the same on every attempt."""
-    first = splitmix64(splitmix64(job_seed) ^ row)
-    return f"cmpl-{first:016x}{splitmix64(first) >> 32:08x}"
-
-
 class _ShardRun:
     """One attempt. Lives in one thread but for `_inbox`, which the engine fills."""
 
@@ -234,7 +220,7 @@ class _ShardRun:
         self._num_flushes = 0
         self._inbox: queue.SimpleQueue[SequenceResult | EngineError] = queue.SimpleQueue()
         self._failure: EngineError | None = None
-        self._open: dict[int, _OpenRow] = {}
+        self._open: dict[int, Gathering] = {}
         self._finished: dict[int, Completion] = {}
         self._renewal_interval_s = around.leases.pace.renewal_interval_s
         now = around.clock()
@@ -276,7 +262,7 @@ class _ShardRun:
         if not positions:
             return None
         for position in positions:
-            self._open[position] = _OpenRow(len(self._shard.rows[position].request.prompts))
+            self._open[position] = Gathering(self._shard.rows[position].request)
         try:
             ticket = self._engine.submit(
                 self._requests(positions, is_alone=is_alone),
@@ -308,15 +294,13 @@ class _ShardRun:
             assert request.prompts, f"row {request.row} has no prompt"
             note = self._journal.alone if is_alone else self._journal.tokenizing
             note(request.row)
-            for index, prompt in enumerate(request.prompts):
-                seed = request.choice_seed(index, job_seed=self._job.manifest.seed)
-                yield SequenceRequest(
-                    (position, index),
-                    prompt,
-                    replace(request.params, seed=seed),
-                    timeout_s=self._row_timeout_s,
-                    is_alone=is_alone,
-                )
+            yield from sequence_requests(
+                request,
+                position=position,
+                job_seed=self._job.manifest.seed,
+                timeout_s=self._row_timeout_s,
+                is_alone=is_alone,
+            )
         self._journal.at_ease()
 
     def _note_start(self, request: SequenceRequest) -> None:
@@ -345,20 +329,14 @@ class _ShardRun:
             return
         position, _ = item.key
         row = self._open[position]
-        row.num_missing -= 1
-        if item.choice is not None:
-            row.choices.append(item.choice)
-        row.error = row.error or item.error
-        if not row.num_missing:
+        if row.add(item):
             del self._open[position]
-            row.choices.sort(key=lambda choice: choice.index)
-            # A request is answered whole or not at all: one failed choice makes it an error row.
-            self._finish(position, error=row.error, choices=() if row.error else tuple(row.choices))
+            self._finish(position, error=row.error, choices=row.choices())
 
     def _finish(self, position: int, *, error: RowError | None, choices: tuple[Choice, ...] = ()) -> None:
         request = self._shard.rows[position].request
         self._journal.finished(request.row)
-        response_id = completion_id(self._job.manifest.seed, request.row)
+        response_id = completion_id(request, job_seed=self._job.manifest.seed)
         self._finished[position] = Completion(request, response_id, int(time.time()), choices, error)
 
     def _tick(self) -> Outcome | None:

@@ -10,10 +10,12 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from batcher import attempts
@@ -58,8 +60,9 @@ class Supervisor:
     """One child and its successors. Not for several threads; nothing here blocks but `stop_all`.
 
     `on_shard_failure` hears why a shard could not be run, `on_death` that a child died without being asked to, by the
-    worker's name and the child's pid, `on_loaded` how a child has set up its engines, a line for each. `clock` is in
-    seconds and only grows.
+    worker's name and the child's pid, `on_loaded` how a child has set up its engines, a line for each. Where there are
+    live requests, `open_channel` is called for each child and gives the end of a socket that is the child's. `clock` is
+    in seconds and only grows.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class Supervisor:
         on_shard_failure: Callable[[str], None],
         on_death: Callable[[str, int], None],
         on_loaded: Callable[[str], None] = lambda text: None,
+        open_channel: Callable[[], socket.socket] | None = None,
         command: Sequence[str] = CHILD_COMMAND,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -78,6 +82,7 @@ class Supervisor:
         self._on_shard_failure = on_shard_failure
         self._on_death = on_death
         self._on_loaded = on_loaded
+        self._open_channel = open_channel
         self._command = command
         self._clock = clock
         self._beacon = Beacon(config, clock=clock)
@@ -120,19 +125,25 @@ class Supervisor:
         self._open = []
         self._killed_for = ""
         self._oom_kills_at_poll = self._oom_kills_at_beat = count_oom_kills()
-        self._child = subprocess.Popen(
-            self._command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,
-            env=engine_environment(),
-        )
+        with contextlib.ExitStack() as stack:
+            config, descriptors = self._config, tuple[int, ...]()
+            if self._open_channel is not None:
+                descriptors = (stack.enter_context(self._open_channel()).fileno(),)
+                config = replace(config, live_descriptor=descriptors[0])
+            self._child = subprocess.Popen(
+                self._command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                start_new_session=True,
+                pass_fds=descriptors,
+                env=engine_environment(),
+            )
         assert self._child.stdin is not None
         assert self._child.stdout is not None
         os.set_blocking(self._child.stdout.fileno(), False)
         # A child that died already is noticed by `poll`. Smaller than the pipe, so this does not wait.
         with contextlib.suppress(BrokenPipeError):
-            self._child.stdin.write(self._config.to_json())
+            self._child.stdin.write(config.to_json())
             self._child.stdin.flush()
 
     def poll(self) -> None:

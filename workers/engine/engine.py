@@ -9,18 +9,30 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import numpy as np
 
 from batcher.errors import EngineError, ModelError
-from batcher.types import ErrorCode, FinishReason, RowError, SamplingParams
+from batcher.types import EngineStats, FinishReason, RowError, SamplingParams, TokenLogprob
 from workers.engine.gate import Gate
 from workers.engine.kv_cache import KvCache, Placement
 from workers.engine.model import Model
-from workers.engine.sampler import Sampler
+from workers.engine.prompts import Prompts
+from workers.engine.sampler import Floats, Sampler
 from workers.engine.scheduler import Scheduler, StepBatch
-from workers.engine.sequence import OnStart, Sequence, SequenceRequest, SequenceResult, Sink, ignore_start
+from workers.engine.sequence import (
+    OnDelta,
+    OnStart,
+    Sequence,
+    SequenceDelta,
+    SequenceRequest,
+    SequenceResult,
+    Sink,
+    ignore_start,
+)
 from workers.engine.text import decode_text
+from workers.engine.transcript import transcript_of
 from workers.engine.twins import Twins
 
 
@@ -62,9 +74,11 @@ class Engine:
         self.name = name
         self.num_steps = 0
         self.longest_step_s = 0.0
+        self._num_prompt_tokens = self._num_cached_tokens = self._num_completion_tokens = 0
         self.failure: EngineError | None = None
         self._model = model
         self._vocabulary = model.vocabulary
+        self._prompts = Prompts(model.vocabulary, chat_template=model.chat_template, limit=cache.cells_per_sequence)
         self._cache = cache
         self._max_batch_tokens = max_batch_tokens
         self._scheduler = Scheduler(cache, max_batch_tokens=max_batch_tokens)
@@ -107,15 +121,36 @@ class Engine:
         """Whether there is something to compute, so that `num_steps` should grow. For any thread; a moment's guess."""
         return bool(self._inbox or self._scheduler.has_work) and not self._is_waiting_for_gate
 
+    def stats(self) -> EngineStats:
+        """The engine at about this moment. For any thread."""
+        scheduler, cache = self._scheduler, self._cache
+        return EngineStats(
+            num_slots=cache.num_slots,
+            num_running=scheduler.num_running,
+            num_waiting=scheduler.num_waiting + len(self._inbox),
+            num_live_running=scheduler.num_live_running,
+            num_live_waiting=scheduler.num_live_waiting + len(self._inbox),
+            num_cells=cache.num_slots * cache.cells_per_sequence,
+            num_cells_used=int(cache.num_computed[cache.num_prompt > 0].sum()),
+            num_steps=self.num_steps,
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_cached_tokens=self._num_cached_tokens,
+            num_completion_tokens=self._num_completion_tokens,
+            num_preempted=scheduler.num_preempted,
+            longest_step_s=self.longest_step_s,
+        )
+
     def submit(
         self,
         requests: Iterable[SequenceRequest],
         sink: Sink,
         *,
         on_start: OnStart = ignore_start,
+        on_delta: OnDelta | None = None,
         is_alone: bool = False,
     ) -> Ticket:
-        """Queue prompts behind those already queued. Tokenizes here, in the caller's thread, alone if they must be so.
+        """Queue prompts behind those already queued, live ones before all that are not. `on_delta` gets their text as
+        it comes. Tokenizes here, in the caller's thread, alone if they must be so.
 
         Each request is taken from `requests` just before it is tokenized. A prompt that can never fit gets its error
         result at once. Does not wait for results. Raises EngineError where the engine is dead.
@@ -125,13 +160,13 @@ class Engine:
         with self._gate.exclusive() if is_alone else self._gate.shared(), self._vocabulary_in_use:
             self._check_alive()
             for request in requests:
-                tokens = self._vocabulary.tokenize(request.prompt)
-                sequence = Sequence(request, tokens, sink, ticket, on_start)
-                error = self._refusal(sequence)
-                if error is None:
-                    sequences.append(sequence)
-                else:
-                    sink(SequenceResult(request.key, error=error))
+                prompt = self._prompts.tokenize(request)
+                if isinstance(prompt, RowError):
+                    sink(SequenceResult(request.key, error=prompt))
+                    continue
+                tell = None if on_delta is None else partial(_tell, on_delta, request.key)
+                transcript = transcript_of(request.params, piece=self._vocabulary.piece, tell=tell)
+                sequences.append(Sequence(request, prompt, sink, ticket, on_start, transcript=transcript))
         with self._changed:
             self._check_alive()
             self._inbox.extend(sequences)
@@ -210,8 +245,9 @@ class Engine:
         self._place(batch)
         logits = self._model.decode(batch)
         ready = batch.ready
-        tokens = self._sampler.sample(logits, [s.request.params for s in ready], [s.draws for s in ready])
-        self._postprocess(batch, tokens)
+        rows = _adjusted(logits, ready) if any(s.transcript for s in ready) else logits
+        tokens = self._sampler.sample(rows, [s.request.params for s in ready], [s.draws for s in ready])
+        self._postprocess(batch, tokens, logits)
 
     def _place(self, batch: StepBatch) -> None:
         for placement in batch.placements:
@@ -249,22 +285,29 @@ class Engine:
             self._scheduler.finish(sequence)
             sequence.time_out(num_completion_tokens=num_tokens)
 
-    def _postprocess(self, batch: StepBatch, sampled: list[int]) -> None:
+    def _postprocess(self, batch: StepBatch, sampled: list[int], logits: Floats) -> None:
         tokens = np.array(sampled, np.int32)
         is_end = self._vocabulary.is_end[tokens]
         is_stopped = is_end.copy()
         for at, sequence in enumerate(batch.ready):
-            if sequence.stops is not None and not is_end[at]:
-                is_stopped[at] = sequence.stops.append(self._vocabulary.piece(sampled[at]))
+            if sequence.transcript is not None and not is_end[at]:
+                is_stopped[at] = sequence.transcript.append(sampled[at], logits[at])
         is_full = self._scheduler.advance(batch, tokens, is_end=is_end)
         for at in np.flatnonzero(is_stopped | is_full).tolist():
             self._finish(batch.ready[at], FinishReason.STOP if is_stopped[at] else FinishReason.LENGTH)
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         tokens = self._scheduler.completion(sequence)
-        text = sequence.stops.text() if sequence.stops else decode_text(self._vocabulary.detokenize(tokens))
-        choice = sequence.choice(text, reason, num_completion_tokens=len(tokens), now=self._clock())
+        if sequence.transcript is None:
+            text, logprobs = decode_text(self._vocabulary.detokenize(tokens)), None
+        else:
+            text, logprobs = sequence.transcript.finish()
+        now = self._clock()
+        choice = sequence.choice(text, reason, num_completion_tokens=len(tokens), now=now, logprobs=logprobs)
         self._scheduler.finish(sequence)
+        self._num_prompt_tokens += choice.usage.prompt_tokens
+        self._num_cached_tokens += choice.usage.cached_tokens
+        self._num_completion_tokens += choice.usage.completion_tokens
         if self._twins is not None:
             self._twins.settle(sequence, choice)
         sequence.answer(choice)
@@ -306,18 +349,15 @@ class Engine:
         for sink in sinks.values():
             sink(error)
 
-    def _refusal(self, sequence: Sequence) -> RowError | None:
-        """Why a sequence can never run, if so."""
-        num_prompt, max_tokens = len(sequence.prompt), sequence.request.params.max_tokens
-        if num_prompt == 0:
-            return RowError(
-                ErrorCode.INVALID_REQUEST, "the prompt is empty and the model has no BOS token; give it text"
-            )
-        if self._cache.fits(sequence.num_cells):
-            return None
-        limit = self._cache.cells_per_sequence
-        return RowError(
-            ErrorCode.CONTEXT_LENGTH_EXCEEDED,
-            f"the prompt has {num_prompt} tokens and max_tokens is {max_tokens}, together more than the context of "
-            f"{limit}; shorten them, or start the worker with a larger --ctx",
-        )
+
+def _adjusted(logits: Floats, ready: Iterable[Sequence]) -> list[Floats]:
+    """The rows of `logits`, those of requests with a bias or penalties replaced."""
+    rows = list(logits)
+    for at, sequence in enumerate(ready):
+        if sequence.transcript is not None and sequence.transcript.adjustment is not None:
+            rows[at] = sequence.transcript.adjustment.apply(rows[at])
+    return rows
+
+
+def _tell(on_delta: OnDelta, key: tuple[int, int], text: str, logprobs: tuple[TokenLogprob, ...] | None) -> None:
+    on_delta(SequenceDelta(key, text, logprobs))

@@ -112,14 +112,24 @@ class KvCache:
             num_cached = 0
         return Match(int(slots[best]), num_cached, coming)
 
-    def admit(self, prompt: Tokens, *, max_tokens: int, match: Match = NO_MATCH, takes_any: bool = False) -> Placement:
-        """Give the prompt a slot, its cells taken over from where `match` found them. Mutates.
+    def admit(
+        self,
+        known: Tokens,
+        *,
+        limit: int,
+        num_generated: int = 0,
+        match: Match = NO_MATCH,
+        takes_any: bool = False,
+    ) -> Placement:
+        """Give a sequence a slot, its cells taken over from where `match` found them. Mutates.
 
-        The slot is the lowest free one. With `takes_any` it is the matching one if that is free, as no copy is needed
-        there, else the free one whose cells were of no use for longest.
+        Of its `known` tokens the last `num_generated` are no prompt; it has at most `limit` in all. The slot is the
+        lowest free one. With `takes_any` it is the matching one if that is free, as no copy is needed there, else the
+        free one whose cells were of no use for longest.
         """
-        num_prompt = len(prompt)
-        assert self.fits(num_prompt + max_tokens)
+        num_known = len(known)
+        assert num_known < limit
+        assert self.fits(limit)
         target = self._free[0]
         if takes_any:
             is_in_place = match.num_cached > 0 and not self.num_prompt[match.slot]
@@ -128,10 +138,11 @@ class KvCache:
         self._num_admissions += 1
         self._last_use[[source, target]] = self._num_admissions
         self._free.remove(target)
-        self.tokens[target, :num_prompt] = prompt
-        self.num_tokens[target] = self.num_prompt[target] = num_prompt
+        self.tokens[target, :num_known] = known
+        self.num_tokens[target] = num_known
+        self.num_prompt[target] = num_known - num_generated
         self.num_computed[target] = match.num_cached
-        self.limit[target] = num_prompt + max_tokens
+        self.limit[target] = limit
         return Placement(source, target, match.num_cached)
 
     def release(self, slot: int) -> None:

@@ -67,7 +67,25 @@ class Vocabulary:
         self._adds_bos = bool(llama_cpp.llama_vocab_get_add_bos(self._vocab))
         self._pieces: dict[int, bytes] = {}
 
-    def tokenize(self, text: str) -> Tokens:
+    @property
+    def bos_text(self) -> str:
+        """The BOS token as it is written, which chat templates want to know; "" where there is none."""
+        return self._text(self._bos)
+
+    @property
+    def eos_text(self) -> str:
+        """As `bos_text`, the EOS token."""
+        eos = llama_cpp.llama_vocab_eos(self._vocab)
+        return self._text(eos if eos >= 0 else None)
+
+    @property
+    def fill_in_marks(self) -> tuple[int, int, int] | None:
+        """The tokens before a prefix, before a suffix and before the middle; None for a model without."""
+        kinds = (llama_cpp.llama_vocab_fim_pre, llama_cpp.llama_vocab_fim_suf, llama_cpp.llama_vocab_fim_mid)
+        prefix, suffix, middle = (kind(self._vocab) for kind in kinds)
+        return (prefix, suffix, middle) if min(prefix, suffix, middle) >= 0 else None
+
+    def tokenize(self, text: str, *, adds_bos: bool = True) -> Tokens:
         """The prompt's tokens, special tokens in the text recognised, with a BOS in front where the model wants one.
 
         An empty text is a BOS alone, if the model has one at all.
@@ -83,7 +101,7 @@ class Vocabulary:
         if count < 0:
             raise EngineError(f"llama_tokenize gave {count} for a prompt of {len(data)} bytes")
         tokens: Tokens = np.ctypeslib.as_array(buffer)[:count]
-        if self._bos is not None and (not count or (self._adds_bos and tokens[0] != self._bos)):
+        if adds_bos and self._bos is not None and (not count or (self._adds_bos and tokens[0] != self._bos)):
             return np.concatenate((np.array([self._bos], np.int32), tokens))
         return tokens.copy()
 
@@ -106,6 +124,10 @@ class Vocabulary:
     def is_end(self) -> npt.NDArray[np.bool_]:
         """Of each token, whether the model ends its text with it. Shape: (size,)."""
         return np.fromiter((llama_cpp.llama_vocab_is_eog(self._vocab, token) for token in range(self.size)), np.bool_)
+
+    def _text(self, token: int | None) -> str:
+        text = None if token is None else llama_cpp.llama_vocab_get_text(self._vocab, token)
+        return text.decode("utf-8", errors="replace") if text else ""
 
     def _read_piece(self, token: int) -> bytes:
         capacity = 64
@@ -137,6 +159,12 @@ class Model:
         buffer = ctypes.create_string_buffer(256)
         llama_cpp.llama_model_desc(self._model, buffer, len(buffer))
         return buffer.value.decode("utf-8", errors="replace")
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja source that the GGUF carries; None where it has none."""
+        source = llama_cpp.llama_model_chat_template(self._model, None)
+        return source.decode("utf-8", errors="replace") if source else None
 
     @property
     def kv_bytes_per_token(self) -> int:

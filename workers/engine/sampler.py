@@ -11,7 +11,7 @@ pivot of FlashInfer's sampling kernels, https://flashinfer.ai/2025/03/10/samplin
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -68,11 +68,11 @@ class Sampler:
         self._is_marked = np.zeros(num_blocks * _BLOCK, np.bool_)
         self._marks = np.zeros(num_blocks * _BLOCK, np.float32)
 
-    def sample(self, logits: Floats, params: Sequence[SamplingParams], draws: Sequence[Draws]) -> list[int]:
+    def sample(self, logits: Iterable[Floats], params: Sequence[SamplingParams], draws: Sequence[Draws]) -> list[int]:
         """One token for each row of `logits`.
 
-        Shape: (n, vocab_size), with n entries in `params` and `draws`. Advances the draws, leaves the logits alone.
-        Raises EngineError where a row holds no number: the model or its computation is broken.
+        Shape: (n, vocab_size), or n rows; with n entries in `params` and `draws`. Advances the draws, leaves the logits
+        alone. Raises EngineError where a row holds no number: the model or its computation is broken.
         """
         return [self._sample_row(row, p, d) for row, p, d in zip(logits, params, draws, strict=True)]
 

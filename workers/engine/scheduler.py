@@ -5,6 +5,10 @@ computed waits for that one, and starts from a copy. Every running sequence is i
 last or with the next chunk of its prompt. One that must be alone enters when all others are finished, and the next
 when it is.
 
+Live sequences, for which somebody waits, go first: into free slots, then into those of batch sequences, which leave
+theirs and are taken up again where they were. A quarter of the slots stays with the batch, and of it each gives way
+only once, so that it moves on under any load.
+
 A step costs the same few array operations however many sequences run: nothing here loops over tokens.
 """
 
@@ -22,6 +26,15 @@ from workers.engine.sequence import Sequence
 
 #: Sequences are overtaken by those of later arrivals, but no longer by those that came so many arrivals later.
 _MAX_ARRIVALS_AHEAD = 2
+
+#: The part of the slots that live sequences leave to others: one in so many.
+_BATCH_SHARE = 4
+
+#: With fewer slots than that, a batch sequence goes before live ones after so many steps in which none ran.
+_PATIENCE_STEPS = 200
+
+#: While live sequences run, a step computes at most this much of the prompts of others, since all wait for its end.
+_MAX_PROMPT_TOKENS_BESIDE_LIVE = 128
 
 #: With less to generate than this a sequence is not worth moving to another slot.
 _MIN_TOKENS_TO_MOVE = 2
@@ -55,6 +68,10 @@ class Scheduler:
         self._max_batch_tokens = max_batch_tokens
         #: Each entry is either sequences that may go in any order, or one that must be alone.
         self._waiting: deque[list[Sequence]] = deque()
+        self._live: list[Sequence] = []
+        self._num_steps_without_batch = 0
+        self._was_alone_last = False
+        self.num_preempted = 0
         self._num_arrivals = 0
         #: By slot, in order of admission.
         self._running: dict[int, Sequence] = {}
@@ -65,15 +82,23 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._waiting or self._running)
+        return bool(self._waiting or self._live or self._running)
 
     @property
     def num_waiting(self) -> int:
-        return sum(map(len, self._waiting))
+        return len(self._live) + sum(map(len, self._waiting))
+
+    @property
+    def num_live_waiting(self) -> int:
+        return len(self._live)
 
     @property
     def num_running(self) -> int:
         return len(self._running)
+
+    @property
+    def num_live_running(self) -> int:
+        return sum(sequence.request.is_live for sequence in list(self._running.values()))
 
     @property
     def is_alone(self) -> bool:
@@ -90,6 +115,9 @@ class Scheduler:
         changed: set[int] = set()
         for sequence in sequences:
             sequence.arrival = self._num_arrivals
+            if sequence.request.is_live:
+                self._live.append(sequence)
+                continue
             last = self._waiting[-1] if self._waiting else None
             if last is None or sequence.request.is_alone or last[0].request.is_alone:
                 self._waiting.append([sequence])
@@ -104,15 +132,17 @@ class Scheduler:
 
         At most `max_batch_tokens` in all: one for each decoding sequence, the rest goes to prompts, oldest first.
         """
-        admitted = self._admit()
-        moves = [] if self._waiting else self._close_gaps()
+        admitted = self._admit_live()
+        admitted += self._admit()
+        moves = [] if self._waiting or self._live else self._close_gaps()
         if not self._running:
             return None
         if self._is_changed:
             self._is_changed = False
             self._slots = np.array(sorted(self._running), np.int32)
             self._by_slot = [self._running[slot] for slot in self._slots.tolist()]
-        return self._lay_out(tuple(sequence for sequence, _ in admitted), tuple([p for _, p in admitted] + moves))
+        started = tuple(sequence for sequence, _ in admitted if not sequence.was_preempted)
+        return self._lay_out(started, tuple([p for _, p in admitted] + moves))
 
     def _lay_out(self, started: tuple[Sequence, ...], placements: tuple[Placement, ...]) -> StepBatch:
         cache, slots = self._cache, self._slots
@@ -140,12 +170,19 @@ class Scheduler:
         )
 
     def _share(self, pending: Tokens) -> Tokens:
-        """How many tokens beyond the first each running sequence gets, by slot. The oldest prompt goes first."""
+        """How many tokens beyond the first each running sequence gets, by slot. The oldest prompt goes first, a live
+        one before others."""
         budget = self._max_batch_tokens - len(pending)
         extra = np.zeros_like(pending)
         at = {slot: position for position, slot in enumerate(self._slots.tolist())}
-        for slot in self._running:
-            position = at[slot]
+        has_live = False
+        # sorted() keeps the order of admission.
+        for sequence in sorted(self._running.values(), key=lambda sequence: not sequence.request.is_live):
+            if sequence.request.is_live:
+                has_live = True
+            elif has_live:
+                has_live, budget = False, min(budget, _MAX_PROMPT_TOKENS_BESIDE_LIVE)
+            position = at[sequence.slot]
             extra[position] = min(int(pending[position]) - 1, budget)
             budget -= int(extra[position])
         return extra
@@ -180,15 +217,17 @@ class Scheduler:
         dropped = [s for s in self._running.values() if not s.is_wanted]
         for sequence in dropped:
             self.finish(sequence)
-        dropped += [s for group in self._waiting for s in group if not s.is_wanted]
+        dropped += [s for group in (self._live, *self._waiting) for s in group if not s.is_wanted]
+        self._live = [s for s in self._live if s.is_wanted]
         kept = ([s for s in group if s.is_wanted] for group in self._waiting)
         self._waiting = deque(group for group in kept if group)
         return dropped
 
     def drop_all(self) -> list[Sequence]:
         """Take out everything, waiting and running, and return it."""
-        dropped = [*self._running.values(), *(s for group in self._waiting for s in group)]
+        dropped = [*self._running.values(), *(s for group in (self._live, *self._waiting) for s in group)]
         self._waiting.clear()
+        self._live.clear()
         for sequence in list(self._running.values()):
             self.finish(sequence)
         return dropped
@@ -198,9 +237,11 @@ class Scheduler:
         self._cache.check_integrity()
         assert len(self._running) == self._cache.num_slots - self._cache.num_free_slots
         assert all(self._waiting)
+        assert all(sequence.request.is_live for sequence in self._live)
         for slot, sequence in self._running.items():
             assert sequence.slot == slot
             assert (self._cache.tokens[slot, : len(sequence.prompt)] == sequence.prompt).all()
+            assert self._cache.num_prompt[slot] == len(sequence.prompt)
             assert self._cache.limit[slot] == sequence.num_cells
             assert len(self._running) == 1 or not sequence.request.is_alone
 
@@ -222,6 +263,57 @@ class Scheduler:
             )
         ]
 
+    def _admit_live(self) -> list[tuple[Sequence, Placement]]:
+        """Admit live sequences, into slots that others leave to them where none is free."""
+        if not self._live or self.is_alone:
+            return []
+        others = [sequence for sequence in self._running.values() if not sequence.request.is_live]
+        num_live = len(self._running) - len(others)
+        if not others and self._waiting:
+            if not self._may_pass(num_live):
+                return []
+        else:
+            self._num_steps_without_batch = 0
+        room = self._cache.num_slots - num_live
+        if others or self._waiting:
+            room -= self._cache.num_slots // _BATCH_SHARE
+        # Who would lose most by leaving is last in it, and none leaves twice.
+        able = [sequence for sequence in others if not sequence.was_preempted]
+        able.sort(key=lambda sequence: -int(self._cache.num_computed[sequence.slot]))
+        admitted: list[tuple[Sequence, Placement]] = []
+        for sequence in list(self._live):
+            match = self._cache.match(sequence.prompt)
+            if self._is_coming(match):
+                continue
+            if len(admitted) >= room or not (self._cache.num_free_slots or able):
+                break
+            if not self._cache.num_free_slots:
+                self._preempt(able.pop())
+            self._live.remove(sequence)
+            admitted.append(self._enter(sequence, match=match))
+            self._was_alone_last = False
+        return admitted
+
+    def _may_pass(self, num_live: int) -> bool:
+        """Whether live sequences may enter before the first that waits, while nothing but live ones runs."""
+        if self._waiting[0][0].request.is_alone:
+            # It needs all slots empty, so it and live ones take turns.
+            return not num_live and self._was_alone_last
+        self._num_steps_without_batch += 1
+        return self._num_steps_without_batch <= _PATIENCE_STEPS
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Have a running sequence leave its slot and wait at the front."""
+        sequence.generated = self.completion(sequence).copy()
+        sequence.was_preempted = True
+        self.finish(sequence)
+        self.num_preempted += 1
+        self._waiting.appendleft([sequence])
+
+    def _is_coming(self, match: Match) -> bool:
+        """Whether it is better to wait for a prefix that is being computed."""
+        return match.num_coming - match.num_cached >= self._cache.min_shared_tokens
+
     def _admit(self) -> list[tuple[Sequence, Placement]]:
         """Admit what may enter now; with each what is to be done to its cells."""
         admitted: list[tuple[Sequence, Placement]] = []
@@ -231,6 +323,7 @@ class Scheduler:
                 if self._running:
                     break
                 admitted.append(self._enter(group.pop()))
+                self._was_alone_last = True
             else:
                 admitted += self._admit_some(group)
             if group:
@@ -247,8 +340,8 @@ class Scheduler:
         # Not beyond those that fill all slots a step later: the first of another prefix would be computed now, and its
         # cells overwritten before its own followers come.
         while at < min(len(group), cache.num_free_slots):
-            match = cache.match(group[at].prompt)
-            if match.num_coming - match.num_cached >= cache.min_shared_tokens:
+            match = cache.match(group[at].known)
+            if self._is_coming(match):
                 at += 1
             else:
                 admitted.append(self._enter(group.pop(at), match=match, takes_any=takes_any))
@@ -258,9 +351,15 @@ class Scheduler:
         self, sequence: Sequence, *, match: Match = NO_MATCH, takes_any: bool = False
     ) -> tuple[Sequence, Placement]:
         placement = self._cache.admit(
-            sequence.prompt, max_tokens=sequence.request.params.max_tokens, match=match, takes_any=takes_any
+            sequence.known,
+            num_generated=len(sequence.generated),
+            limit=sequence.num_cells,
+            match=match,
+            takes_any=takes_any,
         )
-        sequence.slot, sequence.num_cached = placement.target, placement.num_kept
+        sequence.slot = placement.target
+        if not sequence.was_preempted:
+            sequence.num_cached = placement.num_kept
         self._running[sequence.slot] = sequence
         self._is_changed = True
         return sequence, placement

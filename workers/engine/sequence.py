@@ -5,19 +5,25 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+import numpy as np
+
 from batcher.errors import EngineError
-from batcher.types import Choice, ErrorCode, FinishReason, RowError, SamplingParams, Usage
+from batcher.types import Choice, ErrorCode, FinishReason, RowError, SamplingParams, TokenLogprob, Usage
 from workers.engine.kv_cache import Tokens
 from workers.engine.sampler import Draws
-from workers.engine.text import TextBuffer
+from workers.engine.transcript import Transcript
+
+_NO_TOKENS: Tokens = np.zeros(0, np.int32)
 
 
 @dataclass(frozen=True, slots=True)
 class SequenceRequest:
-    """One prompt to decode. `key` is the caller's: (position of the row in its shard, index of the choice).
+    """One prompt to decode. `key` is the caller's: (position of the row in its shard, number of the sequence).
 
-    `params.seed` is resolved: an int. `timeout_s` runs from its first prefill. `is_alone`: nothing else may be computed
-    in this process from its first token to its last.
+    `params.seed` is resolved: an int; `n`, `best_of` and `echo` are the caller's business. Of a chat (`is_chat`) the
+    prompt is the JSON text of its messages. `timeout_s` runs from its first prefill. `is_live`: somebody waits for it,
+    so it goes before those that are not. `is_alone`: nothing else may be computed in this process from its first token
+    to its last.
     """
 
     key: tuple[int, int]
@@ -25,6 +31,17 @@ class SequenceRequest:
     params: SamplingParams
     timeout_s: float | None = None
     is_alone: bool = False
+    is_live: bool = False
+    is_chat: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceDelta:
+    """What the text of a request has gained, and the log-probabilities of its tokens, if they were asked for."""
+
+    key: tuple[int, int]
+    text: str
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +58,9 @@ TwinKey = tuple[object, ...]
 
 #: Receives results in the engine's thread and must not block. An EngineError says that the engine is dead.
 Sink = Callable[[SequenceResult | EngineError], None]
+
+#: Receives text in the engine's thread as it comes, and must not block.
+OnDelta = Callable[[SequenceDelta], None]
 
 #: Told in the engine's thread of a request whose first tokens are about to be computed; must not block.
 OnStart = Callable[[SequenceRequest], None]
@@ -61,7 +81,8 @@ class Canceller(Protocol):
 class Sequence:
     """A request inside the engine. Mutable; owned by the engine's thread once submitted.
 
-    `prompt` has its tokens. What is known of it beyond, while it runs, stands in its `slot` of the KV cache.
+    `prompt` has its tokens. What is known of it beyond, while it runs, stands in its `slot` of the KV cache; where it
+    had to leave its slot to a live request, in `generated` until it runs again.
     `num_cached` tokens of the prompt were not computed for it but copied. `twins` are requests that get its answer.
     """
 
@@ -79,19 +100,23 @@ class Sequence:
     twins: list["Sequence"] = field(default_factory=list)
     #: What its twins have in common with it; None where it has to be decoded itself (see `Twins`).
     twin_key: TwinKey | None = None
+    transcript: Transcript | None = None
+    generated: Tokens = field(default_factory=lambda: _NO_TOKENS)
+    was_preempted: bool = False
     draws: Draws = field(init=False)
-    #: Only where there are stop strings to look for.
-    stops: TextBuffer | None = field(init=False)
 
     def __post_init__(self) -> None:
-        params = self.request.params
-        self.draws = Draws(params.seed or 0)
-        self.stops = TextBuffer(params.stop) if params.stop else None
+        self.draws = Draws(self.request.params.seed or 0)
 
     @property
     def num_cells(self) -> int:
         """The KV cells it may need: prompt and `max_tokens`."""
         return len(self.prompt) + self.request.params.max_tokens
+
+    @property
+    def known(self) -> Tokens:
+        """The prompt, and what was generated before it left its slot."""
+        return np.concatenate((self.prompt, self.generated)) if len(self.generated) else self.prompt
 
     @property
     def sort_key(self) -> bytes:
@@ -110,10 +135,18 @@ class Sequence:
             self.deadline = now + self.request.timeout_s
         self.on_start(self.request)
 
-    def choice(self, text: str, reason: FinishReason, *, num_completion_tokens: int, now: float) -> Choice:
+    def choice(
+        self,
+        text: str,
+        reason: FinishReason,
+        *,
+        num_completion_tokens: int,
+        now: float,
+        logprobs: tuple[TokenLogprob, ...] | None = None,
+    ) -> Choice:
         """What a finished sequence gives."""
         usage = Usage(len(self.prompt), num_completion_tokens, self.num_cached)
-        return Choice(self.request.key[1], text, reason, usage, (now - self.started_at) * 1000)
+        return Choice(self.request.key[1], text, reason, usage, (now - self.started_at) * 1000, logprobs)
 
     def answer(self, choice: Choice) -> None:
         """Hand the choice to those who wait for it, each with the index it asked for."""
@@ -130,7 +163,8 @@ class Sequence:
         """Tell those who wait that its deadline has passed."""
         message = (
             f"not finished after {self.request.timeout_s:g} s, with {num_completion_tokens} of at most "
-            f"{self.request.params.max_tokens} tokens; give it a smaller max_tokens or the job a longer --row-timeout"
+            f"{self.request.params.max_tokens} tokens; give it a smaller max_tokens"
+            + ("" if self.request.is_live else " or the job a longer --row-timeout")
         )
         for sequence in (self, *self.twins):
             sequence._tell(SequenceResult(sequence.request.key, error=RowError(ErrorCode.TIMEOUT, message)))

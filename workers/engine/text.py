@@ -4,15 +4,31 @@ from collections.abc import Sequence
 
 
 class TextBuffer:
-    """The bytes generated so far, and where the first stop string begins in them."""
+    """The bytes generated so far, where the first stop string begins in them, and how far they were taken as text."""
 
-    __slots__ = ("_bytes", "_end", "_longest_stop", "_stops")
+    __slots__ = ("_bytes", "_end", "_longest_stop", "_num_taken", "_stops")
 
     def __init__(self, stop: Sequence[str]) -> None:
         self._bytes = bytearray()
         self._stops = [text.encode() for text in stop]
         self._longest_stop = max(map(len, self._stops), default=0)
         self._end: int | None = None
+        self._num_taken = 0
+
+    @property
+    def num_taken(self) -> int:
+        """The bytes that `take` has given."""
+        return self._num_taken
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether a stop string is complete."""
+        return self._end is not None
+
+    @property
+    def num_bytes(self) -> int:
+        """The bytes before the first stop string."""
+        return len(self._bytes) if self._end is None else self._end
 
     def append(self, piece: bytes) -> bool:
         """Add a token's bytes. Returns whether a stop string is now complete; nothing may be added after that."""
@@ -24,6 +40,24 @@ class TextBuffer:
         if found:
             self._end = min(found)
         return self._end is not None
+
+    def take(self) -> str:
+        """The text since the last call that nothing to come can change: no stop string may have begun in it."""
+        end = self.num_bytes
+        if self._end is None:
+            end -= self._num_held()
+        end -= _unfinished_length(bytes(self._bytes[max(self._num_taken, end - 3) : end]))
+        data, self._num_taken = bytes(self._bytes[self._num_taken : end]), end
+        return data.decode("utf-8", errors="replace")
+
+    def _num_held(self) -> int:
+        """The most bytes at the end that could begin a stop string."""
+        longest = min(self._longest_stop - 1, len(self._bytes) - self._num_taken)
+        for length in range(longest, 0, -1):
+            tail = self._bytes[-length:]
+            if any(stop.startswith(tail) for stop in self._stops):
+                return length
+        return 0
 
     def text(self) -> str:
         """The text before the first stop string (see `decode_text`)."""

@@ -29,9 +29,9 @@ class Twins:
     def join(self, sequence: Sequence) -> bool:
         """Whether `sequence` needs no decoding of its own. Then it has its answer now, or gets it with its twin.
 
-        One that must be alone never does.
+        One that must be alone never does, nor a live one: its twin may be a row that has to wait.
         """
-        if sequence.request.is_alone:
+        if sequence.request.is_alone or sequence.request.is_live:
             return False
         key = sequence.twin_key = _key(sequence)
         answer = self._answers.get(key)
@@ -69,6 +69,8 @@ class Twins:
 def _key(sequence: Sequence) -> TwinKey:
     params, timeout_s = sequence.request.params, sequence.request.timeout_s
     digest = hashlib.blake2b(sequence.prompt.tobytes(), digest_size=16).digest()
+    adding = (params.presence_penalty, params.frequency_penalty, params.logit_bias)
+    common = (digest, params.max_tokens, params.stop, timeout_s, params.logprobs, adding)
     if params.temperature < MIN_TEMPERATURE:
-        return digest, params.max_tokens, params.stop, timeout_s
-    return digest, params.max_tokens, params.stop, timeout_s, params.temperature, params.top_p, params.seed
+        return common
+    return *common, params.temperature, params.top_p, params.seed

@@ -1,0 +1,69 @@
+"""What a request asks for, as the tokens that the model is to continue: text, a chat by template, a gap to fill in."""
+
+import numpy as np
+
+from batcher.types import ErrorCode, RowError
+from workers.engine.chat import ChatTemplate, ChatTemplateError
+from workers.engine.kv_cache import Tokens
+from workers.engine.model import Vocabulary
+from workers.engine.sequence import SequenceRequest
+
+
+class Prompts:
+    """Tokenizes for one model, whose sequences hold `limit` tokens. For any thread while the model is loaded."""
+
+    def __init__(self, vocabulary: Vocabulary, *, chat_template: str | None, limit: int) -> None:
+        self._vocabulary = vocabulary
+        self._limit = limit
+        self._template: ChatTemplate | None = None
+        self._why_no_template = "the model has no chat template; complete a prompt with /v1/completions instead"
+        if chat_template is not None:
+            try:
+                self._template = ChatTemplate(
+                    chat_template, bos_token=vocabulary.bos_text, eos_token=vocabulary.eos_text
+                )
+            except ChatTemplateError as exc:
+                self._why_no_template = str(exc)
+
+    def tokenize(self, request: SequenceRequest) -> Tokens | RowError:
+        """The tokens of the prompt, or why the request can never run."""
+        bad_ids = [token for token, _ in request.params.logit_bias if not 0 <= token < self._vocabulary.size]
+        if bad_ids:
+            return _invalid(
+                f"logit_bias has the token {bad_ids[0]}; the model's go from 0 to {self._vocabulary.size - 1}"
+            )
+        text = request.prompt
+        if request.is_chat:
+            if self._template is None:
+                return _invalid(self._why_no_template)
+            try:
+                text = self._template.render(text)
+            except ChatTemplateError as exc:
+                return _invalid(str(exc))
+        found = self._fill_in(text, request.params.suffix) if request.params.suffix else self._vocabulary.tokenize(text)
+        return found if isinstance(found, RowError) else self._check_length(found, request.params.max_tokens)
+
+    def _fill_in(self, text: str, suffix: str) -> Tokens | RowError:
+        """Prefix, suffix, and then the middle, by the marks that the model was trained with."""
+        marks = self._vocabulary.fill_in_marks
+        if marks is None:
+            return _invalid("suffix: the model was not trained to fill in before a suffix; leave it out")
+        prefix_mark, suffix_mark, middle_mark = (np.array([mark], np.int32) for mark in marks)
+        # Of the suffix without a BOS.
+        after = self._vocabulary.tokenize(suffix, adds_bos=False)
+        return np.concatenate((prefix_mark, self._vocabulary.tokenize(text), suffix_mark, after, middle_mark))
+
+    def _check_length(self, prompt: Tokens, max_tokens: int) -> Tokens | RowError:
+        if not len(prompt):
+            return _invalid("the prompt is empty and the model has no BOS token; give it text")
+        if len(prompt) + max_tokens <= self._limit:
+            return prompt
+        return RowError(
+            ErrorCode.CONTEXT_LENGTH_EXCEEDED,
+            f"the prompt has {len(prompt)} tokens and max_tokens is {max_tokens}, together more than the context of "
+            f"{self._limit}; shorten them, or start the worker with a larger --ctx",
+        )
+
+
+def _invalid(message: str) -> RowError:
+    return RowError(ErrorCode.INVALID_REQUEST, message)

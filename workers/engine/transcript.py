@@ -1,0 +1,86 @@
+"""What a request has to know of its tokens one by one: stop strings, text as it comes, log-probabilities, penalties.
+
+Sequences that want none of it have no transcript; their text is made at the end, all at once.
+"""
+
+import bisect
+from collections.abc import Callable
+
+from batcher.types import SamplingParams, TokenLogprob
+from workers.engine.adjustment import adjustment_of
+from workers.engine.logprobs import token_logprob
+from workers.engine.sampler import Floats
+from workers.engine.text import TextBuffer
+
+#: Receives text that is final, and the log-probabilities of the tokens that end in it.
+Tell = Callable[[str, tuple[TokenLogprob, ...] | None], None]
+
+
+class Transcript:
+    """The tokens of one sequence as text. Mutable; for the engine's thread. `piece` gives the bytes of a token."""
+
+    __slots__ = (
+        "_buffer",
+        "_ends",
+        "_logprobs",
+        "_num_chars_told",
+        "_num_listed",
+        "_num_top",
+        "_piece",
+        "_tell",
+        "adjustment",
+    )
+
+    def __init__(self, params: SamplingParams, *, piece: Callable[[int], bytes], tell: Tell | None) -> None:
+        self.adjustment = adjustment_of(params)
+        self._piece = piece
+        self._tell = tell
+        self._buffer = TextBuffer(params.stop)
+        self._num_top = params.logprobs
+        self._logprobs: list[TokenLogprob] = []
+        #: Of each token, the bytes up to its end.
+        self._ends: list[int] = []
+        self._num_chars_told = self._num_listed = 0
+
+    def append(self, token: int, logits: Floats) -> bool:
+        """Add a token that was sampled from `logits`. Returns whether a stop string is now complete."""
+        if self._num_top is not None:
+            self._logprobs.append(token_logprob(logits, token, num_top=self._num_top, piece=self._piece))
+        if self.adjustment is not None:
+            self.adjustment.count(token)
+        piece = self._piece(token)
+        self._ends.append((self._ends[-1] if self._ends else 0) + len(piece))
+        is_stopped = self._buffer.append(piece)
+        if self._tell is not None and not is_stopped:
+            text = self._buffer.take()
+            self._tell_new(text, bisect.bisect_right(self._ends, self._buffer.num_taken))
+        return is_stopped
+
+    def finish(self) -> tuple[str, tuple[TokenLogprob, ...] | None]:
+        """The whole text, and the log-probabilities of its tokens. Tells what was not told yet."""
+        text, end = self._buffer.text(), self._buffer.num_bytes
+        # Those that begin before the end: of a token that a stop string cuts, a part is in the text.
+        num_tokens = len(self._ends)
+        if self._buffer.is_stopped:
+            num_tokens = min(num_tokens, 1 + bisect.bisect_left(self._ends, end)) if end else 0
+        if self._tell is not None:
+            self._tell_new(text[self._num_chars_told :], num_tokens)
+        return text, None if self._num_top is None else tuple(self._logprobs[:num_tokens])
+
+    def _tell_new(self, text: str, num_tokens: int) -> None:
+        """Tell `text`, if there is any, with the log-probabilities of the tokens up to `num_tokens`."""
+        assert self._tell is not None
+        listed: tuple[TokenLogprob, ...] | None = None
+        if self._num_top is not None:
+            listed = tuple(self._logprobs[self._num_listed : num_tokens])
+            self._num_listed = max(self._num_listed, num_tokens)
+        if text or listed:
+            self._num_chars_told += len(text)
+            self._tell(text, listed)
+
+
+def transcript_of(params: SamplingParams, *, piece: Callable[[int], bytes], tell: Tell | None) -> Transcript | None:
+    """None for a request that can be given its text at the end, all at once."""
+    if tell is None and params.logprobs is None and not params.stop and adjustment_of(params) is None:
+        return None
+    return Transcript(params, piece=piece, tell=tell)

@@ -1,0 +1,92 @@
+"""A request as the sequences that an engine decodes, and their results as its choices.
+
+Of each prompt `best_of` sequences are decoded, numbered on over the prompts, each with a seed of its own. Where that is
+more than the `n` that are wanted, those with the highest mean log-probability of their tokens are given, as the
+documented API has it ("best" is the one with the highest log probability per token).
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from batcher.types import Choice, Request, RowError, splitmix64
+from workers.engine.sequence import SequenceRequest, SequenceResult
+
+
+def sequence_requests(
+    request: Request,
+    *,
+    position: int,
+    job_seed: int,
+    timeout_s: float | None,
+    is_alone: bool = False,
+    is_live: bool = False,
+) -> Iterator[SequenceRequest]:
+    """What the engine is to decode for `request`; their keys are `position` and the number of the sequence."""
+    params = request.params
+    # To choose by them; `Gathering` takes them away again.
+    logprobs = 0 if params.logprobs is None and params.num_drawn > params.n else params.logprobs
+    params = replace(params, n=1, best_of=None, echo=False, logprobs=logprobs)
+    for number in range(request.num_sequences):
+        yield SequenceRequest(
+            (position, number),
+            request.prompts[number // request.params.num_drawn],
+            replace(params, seed=request.choice_seed(number, job_seed=job_seed)),
+            timeout_s=timeout_s,
+            is_alone=is_alone,
+            is_live=is_live,
+            is_chat=request.is_chat,
+        )
+
+
+def completion_id(request: Request, *, job_seed: int) -> str:
+    """The id of a row's response: "cmpl-" (of a chat "chatcmpl-") and 24 hexadecimal digits, the same each time."""
+    first = splitmix64(splitmix64(job_seed) ^ request.row)
+    return f"{'chatcmpl' if request.is_chat else 'cmpl'}-{first:016x}{splitmix64(first) >> 32:08x}"
+
+
+class Gathering:
+    """The results of a request as they come, in any order. Mutable."""
+
+    def __init__(self, request: Request) -> None:
+        self.error: RowError | None = None
+        self._request = request
+        self._num_missing = request.num_sequences
+        self._found: list[Choice] = []
+
+    def add(self, result: SequenceResult) -> bool:
+        """Take a result. Returns whether it was the last."""
+        self._num_missing -= 1
+        if result.choice is not None:
+            self._found.append(result.choice)
+        self.error = self.error or result.error
+        return not self._num_missing
+
+    def choices(self) -> tuple[Choice, ...]:
+        """The choices in order of index, once all results are in; none where one failed.
+
+        A request is answered whole or not at all.
+        """
+        assert not self._num_missing
+        if self.error is not None:
+            return ()
+        found = sorted(self._found, key=lambda choice: choice.index)
+        num_drawn = self._request.params.num_drawn
+        drawn = (found[start : start + num_drawn] for start in range(0, len(found), num_drawn))
+        best = [choice for group in drawn for choice in _best(group, self._request.params.n)]
+        return tuple(self.finish(replace(choice, index=index)) for index, choice in enumerate(best))
+
+    def finish(self, choice: Choice) -> Choice:
+        """What the caller gets of a choice that is numbered as such: echoed if that was asked for."""
+        params = self._request.params
+        text = self._request.prompts[choice.index // params.n] + choice.text if params.echo else choice.text
+        return replace(choice, text=text, logprobs=None if params.logprobs is None else choice.logprobs)
+
+
+def _best(drawn: list[Choice], number: int) -> list[Choice]:
+    """The likeliest of the completions of one prompt, the likeliest first; as they are where all are wanted."""
+    return drawn if len(drawn) <= number else sorted(drawn, key=_mean_logprob, reverse=True)[:number]
+
+
+def _mean_logprob(choice: Choice) -> float:
+    values = [token.logprob for token in choice.logprobs or ()]
+    return sum(values) / len(values) if values else 0.0
