@@ -26,6 +26,9 @@ RETRY_AWAY_S = 5
 #: What the metrics say of a request whose client went away before the answer. nginx's number; nobody receives it.
 CLIENT_GONE = 499
 
+#: Where in a request's scope its id is, by which log lines and the header `x-request-id` name it.
+REQUEST_ID = "batcher.request_id"
+
 _NO_RETRY = {"x-should-retry": "false"}
 
 
@@ -56,7 +59,7 @@ def timeout_error(message: str) -> ApiError:
     return ApiError(504, message, code=ErrorCode.TIMEOUT, headers=_NO_RETRY)
 
 
-def as_api_error(exc: BaseException) -> ApiError:
+def as_api_error(exc: BaseException, *, request_id: str) -> ApiError:
     """What to tell a client of `exc`. What is unforeseen is told in no detail, and logged with its traceback."""
     if isinstance(exc, ApiError):
         return exc
@@ -74,10 +77,10 @@ def as_api_error(exc: BaseException) -> ApiError:
                 return ApiError(404, error.message, param="model", code=error.code)
             case ErrorCode.TIMEOUT:
                 return timeout_error(error.message)
-        logger.error("a live request failed: %s: %s", error.code, error.message)
+        logger.error("%s failed: %s: %s", request_id, error.code, error.message)
         # The request may be what the engine can't bear, so it should not come again by itself.
         return ApiError(500, "the engine failed at this request", code=error.code, headers=_NO_RETRY)
-    logger.error("unforeseen error in the server", exc_info=exc)
+    logger.error("%s: unforeseen error in the server", request_id, exc_info=exc)
     return ApiError(500, "internal error; the server's log has the details", code="internal_error")
 
 
@@ -97,7 +100,7 @@ class Boundary:
             await self._app(scope, receive, send)
             return
         began_at = time.perf_counter()
-        request_id = f"req_{secrets.token_hex(12)}"
+        request_id = scope[REQUEST_ID] = f"req_{secrets.token_hex(12)}"
         status = 0
 
         async def send_with_id(message: Message) -> None:
@@ -115,9 +118,7 @@ class Boundary:
         except Exception as exc:
             if status:
                 raise
-            error = as_api_error(exc)
-            if error.status >= 500:
-                logger.warning("%s answered with %d: %s", request_id, error.status, error.message)
+            error = as_api_error(exc, request_id=request_id)
             await error_answer(error)(scope, receive, send_with_id)
         finally:
             self._metrics.end(

@@ -228,7 +228,7 @@ class _Server:
 
         config = replace(self._config.engines, broker_url=self._broker_url)
         async with open_engines(
-            config, is_working=self._config.is_working, on_loaded=self._on_loaded, on_failure=self._on_failure
+            config, is_working=self._config.is_working, on_loaded=_ignore, on_failure=self._on_failure
         ) as engine:
             yield engine
 
@@ -237,10 +237,6 @@ class _Server:
         while not (server.started and (engine is None or engine.is_ready)):
             await asyncio.sleep(_TICK_S)
         self._on_ready(self._url)
-
-    def _on_loaded(self, message: str) -> None:
-        for line in message.splitlines():
-            logger.info("%s", line)
 
     def _on_failure(self, failure: BatcherError) -> None:
         self._failure = failure
@@ -275,6 +271,10 @@ class _Server:
         assert self._uvicorn is not None
         for connection in list(self._uvicorn.server_state.connections):
             connection.transport.abort()
+
+
+def _ignore(message: str) -> None:
+    """How the models were set up: their own process logs it."""
 
 
 def _sender(broker_url: str) -> Callable[[JobDir], None]:

@@ -8,7 +8,7 @@ from pydantic_core import to_json
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from batcher.api.answers import ClientGoneError, as_api_error
+from batcher.api.answers import REQUEST_ID, ClientGoneError, as_api_error
 from batcher.api.exchange import Exchange, Exchanges
 from batcher.api.metrics import Metrics
 from batcher.live import Delta
@@ -58,7 +58,7 @@ class EventStream(Response):
             except ClientGoneError:
                 raise
             except Exception as exc:
-                last = _event(as_api_error(exc).body())
+                last = _event(as_api_error(exc, request_id=scope[REQUEST_ID]).body())
                 await send({"type": "http.response.body", "body": last, "more_body": False})
 
     async def _write(self, exchange: Exchange, items: list[Delta | Choice], send: Send) -> None:
