@@ -6,9 +6,16 @@ from pathlib import Path
 import pytest
 
 from batcher.api.census import FRESH_S, CensusTaker
-from batcher.jobdir import unset_success
-from batcher.status import StatusReader
+from batcher.jobdir import JobDir, unset_success
+from batcher.status import Status, StatusReader
+from batcher.summary import finalize
 from tests.unit.job_files import complete_job, make_job, ok, write_part
+
+
+def finished_job(path: Path) -> JobDir:
+    job = complete_job(path)
+    assert finalize(job) is not None
+    return job
 
 
 class Clock:
@@ -25,7 +32,7 @@ class Clock:
 
 
 def test_jobs_shards_and_rows_are_counted_by_state(tmp_path: Path) -> None:
-    done = complete_job(tmp_path / "done")
+    done = finished_job(tmp_path / "done")
     half = make_job(tmp_path / "half", [2, 3])
     write_part(half, 0, [ok(0), ok(1)])
 
@@ -45,7 +52,7 @@ def test_numbers_are_kept_for_some_seconds(tmp_path: Path) -> None:
     taker = CensusTaker(tmp_path, clock=clock)
     taker.take()
 
-    complete_job(tmp_path / "done")
+    finished_job(tmp_path / "done")
 
     assert taker.take().jobs["complete"] == 0
     clock.pass_by()
@@ -53,10 +60,15 @@ def test_numbers_are_kept_for_some_seconds(tmp_path: Path) -> None:
 
 
 def test_complete_job_is_read_once_until_it_is_opened_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, reads = Clock(), []
+    clock, reads = Clock(), list[StatusReader]()
     read = StatusReader.read
-    monkeypatch.setattr(StatusReader, "read", lambda self: reads.append(1) or read(self))
-    job = complete_job(tmp_path / "done")
+
+    def counted(self: StatusReader) -> Status:
+        reads.append(self)
+        return read(self)
+
+    monkeypatch.setattr(StatusReader, "read", counted)
+    job = finished_job(tmp_path / "done")
     taker = CensusTaker(tmp_path, clock=clock)
 
     for _ in range(3):
@@ -71,7 +83,7 @@ def test_complete_job_is_read_once_until_it_is_opened_again(tmp_path: Path, monk
 
 def test_job_that_is_deleted_or_damaged_is_left_out(tmp_path: Path) -> None:
     clock = Clock()
-    gone, damaged = complete_job(tmp_path / "gone"), complete_job(tmp_path / "damaged")
+    gone, damaged = finished_job(tmp_path / "gone"), finished_job(tmp_path / "damaged")
     taker = CensusTaker(tmp_path, clock=clock)
     assert taker.take().jobs["complete"] == 2
 

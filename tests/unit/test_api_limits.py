@@ -1,6 +1,7 @@
 """What is too much for the server, and that it is well afterwards."""
 
 import threading
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -45,11 +46,9 @@ def test_body_that_is_announced_too_large_is_refused_before_it_is_read() -> None
 
 def test_body_of_unknown_length_is_refused_where_it_gets_too_large() -> None:
     service = make_app(ScriptedEngine(), keys=None, limits=Limits(max_body_bytes=1000))
-    sent = []
 
-    async def pieces():  # type: ignore[no-untyped-def]
+    async def pieces() -> AsyncIterator[bytes]:
         for _ in range(1000):
-            sent.append(1)
             yield b"a" * 100
 
     answer = ask(service, "POST", "/v1/completions", content=pieces())
