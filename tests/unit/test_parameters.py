@@ -78,7 +78,7 @@ def test_penalties_follow_the_documented_formula(engine: Engine, model: Path) ->
     tokens = vocabulary.tokenize("hello hello hello").tolist()
     counts: Counter[int] = Counter()
     for _ in range(16):
-        reference.reset()
+        reference.reset()  # type: ignore[no-untyped-call]
         reference.eval(tokens)
         raw = llama_cpp.llama_get_logits_ith(reference.ctx, -1)
         logits = np.ctypeslib.as_array(raw, (reference.n_vocab(),)).astype(np.float64)
