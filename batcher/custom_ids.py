@@ -13,7 +13,7 @@ from types import TracebackType
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batcher.errors import InputError, StorageError
+from batcher.errors import RepeatedIdError, StorageError
 from batcher.prompts import Origin
 from batcher.storage import reason
 
@@ -43,7 +43,7 @@ class CustomIds:
             raise StorageError(f"{tempfile.gettempdir()}: cannot write a temporary file: {reason(exc)}") from exc
 
     def check(self) -> None:
-        """Raise InputError naming an id that two rows have, and both rows; None if there is none."""
+        """Raise RepeatedIdError naming an id that two rows have, and both rows; None if there is none."""
         suspects = _repeated(self._hashes)
         if not suspects:
             return
@@ -54,9 +54,10 @@ class CustomIds:
             for custom_id in json.loads(line):
                 if hash(custom_id) in suspects and first_rows.setdefault(custom_id, row) != row:
                     first, second = self._sources.find(first_rows[custom_id]), self._sources.find(row)
-                    raise InputError(
+                    raise RepeatedIdError(
                         f"custom_id {_shown(custom_id)} is used twice, by {first} and {second}; "
-                        "give every row its own (rows without one are called row-0, row-1, ...)"
+                        "give every row its own (rows without one are called row-0, row-1, ...)",
+                        number=self._sources.number(row),
                     )
                 row += 1
 
@@ -81,8 +82,15 @@ class _Sources:
         self._num_rows += len(origin.numbers)
 
     def find(self, row: int) -> str:
-        run = max(i for i, first in enumerate(self._first_rows) if first <= row)
+        run = self._run_of(row)
         return self._runs[run].source(row - self._first_rows[run])
+
+    def number(self, row: int) -> int:
+        run = self._run_of(row)
+        return self._runs[run].numbers[row - self._first_rows[run]]
+
+    def _run_of(self, row: int) -> int:
+        return max(i for i, first in enumerate(self._first_rows) if first <= row)
 
 
 def _continues(last: Origin, origin: Origin) -> bool:

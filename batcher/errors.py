@@ -19,14 +19,40 @@ class InputError(BatcherError):
     exit_code = 2
 
 
+class RepeatedIdError(InputError):
+    """Two rows of an input have the same custom_id. `number` is the line, or row, of the second, from 1."""
+
+    def __init__(self, message: str, *, number: int) -> None:
+        super().__init__(message)
+        self.number = number
+
+
 class InvalidRowError(InputError):
     """One input row is not a valid request. It becomes an error row, or refuses the file under `--strict`."""
+
+
+class InvalidBodyError(InputError):
+    """The body of an API request is not a valid request. The message begins with the field that is wrong.
+
+    `param` is that field, None where it is the body as a whole; `code` is the API's error code, if it has one.
+    """
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
 
 
 class JobError(BatcherError):
     """A job directory is missing, damaged or in the wrong state for the command."""
 
     exit_code = 2
+
+
+class JobBusyError(JobError):
+    """Another command is changing the job at this moment."""
+
+    is_retriable = True
 
 
 class JobCancelledError(JobError):

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from batcher.errors import JobError, StorageError
+from batcher.errors import JobBusyError, JobError, StorageError
 from batcher.jobdir import JobDir
 from batcher.storage import reason
 
@@ -25,7 +25,7 @@ BUSY = "another command (submit, retry or delete) is changing this job; wait unt
 def exclusive(job: JobDir, *, patience_s: float = PATIENCE_S, busy: str = BUSY) -> Iterator[bool]:
     """Hold the folder of `job`, which must exist, against other commands. Yields False where there are no such locks.
 
-    Raises JobError saying `busy` where another holds it for longer than `patience_s`.
+    Raises JobBusyError saying `busy` where another holds it for longer than `patience_s`.
     """
     descriptor, is_locked = _lock(job, deadline=time.monotonic() + patience_s, busy=busy)
     try:
@@ -42,7 +42,7 @@ def _lock(job: JobDir, *, deadline: float, busy: str) -> tuple[int, bool]:
         except BlockingIOError as exc:
             os.close(descriptor)
             if time.monotonic() >= deadline:
-                raise JobError(f"{job.path}: {busy}") from exc
+                raise JobBusyError(f"{job.path}: {busy}") from exc
             time.sleep(_POLL_INTERVAL_S)
             continue
         except OSError:

@@ -24,10 +24,11 @@ import pyarrow.parquet as pq
 from batcher import storage
 from batcher.errors import InputError, JobError, StorageError
 from batcher.jobdir import JobDir, ShardInfo
-from batcher.protocol import batch_output_line, completion_body
 from batcher.repair import read_part
+from batcher.responses import batch_output_line, completion_body
 from batcher.results import RESULT_FIELDS, join_tables, read_chunks, result_schema
 from batcher.shards import to_json_text
+from batcher.types import RowStatus
 
 #: Bytes of rows gathered before a row group is written: parts of few rows would make many small groups.
 ROW_GROUP_BYTES = 32 << 20
@@ -167,6 +168,25 @@ def _write_jsonl(path: Path, tables: Iterable[pa.Table], *, layout: ExportFormat
                 file.write("\n")
                 num_lines += 1
     return num_lines
+
+
+def write_batch_output(job: JobDir, output: Path, errors: Path) -> tuple[int, int]:
+    """Write the batch output lines of what is finished now: of rows that are ok into one file, of failed into another.
+
+    One pass, shard by shard. Returns the lines in each. The files are written in place: for temporary names.
+    """
+    num_ok = num_failed = 0
+    with (
+        output.open("w", encoding="utf-8", newline="\n") as ok_file,
+        errors.open("w", encoding="utf-8", newline="\n") as error_file,
+    ):
+        for table in finished_tables(job):
+            for rows in _requests(table):
+                is_ok = rows[0]["status"] == RowStatus.OK.value
+                line = json.dumps(batch_output_line(rows), ensure_ascii=False, allow_nan=False)
+                (ok_file if is_ok else error_file).write(f"{line}\n")
+                num_ok, num_failed = num_ok + is_ok, num_failed + (not is_ok)
+    return num_ok, num_failed
 
 
 def _requests(table: pa.Table) -> Iterator[list[dict[str, Any]]]:

@@ -9,6 +9,8 @@
     JOB/results/part-00007.parquet             the shard's commit: created if absent, never overwritten
     JOB/results/_SUCCESS, JOB/summary.json     written when every part exists and the count proves it
     JOB/CANCELLED                              present while the job is cancelled
+    JOB/batch.json                             what was asked for, if it was made by the server (see `batch_records`)
+    JOB/batch/                                 what became of that, and its output files for download
     JOB/DELETED                                the manifest of a job that is being deleted: there is no job any more
     JOB/damaged/part-00007-<time>.parquet      a part that was torn or changed after its commit (see `repair`)
 
@@ -37,6 +39,9 @@ from batcher.types import SamplingParams
 ID_PATTERN = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}\Z")
 
 MANIFEST_VERSION = 1
+
+#: What the mark of a cancellation ends in that came because the time was over.
+_EXPIRY_MARK = " expired"
 
 _PART_NAME = re.compile(r"^part-(\d{5,})\.parquet$")
 _ATTEMPT_NAME = re.compile(r"^(\d{4,})\.json$")
@@ -112,6 +117,14 @@ class Attempt:
     claimed_at: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class Cancellation:
+    """That a job is cancelled, since when, and whether that is because its time was over (a batch's)."""
+
+    at: datetime
+    is_expiry: bool
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class ChunkFile:
     """A chunk on disk; ordered by attempt, then by sequence within it."""
@@ -181,6 +194,36 @@ class JobDir:
     @property
     def cancelled_path(self) -> Path:
         return self.path / "CANCELLED"
+
+    @property
+    def batch_path(self) -> Path:
+        return self.path / "batch.json"
+
+    @property
+    def batch_dir(self) -> Path:
+        return self.path / "batch"
+
+    @property
+    def batch_failure_path(self) -> Path:
+        return self.batch_dir / "failed.json"
+
+    @property
+    def batch_expired_path(self) -> Path:
+        return self.batch_dir / "expired.json"
+
+    @property
+    def batch_cancelled_path(self) -> Path:
+        return self.batch_dir / "cancelled.json"
+
+    @property
+    def batch_outputs_path(self) -> Path:
+        return self.batch_dir / "outputs.json"
+
+    def batch_file_path(self, kind: str, *, stamp: str) -> Path:
+        return self.batch_dir / f"{kind}-{stamp}.jsonl"
+
+    def batch_tombstone_path(self, kind: str) -> Path:
+        return self.batch_dir / f"{kind}.deleted"
 
     def shard_path(self, shard: int) -> Path:
         return self.shards_dir / f"{shard:05d}.parquet"
@@ -327,10 +370,30 @@ class JobDir:
     def is_cancelled(self) -> bool:
         return self.cancelled_path.exists()
 
-    def cancel(self) -> bool:
-        """Mark the job as cancelled; workers stop at their next row. Returns False where it was already."""
-        now = datetime.now(UTC).isoformat().encode()
-        return storage.create_if_absent(self.cancelled_path, now, guard=self.check_exists)
+    def cancel(self, *, is_expiry: bool = False, guard: storage.Guard | None = None) -> bool:
+        """Mark the job as cancelled; workers stop at their next row. Returns False where it was already.
+
+        `guard` is for what is no job yet.
+        """
+        mark = datetime.now(UTC).isoformat() + (_EXPIRY_MARK if is_expiry else "")
+        return storage.create_if_absent(self.cancelled_path, mark.encode(), guard=guard or self.check_exists)
+
+    @property
+    def cancellation(self) -> Cancellation | None:
+        """Since when the job is cancelled; None where it is not."""
+        try:
+            text = self.cancelled_path.read_text(errors="replace")
+            mtime = self.cancelled_path.stat().st_mtime
+        except FileNotFoundError:
+            return None
+        except OSError as exc:
+            raise StorageError(f"{self.cancelled_path}: cannot read: {storage.reason(exc)}") from exc
+        try:
+            at = datetime.fromisoformat(text.removesuffix(_EXPIRY_MARK).strip())
+        except ValueError:
+            # Made by hand: that it is there is what counts.
+            at = datetime.fromtimestamp(mtime, UTC)
+        return Cancellation(at if at.tzinfo else at.replace(tzinfo=UTC), text.endswith(_EXPIRY_MARK))
 
     def uncancel(self) -> None:
         storage.delete(self.cancelled_path)
@@ -345,6 +408,14 @@ def list_jobs(root: Path) -> Iterator[JobDir]:
     for path in sorted(_listdir(root)):
         job = JobDir(path)
         if job.exists() and not path.is_symlink():
+            yield job
+
+
+def list_batches(root: Path) -> Iterator[JobDir]:
+    """The jobs under `root`, and the batches that are none yet or never will be, by name."""
+    for path in sorted(_listdir(root)):
+        job = JobDir(path)
+        if ID_PATTERN.match(path.name) and (job.exists() or job.batch_path.is_file()) and not path.is_symlink():
             yield job
 
 

@@ -39,7 +39,8 @@ class SubmitOptions:
     `default_model` and `params` are for rows that do not say. A row naming a model outside `known_models` becomes an
     error row `model_not_found`; None: the models are not known here, any valid name is taken. `template` is the text
     itself. `shard_rows` None: grows with the input. `seed` None is 0, so that a job given again draws the same.
-    `row_timeout_s` bounds the time of each choice, from its first prefill.
+    `row_timeout_s` bounds the time of each choice, from its first prefill. A row meant for another `endpoint` is an
+    error row; None: each goes to its own.
     """
 
     default_model: str | None
@@ -52,6 +53,7 @@ class SubmitOptions:
     shard_rows: int | None = None
     seed: int | None = None
     row_timeout_s: float | None = None
+    endpoint: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,16 +86,17 @@ def submit(
     options: SubmitOptions,
     *,
     stdin: Readable | None = None,
+    stdin_name: str = prompts.STDIN_NAME,
     on_progress: Callable[[int], None] | None = None,
 ) -> Manifest:
     """Make `job` from `inputs`, streaming, and return its manifest; `on_progress` gets the number of rows read so far.
 
     A job that is there already is returned as it is if input and options are the same: the same command again is a
-    resume. Raises JobError if they are not, or if another submit is writing it; InputError if the input can't be
-    used, and then nothing is left behind.
+    resume. `stdin_name` is what messages call `stdin`. Raises JobError if they are not, JobBusyError if another submit
+    is writing it; InputError if the input can't be used, and then nothing is left behind.
     """
     check_id(job.job_id, what="job id")
-    source = _Input(inputs, options, stdin)
+    source = _Input(inputs, options, stdin, stdin_name=stdin_name)
     if not job.exists():
         with staging.locked(job):
             # Another submit may have written the job while this one waited to look.
@@ -174,9 +177,17 @@ def read_requests(
 class _Input:
     """The rows of a command: files, options, and how much of standard input has been seen. Read once."""
 
-    def __init__(self, inputs: Sequence[str], options: SubmitOptions, stdin: Readable | None) -> None:
+    def __init__(
+        self,
+        inputs: Sequence[str],
+        options: SubmitOptions,
+        stdin: Readable | None,
+        *,
+        stdin_name: str = prompts.STDIN_NAME,
+    ) -> None:
         self.inputs = tuple(inputs)
         self.options = options
+        self._stdin_name = stdin_name
         self._files = prompts.expand(inputs)
         self._stdin = _HashedStream(stdin) if stdin is not None and prompts.STDIN in self._files else None
         if options.default_model is not None:
@@ -188,6 +199,7 @@ class _Input:
             prompt_column=options.prompt_column,
             id_column=options.id_column,
             template=parse_template(options.template) if options.template is not None else None,
+            endpoint=options.endpoint,
         )
 
     def scan(self) -> Iterator[RowBatch]:
@@ -195,7 +207,7 @@ class _Input:
         num_rows = 0
         is_id_missing = self.options.id_column is not None
         with CustomIds() as ids:
-            for raw in prompts.read_batches(self._files, stdin=self._stdin):
+            for raw in prompts.read_batches(self._files, stdin=self._stdin, stdin_name=self._stdin_name):
                 batch = self._parser.parse(raw, first_row=num_rows)
                 num_rows += len(batch.rows)
                 ids.add([row.request.custom_id for row in batch.rows], batch.origin)
@@ -226,6 +238,8 @@ class _Input:
             options.strict,
             options.seed or 0,
         ]
+        # Only where there is one: jobs of the command line have had none.
+        settings += [options.endpoint] if options.endpoint is not None else []
         halves = (json.dumps(half).encode() for half in (digests, settings))
         return "-".join(hashlib.sha256(half).hexdigest()[:32] for half in halves)
 

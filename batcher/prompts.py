@@ -109,13 +109,18 @@ def is_stream(name: str) -> bool:
     return name == STDIN or not Path(name).is_file()
 
 
-def read_batches(files: Sequence[str], *, stdin: Readable | None = None) -> Iterator[LineBatch | TableBatch]:
-    """The rows of `files` (from `expand`), in order. Raises InputError for one that can't be read or has no rows."""
+def read_batches(
+    files: Sequence[str], *, stdin: Readable | None = None, stdin_name: str = STDIN_NAME
+) -> Iterator[LineBatch | TableBatch]:
+    """The rows of `files` (from `expand`), in order. Raises InputError for one that can't be read or has no rows.
+
+    `stdin_name` is what messages call standard input, or whatever stream takes its place.
+    """
     for name in files:
-        shown = STDIN_NAME if name == STDIN else name
+        shown = stdin_name if name == STDIN else name
         is_empty = True
         try:
-            for batch in _read_stdin(stdin) if name == STDIN else _read_path(Path(name), name):
+            for batch in _read_stdin(stdin, stdin_name) if name == STDIN else _read_path(Path(name), name):
                 is_empty = False
                 yield batch
         except (OSError, pa.ArrowException) as exc:
@@ -138,13 +143,13 @@ def _check_file(path: Path, name: str) -> None:
         raise InputError(f"{name}: {_UNREADABLE[suffix]}")
 
 
-def _read_stdin(stdin: Readable | None) -> Iterator[LineBatch]:
+def _read_stdin(stdin: Readable | None, name: str) -> Iterator[LineBatch]:
     if stdin is None:
         raise InputError("-: there is no standard input to read; name a file")
     head = stdin.read(4)
     if head == _PARQUET_MAGIC:
-        raise InputError(f"{STDIN_NAME}: Parquet can't be read from a stream; save it as a file and name the file")
-    return _read_lines(_Prefixed(head, stdin), STDIN_NAME, codec=_codec(head, ""))
+        raise InputError(f"{name}: Parquet can't be read from a stream; save it as a file and name the file")
+    return _read_lines(_Prefixed(head, stdin), name, codec=_codec(head, ""))
 
 
 def _read_path(path: Path, name: str) -> Iterator[LineBatch | TableBatch]:

@@ -1,224 +1,316 @@
-"""The completion API at the edge: rows and OpenAI batch lines in, response objects out. The one place of validation.
+"""The completion API at the edge: what rows, bodies and OpenAI batch lines mean. The one place of validation.
 
 A row is either plain, `{"prompt": ..., "max_tokens": ..., ...}`, or a line of an OpenAI batch file,
 `{"custom_id", "method": "POST", "url": "/v1/completions", "body": {...}}`; an object `body` beside no prompt tells them
-apart. The documented parameters (DESIGN section 2) are checked strictly: strings are no numbers, booleans are no
-integers, NaN and infinities are refused, null means the default. An exact `16.0` is taken for an integer, because
-Parquet writers turn integer columns with gaps into doubles.
+apart. The server gets such bodies alone. `parameters` has the fields with their types and bounds.
 
 What else a row holds: in a plain row it is a column of the user's and goes along to the results, whatever its name,
-`n` and `logprobs` included. In the `body` of a batch line it is a parameter, so one that would change the completion
-is refused unless it asks for nothing (`n` 1), and the ones that would not change it (`user`) are ignored.
+`n` and `logprobs` included: a plain row takes the documented parameters (DESIGN section 2) and `seed`, nothing else.
+In a body they are parameters. There, what the API documents and would change the completion, but is not supported
+(`tools`), is refused unless it asks for nothing; what would not change it (`user`) is ignored; a field that nobody
+documents is refused in a file and by a strict server, and else ignored, and its name told.
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from datetime import datetime
-from typing import Annotated, Any, Literal
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any, NoReturn
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
 
-from batcher.errors import InvalidRowError
-from batcher.types import ErrorCode, RowStatus
+from batcher.errors import InvalidBodyError
+from batcher.parameters import CHAT_URL, Body, ChatBody, CompletionBody, Message, explain, shown
+from batcher.types import DEFAULT_CHAT_MAX_TOKENS, Request, SamplingParams
 
-MAX_STOPS = 16
-#: The shard format keeps max_tokens in 32 bits and seeds in 64, signed. Of a seed the lower 32 bits matter.
-MAX_MAX_TOKENS = 2**31 - 1
-MAX_SEED = 2**63 - 1
-
-PARAM_FIELDS = ("max_tokens", "temperature", "top_p", "stop", "seed")
-#: The fields of a plain row that make the request; they do not go along to the results.
-ROW_FIELDS = ("custom_id", "prompt", "model", "stream", *PARAM_FIELDS)
-
-#: Parameters of the legacy API that are not implemented, each with the value that asks for nothing.
-_NEUTRAL: dict[str, Any] = {
-    "n": 1,
-    "best_of": 1,
-    "echo": False,
-    "suffix": "",
-    "logprobs": None,
-    "logit_bias": {},
-    "presence_penalty": 0,
-    "frequency_penalty": 0,
-}
-_IGNORED = frozenset({"user", "stream_options"})
-
-_REMEDIES = {
-    "custom_id": "use a non-empty string or an integer",
-    "prompt": "use a string or a non-empty array of strings",
-    "model": "use a string",
-    "stream": "use true or false",
-    "max_tokens": "use a positive integer",
-    "temperature": "use a number from 0 to 2",
-    "top_p": "use a number above 0 and at most 1",
-    "stop": f"use a non-empty string, or an array of at most {MAX_STOPS} of them",
-    "seed": "use an integer of at most 64 bits",
-    "method": 'use "POST"',
-    "url": 'use "/v1/completions"',
-    "body": "use an object that holds the parameters of the request",
-}
-_SHOWN_CHARS = 60
-
-#: The HTTP status that the API would give; errors without one are the fault of no request.
-_STATUS_CODES = {
-    ErrorCode.INVALID_REQUEST: 400,
-    ErrorCode.CONTEXT_LENGTH_EXCEEDED: 400,
-    ErrorCode.MODEL_NOT_FOUND: 404,
-}
-
-
-def _exact_int(value: Any) -> Any:
-    return int(value) if type(value) is float and value.is_integer() else value
-
-
-_Int = Annotated[int, BeforeValidator(_exact_int)]
-_Stop = Annotated[str, Field(min_length=1)]
-_CustomId = Annotated[str, Field(min_length=1)] | int | None
-# fail_fast: a long array of wrong values must not become a long list of errors.
-_Prompt = str | Annotated[list[str], Field(min_length=1, fail_fast=True)]
-
-
-class Params(BaseModel):
-    """The parameters of a row or body, all optional. Keys it does not know are kept in `__pydantic_extra__`."""
-
-    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
-
-    model: str | None = None
-    stream: bool | None = None
-    max_tokens: Annotated[_Int, Field(ge=1, le=MAX_MAX_TOKENS)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    stop: _Stop | Annotated[list[_Stop], Field(max_length=MAX_STOPS, fail_fast=True)] | None = None
-    seed: Annotated[_Int, Field(ge=-MAX_SEED - 1, le=MAX_SEED)] | None = None
-
-
-class Body(Params):
-    """The body of `POST /v1/completions`."""
-
-    prompt: _Prompt
-
-
-class BatchLine(BaseModel):
-    """A line of an OpenAI batch input file."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
-
-    custom_id: _CustomId = None
-    method: Literal["POST"]
-    url: Literal["/v1/completions"]
-    body: Body
-
-
-def row_model(*, prompt_column: str | None, id_column: str) -> type[BaseModel]:
-    """The model of a plain row whose prompt and id are under these names; None: a template makes the prompt."""
-    columns: dict[str, Any] = {"custom_id": (_CustomId, Field(None, validation_alias=id_column))}
-    if prompt_column is not None:
-        columns["prompt"] = (_Prompt, Field(validation_alias=prompt_column))
-    return create_model("Row", __base__=Params, **columns)
-
-
-def batch_line_model(*, id_column: str) -> type[BatchLine]:
-    """`BatchLine` with its custom_id under another name."""
-    custom_id: Any = (_CustomId, Field(None, validation_alias=id_column))
-    return create_model("BatchLine", __base__=BatchLine, custom_id=custom_id)
-
-
-def check_unsupported(extras: Mapping[str, Any]) -> None:
-    """Refuse the keys of a body that `Body` does not know, if they ask for anything. Raises InvalidRowError."""
-    for key, given in extras.items():
-        if given is None or key in _IGNORED:
-            continue
-        if key not in _NEUTRAL:
-            raise InvalidRowError(f"body.{key} is not supported; remove it")
-        neutral = _NEUTRAL[key]
-        if given != neutral or isinstance(given, bool) != isinstance(neutral, bool):
-            raise InvalidRowError(f"body.{key} is {shown(given)}; only {shown(neutral)} is supported")
-
-
-def explain(exc: ValidationError, values: Mapping[str, Any], fields: Mapping[str, str]) -> str:
-    """What is wrong with a row, as `max_tokens is 0; use a positive integer`: the first error, its value, the remedy.
-
-    `values` is what was validated, `fields` maps its keys to the fields they are read into.
-    """
-    errors = exc.errors(include_url=False, include_input=False)
-    path = errors[0]["loc"]
-    key = label = str(path[0])
-    depth = 1
-    if fields.get(key, key) == "body" and len(path) > 1:
-        key, values, depth = str(path[1]), values["body"], 2
-        label = f"body.{key}"
-    field = fields.get(key, key)
-    remedy = _REMEDIES[field]
-    if key not in values:
-        if field == "prompt" and depth == 1:
-            remedy += ", or say with --prompt-column or --template where it comes from"
-        return f"{label} is missing; {remedy}"
-    value = values[key]
-    # A union reports the errors of each of its branches; an index tells which element of an array is wrong.
-    ends = (error["loc"][-1] for error in errors if error["loc"][:depth] == path[:depth])
-    index = next((end for end in ends if isinstance(end, int)), None)
-    if index is not None and isinstance(value, list):
-        label, value = f"{label}[{index}]", value[index]
-    if errors[0]["type"] == "less_than_equal" and field == "max_tokens":
-        remedy = f"use at most {MAX_MAX_TOKENS}"
-    return f"{label} is {shown(value)}; {remedy}"
-
-
-def shown(value: Any) -> str:
-    """A value as JSON for an error message, cut where it is long."""
-    if isinstance(value, str):
-        value = value[: _SHOWN_CHARS + 1]
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= _SHOWN_CHARS else text[: _SHOWN_CHARS - 3] + "..."
-
-
-def completion_body(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The documented response object of one request; `rows` are its result rows in order of index.
-
-    For a request that failed it is the documented error object, `{"error": {...}}`.
-    """
-    first = rows[0]
-    if first["status"] == RowStatus.ERROR.value:
-        code = ErrorCode(first["error_code"])
-        kind = "invalid_request_error" if code in _STATUS_CODES else "server_error"
-        return {"error": {"message": first["error_message"], "type": kind, "param": None, "code": code.value}}
-    choices = [
-        {"text": row["text"], "index": row["index"], "logprobs": None, "finish_reason": row["finish_reason"]}
-        for row in rows
-    ]
-    created = first["created"]
-    return {
-        "id": first["id"],
-        "object": "text_completion",
-        "created": int(created.timestamp()) if isinstance(created, datetime) else created,
-        "model": first["model"],
-        "choices": choices,
-        "usage": {
-            name: sum(row[name] for row in rows) for name in ("prompt_tokens", "completion_tokens", "total_tokens")
-        },
+#: Documented fields that do not change the completion.
+_IGNORED = frozenset(
+    {
+        "user",
+        "store",
+        "metadata",
+        "service_tier",
+        "parallel_tool_calls",
+        "prediction",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "safety_identifier",
     }
+)
+#: Fields of messages that answers have, or that tell which call a tool answers; templates do not ask for them.
+_IGNORED_IN_MESSAGES = frozenset({"refusal", "annotations", "tool_call_id"})
+_IGNORED_IN_PARTS = frozenset({"annotations", "prompt_cache_breakpoint"})
+
+#: What `ignored` lists at most, and how much of each name.
+_MAX_IGNORED = 20
+_MAX_NAME_CHARS = 60
+_MAX_LISTED_MODELS = 20
+
+_BODIES: Mapping[bool, type[Body]] = {False: CompletionBody, True: ChatBody}
+#: Fields of bodies and of `SamplingParams` that have the same name and type.
+_SAME = (
+    *("max_tokens", "temperature", "top_p", "seed", "n", "best_of"),
+    *("echo", "presence_penalty", "frequency_penalty", "suffix"),
+)
 
 
-def batch_output_line(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The line of an OpenAI batch output file for one request; `rows` are its result rows in order of index.
+@dataclass(frozen=True, slots=True)
+class ParsedBody:
+    """A valid body of the server's. `ignored` names the unknown fields that were ignored, in printable ASCII."""
 
-    As in OpenAI's files, an error the API answers with an HTTP status has a `response` with that status, and an error
-    for which no request is to blame (engine, crash, timeout) has `response` null and `error` set.
+    request: Request
+    is_streaming: bool
+    includes_usage: bool
+    ignored: tuple[str, ...]
+
+
+def parse_body(
+    data: bytes,
+    *,
+    is_chat: bool,
+    is_strict: bool,
+    models: Collection[str],
+    row: int = 0,
+    custom_id: str = "",
+    max_prompts: int,
+) -> ParsedBody:
+    """The request in the body of an HTTP request, for one of `models`, of `max_prompts` sequences at most.
+
+    Takes time and memory in proportion to `data`, whatever it is. Raises InvalidBodyError, and nothing else.
     """
-    first = rows[0]
-    name = str(first["id"]).removeprefix("cmpl-") if first["id"] else f"row-{first['row']}"
-    line: dict[str, Any] = {
-        "id": f"batch_req_{name}",
-        "custom_id": first["custom_id"],
-        "response": None,
-        "error": None,
-    }
-    status = 200
-    if first["status"] == RowStatus.ERROR.value:
-        code = ErrorCode(first["error_code"])
-        if code not in _STATUS_CODES:
-            line["error"] = {"code": code.value, "message": first["error_message"]}
-            return line
-        status = _STATUS_CODES[code]
-    line["response"] = {"status_code": status, "request_id": f"req_{name}", "body": completion_body(rows)}
-    return line
+    values = _read_object(data)
+    prompt = None if is_chat else values.get("prompt")
+    if isinstance(prompt, list) and len(prompt) > max_prompts:
+        _refuse("prompt", f"holds {len(prompt):,} prompts; send at most {max_prompts:,} in a request")
+    body = validate_body(values, is_chat=is_chat)
+    _refuse_twins(data)
+    ignored = unknown_fields(body)
+    if ignored and is_strict:
+        _refuse(ignored[0], "is not supported; remove it")
+    defaults = SamplingParams(max_tokens=DEFAULT_CHAT_MAX_TOKENS) if is_chat else SamplingParams()
+    model = _served_model(body.model, models)
+    request = build_request(body, row=row, custom_id=custom_id, model=model, defaults=defaults)
+    params = request.params
+    is_streaming = bool(body.stream)
+    if is_streaming and params.num_drawn > params.n:
+        _refuse("best_of", f"is {params.best_of}, more than n, which a stream can't give; leave out stream or best_of")
+    if request.num_sequences > max_prompts:
+        name = "n" if params.best_of is None else "best_of"
+        _refuse(
+            name,
+            f"is {params.num_drawn}, which makes {request.num_sequences:,} completions in all; ask for at most "
+            f"{max_prompts:,} in a request",
+        )
+    options = body.stream_options
+    includes_usage = is_streaming and options is not None and bool(options.include_usage)
+    return ParsedBody(request, is_streaming, includes_usage, ignored)
+
+
+def parse_line_body(values: dict[str, Any], *, url: str) -> Body:
+    """The body of a batch line, checked by its url. Raises InvalidBodyError, also for fields that are unknown."""
+    body = validate_body(values, is_chat=url == CHAT_URL)
+    if unknown := unknown_fields(body):
+        _refuse(unknown[0], "is not supported; remove it")
+    return body
+
+
+def validate_body(values: dict[str, Any], *, is_chat: bool) -> Body:
+    """Check the types and bounds of a body's fields. Raises InvalidBodyError."""
+    try:
+        return _BODIES[is_chat].model_validate(values)
+    except ValidationError as exc:
+        prompt = values.get("prompt")
+        if not is_chat and isinstance(prompt, list) and _holds_token_ids(prompt):
+            _refuse("prompt", f"is {shown(prompt)}; token ids are not supported, send the text as strings")
+        problem = explain(exc, values, {}, is_chat=is_chat)
+        raise InvalidBodyError(problem.message, param=problem.label) from exc
+
+
+def build_request(body: Body, *, row: int, custom_id: str, model: str, defaults: SamplingParams) -> Request:
+    """The request in a checked body, `defaults` for what it does not say.
+
+    The prompt of a chat is the compact JSON text of its messages: their role, content and, where given, name, the
+    texts of an array of parts joined by newlines. A developer's message is a system's, the name that templates know.
+    Raises InvalidBodyError for parameters that contradict each other.
+    """
+    params = _merge_params(body, defaults)
+    if isinstance(body, ChatBody):
+        return Request(row, custom_id, model, (compact_json(_normalize(body)),), False, params, is_chat=True)
+    assert isinstance(body, CompletionBody)
+    if isinstance(body.prompt, list):
+        return Request(row, custom_id, model, tuple(body.prompt), True, params)
+    return Request(row, custom_id, model, (body.prompt,), False, params)
+
+
+def unknown_fields(body: Body) -> tuple[str, ...]:
+    """Fields of a body that nobody documents and that are not null; of messages as `messages[].field`. In ASCII."""
+    found = dict.fromkeys(islice(_extras(body, "", _IGNORED), _MAX_IGNORED))
+    if isinstance(body, ChatBody):
+        in_messages = (name for message in body.messages for name in _message_extras(message))
+        found |= dict.fromkeys(islice(in_messages, _MAX_IGNORED))
+    return tuple(found)[:_MAX_IGNORED]
+
+
+def body_schema(is_chat: bool, *, is_strict: bool = False, models: Collection[str] = ()) -> dict[str, Any]:
+    """The JSON schema of a body, self-contained and without references, for OpenAPI.
+
+    `models` are the names that `model` can have, if they are known. What fields may not be together (DESIGN section
+    2: echo with logprobs, best_of below n) can't be said in it.
+    """
+    schema: dict[str, Any] = _BODIES[is_chat].model_json_schema()
+    definitions = schema.pop("$defs", {})
+    schema = _inline(schema, definitions)
+    properties = schema["properties"]
+    properties["model"] = {"type": "string", "enum": sorted(models)} if models else {"type": "string"}
+    properties |= {name: {} for name in sorted(_IGNORED)}
+    schema["required"] = ["model", *schema["required"]]
+    if is_strict:
+        _close(schema)
+        if is_chat:
+            message = properties["messages"]["items"]
+            _close(message, _IGNORED_IN_MESSAGES)
+            _, parts = message["properties"]["content"]["anyOf"]
+            _close(parts["items"], _IGNORED_IN_PARTS)
+    return schema
+
+
+def compact_json(messages: list[Any]) -> str:
+    """The JSON text of messages, as the prompt of a chat has it."""
+    return json.dumps(messages, ensure_ascii=False, separators=(",", ":"))
+
+
+def not_json(data: bytes, exc: ValueError) -> str:
+    """Why these bytes are no JSON: `not UTF-8 (byte 0xff at position 3)`, `not JSON (...)`."""
+    try:
+        data.decode()
+    except UnicodeDecodeError as bad:
+        return f"not UTF-8 (byte 0x{data[bad.start]:02x} at position {bad.start + 1})"
+    return f"not JSON ({exc})"
+
+
+def _read_object(data: bytes) -> dict[str, Any]:
+    try:
+        # Unlike json, it bounds the depth, and it refuses integers that would take long.
+        values = from_json(data, allow_inf_nan=False)
+    except ValueError as exc:
+        raise InvalidBodyError(f"the body is {not_json(data, exc)}; send one JSON object in UTF-8") from exc
+    if not isinstance(values, dict):
+        raise InvalidBodyError(f"the body is not a JSON object but {shown(values)}; send one JSON object")
+    return values
+
+
+def _refuse_twins(data: bytes) -> None:
+    """Refuse a key that an object has twice: which of them counts would be a guess. Bytes are known to be JSON."""
+
+    def build(pairs: list[tuple[str, Any]]) -> None:
+        if len(dict(pairs)) < len(pairs):
+            twin = Counter(key for key, _ in pairs).most_common(1)[0][0]
+            raise InvalidBodyError(f"{shown(twin)} is given twice in one object; give it once", param=_ascii(twin))
+
+    # Numbers as text: their values do not matter here.
+    json.loads(data.decode(), object_pairs_hook=build, parse_int=str, parse_float=str)
+
+
+def _holds_token_ids(prompt: list[Any]) -> bool:
+    first = prompt[0] if prompt else None
+    if isinstance(first, list) and first:
+        first = first[0]
+    return type(first) is int
+
+
+def _served_model(model: str | None, models: Collection[str]) -> str:
+    names = sorted(models)
+    known = ", ".join(names[:_MAX_LISTED_MODELS]) + (", ..." if len(names) > _MAX_LISTED_MODELS else "")
+    if model is None:
+        _refuse("model", f"is missing; use one of: {known}")
+    if model not in models:
+        message = f"model {shown(model)} does not exist here; use one of: {known}"
+        raise InvalidBodyError(message, param="model", code="model_not_found")
+    return model
+
+
+def _merge_params(body: Body, defaults: SamplingParams) -> SamplingParams:
+    """`defaults` with what the body says. Raises InvalidBodyError for what contradicts itself."""
+    fields = body.__dict__
+    given = {name: fields[name] for name in _SAME if fields.get(name) is not None}
+    if body.stop is not None:
+        given["stop"] = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop)
+    if body.logit_bias is not None:
+        given["logit_bias"] = tuple(sorted((int(token), bias) for token, bias in body.logit_bias.items()))
+    given |= _chat_params(body) if isinstance(body, ChatBody) else {}
+    if isinstance(body, CompletionBody) and body.logprobs is not None:
+        given["logprobs"] = body.logprobs
+    params = replace(defaults, **given) if given else defaults
+    if params.best_of is not None and params.best_of < params.n:
+        _refuse("best_of", f"is {params.best_of}; use at least n, which is {params.n}")
+    if params.echo and params.logprobs is not None:
+        _refuse("echo", "is not supported together with logprobs; leave out one of them")
+    return params
+
+
+def _chat_params(body: ChatBody) -> dict[str, Any]:
+    given: dict[str, Any] = {}
+    if body.max_completion_tokens is not None:
+        if body.max_tokens not in (None, body.max_completion_tokens):
+            both = f"is {body.max_completion_tokens} and max_tokens {body.max_tokens}"
+            _refuse("max_completion_tokens", f"{both}; give one of them")
+        given["max_tokens"] = body.max_completion_tokens
+    if body.logprobs:
+        given["logprobs"] = body.top_logprobs or 0
+    elif body.top_logprobs:
+        _refuse("top_logprobs", f"is {body.top_logprobs} without logprobs; give logprobs true too")
+    return given
+
+
+def _normalize(body: ChatBody) -> list[dict[str, str]]:
+    messages = []
+    for message in body.messages:
+        content = message.content
+        text = content if isinstance(content, str) else "\n".join(part.text for part in content)
+        role = "system" if message.role == "developer" else message.role
+        messages.append({"role": role, "content": text})
+        if message.name is not None:
+            messages[-1]["name"] = message.name
+    return messages
+
+
+def _message_extras(message: Message) -> Iterator[str]:
+    yield from _extras(message, "messages[].", _IGNORED_IN_MESSAGES)
+    if isinstance(message.content, list):
+        for part in message.content:
+            yield from _extras(part, "messages[].content[].", _IGNORED_IN_PARTS)
+
+
+def _extras(model: BaseModel, prefix: str, ignored: Collection[str]) -> Iterator[str]:
+    for key, value in (model.__pydantic_extra__ or {}).items():
+        if value is not None and key not in ignored:
+            yield prefix + _ascii(key)
+
+
+def _ascii(name: str) -> str:
+    """A name from outside that can stand in a header and on a terminal."""
+    return json.dumps(name[:_MAX_NAME_CHARS])[1:-1]
+
+
+def _refuse(param: str, problem: str) -> NoReturn:
+    raise InvalidBodyError(f"{param} {problem}", param=param)
+
+
+def _inline(value: Any, definitions: Mapping[str, Any]) -> Any:
+    """A schema with what its references stand for in their place."""
+    if isinstance(value, list):
+        return [_inline(item, definitions) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "$ref" in value:
+        return _inline(definitions[re.sub(r"^#/\$defs/", "", value["$ref"])], definitions)
+    return {key: _inline(item, definitions) for key, item in value.items()}
+
+
+def _close(schema: dict[str, Any], ignored: Collection[str] = ()) -> None:
+    """Let an object have no other fields than those it names and the ignored ones."""
+    schema["properties"] |= {name: {} for name in sorted(ignored)}
+    schema["additionalProperties"] = False

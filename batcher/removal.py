@@ -22,8 +22,8 @@ _RETRY_INTERVAL_S = 0.05
 
 
 def can_be_deleted(job: JobDir) -> bool:
-    """Whether there is a job, or what an interrupted deletion left of one."""
-    return job.exists() or job.deleted_path.is_file()
+    """Whether there is a job, a batch that is none yet or has failed, or what an interrupted deletion left of one."""
+    return job.exists() or job.deleted_path.is_file() or job.batch_path.is_file()
 
 
 def delete_job(job: JobDir) -> list[str]:
@@ -35,7 +35,11 @@ def delete_job(job: JobDir) -> list[str]:
     with exclusive(job):
         if job.exists():
             storage.move(job.manifest_path, job.deleted_path)
-        elif not job.deleted_path.is_file():
+        elif job.deleted_path.is_file():
+            pass
+        elif job.batch_path.is_file():
+            storage.move(job.batch_path, job.deleted_path)
+        else:
             raise JobError(f"{job.path}: no job here (no manifest.json); another command has deleted it")
         deadline = time.monotonic() + PATIENCE_S
         while True:
@@ -61,9 +65,9 @@ def _own(job: JobDir) -> list[Path]:
 def _is_own(job: JobDir, path: Path) -> bool:
     folders = (
         *(job.results_dir, job.chunks_dir(0).parent, job.attempts_dir(0).parent, job.shards_dir),
-        *(job.damaged_dir, workers_dir(job.path)),
+        *(job.damaged_dir, workers_dir(job.path), job.batch_dir),
     )
-    is_named = path in (*folders, job.summary_path, job.cancelled_path)
+    is_named = path in (*folders, job.summary_path, job.cancelled_path, job.batch_path)
     return (is_named or path.name.startswith(storage.TEMP_PREFIX)) and not _is_empty_mount(path)
 
 

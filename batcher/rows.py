@@ -5,7 +5,7 @@ Every input row gives exactly one `ShardRow`: a request, or what is known of it 
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -13,18 +13,19 @@ import pyarrow.compute as pc
 from pydantic import ValidationError
 from pydantic_core import from_json
 
-from batcher import protocol
+from batcher import parameters, protocol
 from batcher.carried import plain_table
-from batcher.errors import InputError, InvalidRowError
+from batcher.errors import InputError, InvalidBodyError, InvalidRowError
 from batcher.jobdir import ID_PATTERN
+from batcher.parameters import CHAT_URL, PARAM_FIELDS, ROW_FIELDS, BatchLine, shown
 from batcher.prompts import MAX_LINE_BYTES, LineBatch, Origin, TableBatch
-from batcher.protocol import PARAM_FIELDS, ROW_FIELDS, shown
 from batcher.shards import ShardRow
 from batcher.template import Template
-from batcher.types import ErrorCode, Request, RowError, SamplingParams
+from batcher.types import DEFAULT_CHAT_MAX_TOKENS, ErrorCode, Request, RowError, SamplingParams
 
 _PARAMS = frozenset(PARAM_FIELDS)
 _BATCH_LINE_KEYS = frozenset({"method", "url", "body"})
+COMPLETIONS_URL = "/v1/completions"
 #: Stands for a value of a table that can't be read as text.
 _NOT_UTF8 = object()
 
@@ -49,9 +50,10 @@ class RowBatch:
 class RowParser:
     """Turns raw rows into requests. What is wrong with a row becomes its error; only whole files raise.
 
-    `params` and `default_model` are the job's defaults. A row naming a model outside `known_models` gets
-    `model_not_found`; None takes any name that can be a queue's. The prompt comes from `template`, else from
-    `prompt_column`; where either is given, no row is taken for a batch line.
+    `params` and `default_model` are the job's defaults, `chat_max_tokens` is that of chats. A row naming a model
+    outside `known_models` gets `model_not_found`; None takes any name that can be a queue's. The prompt comes from
+    `template`, else from `prompt_column`; where either is given, no row is taken for a batch line. `endpoint`: of
+    `SubmitOptions`.
     Raises InputError for options that contradict each other.
     """
 
@@ -60,16 +62,20 @@ class RowParser:
         *,
         params: SamplingParams,
         default_model: str | None,
+        chat_max_tokens: int = DEFAULT_CHAT_MAX_TOKENS,
         known_models: frozenset[str] | None = None,
         prompt_column: str | None = None,
         id_column: str | None = None,
         template: Template | None = None,
+        endpoint: str | None = None,
     ) -> None:
         _check_columns(prompt_column, id_column, template)
         self._params = params
+        self._chat_params = replace(params, max_tokens=chat_max_tokens)
         self._default_model = default_model
         self._known_models = known_models
         self._template = template
+        self._endpoint = endpoint
         self._takes_batch_lines = prompt_column is None and template is None
         self._prompt_column = None if template else prompt_column or "prompt"
         self._id_column = id_column or "custom_id"
@@ -81,10 +87,10 @@ class RowParser:
         self._fields[self._id_column] = "custom_id"
         if self._prompt_column is not None:
             self._fields[self._prompt_column] = "prompt"
-        row_model = protocol.row_model(prompt_column=self._prompt_column, id_column=self._id_column)
+        row_model = parameters.row_model(prompt_column=self._prompt_column, id_column=self._id_column)
         self._validate_json = row_model.__pydantic_validator__.validate_json
         self._validate = row_model.__pydantic_validator__.validate_python
-        batch_model = protocol.batch_line_model(id_column=self._id_column)
+        batch_model = parameters.batch_line_model(id_column=self._id_column)
         self._validate_batch_line = batch_model.__pydantic_validator__.validate_python
 
     def parse(self, batch: LineBatch | TableBatch, *, first_row: int) -> RowBatch:
@@ -112,12 +118,18 @@ class RowParser:
         found: Any
         # Only lines with this key can be batch lines; the others are parsed and checked in one go.
         if self._takes_batch_lines and b'"body"' in line and self._is_batch_line(value := from_json(line)):
-            found = self._validate_batch_line(value)
-            protocol.check_unsupported(found.body.__pydantic_extra__)
-            return self._build(found.body, {}, row, custom_id=found.custom_id), found.__pydantic_extra__
+            batch_line: BatchLine = self._validate_batch_line(value)
+            self._check_endpoint(batch_line.url)
+            return self._build_batch_line(batch_line, row), batch_line.__pydantic_extra__ or {}
         found = self._validate_json(line)
+        self._check_endpoint(COMPLETIONS_URL)
         extras: dict[str, Any] = found.__pydantic_extra__
         return self._build(found, extras, row, custom_id=found.custom_id), extras
+
+    def _check_endpoint(self, url: str) -> None:
+        """Raise InvalidRowError for a row that is meant for another endpoint than its batch. Plain rows complete."""
+        if self._endpoint is not None and url != self._endpoint:
+            raise InvalidRowError(f"url is {shown(url)}; the batch is for {self._endpoint}: use that, or another batch")
 
     def _refuse_line(
         self, line: bytes | None, exc: Exception, row: int, source: str
@@ -137,7 +149,12 @@ class RowParser:
         extras = {k: item for k, item in value.items() if k not in _BATCH_LINE_KEYS and k != self._id_column}
         known = dict(value["body"]) if isinstance(value["body"], dict) else {}
         known[self._id_column] = value.get(self._id_column)
-        return self._refused(known, error, row, source), extras
+        is_chat = value.get("url") == CHAT_URL
+        if is_chat:
+            # What a chat's prompt is in the results, as far as it goes.
+            messages = known.get("messages")
+            known["prompt"] = protocol.compact_json(messages) if isinstance(messages, list) else None
+        return self._refused(known, error, row, source, is_chat=is_chat), extras
 
     def _is_batch_line(self, value: Any) -> bool:
         if not self._takes_batch_lines or not isinstance(value, dict) or "prompt" in value:
@@ -215,12 +232,30 @@ class RowParser:
             )
         )
 
+    def _build_batch_line(self, line: BatchLine, row: int) -> ShardRow:
+        """The request in a batch line whose frame is checked. Raises InvalidRowError."""
+        is_chat = line.url == CHAT_URL
+        try:
+            body = protocol.parse_line_body(line.body, url=line.url)
+            request = protocol.build_request(
+                body,
+                row=row,
+                custom_id=f"row-{row}" if line.custom_id is None else str(line.custom_id),
+                model=self._check_model(body.model),
+                defaults=self._chat_params if is_chat else self._params,
+            )
+        except InvalidBodyError as exc:
+            raise InvalidRowError(f"body.{exc}") from exc
+        return ShardRow(request)
+
     def _check_model(self, model: str | None) -> str:
         if model is None:
             if self._default_model is None:
                 raise InvalidRowError("model is missing; name one in the row, or one for all rows with --model")
             return self._default_model
         if self._known_models is None:
+            if ID_PATTERN.match(model):
+                return model
             remedy = "use letters, digits, '_', '.', '-', at most 128, the first a letter or digit"
             raise InvalidRowError(f"model is {shown(model)}; {remedy}")
         if model not in self._known_models and model != self._default_model:
@@ -241,10 +276,12 @@ class RowParser:
 
     def _explain(self, exc: Exception, values: Mapping[str, Any]) -> Exception:
         if isinstance(exc, ValidationError):
-            return InvalidRowError(protocol.explain(exc, values, self._fields))
+            return InvalidRowError(parameters.explain(exc, values, self._fields).message)
         return exc
 
-    def _refused(self, values: Mapping[str, Any], exc: Exception, row: int, source: str) -> ShardRow:
+    def _refused(
+        self, values: Mapping[str, Any], exc: Exception, row: int, source: str, *, is_chat: bool = False
+    ) -> ShardRow:
         """The error row: as much of the request as can be known, so that the user finds the row again."""
         known = {field: values.get(key) for key, field in self._fields.items()}
         custom_id, model, prompt = known["custom_id"], known["model"], known.get("prompt")
@@ -261,6 +298,7 @@ class RowParser:
             prompts=prompts,
             is_array=isinstance(prompt, list),
             params=self._params,
+            is_chat=is_chat,
         )
         code = ErrorCode.MODEL_NOT_FOUND if isinstance(exc, _UnknownModelError) else ErrorCode.INVALID_REQUEST
         return ShardRow(request, RowError(code, f"{source}: {exc}"))
@@ -277,12 +315,9 @@ def _check_columns(prompt_column: str | None, id_column: str | None, template: T
 
 
 def _not_json(line: bytes, exc: ValueError) -> str:
-    try:
-        line.decode()
-    except UnicodeDecodeError as bad:
-        return f"not UTF-8 (byte 0x{line[bad.start]:02x} at position {bad.start + 1}); save the file as UTF-8"
-    problem = re.sub(r" at line \d+ column (\d+)$", r" at position \1", str(exc))
-    return f"not JSON ({problem}); write one JSON object on each line"
+    problem = re.sub(r" at line \d+ column (\d+)\)$", r" at position \1)", protocol.not_json(line, exc))
+    remedy = "write one JSON object on each line" if problem.startswith("not JSON") else "save the file as UTF-8"
+    return f"{problem}; {remedy}"
 
 
 def _python_values(column: pa.ChunkedArray) -> list[Any]:

@@ -167,6 +167,14 @@ def sweep_temporary(folder: Path, *, before: float = math.inf) -> int:
     return num_deleted
 
 
+def flush_folder(folder: Path) -> None:
+    """Make what was created or deleted in `folder` durable. Raises StorageError."""
+    try:
+        _fsync(folder)
+    except OSError as exc:
+        raise StorageError(f"{folder}: cannot write: {reason(exc)}") from exc
+
+
 def _write(temp: Path, data: bytes | bytearray, *, target: Path) -> None:
     try:
         temp.write_bytes(data)

@@ -10,6 +10,8 @@ from enum import StrEnum
 DEFAULT_MAX_TOKENS = 16
 DEFAULT_TEMPERATURE = 1.0
 DEFAULT_TOP_P = 1.0
+#: A chat has no documented default: it ends where the model ends it. This bounds the place that it reserves.
+DEFAULT_CHAT_MAX_TOKENS = 1024
 
 _MASK_64 = (1 << 64) - 1
 

@@ -24,6 +24,7 @@ _COMMANDS = {
     "submit": "work",
     "worker": "work",
     "resume": "work",
+    "serve": "serving",
     "status": "jobs",
     "list": "jobs",
     "results": "jobs",

@@ -122,12 +122,15 @@ def quoted(job: "JobDir") -> str:
     return shlex.quote(str(job.path))
 
 
-def log_to_stderr(level: int, *, broker_url: str) -> None:
-    """Have our own lines from `level` and everybody's warnings on stderr, without the password of the broker."""
+def log_to_stderr(level: int, *, broker_url: str, role: str = "supervisor") -> None:
+    """Have our own lines from `level` and everybody's warnings on stderr, without the password of the broker.
+
+    `role` says whose lines they are.
+    """
     from batcher.broker_url import RedactingFormatter
 
     handler = logging.StreamHandler()
-    handler.setFormatter(RedactingFormatter("%(asctime)s supervisor %(levelname)s %(message)s", broker_url))
+    handler.setFormatter(RedactingFormatter(f"%(asctime)s {role} %(levelname)s %(message)s", broker_url))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     for name in ("batcher", "workers"):
         logging.getLogger(name).setLevel(level)

@@ -254,7 +254,7 @@ def delete_command(job: str, *, yes: bool, jobs_dir: Path) -> int:
         if not sys.stdin.isatty():
             raise click.UsageError(f"delete {job}: give --yes, as there is no terminal to ask on")
         status = read_status(found) if found.exists() else None
-        what = f"{status.state.value}, {status.num_done:,} finished rows" if status else "its deletion was interrupted"
+        what = f"{status.state.value}, {status.num_done:,} finished rows" if status else "without rows"
         click.confirm(f"Delete {found.path} ({what})?", abort=True)
     left = delete_job(found)
     click.echo(f"Deleted {found.path}" + (f"; not the job's own and left there: {', '.join(left)}" if left else ""))
@@ -262,11 +262,12 @@ def delete_command(job: str, *, yes: bool, jobs_dir: Path) -> int:
 
 
 def _find_deletable(job: str, jobs_dir: Path) -> "JobDir":
-    """The job that JOB names, or what an interrupted deletion left of it."""
+    """The job that JOB names, a batch that is none, or what an interrupted deletion left of it."""
     from batcher.jobdir import JobDir
+    from batcher.removal import can_be_deleted
 
     for path in (Path(job), jobs_dir / job):
-        if JobDir(path).deleted_path.is_file() and (path.name == job or path == Path(job)):
+        if can_be_deleted(JobDir(path)) and not JobDir(path).exists() and (path.name == job or path == Path(job)):
             return JobDir(path.resolve())
     return find_job(job, jobs_dir)
 

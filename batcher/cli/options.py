@@ -242,8 +242,8 @@ def submit_options(
 
     A command declares `**rows: Any` and calls `submit_options(default_model=..., known_models=..., **rows)`.
     """
+    from batcher.parameters import MAX_STOPS
     from batcher.planner import SubmitOptions
-    from batcher.protocol import MAX_STOPS
 
     if len(stop) > MAX_STOPS:
         raise click.BadParameter(f"{len(stop)} stop strings; at most {MAX_STOPS}", param_hint="--stop")

@@ -5,7 +5,7 @@ import re
 import secrets
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from batcher.cli import EXIT_INTERRUPTED
+from batcher.cli.engines import choose_models, engine_options, models_option, take_engine_options, worker_config
 from batcher.cli.following import (
     complete_job,
     how_far,
@@ -25,92 +26,27 @@ from batcher.cli.following import (
 )
 from batcher.cli.jobs import repair_parts
 from batcher.cli.options import (
-    Decorator,
     broker_option,
-    context_option,
     find_job,
-    gpu_layers_option,
     input_options,
     jobs_dir_option,
-    model_sha256_option,
     option,
     row_timeout_option,
     sampling_options,
     submit_options,
 )
-from batcher.errors import InputError, ModelError
+from batcher.errors import InputError
 
 if TYPE_CHECKING:
     from batcher.jobdir import JobDir
     from batcher.models import ModelRef
     from batcher.planner import SubmitOptions
-    from workers.events import WorkerConfig
-
-#: Seconds that a stopped worker gets by default. With the embedded broker's own end, `run` stops within 10.
-DEFAULT_GRACE_S = 8.0
 
 files_argument = click.argument("files", nargs=-1, required=True, metavar="FILE...")
 quiet_option = option("--quiet", "-q", is_flag=True, help="No progress; only the summary, and what went wrong.")
-models_option = option(
-    "--model",
-    "models",
-    multiple=True,
-    envvar="BATCHER_MODEL",
-    metavar="NAME|PATH|NAME=PATH",
-    help="Model to serve; can be given several times, and the first is that of rows which name none. "
-    "[default: the only one that `batcher models` lists]",
-)
 workers_option = option(
     "--workers", "num_workers", envvar="BATCHER_WORKERS", type=click.IntRange(min=1), default=1, help="Local workers."
 )
-
-_ENGINE_OPTIONS: tuple[Decorator, ...] = (
-    option(
-        "--slots",
-        type=click.IntRange(min=1),
-        help="Prompts decoded at a time. [default: as tuned, else 32, on a GPU 128, or what memory has room for]",
-    ),
-    option(
-        "--threads", type=click.IntRange(min=1), help="CPU threads of a worker. [default: as tuned, else all cores]"
-    ),
-    option(
-        "--batch-tokens",
-        type=click.IntRange(min=1),
-        help="Most tokens of one step, of prompts and completions together. [default: as tuned, else 2048]",
-    ),
-    option(
-        "--micro-batch-tokens",
-        type=click.IntRange(min=1),
-        help="Most tokens that llama.cpp computes at once. [default: as tuned, else 512]",
-    ),
-    gpu_layers_option,
-    context_option,
-    option(
-        "--grace",
-        type=click.FloatRange(min=0),
-        default=DEFAULT_GRACE_S,
-        help="Seconds in which a worker stops: shorter than the notice that your machines get.",
-    ),
-    option(
-        "--stall-timeout",
-        type=click.FloatRange(min=0, min_open=True),
-        help="Seconds without a step after which an engine is restarted. [default: 120, or more by the engine's pace]",
-    ),
-    option(
-        "--lease-ttl",
-        type=click.FloatRange(min=1),
-        help="Seconds after which the shards of a worker that says nothing go to another. [default: 30]",
-    ),
-    row_timeout_option,
-    model_sha256_option,
-)
-
-
-def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """How models are loaded and workers stopped. Parameters: slots ... row_timeout."""
-    for decorate in reversed(_ENGINE_OPTIONS):
-        command = decorate(command)
-    return command
 
 
 @click.command("run")
@@ -145,15 +81,15 @@ def run_command(
     from batcher.planner import commit_refused
     from workers.local import job_broker
 
-    engine = _take_engine_options(options)
-    chosen = _choose_models(models)
+    engine = take_engine_options(options)
+    chosen = choose_models(models)
     job = JobDir(output.resolve())
     check_id(job.path.name, what="name of the job directory")
     names = frozenset(model.name for model in chosen)
     submission = submit_options(
         default_model=chosen[0].name, known_models=names, row_timeout=engine["row_timeout_s"], **options
     )
-    config = _worker_config(chosen, job.path.parent, home=job.path, quiet=True, **engine)
+    config = worker_config(chosen, job.path.parent, home=job.path, quiet=True, **engine)
     again = f"batcher resume {shlex.quote(str(output))}{_model_arguments(chosen)}" if "-" in files else typed_command()
     with job_broker(job, broker) as url:
         try:
@@ -243,14 +179,14 @@ def worker_command(
         raise click.UsageError(
             "worker needs --broker URL (or BATCHER_BROKER); on one machine, `batcher run` needs none"
         )
-    chosen = _choose_models(models)
+    chosen = choose_models(models)
     jobs_root = jobs_dir.resolve()
     try:
         jobs_root.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise InputError(f"--jobs-dir {jobs_dir}: cannot create the folder: {exc.strerror or exc}") from exc
     log_to_stderr(logging.INFO, broker_url=broker)
-    config = _worker_config(chosen, jobs_root, home=jobs_root, quiet=False, **_take_engine_options(options))
+    config = worker_config(chosen, jobs_root, home=jobs_root, quiet=False, **take_engine_options(options))
     config = replace(config, broker_url=broker, name=check_id(name, what="worker name") if name else config.name)
     serve(
         config,
@@ -295,7 +231,7 @@ def resume_command(
     from workers.app import enqueue, make_app
     from workers.local import job_broker
 
-    engine = _take_engine_options(options)
+    engine = take_engine_options(options)
     found = find_job(job, jobs_dir)
     if broker is not None:
         connect(broker).close()
@@ -309,8 +245,8 @@ def resume_command(
         return 0
     repair_parts(found)
     needed = {info.model for info in found.pending_shards() if info.model is not None}
-    config = _worker_config(
-        _choose_models(models, needed=needed), found.path.parent, home=found.path, quiet=True, **engine
+    config = worker_config(
+        choose_models(models, needed=needed), found.path.parent, home=found.path, quiet=True, **engine
     )
     with job_broker(found, None) as url:
         commit_refused(found)
@@ -363,80 +299,6 @@ def _new_job_id(file: str) -> str:
     """A job id that says what and when, with a tail for two submitted in the same second."""
     stem = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(file).name.partition(".")[0]).strip("-_") or "job"
     return f"{stem[:64]}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
-
-
-# -- working ------------------------------------------------------------------------------------------------------
-
-
-def _take_engine_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Move the parameters of `engine_options` out of `options`, named as `WorkerConfig` has them."""
-    from batcher.lease import LEASE_TTL_S
-
-    return {
-        "num_slots": options.pop("slots"),
-        "num_threads": options.pop("threads"),
-        "num_gpu_layers": options.pop("gpu_layers"),
-        "context_length": options.pop("ctx"),
-        "max_batch_tokens": options.pop("batch_tokens"),
-        "max_micro_batch_tokens": options.pop("micro_batch_tokens"),
-        "grace_s": options.pop("grace"),
-        "stall_timeout_s": options.pop("stall_timeout"),
-        "lease_ttl_s": options.pop("lease_ttl") or LEASE_TTL_S,
-        "row_timeout_s": options.pop("row_timeout"),
-        "model_sha256": options.pop("model_sha256"),
-    }
-
-
-def _worker_config(
-    models: Sequence["ModelRef"],
-    jobs_root: Path,
-    *,
-    home: Path,
-    quiet: bool,
-    model_sha256: Sequence[str],
-    **engine: Any,
-) -> "WorkerConfig":
-    from batcher.models import parse_sha256
-    from workers.events import WorkerConfig
-    from workers.local import default_worker_name
-
-    return WorkerConfig(
-        name=default_worker_name(),
-        models=tuple((model.name, str(model.path)) for model in models),
-        broker_url="",  # whoever starts the workers knows it
-        jobs_root=str(jobs_root),
-        home=str(home),
-        quiet=quiet,
-        model_sha256=parse_sha256(model_sha256, models),
-        **engine,
-    )
-
-
-def _choose_models(specs: Sequence[str], *, needed: set[str] | None = None) -> list["ModelRef"]:
-    """The models that `--model` gives; with none given, those `needed` by name, else the only known one."""
-    from batcher.models import known_models, parse_model
-
-    chosen = [parse_model(spec) for spec in specs]
-    names = [model.name for model in chosen]
-    if len(set(names)) < len(names):
-        raise click.UsageError(f"--model: two models have the same name ({', '.join(names)}); write NAME=PATH")
-    known = known_models()
-    if needed is not None:
-        chosen += [model for model in known if model.name in needed - set(names)]
-        missing = sorted(needed - {model.name for model in chosen})
-        if missing:
-            raise ModelError(f"the job needs the model {missing[0]}; give --model {missing[0]}=PATH")
-        return chosen
-    if chosen:
-        return chosen
-    if len(known) == 1:
-        return known
-    listed = ", ".join(model.name for model in known)
-    raise click.UsageError(
-        f"which model? Give --model NAME; `batcher models` lists: {listed}"
-        if known
-        else "which model? Give --model PATH of a GGUF file; no model is known by name on this machine"
-    )
 
 
 def _model_arguments(models: Sequence["ModelRef"]) -> str:

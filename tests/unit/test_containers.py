@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from batcher.cli import cli
-from batcher.cli.work import DEFAULT_GRACE_S
+from batcher.cli.engines import DEFAULT_GRACE_S
 from batcher.models import MODELS_DIR_VARIABLE
 
 ROOT = Path(__file__).parents[2]

@@ -154,6 +154,7 @@ def test_no_function_is_longer_than_a_page() -> None:
         ("batcher.cli.checks", ["pyarrow", "pydantic", "celery", "redis", "rich", "llama_cpp"]),
         ("batcher.cli.tuning", ["pyarrow", "pydantic", "celery", "redis", "rich", "llama_cpp"]),
         ("batcher.cli.work", ["pyarrow", "pydantic", "celery", "redis", "rich", "llama_cpp"]),
+        ("batcher.cli.serving", ["pyarrow", "pydantic", "celery", "redis", "rich", "llama_cpp", "fastapi", "uvicorn"]),
         ("workers.engine.scheduler", ["pyarrow", "celery", "redis", "llama_cpp"]),
         ("workers.engine.settings", ["pydantic", "pyarrow", "celery", "redis", "llama_cpp"]),
         ("workers.engine.kv_cache", ["pyarrow", "celery", "redis", "llama_cpp"]),

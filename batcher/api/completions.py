@@ -1,0 +1,102 @@
+"""`POST /v1/completions` and `POST /v1/chat/completions`, streamed or not."""
+
+import secrets
+import time
+from collections.abc import Collection, Mapping
+from urllib.parse import quote
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from batcher.api.answers import JSONAnswer
+from batcher.api.exchange import Exchanges
+from batcher.api.limits import Limits
+from batcher.api.metrics import Metrics
+from batcher.api.streaming import EventStream
+from batcher.protocol import ParsedBody, body_schema, parse_body
+from batcher.responses import ChunkStream, completion_object
+from batcher.types import Choice, Completion
+
+#: Names the fields of a body that were ignored.
+IGNORED_HEADER = "x-batcher-ignored"
+
+_ANSWERS: dict[int | str, dict[str, object]] = {
+    200: {
+        "description": "The completion; with `stream` true as server-sent events that end in `data: [DONE]`",
+        "content": {
+            "application/json": {"schema": {"type": "object"}},
+            "text/event-stream": {"schema": {"type": "string"}},
+        },
+    }
+}
+
+
+class Completions:
+    """Answers requests for completions."""
+
+    def __init__(self, exchanges: Exchanges, *, limits: Limits, metrics: Metrics, is_strict: bool) -> None:
+        self._exchanges = exchanges
+        self._limits = limits
+        self._metrics = metrics
+        self._is_strict = is_strict
+
+    async def answer(self, request: Request, *, is_chat: bool) -> Response:
+        """The completion of a request, or the beginning of its stream. Raises ApiError and ClientGoneError."""
+        parsed = parse_body(
+            await request.body(),
+            is_chat=is_chat,
+            is_strict=self._is_strict,
+            models=self._exchanges.models,
+            # A request without a seed of its own derives it from its row: each draws anew.
+            row=secrets.randbits(63),
+            max_prompts=self._limits.max_sequences,
+        )
+        headers = _ignored(parsed)
+        completion_id = f"{'chatcmpl' if is_chat else 'cmpl'}-{secrets.token_hex(12)}"
+        created = int(time.time())
+        if parsed.is_streaming:
+            chunks = ChunkStream(
+                parsed.request, completion_id=completion_id, created=created, includes_usage=parsed.includes_usage
+            )
+            return EventStream(
+                *(self._exchanges, parsed.request, chunks),
+                includes_usage=parsed.includes_usage,
+                metrics=self._metrics,
+                headers=headers,
+            )
+        choices = await self._collect(parsed, request)
+        completion = Completion(parsed.request, completion_id, created, choices)
+        return JSONAnswer(completion_object(completion), headers=headers)
+
+    async def _collect(self, parsed: ParsedBody, request: Request) -> tuple[Choice, ...]:
+        choices: list[Choice] = []
+        async with self._exchanges.begin(parsed.request, request.receive, is_streaming=False) as exchange:
+            while not exchange.is_done:
+                choices += [item for item in await exchange.take() if isinstance(item, Choice)]
+        return tuple(sorted(choices, key=lambda choice: choice.index))
+
+
+def _ignored(parsed: ParsedBody) -> Mapping[str, str]:
+    # Names are whatever the client wrote: a header must not be made of them as they are.
+    return {IGNORED_HEADER: ", ".join(quote(name, safe=".[]$ ") for name in parsed.ignored)} if parsed.ignored else {}
+
+
+def completions_router(completions: Completions, *, is_strict: bool, models: Collection[str]) -> APIRouter:
+    """The routes. `models` are those that the document names."""
+    router = APIRouter(tags=["completions"])
+
+    def body(*, is_chat: bool) -> dict[str, object]:
+        schema = body_schema(is_chat, is_strict=is_strict, models=models)
+        return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+    @router.post("/v1/completions", responses=_ANSWERS, openapi_extra=body(is_chat=False), response_class=Response)
+    async def create_completion(request: Request) -> Response:
+        """Complete a prompt, or each of an array of prompts."""
+        return await completions.answer(request, is_chat=False)
+
+    @router.post("/v1/chat/completions", responses=_ANSWERS, openapi_extra=body(is_chat=True), response_class=Response)
+    async def create_chat_completion(request: Request) -> Response:
+        """Complete a conversation, by the model's own chat template."""
+        return await completions.answer(request, is_chat=True)
+
+    return router

@@ -1,0 +1,145 @@
+"""Connections that can't be held open for nothing: what uvicorn's protocol leaves without a limit, by uvicorn 0.54.
+
+- The head of a request may come a byte a minute and have any length. Here it has a deadline and a size.
+- A client that reads nothing holds up whoever writes to it, for ever: `send` waits until the transport has room. Here
+  a connection is cut when nothing was taken from it for a while; the app sees that as a client that hung up.
+- A request that is refused before its body was read is answered at once, and the rest of the body is thrown away as
+  it comes, so that a client that sends first and reads then finds the answer. That has the deadline of a head, as it
+  stands in the way of the next one.
+- What is no HTTP is answered in plain text. Here it is the documented error object.
+"""
+
+import asyncio
+from typing import Any
+
+from pydantic_core import to_json
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from batcher.api.errors import ApiError
+from batcher.api.limits import Limits
+
+#: Bytes of a request's line and headers together. The server has no use for more than some hundred.
+MAX_HEAD_BYTES = 64 << 10
+
+
+class Connection(HttpToolsProtocol):
+    """uvicorn's connection with deadlines; see above. Set up by `connection_class`."""
+
+    limits = Limits()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
+        self._is_in_head = True
+        self._num_head_bytes = 0
+        self._num_unread = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._arm_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._disarm_head()
+        self._disarm_write()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.transport.is_closing():
+            self._await_reading()
+            return
+        if self._is_in_head:
+            self._num_head_bytes += len(data)
+            if self._num_head_bytes > MAX_HEAD_BYTES:
+                self._refuse(ApiError(431, f"the request's head is larger than {MAX_HEAD_BYTES:,} bytes"))
+        elif self.cycle is not None and self.cycle.response_complete:
+            # The rest of a body that nobody wants, or empty lines before the next request.
+            self._arm_head()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._is_in_head = True
+        self._num_head_bytes = 0
+        self._arm_head()
+
+    def on_headers_complete(self) -> None:
+        self._is_in_head = False
+        self._disarm_head()
+        super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._await_reading()
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self._await_reading()
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        if self.transport.is_closing():
+            self._await_reading()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._await_reading()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if not self.transport.is_closing():
+            self._disarm_write()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(ApiError(400, f"{msg.rstrip('.')}; this is an HTTP/1.1 server"))
+
+    def _refuse(self, error: ApiError) -> None:
+        """Answer without the app, and close."""
+        if self.transport.is_closing():
+            return
+        content = to_json(error.body())
+        head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(content)
+        # An answer that has begun can't be taken back: the connection ends in the middle of it.
+        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+            self.transport.write(STATUS_LINE[error.status] + head + content)
+        self.transport.close()
+        self._await_reading()
+
+    def _arm_head(self) -> None:
+        if self._head_timer is None:
+            self._head_timer = self.loop.call_later(self.limits.head_timeout_s, self._give_up_head)
+
+    def _give_up_head(self) -> None:
+        self._head_timer = None
+        if not self.transport.is_closing():
+            self.transport.close()
+            self._await_reading()
+
+    def _disarm_head(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _await_reading(self) -> None:
+        """Cut the connection unless the client takes something of what waits for it, again and again."""
+        if self._write_timer is None:
+            self._num_unread = self.transport.get_write_buffer_size()
+            self._write_timer = self.loop.call_later(self.limits.write_idle_s, self._check_reading)
+
+    def _check_reading(self) -> None:
+        self._write_timer = None
+        if self.transport.get_write_buffer_size() >= self._num_unread:
+            self.transport.abort()
+        else:
+            self._await_reading()
+
+    def _disarm_write(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+
+
+def connection_class(limits: Limits) -> type[Connection]:
+    """`Connection` with these limits, for uvicorn, which makes connections itself."""
+    return type("LimitedConnection", (Connection,), {"limits": limits})

@@ -1,0 +1,278 @@
+"""Response objects: completions, chats and their streams as the API documents them, from choices or from result rows.
+
+Everything here is plain dicts, ready for JSON. The texts of tokens in log-probabilities are JSON's too: a token whose
+bytes are no UTF-8 is written `bytes:\\xe2\\x80`, as the API does.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from batcher.live import Delta
+from batcher.types import Choice, Completion, ErrorCode, Request, RowError, RowStatus, TokenLogprob
+
+COMPLETION_OBJECT = "text_completion"
+CHAT_OBJECT = "chat.completion"
+_CHAT_CHUNK_OBJECT = "chat.completion.chunk"
+
+LEAST_LOGPROB = -9999.0
+
+#: The HTTP status that the API would give; errors without one are the fault of no request.
+STATUS_CODES = {
+    ErrorCode.INVALID_REQUEST: 400,
+    ErrorCode.CONTEXT_LENGTH_EXCEEDED: 400,
+    ErrorCode.MODEL_NOT_FOUND: 404,
+}
+
+
+def completion_object(completion: Completion) -> dict[str, Any]:
+    """The documented response object of a completion or chat; of one that failed, the documented error object."""
+    if completion.error is not None:
+        return _error_object(completion.error)
+    request = completion.request
+    choices = [
+        _choice(
+            is_chat=request.is_chat,
+            index=choice.index,
+            text=choice.text,
+            logprobs=logprobs_object(choice.logprobs, is_chat=request.is_chat),
+            finish_reason=choice.finish_reason.value,
+        )
+        for choice in completion.choices
+    ]
+    return {
+        "id": completion.id,
+        "object": CHAT_OBJECT if request.is_chat else COMPLETION_OBJECT,
+        "created": completion.created,
+        "model": request.model,
+        "choices": choices,
+        "usage": _usage_object(
+            prompt_tokens=sum(c.usage.prompt_tokens for c in completion.choices if c.index % request.params.n == 0),
+            completion_tokens=sum(choice.usage.completion_tokens for choice in completion.choices),
+        ),
+    }
+
+
+def logprobs_object(
+    logprobs: Sequence[TokenLogprob] | None, *, is_chat: bool, num_chars_before: int = 0
+) -> dict[str, Any] | None:
+    """The documented `logprobs` of a choice, or None. Offsets of tokens count from `num_chars_before`.
+
+    In a completion, `top_logprobs` is null where none were asked for (`logprobs` 0), and holds the token itself as
+    well as the likeliest ones.
+    """
+    if logprobs is None:
+        return None
+    if is_chat:
+        return {"content": [_chat_token(token) for token in logprobs], "refusal": None}
+    offsets = []
+    num_chars = num_chars_before
+    for token in logprobs:
+        # A token that goes on with a character begins where that does.
+        offsets.append(num_chars - 1 if num_chars and token.token and _continues(token.token[0]) else num_chars)
+        num_chars += count_chars(token.token)
+    has_top = any(token.top for token in logprobs)
+    return {
+        "tokens": [token_text(token.token) for token in logprobs],
+        "token_logprobs": [_finite(token.logprob) for token in logprobs],
+        "top_logprobs": [_top(token) for token in logprobs] if has_top else None,
+        "text_offset": offsets,
+    }
+
+
+def token_text(token: bytes) -> str:
+    """A token as text, also one that is a part of a character."""
+    try:
+        return token.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token)
+
+
+def count_chars(token: bytes) -> int:
+    """How many characters begin in these bytes of UTF-8."""
+    return sum(not _continues(byte) for byte in token)
+
+
+def completion_body(rows: Sequence[Mapping[str, Any]], *, num_choices_each: int = 1) -> dict[str, Any]:
+    """The documented response object of one request; `rows` are its result rows in order of index.
+
+    `num_choices_each` is how many of them each prompt has (`n`): the usage counts a prompt once. For a request that
+    failed it is the documented error object, `{"error": {...}}`.
+    """
+    first = rows[0]
+    if first["status"] == RowStatus.ERROR.value:
+        return _error_object(RowError(ErrorCode(first["error_code"]), first["error_message"]))
+    is_chat = first["object"] == CHAT_OBJECT
+    choices = [
+        _choice(
+            is_chat=is_chat,
+            index=row["index"],
+            text=row["text"],
+            logprobs=json.loads(row["logprobs"]) if row["logprobs"] is not None else None,
+            finish_reason=row["finish_reason"],
+        )
+        for row in rows
+    ]
+    created = first["created"]
+    return {
+        "id": first["id"],
+        "object": first["object"],
+        "created": int(created.timestamp()) if isinstance(created, datetime) else created,
+        "model": first["model"],
+        "choices": choices,
+        "usage": _usage_object(
+            prompt_tokens=sum(row["prompt_tokens"] for row in rows if row["index"] % num_choices_each == 0),
+            completion_tokens=sum(row["completion_tokens"] for row in rows),
+        ),
+    }
+
+
+def batch_output_line(rows: Sequence[Mapping[str, Any]], *, num_choices_each: int = 1) -> dict[str, Any]:
+    """The line of an OpenAI batch output file for one request; the arguments are those of `completion_body`.
+
+    As in OpenAI's files, an error the API answers with an HTTP status has a `response` with that status, and an error
+    for which no request is to blame (engine, crash, timeout) has `response` null and `error` set.
+    """
+    first = rows[0]
+    name = str(first["id"]).rpartition("cmpl-")[2] if first["id"] else f"row-{first['row']}"
+    line: dict[str, Any] = {
+        "id": f"batch_req_{name}",
+        "custom_id": first["custom_id"],
+        "response": None,
+        "error": None,
+    }
+    status = 200
+    if first["status"] == RowStatus.ERROR.value:
+        code = ErrorCode(first["error_code"])
+        if code not in STATUS_CODES:
+            line["error"] = {"code": code.value, "message": first["error_message"]}
+            return line
+        status = STATUS_CODES[code]
+    body = completion_body(rows, num_choices_each=num_choices_each)
+    line["response"] = {"status_code": status, "request_id": f"req_{name}", "body": body}
+    return line
+
+
+class ChunkStream:
+    """Shapes the chunks of one streamed request, each a dict for one server-sent event. Mutable: counts as it goes.
+
+    First `opening`, then `delta` and `end` as the engine has them, at last `usage`, if that was asked for.
+    """
+
+    def __init__(self, request: Request, *, completion_id: str, created: int, includes_usage: bool) -> None:
+        self._request = request
+        self._includes_usage = includes_usage
+        self._head = {
+            "id": completion_id,
+            "object": _CHAT_CHUNK_OBJECT if request.is_chat else COMPLETION_OBJECT,
+            "created": created,
+            "model": request.model,
+        }
+        self._num_chars = [0] * request.num_choices
+        self._num_prompt_tokens = 0
+        self._num_completion_tokens = 0
+
+    def opening(self) -> list[dict[str, Any]]:
+        """What comes before the engine has anything: a chat's role, the prompt of a completion that echoes it."""
+        request = self._request
+        if request.is_chat:
+            role = {"role": "assistant", "content": ""}
+            return [self._chat_chunk(index, role) for index in range(request.num_choices)]
+        if not request.params.echo:
+            return []
+        n = request.params.n
+        return [self._text_chunk(index, request.prompts[index // n]) for index in range(request.num_choices)]
+
+    def delta(self, delta: Delta) -> dict[str, Any]:
+        """The chunk of what a choice has gained."""
+        before = self._num_chars[delta.index]
+        self._num_chars[delta.index] += sum(count_chars(token.token) for token in delta.logprobs or ())
+        logprobs = logprobs_object(delta.logprobs, is_chat=self._request.is_chat, num_chars_before=before)
+        if self._request.is_chat:
+            return self._chat_chunk(delta.index, {"content": delta.text}, logprobs=logprobs)
+        return self._text_chunk(delta.index, delta.text, logprobs=logprobs)
+
+    def end(self, choice: Choice) -> dict[str, Any]:
+        """The last chunk of a choice, which says why it ended. Its text has gone out in deltas before."""
+        if choice.index % self._request.params.n == 0:
+            self._num_prompt_tokens += choice.usage.prompt_tokens
+        self._num_completion_tokens += choice.usage.completion_tokens
+        if self._request.is_chat:
+            return self._chat_chunk(choice.index, {}, finish_reason=choice.finish_reason.value)
+        return self._text_chunk(choice.index, "", finish_reason=choice.finish_reason.value)
+
+    def usage(self) -> dict[str, Any]:
+        """The chunk with the usage of all choices that have ended, and no choice."""
+        usage = _usage_object(prompt_tokens=self._num_prompt_tokens, completion_tokens=self._num_completion_tokens)
+        return {**self._head, "choices": [], "usage": usage}
+
+    def _text_chunk(
+        self, index: int, text: str, *, logprobs: dict[str, Any] | None = None, finish_reason: str | None = None
+    ) -> dict[str, Any]:
+        return self._chunk({"text": text, "index": index, "logprobs": logprobs, "finish_reason": finish_reason})
+
+    def _chat_chunk(
+        self,
+        index: int,
+        delta: dict[str, str],
+        *,
+        logprobs: dict[str, Any] | None = None,
+        finish_reason: str | None = None,
+    ) -> dict[str, Any]:
+        return self._chunk({"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason})
+
+    def _chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
+        chunk = {**self._head, "choices": [choice]}
+        return {**chunk, "usage": None} if self._includes_usage else chunk
+
+
+def _choice(
+    *, is_chat: bool, index: int, text: str, logprobs: dict[str, Any] | None, finish_reason: str
+) -> dict[str, Any]:
+    if is_chat:
+        message = {"role": "assistant", "content": text, "refusal": None}
+        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish_reason}
+    return {"text": text, "index": index, "logprobs": logprobs, "finish_reason": finish_reason}
+
+
+def _usage_object(*, prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
+    total = prompt_tokens + completion_tokens
+    return {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens, "total_tokens": total}
+
+
+def _error_object(error: RowError) -> dict[str, Any]:
+    kind = "invalid_request_error" if error.code in STATUS_CODES else "server_error"
+    return {"error": {"message": error.message, "type": kind, "param": None, "code": error.code.value}}
+
+
+def _chat_token(token: TokenLogprob) -> dict[str, Any]:
+    top = [_token_object(other, logprob) for other, logprob in token.top]
+    return {**_token_object(token.token, token.logprob), "top_logprobs": top}
+
+
+def _token_object(token: bytes, logprob: float) -> dict[str, Any]:
+    return {"token": token_text(token), "logprob": _finite(logprob), "bytes": list(token)}
+
+
+def _top(token: TokenLogprob) -> dict[str, float]:
+    """The likeliest tokens by their texts, and the token itself; of tokens with the same text the likelier one."""
+    found: dict[str, float] = {}
+    for other, logprob in _and_itself(token):
+        found.setdefault(token_text(other), _finite(logprob))
+    return found
+
+
+def _and_itself(token: TokenLogprob) -> Iterable[tuple[bytes, float]]:
+    yield from token.top
+    yield token.token, token.logprob
+
+
+def _finite(logprob: float) -> float:
+    """JSON has no infinity; the API documents -9999.0 for what is hardly possible."""
+    return max(logprob, LEAST_LOGPROB)
+
+
+def _continues(byte: int) -> bool:
+    """Whether a byte of UTF-8 goes on with a character."""
+    return byte & 0xC0 == 0x80
