@@ -27,7 +27,7 @@ from batcher.jobdir import JobDir, ShardInfo
 from batcher.repair import read_part
 from batcher.responses import batch_output_line, completion_body
 from batcher.results import RESULT_FIELDS, join_tables, read_chunks, result_schema
-from batcher.shards import to_json_text
+from batcher.shards import read_choices_each, to_json_text
 
 #: Bytes of rows gathered before a row group is written: parts of few rows would make many small groups.
 ROW_GROUP_BYTES = 32 << 20
@@ -67,10 +67,10 @@ def export(
             "open); `batcher resume` finishes it, --partial exports what is there"
         )
     schema = result_schema(job.manifest.carried)
-    tables = finished_tables(job)
     with _replacing(target) as temp:
         if target.suffix == ".jsonl":
-            return _write_jsonl(temp, tables, layout=layout)
+            return _write_jsonl(temp, job, layout=layout)
+        tables = finished_tables(job)
         return (_write_parquet if target.suffix == ".parquet" else _write_csv)(temp, tables, schema=schema)
 
 
@@ -80,11 +80,15 @@ def finished_tables(job: JobDir) -> Iterator[pa.Table]:
     Every input row appears at most once. Raises CorruptFileError for a part that can't be read; chunks that can't be
     are left out, as workers do.
     """
+    return (table for _, table in _finished_shards(job))
+
+
+def _finished_shards(job: JobDir) -> Iterator[tuple[ShardInfo, pa.Table]]:
     schema = result_schema(job.manifest.carried)
     for info in job.manifest.shards:
         table = _finished_table(job, info, schema)
         if table.num_rows:
-            yield table
+            yield info, table
 
 
 def _finished_table(job: JobDir, info: ShardInfo, schema: pa.Schema) -> pa.Table:
@@ -157,16 +161,31 @@ def _csv_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return pa.chunked_array([pa.array(texts, pa.string())])
 
 
-def _write_jsonl(path: Path, tables: Iterable[pa.Table], *, layout: ExportFormat) -> int:
+def _write_jsonl(path: Path, job: JobDir, *, layout: ExportFormat) -> int:
     num_lines = 0
+    shape = batch_output_line if layout is ExportFormat.OPENAI else _response_object
     with path.open("w", encoding="utf-8", newline="\n") as file:
-        for table in tables:
+        for info, table in _finished_shards(job):
+            choices_each = read_choices_each(job.shard_path(info.shard)) if _may_have_n(table) else {}
             for rows in _requests(table):
-                line = batch_output_line(rows) if layout is ExportFormat.OPENAI else _response_object(rows)
+                line = shape(rows, num_choices_each=choices_each.get(rows[0]["row"], 1))
                 file.write(json.dumps(line, ensure_ascii=False, allow_nan=False))
                 file.write("\n")
                 num_lines += 1
     return num_lines
+
+
+def _may_have_n(table: pa.Table) -> bool:
+    """Whether choices of one request have the same prompt: by its `n`, or an array that repeats it. Results don't say.
+
+    So that the shard file is read only where that is the question.
+    """
+    if table.num_rows < 2 or not pc.max(table["index"]).as_py():
+        return False
+    requests = table.select(["row", "prompt"])
+    these, others = requests.slice(1), requests.slice(0, table.num_rows - 1)
+    pairs = [pc.equal(these[name], others[name]) for name in ("row", "prompt")]
+    return bool(pc.any(pc.and_(*pairs)).as_py())
 
 
 def _requests(table: pa.Table) -> Iterator[list[dict[str, Any]]]:
@@ -178,10 +197,11 @@ def _requests(table: pa.Table) -> Iterator[list[dict[str, Any]]]:
         yield list(rows)
 
 
-def _response_object(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _response_object(rows: list[dict[str, Any]], *, num_choices_each: int) -> dict[str, Any]:
     """One request's documented response or error object, with its row, custom_id, status and carried columns."""
     first = rows[0]
-    line: dict[str, Any] = {key: first[key] for key in ("row", "custom_id", "status")} | completion_body(rows)
+    line: dict[str, Any] = {key: first[key] for key in ("row", "custom_id", "status")}
+    line |= completion_body(rows, num_choices_each=num_choices_each)
     for name, value in first.items():
         if name in RESULT_FIELDS.names:
             continue
