@@ -97,7 +97,8 @@ def test_control_characters_do_not_reach_the_terminal() -> None:
 
 def parse(body: dict[str, Any] | bytes, **options: Any) -> ParsedBody:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    usual = {"is_chat": b'"messages"' in data, "is_strict": False, "models": ("m", "k"), "max_prompts": 1000}
+    usual: dict[str, Any] = {"is_chat": b'"messages"' in data, "is_strict": False, "models": ("m", "k")}
+    usual["max_prompts"] = 1000
     return parse_body(data, **(usual | options))
 
 
@@ -116,7 +117,8 @@ def test_body_without_parameters_has_the_documented_defaults() -> None:
 
 
 def test_body_takes_every_parameter() -> None:
-    params = {"n": 2, "best_of": 3.0, "echo": True, "presence_penalty": -2, "frequency_penalty": 2.0, "seed": 5}
+    params: dict[str, Any] = {"n": 2, "best_of": 3.0, "echo": True, "seed": 5}
+    params |= {"presence_penalty": -2, "frequency_penalty": 2.0}
     params |= {"logit_bias": {"50256": -100, "7": 0.5}, "suffix": "end", "stop": ["a", "b"], "max_tokens": 9}
     request = parse(TEXT | params | {"prompt": ["x", "y"]}).request
     assert request.params == SamplingParams(
