@@ -7,11 +7,12 @@ Prints what came of them as one JSON object, for `test_sdk`. Arguments: the mode
 import json
 import sys
 import time
+from pathlib import Path
 
 import openai
 from openai import OpenAI
 
-MODEL, BATCH_FILE = sys.argv[1:3]
+MODEL, BATCH_FILE = sys.argv[1], Path(sys.argv[2])
 #: Seconds in which a batch of a few lines ends.
 PATIENCE_S = 300
 
@@ -67,7 +68,7 @@ def list_models() -> dict[str, object]:
 
 
 def run_batch() -> dict[str, object]:
-    with open(BATCH_FILE, "rb") as file:
+    with BATCH_FILE.open("rb") as file:
         batch_input_file = client.files.create(file=file, purpose="batch")
     batch = client.batches.create(
         input_file_id=batch_input_file.id,
@@ -96,7 +97,7 @@ def run_batch() -> dict[str, object]:
 
 
 def cancel_batch() -> str:
-    with open(BATCH_FILE, "rb") as file:
+    with BATCH_FILE.open("rb") as file:
         uploaded = client.files.create(file=file, purpose="batch")
     batch = client.batches.create(input_file_id=uploaded.id, endpoint="/v1/completions", completion_window="24h")
     return client.batches.cancel(batch.id).status
