@@ -76,6 +76,16 @@ class BatchBench:
         return JobDir(self.root / batch_id)
 
 
+def output_lines(bench: BatchBench, file_id: str | None) -> list[dict[str, Any]]:
+    assert file_id is not None
+    opened = bench.batches.open_output(file_id)
+    assert opened is not None
+    with opened[1] as file:
+        data = file.read()
+    assert len(data) == opened[0].num_bytes
+    return [json.loads(text) for text in data.splitlines()]
+
+
 def line(custom_id: str, prompt: str = "Hello", *, url: str = "/v1/completions", **params: Any) -> dict[str, Any]:
     body = {"model": "tiny", "prompt": prompt, "max_tokens": 4} | params
     return {"custom_id": custom_id, "method": "POST", "url": url, "body": body}
