@@ -44,6 +44,7 @@ def form(*parts: tuple[str, str | None, bytes], boundary: str = "b", end: bytes 
 
 FILE = ("file", "in.jsonl", GOOD)
 PURPOSE = ("purpose", None, b"batch")
+OTHER = ("other", None, b"1")
 
 
 def nothing_left(bench: BatchBench) -> bool:
@@ -121,7 +122,7 @@ def test_client_that_hangs_up_in_the_middle_leaves_nothing(app: FastAPI, bench: 
     assert bench.files.list_files() == []
 
 
-@pytest.mark.parametrize("parts", [(PURPOSE, FILE), (FILE, PURPOSE), (("other", None, b"1"), FILE, PURPOSE)])
+@pytest.mark.parametrize("parts", [(PURPOSE, FILE), (FILE, PURPOSE), (OTHER, FILE, OTHER, PURPOSE)])
 def test_fields_may_come_in_any_order(
     app: FastAPI, bench: BatchBench, parts: tuple[tuple[str, str | None, bytes], ...]
 ) -> None:
