@@ -148,7 +148,8 @@ class Batches:
         self._settled: dict[Path, float] = {}
         self._next_file_sweep = clock()
         self._is_stopping = threading.Event()
-        self._making = threading.Lock()
+        #: One thread makes the files of a job; the others wait for it.
+        self._making: dict[Path, threading.Lock] = {}
 
     # -- what clients ask -------------------------------------------------------------------------------------------
 
@@ -265,7 +266,7 @@ class Batches:
         job, kind, batch = found
         if file_id not in (batch.output_file_id, batch.error_file_id):
             return None
-        with self._making:
+        with self._making.setdefault(job.path, threading.Lock()):
             outputs = make_outputs(job)
         num_bytes = outputs.num_bytes(kind)
         return None if num_bytes is None else _output_file(job, kind, batch, outputs.stamp, num_bytes)
