@@ -11,6 +11,7 @@ from pathlib import Path
 
 import openai
 from openai import OpenAI
+from openai.types.chat import ChatCompletionMessageParam
 
 MODEL, BATCH_FILE = sys.argv[1], Path(sys.argv[2])
 #: Seconds in which a batch of a few lines ends.
@@ -21,6 +22,7 @@ client = OpenAI(max_retries=0)
 
 def complete() -> dict[str, object]:
     completion = client.completions.create(model=MODEL, prompt="Say this is a test", max_tokens=7, temperature=0)
+    assert completion.usage
     several = client.completions.create(model=MODEL, prompt=["One, two,", "A, B,"], max_tokens=4, temperature=0, n=2)
     return {
         "object": completion.object,
@@ -42,6 +44,7 @@ def stream() -> dict[str, object]:
             stream_options={"include_usage": True},
         )
     )
+    assert chunks[-1].usage
     told = [chunk for chunk in chunks if chunk.choices]
     return {
         "text": "".join(chunk.choices[0].text for chunk in told),
@@ -51,7 +54,7 @@ def stream() -> dict[str, object]:
 
 
 def chat() -> dict[str, object]:
-    messages = [{"role": "user", "content": "Say hello."}]
+    messages: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Say hello."}]
     whole = client.chat.completions.create(model=MODEL, messages=messages, max_tokens=8, temperature=0)
     chunks = list(
         client.chat.completions.create(model=MODEL, messages=messages, max_tokens=8, temperature=0, stream=True)
@@ -81,6 +84,7 @@ def run_batch() -> dict[str, object]:
     while batch.status not in {"completed", "failed", "expired", "cancelled"} and time.monotonic() < deadline:
         time.sleep(0.2)
         batch = client.batches.retrieve(batch.id)
+    assert batch.request_counts
     output = client.files.content(batch.output_file_id).text if batch.output_file_id else ""
     errors = client.files.content(batch.error_file_id).text if batch.error_file_id else ""
     return {
