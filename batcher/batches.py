@@ -148,7 +148,8 @@ class Batches:
         self._settled: dict[Path, float] = {}
         self._next_file_sweep = clock()
         self._is_stopping = threading.Event()
-        self._making = threading.Lock()
+        #: One thread makes the files of a job; the others wait for it.
+        self._making: dict[Path, threading.Lock] = {}
 
     # -- what clients ask -------------------------------------------------------------------------------------------
 
@@ -243,7 +244,11 @@ class Batches:
                 raise BatchEndedError(f"batch {batch_id} is completed already; it can't be cancelled any more")
         else:
             # It may become a job at this moment. That is cancelled from its beginning.
-            job.cancel(guard=partial(check_record, job))
+            try:
+                job.cancel(guard=partial(check_record, job))
+            except StorageError:
+                # A submit begins with clearing the temporary files that a killed one left. This one it did not leave.
+                job.cancel(guard=partial(check_record, job))
         self.woken.set()
         return self._reader.read(job)
 
@@ -265,7 +270,7 @@ class Batches:
         job, kind, batch = found
         if file_id not in (batch.output_file_id, batch.error_file_id):
             return None
-        with self._making:
+        with self._making.setdefault(job.path, threading.Lock()):
             outputs = make_outputs(job)
         num_bytes = outputs.num_bytes(kind)
         return None if num_bytes is None else _output_file(job, kind, batch, outputs.stamp, num_bytes)

@@ -27,7 +27,7 @@ from batcher.jobdir import JobDir, ShardInfo
 from batcher.repair import read_part
 from batcher.responses import batch_output_line, completion_body
 from batcher.results import RESULT_FIELDS, join_tables, read_chunks, result_schema
-from batcher.shards import to_json_text
+from batcher.shards import read_choices_each, to_json_text
 from batcher.types import RowStatus
 
 #: Bytes of rows gathered before a row group is written: parts of few rows would make many small groups.
@@ -68,10 +68,10 @@ def export(
             "open); `batcher resume` finishes it, --partial exports what is there"
         )
     schema = result_schema(job.manifest.carried)
-    tables = finished_tables(job)
     with _replacing(target) as temp:
         if target.suffix == ".jsonl":
-            return _write_jsonl(temp, tables, layout=layout)
+            return _write_jsonl(temp, job, layout=layout)
+        tables = finished_tables(job)
         return (_write_parquet if target.suffix == ".parquet" else _write_csv)(temp, tables, schema=schema)
 
 
@@ -81,11 +81,15 @@ def finished_tables(job: JobDir) -> Iterator[pa.Table]:
     Every input row appears at most once. Raises CorruptFileError for a part that can't be read; chunks that can't be
     are left out, as workers do.
     """
+    return (table for _, table in _finished_shards(job))
+
+
+def _finished_shards(job: JobDir) -> Iterator[tuple[ShardInfo, pa.Table]]:
     schema = result_schema(job.manifest.carried)
     for info in job.manifest.shards:
         table = _finished_table(job, info, schema)
         if table.num_rows:
-            yield table
+            yield info, table
 
 
 def _finished_table(job: JobDir, info: ShardInfo, schema: pa.Schema) -> pa.Table:
@@ -158,15 +162,15 @@ def _csv_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return pa.chunked_array([pa.array(texts, pa.string())])
 
 
-def _write_jsonl(path: Path, tables: Iterable[pa.Table], *, layout: ExportFormat) -> int:
+def _write_jsonl(path: Path, job: JobDir, *, layout: ExportFormat) -> int:
     num_lines = 0
+    shape = batch_output_line if layout is ExportFormat.OPENAI else _response_object
     with path.open("w", encoding="utf-8", newline="\n") as file:
-        for table in tables:
-            for rows in _requests(table):
-                line = batch_output_line(rows) if layout is ExportFormat.OPENAI else _response_object(rows)
-                file.write(json.dumps(line, ensure_ascii=False, allow_nan=False))
-                file.write("\n")
-                num_lines += 1
+        for rows, num_choices_each in _finished_requests(job):
+            line = shape(rows, num_choices_each=num_choices_each)
+            file.write(json.dumps(line, ensure_ascii=False, allow_nan=False))
+            file.write("\n")
+            num_lines += 1
     return num_lines
 
 
@@ -180,13 +184,34 @@ def write_batch_output(job: JobDir, output: Path, errors: Path) -> tuple[int, in
         output.open("w", encoding="utf-8", newline="\n") as ok_file,
         errors.open("w", encoding="utf-8", newline="\n") as error_file,
     ):
-        for table in finished_tables(job):
-            for rows in _requests(table):
-                is_ok = rows[0]["status"] == RowStatus.OK.value
-                line = json.dumps(batch_output_line(rows), ensure_ascii=False, allow_nan=False)
-                (ok_file if is_ok else error_file).write(f"{line}\n")
-                num_ok, num_failed = num_ok + is_ok, num_failed + (not is_ok)
+        for rows, num_choices_each in _finished_requests(job):
+            is_ok = rows[0]["status"] == RowStatus.OK.value
+            line = batch_output_line(rows, num_choices_each=num_choices_each)
+            text = json.dumps(line, ensure_ascii=False, allow_nan=False)
+            (ok_file if is_ok else error_file).write(f"{text}\n")
+            num_ok, num_failed = num_ok + is_ok, num_failed + (not is_ok)
     return num_ok, num_failed
+
+
+def _finished_requests(job: JobDir) -> Iterator[tuple[list[dict[str, Any]], int]]:
+    """The result rows of each request that is finished now, in order, and how many choices each of its prompts has."""
+    for info, table in _finished_shards(job):
+        choices_each = read_choices_each(job.shard_path(info.shard)) if _may_have_n(table) else {}
+        for rows in _requests(table):
+            yield rows, choices_each.get(rows[0]["row"], 1)
+
+
+def _may_have_n(table: pa.Table) -> bool:
+    """Whether choices of one request have the same prompt: by its `n`, or an array that repeats it. Results don't say.
+
+    So that the shard file is read only where that is the question.
+    """
+    if table.num_rows < 2 or not pc.max(table["index"]).as_py():
+        return False
+    requests = table.select(["row", "prompt"])
+    these, others = requests.slice(1), requests.slice(0, table.num_rows - 1)
+    pairs = [pc.equal(these[name], others[name]) for name in ("row", "prompt")]
+    return bool(pc.any(pc.and_(*pairs)).as_py())
 
 
 def _requests(table: pa.Table) -> Iterator[list[dict[str, Any]]]:
@@ -198,10 +223,11 @@ def _requests(table: pa.Table) -> Iterator[list[dict[str, Any]]]:
         yield list(rows)
 
 
-def _response_object(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _response_object(rows: list[dict[str, Any]], *, num_choices_each: int) -> dict[str, Any]:
     """One request's documented response or error object, with its row, custom_id, status and carried columns."""
     first = rows[0]
-    line: dict[str, Any] = {key: first[key] for key in ("row", "custom_id", "status")} | completion_body(rows)
+    line: dict[str, Any] = {key: first[key] for key in ("row", "custom_id", "status")}
+    line |= completion_body(rows, num_choices_each=num_choices_each)
     for name, value in first.items():
         if name in RESULT_FIELDS.names:
             continue

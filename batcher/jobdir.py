@@ -38,7 +38,8 @@ from batcher.types import SamplingParams
 #: What a job id, and any other id that becomes part of a path or a key, may look like. `$` would let a newline end it.
 ID_PATTERN = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}\Z")
 
-MANIFEST_VERSION = 1
+#: 2: shards hold the parameters beyond the documented ones and chats, results have `logprobs`.
+MANIFEST_VERSION = 2
 
 #: What the mark of a cancellation ends in that came because the time was over.
 _EXPIRY_MARK = " expired"

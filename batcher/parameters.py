@@ -73,7 +73,7 @@ _REMEDIES = {
 #: `logprobs` is one thing in a completion and another in a chat.
 _LOGPROBS_REMEDIES = {False: "use an integer from 0 to 5", True: "use true or false, and top_logprobs for how many"}
 _SHOWN_CHARS = 60
-_ID_OF_TOKEN = r"^(0|[1-9][0-9]{0,8})$"
+_BIASED_ID = r"^(0|[1-9][0-9]{0,8})$"
 
 
 def _exact_int(value: Any) -> Any:
@@ -96,7 +96,7 @@ _CustomId = Annotated[str, Field(min_length=1)] | int | None
 # fail_fast: a long array of wrong values must not become a long list of errors.
 _Prompt = str | Annotated[list[str], Field(min_length=1, fail_fast=True)]
 _Bias = Annotated[
-    dict[Annotated[str, Field(pattern=_ID_OF_TOKEN)], Annotated[float, Field(ge=-100, le=100)]],
+    dict[Annotated[str, Field(pattern=_BIASED_ID)], Annotated[float, Field(ge=-100, le=100)]],
     BeforeValidator(_few_entries),
     Field(json_schema_extra={"maxProperties": MAX_BIASES, "additionalProperties": False}),
 ]
@@ -234,7 +234,8 @@ def explain(
 ) -> Problem:
     """What is wrong with a row or body, as `max_tokens is 0; use a positive integer`: the first error and its remedy.
 
-    `values` is what was validated, `fields` maps its keys to the fields they are read into, where the names differ.
+    `values` is what was validated. `fields` maps the keys of a plain row to the fields they are read into; of a body
+    it is empty.
     """
     errors = exc.errors(include_url=False, include_input=False)
     key = str(errors[0]["loc"][0])
@@ -250,6 +251,8 @@ def explain(
     if errors[0]["type"] == "less_than_equal" and field in ("max_tokens", "max_completion_tokens"):
         remedy = f"use at most {MAX_MAX_TOKENS}"
     value: Any = values
+    if field == "prompt" and fields and key not in values:
+        remedy += ", or say with --prompt-column or --template where it comes from"
     for part in path:
         if isinstance(value, dict) and part not in value:
             return Problem(label, f"{label} is missing; {remedy}")

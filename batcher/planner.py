@@ -26,7 +26,7 @@ from batcher.rows import RowBatch, RowParser
 from batcher.shards import Shard, read_shard, write_shard
 from batcher.splitter import Splitter
 from batcher.template import parse_template
-from batcher.types import Completion, Request, SamplingParams
+from batcher.types import DEFAULT_CHAT_MAX_TOKENS, Completion, Request, SamplingParams
 
 #: How many bad rows a refusal under `strict` lists.
 NUM_LISTED = 20
@@ -39,8 +39,8 @@ class SubmitOptions:
     `default_model` and `params` are for rows that do not say. A row naming a model outside `known_models` becomes an
     error row `model_not_found`; None: the models are not known here, any valid name is taken. `template` is the text
     itself. `shard_rows` None: grows with the input. `seed` None is 0, so that a job given again draws the same.
-    `row_timeout_s` bounds the time of each choice, from its first prefill. A row meant for another `endpoint` is an
-    error row; None: each goes to its own.
+    `row_timeout_s` bounds the time of each choice, from its first prefill. `chat_max_tokens` is the max_tokens of a
+    chat that does not say. A row meant for another `endpoint` is an error row; None: each goes to its own.
     """
 
     default_model: str | None
@@ -53,12 +53,16 @@ class SubmitOptions:
     shard_rows: int | None = None
     seed: int | None = None
     row_timeout_s: float | None = None
+    chat_max_tokens: int = DEFAULT_CHAT_MAX_TOKENS
     endpoint: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TokenTotals:
-    """Tokens an input would take. `num_at_most` adds every choice's max_tokens to its prompt."""
+    """Tokens an input would take. `num_at_most` adds max_tokens to the prompts for every completion that is made.
+
+    Of a chat the JSON text of its messages is counted: about what the model's template makes of them.
+    """
 
     num_prompt_tokens: int
     num_at_most: int
@@ -145,12 +149,12 @@ def validate(
         num_ok += len(requests)
         models.update(request.model for request in requests)
         for request in requests:
-            num_choices += len(request.prompts)
+            num_choices += request.num_choices
             num_chars += sum(map(len, request.prompts))
             if count_tokens is not None:
                 counts = [count_tokens(prompt) for prompt in request.prompts]
                 num_prompt_tokens += sum(counts)
-                num_at_most += sum(counts) + len(counts) * request.params.max_tokens
+                num_at_most += sum(counts) + request.num_sequences * request.params.max_tokens
                 longest = max(longest, *counts)
     splitter.finish()
     return ValidationReport(
@@ -195,6 +199,7 @@ class _Input:
         self._parser = RowParser(
             params=options.params,
             default_model=options.default_model,
+            chat_max_tokens=options.chat_max_tokens,
             known_models=options.known_models,
             prompt_column=options.prompt_column,
             id_column=options.id_column,
@@ -232,6 +237,7 @@ class _Input:
         settings = [
             options.default_model,
             asdict(options.params),
+            options.chat_max_tokens,
             options.prompt_column,
             options.id_column,
             options.template,

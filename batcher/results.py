@@ -20,9 +20,10 @@ import pyarrow.compute as pc
 
 from batcher import sealed, storage
 from batcher.errors import CorruptFileError
+from batcher.responses import CHAT_OBJECT, COMPLETION_OBJECT, logprobs_object
 from batcher.sealed import MissingFileError
 from batcher.storage import Guard
-from batcher.types import Completion, RowStatus
+from batcher.types import Choice, Completion, RowStatus
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ RESULT_FIELDS = pa.schema(
         pa.field("prompt", pa.string()),
         pa.field("text", pa.string()),
         pa.field("finish_reason", pa.string()),
+        pa.field("logprobs", pa.string()),
         pa.field("prompt_tokens", pa.int32()),
         pa.field("completion_tokens", pa.int32()),
         pa.field("total_tokens", pa.int32()),
@@ -214,10 +216,11 @@ def _result_rows(completion: Completion) -> list[dict[str, Any]]:
             "index": choice.index,
             "status": RowStatus.OK.value,
             "id": completion.id,
-            "object": "text_completion",
-            "prompt": request.prompts[choice.index],
+            "object": CHAT_OBJECT if request.is_chat else COMPLETION_OBJECT,
+            "prompt": request.prompts[choice.index // request.params.n],
             "text": choice.text,
             "finish_reason": choice.finish_reason.value,
+            "logprobs": _logprobs_text(choice, is_chat=request.is_chat),
             "prompt_tokens": choice.usage.prompt_tokens,
             "completion_tokens": choice.usage.completion_tokens,
             "total_tokens": choice.usage.total_tokens,
@@ -226,6 +229,12 @@ def _result_rows(completion: Completion) -> list[dict[str, Any]]:
         }
         for choice in completion.choices
     ]
+
+
+def _logprobs_text(choice: Choice, *, is_chat: bool) -> str | None:
+    """The documented object as JSON text: its keys are tokens, so no columns could hold it."""
+    logprobs = logprobs_object(choice.logprobs, is_chat=is_chat)
+    return None if logprobs is None else json.dumps(logprobs, ensure_ascii=False, allow_nan=False)
 
 
 def _value_counts(column: pa.ChunkedArray) -> dict[str, int]:

@@ -32,6 +32,16 @@ REQUEST_FIELDS = pa.schema(
         pa.field("top_p", pa.float64(), nullable=False),
         pa.field("stop", pa.list_(pa.string()), nullable=False),
         pa.field("seed", pa.int64()),
+        pa.field("is_chat", pa.bool_(), nullable=False),
+        pa.field("n", pa.int32(), nullable=False),
+        pa.field("best_of", pa.int32()),
+        pa.field("echo", pa.bool_(), nullable=False),
+        pa.field("logprobs", pa.int32()),
+        pa.field("presence_penalty", pa.float64(), nullable=False),
+        pa.field("frequency_penalty", pa.float64(), nullable=False),
+        pa.field("biased_tokens", pa.list_(pa.int32()), nullable=False),
+        pa.field("biases", pa.list_(pa.float64()), nullable=False),
+        pa.field("suffix", pa.string(), nullable=False),
         pa.field("error_code", pa.string()),
         pa.field("error_message", pa.string()),
     ]
@@ -91,6 +101,12 @@ def read_row_numbers(path: Path) -> list[int]:
     return [int(value["row"]) for value in request.to_pylist()]
 
 
+def read_choices_each(path: Path) -> dict[int, int]:
+    """How many choices each prompt of a row has (`n`), by the row's number. Raises like `read_shard`."""
+    request = _read(path, columns=["request.row", "request.n"])["request"]
+    return {int(value["row"]): int(value["n"]) for value in request.to_pylist()}
+
+
 def _read(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     try:
         return sealed.read_table(path, columns)
@@ -141,6 +157,16 @@ def _request_array(rows: Sequence[ShardRow]) -> pa.StructArray:
         "top_p": [p.top_p for p in params],
         "stop": [p.stop for p in params],
         "seed": [p.seed for p in params],
+        "is_chat": [r.is_chat for r in requests],
+        "n": [p.n for p in params],
+        "best_of": [p.best_of for p in params],
+        "echo": [p.echo for p in params],
+        "logprobs": [p.logprobs for p in params],
+        "presence_penalty": [p.presence_penalty for p in params],
+        "frequency_penalty": [p.frequency_penalty for p in params],
+        "biased_tokens": [[token for token, _ in p.logit_bias] for p in params],
+        "biases": [[bias for _, bias in p.logit_bias] for p in params],
+        "suffix": [p.suffix for p in params],
         "error_code": [row.error and row.error.code.value for row in rows],
         "error_message": [row.error and row.error.message for row in rows],
     }
@@ -155,6 +181,14 @@ def _shard_row(value: dict[str, Any]) -> ShardRow:
         top_p=value["top_p"],
         stop=tuple(value["stop"]),
         seed=value["seed"],
+        n=value["n"],
+        best_of=value["best_of"],
+        echo=value["echo"],
+        logprobs=value["logprobs"],
+        presence_penalty=value["presence_penalty"],
+        frequency_penalty=value["frequency_penalty"],
+        logit_bias=tuple(zip(value["biased_tokens"], value["biases"], strict=True)),
+        suffix=value["suffix"],
     )
     request = Request(
         row=value["row"],
@@ -163,6 +197,7 @@ def _shard_row(value: dict[str, Any]) -> ShardRow:
         prompts=tuple(value["prompts"]),
         is_array=value["is_array"],
         params=params,
+        is_chat=value["is_chat"],
     )
     code = value["error_code"]
     return ShardRow(request, RowError(ErrorCode(code), value["error_message"]) if code else None)

@@ -23,6 +23,11 @@ MAX_SHARD_BYTES = 4 << 20
 #: With very many models, shards being filled are closed early rather than held in memory.
 MAX_OPEN_BYTES = 32 << 20
 
+#: Tokens that chat templates add of their own: a system message where there is none, the beginning of the answer.
+CHAT_EXTRA_TOKENS = 256
+#: The marks of prefix, suffix and middle, and a space that a tokenizer may put in front of the suffix.
+INFILL_TOKENS = 4
+
 
 @dataclass(slots=True)
 class _OpenShard:
@@ -89,17 +94,26 @@ class Splitter:
     def _close(self, model: str | None) -> None:
         shard = self._open.pop(model)
         self._write(shard.shard, Shard(tuple(shard.rows), self._carried.join(shard.carried)))
-        num_choices = 0 if model is None else sum(len(row.request.prompts) for row in shard.rows)
+        num_choices = 0 if model is None else sum(row.request.num_choices for row in shard.rows)
         self._infos.append(ShardInfo(shard.shard, model, len(shard.rows), num_choices))
 
 
 def _most_tokens(request: Request) -> int:
     """Tokens that none of the request's choices can exceed: a token stands for a byte at least.
 
-    Two more, since a tokenizer may put a mark for the beginning and a space in front.
+    Two more, since a tokenizer may put a mark for the beginning and a space in front. Of a chat, the marks that a
+    template puts around a message are fewer than the bytes of JSON that are around it here.
     """
-    num_bytes = max((len(prompt.encode(errors="surrogatepass")) for prompt in request.prompts), default=0)
+    num_bytes = max(map(_num_bytes, request.prompts), default=0)
+    if request.is_chat:
+        num_bytes += CHAT_EXTRA_TOKENS
+    if request.params.suffix:
+        num_bytes += _num_bytes(request.params.suffix) + INFILL_TOKENS
     return num_bytes + 2 + request.params.max_tokens
+
+
+def _num_bytes(text: str) -> int:
+    return len(text.encode(errors="surrogatepass"))
 
 
 def _release_table(shard: _OpenShard, table: pa.Table) -> None:

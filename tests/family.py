@@ -128,6 +128,20 @@ class Family:
             time.sleep(0.02)
 
 
+def children_of(parent: int, text: str) -> list[int]:
+    """The living children of a process whose command line holds `text`."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, ppid = status.read_text().rpartition(")")[2].split()[:2]
+            command = (status.parent / "cmdline").read_bytes()
+        except OSError:
+            continue  # ended meanwhile
+        if int(ppid) == parent and state != "Z" and text.encode() in command:
+            found.append(int(status.parent.name))
+    return found
+
+
 def write_prompts(path: Path, number: int) -> Path:
     """A file of `number` short prompts."""
     path.write_text("".join(f'{{"prompt": "hello {i}", "note": "n{i}"}}\n' for i in range(number)))

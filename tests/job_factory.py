@@ -34,7 +34,7 @@ def make_job(
         rows = tuple(ShardRow(request, (errors or {}).get(request.row)) for request in requests)
         carried = pa.table({"note": [f"note {request.row}" for request in requests]}, schema=schema)
         write_shard(job.shard_path(number), Shard(rows, carried))
-        num_choices = sum(len(request.prompts) for request in requests)
+        num_choices = sum(request.num_choices for request in requests)
         infos.append(ShardInfo(number, requests[0].model, len(requests), num_choices))
     create_manifest(job, infos, carried=schema, seed=seed)
     return job

@@ -15,16 +15,38 @@ MERGED = ("he", "ll", "hell", "hello", "Ġw", "or", "Ġwor", "Ġworld")
 MERGES = ("h e", "l l", "he ll", "hell o", "Ġ w", "o r", "Ġw or", "Ġwor ld")
 
 
+#: The marks of a model that can fill in, by the names that llama.cpp knows them under.
+FILL_IN_MARKS = ("<fim_prefix>", "<fim_suffix>", "<fim_middle>")
+
+#: A chat template that shows what it was given.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message.role == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}"
+    "[{{ message.role }}] {{ message.content }}{{ eos_token }}\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}[assistant] {% endif %}"
+)
+
+
 def write_tiny_gguf(
-    path: Path, *, seed: int = 0, context_length: int = 512, sharpness: float = 4.0, end_bias: float = 0.0
+    path: Path,
+    *,
+    seed: int = 0,
+    context_length: int = 512,
+    sharpness: float = 4.0,
+    end_bias: float = 0.0,
+    chat_template: str | None = CHAT_TEMPLATE,
+    can_fill_in: bool = False,
 ) -> Path:
     """Write the model and return `path`.
 
     `sharpness` is about the standard deviation of its logits; `end_bias` is about what goes on top of end-of-text's.
     """
     width, heads, hidden, num_layers = 64, 2, 96, 2
-    tokens = [*_byte_alphabet(), *MERGED, "ld", END_OF_TEXT]
-    types = [gguf.TokenType.NORMAL] * (len(tokens) - 1) + [gguf.TokenType.CONTROL]
+    marks = FILL_IN_MARKS if can_fill_in else ()
+    tokens = [*_byte_alphabet(), *MERGED, "ld", *marks, END_OF_TEXT]
+    num_control = len(marks) + 1
+    types = [gguf.TokenType.NORMAL] * (len(tokens) - num_control) + [gguf.TokenType.CONTROL] * num_control
     end = len(tokens) - 1
 
     writer = gguf.GGUFWriter(path, "llama")
@@ -46,6 +68,8 @@ def write_tiny_gguf(
     writer.add_eos_token_id(end)
     writer.add_bos_token_id(end)
     writer.add_add_bos_token(False)
+    if chat_template is not None:
+        writer.add_chat_template(chat_template)
 
     rng = np.random.default_rng(seed)
 

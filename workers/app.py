@@ -89,13 +89,17 @@ WORKER_OPTIONS = {
 #: Rows that a small shard has (`batcher.splitter`).
 _SMALL_SHARD_ROWS = 32
 
+#: So that a worker of very many slots does not hold the whole of a job.
+_MOST_SHARDS = 16
+
 
 def concurrency(num_slots: int) -> int:
-    """How many shards a worker holds at a time: enough small ones for all slots, and one more.
+    """How many shards a worker holds at a time: small ones that fill all slots three times, and one more.
 
-    So the engine stays full while a shard drains, and has prompts to choose from that begin alike.
+    So the engine stays full while shards drain, and has prompts to choose from that begin alike. With two for 32 slots
+    a job of 96 rows took 10% longer than the bare engine, all of it in the tails of its shards.
     """
-    return 1 + max(1, math.ceil(num_slots / _SMALL_SHARD_ROWS))
+    return min(_MOST_SHARDS, 1 + math.ceil(3 * num_slots / _SMALL_SHARD_ROWS))
 
 
 def make_app(broker_url: str) -> Celery:

@@ -83,8 +83,10 @@ class TrialConfig:
         values = json.loads(data)
         prompts = []
         for prompt in values["prompts"]:
-            params = prompt["params"]
-            prompts.append(TrialPrompt(prompt["text"], SamplingParams(**{**params, "stop": tuple(params["stop"])})))
+            given = prompt["params"]
+            # JSON has made lists of the tuples.
+            tuples = {"stop": tuple(given["stop"]), "logit_bias": tuple(map(tuple, given["logit_bias"]))}
+            prompts.append(TrialPrompt(prompt["text"], SamplingParams(**{**given, **tuples})))
         return cls(values["model"], EngineConfig(**values["engine"]), tuple(prompts), values["seconds"])
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 #: Of all parts that are no file together, in bytes: each is a word or a number.
 MAX_FIELD_BYTES = 64 << 10
 MAX_PARTS = 64
+_FIELDS = ("purpose", "expires_after[anchor]", "expires_after[seconds]")
 
 
 def boundary_of(content_type: str | None) -> bytes:
@@ -28,8 +29,8 @@ def boundary_of(content_type: str | None) -> bytes:
 class UploadForm:
     """The form of an upload: `feed` it the body in chunks, then `commit`. These block; for one thread at a time.
 
-    The fields may come in any order. A part `file` beyond `max_bytes` and whatever is wrong with the form raises
-    ApiError.
+    The fields may come in any order; those that are not known are ignored. A part `file` beyond `max_bytes` and
+    whatever is wrong with the form raises ApiError.
     """
 
     def __init__(self, boundary: bytes, upload: Upload, *, max_bytes: int) -> None:
@@ -119,8 +120,8 @@ class UploadForm:
                 raise ApiError(400, "the form has two files; send one", param="file")
             self._filename = options.get(b"filename", b"").decode("utf-8", "replace")
         elif self._name in self._fields:
-            raise ApiError(400, f"the form has {self._name[:60]!r} twice", param=self._name[:60])
-        else:
+            raise ApiError(400, f"the form has {self._name!r} twice", param=self._name)
+        elif self._name in _FIELDS:
             self._fields[self._name] = bytearray()
 
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
@@ -132,7 +133,9 @@ class UploadForm:
         self._field_bytes += end - start
         if self._field_bytes > MAX_FIELD_BYTES:
             raise ApiError(413, f"the fields beside the file take more than {MAX_FIELD_BYTES} bytes")
-        self._fields[self._name] += data[start:end]
+        # Other fields are ignored, as many as there are.
+        if self._name in self._fields:
+            self._fields[self._name] += data[start:end]
 
     def _on_end(self) -> None:
         self._is_whole = True

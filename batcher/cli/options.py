@@ -11,7 +11,13 @@ import click
 from click.core import ParameterSource
 
 from batcher.errors import InputError, JobError
-from batcher.types import DEFAULT_MAX_TOKENS, DEFAULT_TEMPERATURE, DEFAULT_TOP_P, SamplingParams
+from batcher.types import (
+    DEFAULT_CHAT_MAX_TOKENS,
+    DEFAULT_MAX_TOKENS,
+    DEFAULT_TEMPERATURE,
+    DEFAULT_TOP_P,
+    SamplingParams,
+)
 
 if TYPE_CHECKING:
     from batcher.jobdir import JobDir
@@ -171,7 +177,7 @@ sampling_options = _chain(
         "--max-tokens",
         type=click.IntRange(min=1, max=2**31 - 1),
         default=DEFAULT_MAX_TOKENS,
-        help="Most tokens to generate, for rows that don't say.",
+        help=f"Most tokens to generate, for rows that don't say; for chats {DEFAULT_CHAT_MAX_TOKENS}, unless given.",
     ),
     option(
         "--temperature",
@@ -247,6 +253,8 @@ def submit_options(
 
     if len(stop) > MAX_STOPS:
         raise click.BadParameter(f"{len(stop)} stop strings; at most {MAX_STOPS}", param_hint="--stop")
+    context = click.get_current_context(silent=True)
+    is_default = context is not None and context.get_parameter_source("max_tokens") is ParameterSource.DEFAULT
     return SubmitOptions(
         default_model=default_model,
         params=SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p, stop=stop),
@@ -258,6 +266,8 @@ def submit_options(
         shard_rows=shard_rows,
         seed=seed,
         row_timeout_s=row_timeout,
+        # The documented default would cut off most answers of a chat.
+        chat_max_tokens=DEFAULT_CHAT_MAX_TOKENS if is_default else max_tokens,
     )
 
 

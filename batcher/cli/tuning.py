@@ -175,6 +175,7 @@ def _read_prompts(
     options = SubmitOptions(
         default_model=model.name,
         params=params,
+        chat_max_tokens=max_tokens,
         known_models=frozenset({model.name}),
         prompt_column=prompt_column,
         template=read_template(template),

@@ -1,5 +1,6 @@
 """Random work on a fake model, step by step: whatever the scheduler shares, copies and moves, each text is right."""
 
+from collections import defaultdict
 from dataclasses import dataclass, field
 
 from hypothesis import given
@@ -10,7 +11,7 @@ from batcher.types import SamplingParams
 from tests.fake_model import FakeModel, complete_alone
 from workers.engine.engine import Engine, Ticket
 from workers.engine.kv_cache import MIN_SHARED_TOKENS, KvCache
-from workers.engine.sequence import SequenceRequest, SequenceResult
+from workers.engine.sequence import SequenceDelta, SequenceRequest, SequenceResult
 
 CELLS = 192
 
@@ -28,6 +29,7 @@ class Arrival:
     delay: int
     cancelled_after: int | None
     is_alone: bool
+    is_live: bool
 
 
 @dataclass
@@ -36,7 +38,8 @@ class Caller:
 
     arrival: Arrival
     ticket: Ticket
-    results: dict[int, SequenceResult] = field(default_factory=dict)
+    results: dict[int, SequenceResult]
+    deltas: dict[int, str] = field(default_factory=dict)
     cancel_at: int = -1
 
 
@@ -51,6 +54,7 @@ arrivals = st.lists(
         delay=st.integers(0, 12),
         cancelled_after=st.one_of(st.none(), st.none(), st.integers(0, 20)),
         is_alone=st.sampled_from([False, False, False, True]),
+        is_live=st.booleans(),
     ),
     min_size=1,
     max_size=6,
@@ -64,6 +68,12 @@ def make_engine(model: FakeModel, *, slots: int, batch: int, is_deduplicating: b
 
 def submit(engine: Engine, arrival: Arrival) -> Caller:
     results: dict[int, SequenceResult] = {}
+    deltas: dict[int, str] = defaultdict(str)
+    is_alone = arrival.is_alone and not arrival.is_live
+
+    def hear(delta: SequenceDelta) -> None:
+        assert delta.key[0] not in results, "text came after the end"
+        deltas[delta.key[0]] += delta.text
 
     def take(result: SequenceResult | EngineError) -> None:
         assert isinstance(result, SequenceResult)
@@ -75,11 +85,13 @@ def submit(engine: Engine, arrival: Arrival) -> Caller:
             (n, 0),
             STEMS[stem] + tail,
             SamplingParams(max_tokens=max_tokens, temperature=0, seed=0),
-            is_alone=arrival.is_alone,
+            is_alone=is_alone,
+            is_live=arrival.is_live,
         )
         for n, (stem, tail, max_tokens) in enumerate(arrival.prompts)
     ]
-    return Caller(arrival, engine.submit(requests, take, is_alone=arrival.is_alone), results)
+    ticket = engine.submit(requests, take, is_alone=is_alone, on_delta=hear if arrival.is_live else None)
+    return Caller(arrival, ticket, results, deltas)
 
 
 def check(engine: Engine, model: FakeModel) -> None:
@@ -128,4 +140,6 @@ def test_every_text_is_what_the_prompt_alone_gives(
                 continue
             assert result.choice is not None
             assert result.choice.text == complete_alone(STEMS[stem] + tail, max_tokens=max_tokens)
+            if caller.arrival.is_live:
+                assert caller.deltas.get(n, "") == result.choice.text
             assert 0 <= result.choice.usage.cached_tokens <= result.choice.usage.prompt_tokens

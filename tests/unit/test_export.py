@@ -19,7 +19,9 @@ from batcher.export import ExportFormat, export, finished_tables, json_rows
 from batcher.jobdir import JobDir, encode_schema
 from batcher.results import build_table, result_schema, write_file
 from batcher.summary import finalize
-from batcher.types import ErrorCode
+from batcher.types import ErrorCode, Request, SamplingParams
+from tests.job_factory import make_job as make_request_job
+from tests.job_factory import make_request
 from tests.unit.job_files import (
     CARRIED,
     CREATED,
@@ -155,6 +157,59 @@ def test_openai_lines_are_those_of_a_batch_output_file(tmp_path: Path) -> None:
     assert lines[1]["response"] is None
     assert lines[1]["error"]["code"] == "timeout"
     assert lines[4]["response"]["status_code"] == 400
+
+
+def job_of(path: Path, *requests: Request) -> JobDir:
+    """A complete job of one shard; each choice took 5 prompt tokens and 3 more."""
+    job = make_request_job(path, [requests])
+    done = [
+        replace(ok(request.row, num_choices=request.num_choices), request=request, id=f"chatcmpl-{request.row}")
+        for request in requests
+    ]
+    carried = pa.table({"note": [f"note {request.row}" for request in requests]})
+    assert write_file(job.part_path(0), build_table(done, carried=carried, attempt=1, worker="w"))
+    assert finalize(job) is not None
+    return job
+
+
+def test_usage_counts_each_prompt_once_and_every_choice(tmp_path: Path) -> None:
+    n2 = SamplingParams(n=2)
+    rows = (
+        make_request(0, "p", params=n2),
+        make_request(1, "same", "same"),
+        make_request(2, "p", "q", params=n2),
+        make_request(3, "same", "same", params=n2),
+    )
+    job = job_of(tmp_path / "job", *rows)
+
+    export(job, tmp_path / "out.jsonl")
+
+    usages = [line["usage"] for line in read_lines(tmp_path / "out.jsonl")]
+    assert [usage["prompt_tokens"] for usage in usages] == [5, 10, 10, 10]
+    assert [usage["completion_tokens"] for usage in usages] == [6, 6, 12, 12]
+    assert [usage["total_tokens"] for usage in usages] == [11, 16, 22, 22]
+
+
+@pytest.mark.parametrize("layout", ExportFormat)
+def test_chat_is_a_chat_completion_object(tmp_path: Path, layout: ExportFormat) -> None:
+    chat = replace(make_request(0, '[{"role":"user","content":"hi"}]'), is_chat=True)
+    job = job_of(tmp_path / "job", chat)
+
+    export(job, tmp_path / "out.jsonl", layout=layout)
+
+    (line,) = read_lines(tmp_path / "out.jsonl")
+    body = line["response"]["body"] if layout is ExportFormat.OPENAI else line
+    assert (body["id"], body["object"]) == ("chatcmpl-0", "chat.completion")
+    assert body["choices"] == [
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": "text 0.0", "refusal": None},
+            "logprobs": None,
+            "finish_reason": "length",
+        }
+    ]
+    if layout is ExportFormat.OPENAI:
+        assert (line["id"], line["response"]["request_id"]) == ("batch_req_0", "req_0")
 
 
 @pytest.mark.parametrize("name", ["choices", "usage", "error", "input_choices"])

@@ -1,52 +1,39 @@
-"""Response objects, batch output lines, and how errors are worded."""
+"""Bodies become requests, whatever is wrong with them is named with its remedy, and how that is worded."""
 
 import json
-from datetime import UTC, datetime
+import tracemalloc
 from typing import Any
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from batcher.errors import InvalidRowError
-from batcher.protocol import (
+from batcher.errors import InvalidBodyError
+from batcher.parameters import (
+    CHAT_URL,
+    COMPLETIONS_URL,
+    MAX_BIASES,
     MAX_STOPS,
     ROW_FIELDS,
-    Body,
-    batch_output_line,
-    check_unsupported,
-    completion_body,
+    CompletionBody,
     explain,
     row_model,
     shown,
 )
+from batcher.protocol import ParsedBody, body_schema, parse_body, parse_line_body
+from batcher.types import Request, SamplingParams
 
 FIELDS = {name: name for name in ROW_FIELDS}
-
-
-def result_row(**changes: Any) -> dict[str, Any]:
-    return {
-        "row": 3,
-        "custom_id": "a",
-        "index": 0,
-        "status": "ok",
-        "id": "cmpl-1f",
-        "created": datetime(2026, 1, 2, tzinfo=UTC),
-        "model": "m",
-        "text": " world",
-        "finish_reason": "stop",
-        "prompt_tokens": 2,
-        "completion_tokens": 3,
-        "total_tokens": 5,
-        "error_code": None,
-        "error_message": None,
-    } | changes
+TEXT: dict[str, Any] = {"model": "m", "prompt": "x"}
+CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
 
 
 def problem(values: dict[str, Any]) -> str:
     model = row_model(prompt_column="prompt", id_column="custom_id")
     with pytest.raises(ValidationError) as caught:
         model.model_validate({"prompt": "x"} | values)
-    return explain(caught.value, {"prompt": "x"} | values, FIELDS)
+    return explain(caught.value, {"prompt": "x"} | values, FIELDS).message
 
 
 @pytest.mark.parametrize(
@@ -92,7 +79,9 @@ def test_long_array_of_wrong_values_makes_one_short_message() -> None:
 
 
 def test_exact_float_and_null_are_taken() -> None:
-    body = Body.model_validate({"prompt": "x", "max_tokens": 16.0, "seed": -(2**63), "top_p": 1, "stop": None})
+    body = CompletionBody.model_validate(
+        {"prompt": "x", "max_tokens": 16.0, "seed": -(2**63), "top_p": 1, "stop": None}
+    )
     assert (body.max_tokens, body.seed, body.top_p, body.stop) == (16, -(2**63), 1.0, None)
 
 
@@ -106,79 +95,298 @@ def test_control_characters_do_not_reach_the_terminal() -> None:
     assert shown("a\x1b[31m\n") == '"a\\u001b[31m\\n"'
 
 
+def parse(body: dict[str, Any] | bytes, **options: Any) -> ParsedBody:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    usual: dict[str, Any] = {"is_chat": b'"messages"' in data, "is_strict": False, "models": ("m", "k")}
+    usual["max_prompts"] = 1000
+    return parse_body(data, **(usual | options))
+
+
+def refusal(body: dict[str, Any] | bytes, **options: Any) -> InvalidBodyError:
+    with pytest.raises(InvalidBodyError) as caught:
+        parse(body, **options)
+    return caught.value
+
+
+# -- bodies -----------------------------------------------------------------------------------------------------------
+
+
+def test_body_without_parameters_has_the_documented_defaults() -> None:
+    parsed = parse(TEXT, row=7, custom_id="a")
+    assert parsed == ParsedBody(Request(7, "a", "m", ("x",), False, SamplingParams()), False, False, ())
+
+
+def test_body_takes_every_parameter() -> None:
+    params: dict[str, Any] = {"n": 2, "best_of": 3.0, "echo": True, "seed": 5}
+    params |= {"presence_penalty": -2, "frequency_penalty": 2.0}
+    params |= {"logit_bias": {"50256": -100, "7": 0.5}, "suffix": "end", "stop": ["a", "b"], "max_tokens": 9}
+    request = parse(TEXT | params | {"prompt": ["x", "y"]}).request
+    assert request.params == SamplingParams(
+        max_tokens=9,
+        stop=("a", "b"),
+        seed=5,
+        n=2,
+        best_of=3,
+        echo=True,
+        presence_penalty=-2.0,
+        frequency_penalty=2.0,
+        logit_bias=((7, 0.5), (50256, -100.0)),
+        suffix="end",
+    )
+    assert (request.prompts, request.is_array, request.num_sequences) == (("x", "y"), True, 6)
+    assert parse(TEXT | {"logprobs": 5}).request.params.logprobs == 5
+
+
+@pytest.mark.parametrize("body", [TEXT, CHAT])
+def test_null_is_the_default_of_every_field(body: dict[str, Any]) -> None:
+    names = body_schema(body is CHAT)["properties"].keys() - body.keys()
+    assert len(names) > 15
+    nulls: dict[str, Any] = dict.fromkeys(names)
+    assert parse(nulls | body) == parse(body)
+
+
+def test_messages_are_normalized_to_what_templates_take() -> None:
+    messages = [
+        {"role": "developer", "content": [{"type": "text", "text": "Be"}, {"type": "text", "text": "brief."}]},
+        {"role": "user", "name": "Zoë", "content": "hi"},
+        {"role": "assistant", "content": "", "refusal": None, "tool_calls": [], "annotations": []},
+        {"role": "tool", "content": "5", "tool_call_id": "c"},
+    ]
+    parsed = parse(CHAT | {"messages": messages}, is_strict=True)
+    assert parsed.request.is_chat
+    assert parsed.request.prompts == (
+        '[{"role":"system","content":"Be\\nbrief."},{"role":"user","content":"hi","name":"Zoë"},'
+        '{"role":"assistant","content":""},{"role":"tool","content":"5"}]',
+    )
+
+
 @pytest.mark.parametrize(
-    "extras",
+    ("params", "name", "value"),
     [
-        {
-            "n": 1,
-            "best_of": 1,
-            "echo": False,
-            "suffix": "",
-            "logprobs": None,
-            "logit_bias": {},
-            "presence_penalty": 0.0,
-        },
-        {"user": "someone", "stream_options": {"include_usage": True}},
-        {"whatever": None},
+        ({}, "max_tokens", 1024),
+        ({"max_tokens": 5}, "max_tokens", 5),
+        ({"max_completion_tokens": 6}, "max_tokens", 6),
+        ({"max_tokens": 6, "max_completion_tokens": 6}, "max_tokens", 6),
+        ({"logprobs": True}, "logprobs", 0),
+        ({"logprobs": True, "top_logprobs": 20}, "logprobs", 20),
+        ({"logprobs": False, "top_logprobs": 0}, "logprobs", None),
     ],
 )
-def test_parameters_that_ask_for_nothing_are_taken(extras: dict[str, Any]) -> None:
-    check_unsupported(extras)
+def test_chat_has_its_own_names_and_defaults(params: dict[str, Any], name: str, value: int | None) -> None:
+    assert getattr(parse(CHAT | params).request.params, name) == value
+
+
+def test_what_asks_for_nothing_is_taken_and_what_changes_nothing_ignored() -> None:
+    neutral: dict[str, Any] = {"tools": [], "functions": [], "tool_choice": "none", "modalities": ["text"]}
+    neutral |= {"response_format": {"type": "text"}, "user": "u", "store": True, "metadata": {"a": "b"}, "audio": None}
+    neutral |= {"service_tier": "auto", "parallel_tool_calls": False, "prompt_cache_key": "k"}
+    neutral |= {"safety_identifier": "s", "stream_options": {"include_usage": True}}
+    assert parse(CHAT | neutral, is_strict=True) == parse(CHAT)
+
+
+def test_usage_comes_only_in_a_stream_that_asks_for_it() -> None:
+    asks: dict[str, Any] = {"stream_options": {"include_usage": True}}
+    found = [parse(TEXT | body) for body in ({}, asks, {"stream": True}, asks | {"stream": True})]
+    assert [one.is_streaming for one in found] == [False, False, True, True]
+    assert [one.includes_usage for one in found] == [False, False, False, True]
 
 
 @pytest.mark.parametrize(
-    ("extras", "message"),
+    ("body", "message"),
     [
-        ({"n": 2}, "body.n is 2; only 1 is supported"),
-        ({"n": True}, "body.n is true; only 1 is supported"),
-        ({"echo": 0}, "body.echo is 0; only false is supported"),
-        ({"logprobs": 0}, "body.logprobs is 0; only null is supported"),
-        ({"frequency_penalty": 0.5}, "body.frequency_penalty is 0.5; only 0 is supported"),
-        ({"top_k": 40}, "body.top_k is not supported; remove it"),
+        (TEXT | {"n": 0}, "n is 0; use an integer from 1 to 128"),
+        (TEXT | {"n": True}, "n is true; use an integer from 1 to 128"),
+        (TEXT | {"n": 129}, "n is 129; use an integer from 1 to 128"),
+        (TEXT | {"n": 3, "best_of": 2}, "best_of is 2; use at least n, which is 3"),
+        (TEXT | {"best_of": "2"}, 'best_of is "2"; use an integer from n to 128'),
+        (TEXT | {"echo": 1}, "echo is 1; use true or false"),
+        (TEXT | {"logprobs": 6}, "logprobs is 6; use an integer from 0 to 5"),
+        (TEXT | {"logprobs": True}, "logprobs is true; use an integer from 0 to 5"),
+        (TEXT | {"echo": True, "logprobs": 0}, "echo is not supported together with logprobs; leave out one of them"),
+        (
+            TEXT | {"best_of": 2, "stream": True},
+            "best_of is 2, more than n, which a stream can't give; leave out stream or best_of",
+        ),
+        (TEXT | {"presence_penalty": 2.5}, "presence_penalty is 2.5; use a number from -2 to 2"),
+        (TEXT | {"frequency_penalty": "0"}, 'frequency_penalty is "0"; use a number from -2 to 2'),
+        (TEXT | {"suffix": 5}, "suffix is 5; use a string"),
+        (TEXT | {"prompt": [5, 6]}, "prompt is [5, 6]; token ids are not supported, send the text as strings"),
+        (TEXT | {"prompt": [[5]]}, "prompt is [[5]]; token ids are not supported, send the text as strings"),
+        (TEXT | {"prompt": [True]}, "prompt[0] is true; use a string or a non-empty array of strings"),
+        ({"model": "m"}, "prompt is missing; use a string or a non-empty array of strings"),
+        ({"prompt": "x"}, "model is missing; use one of: k, m"),
+        (
+            TEXT | {"stream_options": {"include_usage": 1}},
+            'stream_options.include_usage is 1; use an object such as {"include_usage": true}',
+        ),
+        (CHAT | {"logprobs": 5}, "logprobs is 5; use true or false, and top_logprobs for how many"),
+        (CHAT | {"top_logprobs": 5}, "top_logprobs is 5 without logprobs; give logprobs true too"),
+        (CHAT | {"top_logprobs": 21}, "top_logprobs is 21; use an integer from 0 to 20"),
+        (
+            CHAT | {"max_tokens": 5, "max_completion_tokens": 6},
+            "max_completion_tokens is 6 and max_tokens 5; give one of them",
+        ),
+        (CHAT | {"max_completion_tokens": 2**31}, "max_completion_tokens is 2147483648; use at most 2147483647"),
+        (CHAT | {"tools": [{}]}, "tools is [{}]; tools are not supported; leave it out"),
+        (CHAT | {"tool_choice": "required"}, 'tool_choice is "required"; tools are not supported; leave it out'),
+        (CHAT | {"audio": {"voice": "v"}}, 'audio is {"voice": "v"}; audio is not supported; leave it out'),
+        (CHAT | {"modalities": ["text", "audio"]}, 'modalities[1] is "audio"; only ["text"] is supported'),
+        (
+            CHAT | {"response_format": {"type": "json_object"}},
+            'response_format.type is "json_object"; only {"type": "text"} is supported',
+        ),
+        (CHAT | {"messages": []}, "messages is []; use a non-empty array of objects with role and content"),
+        (CHAT | {"messages": ["x"]}, 'messages[0] is "x"; use a non-empty array of objects with role and content'),
+        (
+            CHAT | {"messages": [{"role": "user"}]},
+            'messages[0].content is missing; use a string, or an array of parts {"type": "text", "text": "..."}',
+        ),
+        (
+            CHAT | {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+            'messages[0].content[0].type is "image_url"; only parts of type "text" are supported',
+        ),
+        (
+            CHAT | {"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]},
+            "messages[0].tool_calls is [{}]; tools are not supported; leave it out",
+        ),
     ],
 )
-def test_parameters_that_would_change_the_completion_are_refused(extras: dict[str, Any], message: str) -> None:
-    with pytest.raises(InvalidRowError, match=f"^{message}$"):
-        check_unsupported(extras)
-
-
-def test_completion_body_groups_choices_and_adds_up_usage() -> None:
-    rows = [result_row(), result_row(index=1, text=" moon", finish_reason="length")]
-    assert completion_body(rows) == {
-        "id": "cmpl-1f",
-        "object": "text_completion",
-        "created": 1767312000,
-        "model": "m",
-        "choices": [
-            {"text": " world", "index": 0, "logprobs": None, "finish_reason": "stop"},
-            {"text": " moon", "index": 1, "logprobs": None, "finish_reason": "length"},
-        ],
-        "usage": {"prompt_tokens": 4, "completion_tokens": 6, "total_tokens": 10},
-    }
-
-
-def test_batch_output_line_of_a_completion() -> None:
-    line = batch_output_line([result_row()])
-    assert json.loads(json.dumps(line)) == {
-        "id": "batch_req_1f",
-        "custom_id": "a",
-        "response": {"status_code": 200, "request_id": "req_1f", "body": completion_body([result_row()])},
-        "error": None,
-    }
+def test_wrong_body_names_field_value_and_remedy(body: dict[str, Any], message: str) -> None:
+    error = refusal(body, is_chat="messages" in body)
+    assert str(error) == message
+    assert (error.param, error.code) == (message.split(" ", 1)[0], None)
 
 
 @pytest.mark.parametrize(
-    ("code", "status"), [("invalid_request", 400), ("context_length_exceeded", 400), ("model_not_found", 404)]
+    ("biases", "label"),
+    [
+        ({"abc": 1}, "logit_bias.abc is 1"),
+        ({"-1": 1}, 'logit_bias["-1"] is 1'),
+        ({"05": 1}, 'logit_bias["05"] is 1'),
+        ({"9999999999": 1}, 'logit_bias["9999999999"] is 1'),
+        ({"5": 100.5}, 'logit_bias["5"] is 100.5'),
+        ({"5": True}, 'logit_bias["5"] is true'),
+        ({str(token): 1 for token in range(MAX_BIASES + 1)}, "logit_bias is {"),
+        ([5], "logit_bias is [5]"),
+    ],
 )
-def test_batch_output_line_of_a_refused_request_has_its_status(code: str, status: int) -> None:
-    line = batch_output_line([result_row(status="error", id=None, error_code=code, error_message="why")])
-    assert (line["id"], line["error"]) == ("batch_req_row-3", None)
-    assert line["response"]["status_code"] == status
-    expected = {"message": "why", "type": "invalid_request_error", "param": None, "code": code}
-    assert line["response"]["body"] == {"error": expected}
+def test_wrong_logit_bias_is_named(biases: Any, label: str) -> None:
+    assert str(refusal(TEXT | {"logit_bias": biases})).startswith(label)
 
 
-@pytest.mark.parametrize("code", ["engine_error", "worker_crashed", "timeout"])
-def test_batch_output_line_of_our_failure_has_no_response(code: str) -> None:
-    line = batch_output_line([result_row(status="error", id=None, error_code=code, error_message="why")])
-    assert (line["response"], line["error"]) == (None, {"code": code, "message": "why"})
+def test_model_that_is_not_served_has_the_code_of_the_api() -> None:
+    error = refusal(TEXT | {"model": "gpt-9"})
+    assert (error.param, error.code) == ("model", "model_not_found")
+    assert str(error) == 'model "gpt-9" does not exist here; use one of: k, m'
+
+
+def test_unknown_fields_are_refused_by_a_strict_server_and_else_told() -> None:
+    body = TEXT | {"top_k": 5, "a\nb: é": 1, "nothing": None}
+    assert str(refusal(body, is_strict=True)) == "top_k is not supported; remove it"
+    assert parse(body).ignored == ("top_k", "a\\nb: \\u00e9")
+    chat = CHAT | {"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "y": 1}], "z": 2}] * 3}
+    assert parse(chat).ignored == ("messages[].z", "messages[].content[].y")
+    many = parse(TEXT | {f"x{number}" * 100: 1 for number in range(1000)}).ignored
+    assert (len(many), max(map(len, many))) == (20, 60)
+
+
+def test_unknown_field_in_a_file_is_always_refused() -> None:
+    with pytest.raises(InvalidBodyError, match=r"^top_k is not supported; remove it$"):
+        parse_line_body({"prompt": "x", "top_k": 5}, url=COMPLETIONS_URL)
+    with pytest.raises(InvalidBodyError, match=r"^echo is not supported; remove it$"):
+        parse_line_body(CHAT | {"echo": True}, url=CHAT_URL)
+
+
+def test_sequences_of_a_request_are_bounded() -> None:
+    many = TEXT | {"prompt": ["x"] * 10}
+    assert parse(many | {"best_of": 2}, max_prompts=20).request.num_sequences == 20
+    assert str(refusal(many, max_prompts=9)) == "prompt holds 10 prompts; send at most 9 in a request"
+    error = refusal(many | {"n": 2}, max_prompts=19)
+    assert str(error) == "n is 2, which makes 20 completions in all; ask for at most 19 in a request"
+    assert refusal(CHAT | {"n": 20}, max_prompts=19).param == "n"
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "the body is not JSON (EOF while parsing a value at line 1 column 0); send one JSON object in UTF-8"),
+        (b'{"prompt": "\xff"}', "the body is not UTF-8 (byte 0xff at position 13); send one JSON object in UTF-8"),
+        (b"[" * 100_000, "the body is not JSON (recursion limit exceeded"),
+        (b'{"a":' * 100_000, "the body is not JSON (recursion limit exceeded"),
+        (b'{"x": ' + b"9" * 5000 + b"}", "the body is not JSON (number out of range"),
+        (b'{"x": NaN}', "the body is not JSON (expected value"),
+        (b'{"prompt": "\\ud800"}', "the body is not JSON (unexpected end of hex escape"),
+        (b'["x"]', 'the body is not a JSON object but ["x"]; send one JSON object'),
+        (b'{"model": "m", "prompt": "x", "model": "m"}', '"model" is given twice in one object; give it once'),
+        (b'{"model": "m", "prompt": "x", "metadata": {"a": 1, "a": 2}}', '"a" is given twice in one object'),
+        (b'{"model": "m", "prompt": "x", "temperature": 1e999}', "temperature is Infinity; use a number from 0 to 2"),
+    ],
+)
+def test_body_that_is_no_good_json_is_refused(data: bytes, message: str) -> None:
+    assert str(refusal(data)).startswith(message)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+field_names = st.sampled_from(sorted(body_schema(True)["properties"].keys() | body_schema(False)["properties"].keys()))
+messages_like = st.lists(
+    st.dictionaries(st.sampled_from(["role", "content", "name", "tool_calls", "x"]), json_values, max_size=4),
+    max_size=3,
+)
+bodies = st.dictionaries(field_names | st.text(max_size=5), json_values | messages_like, max_size=5)
+
+
+@given(st.binary(max_size=60) | bodies.map(lambda body: json.dumps(TEXT | CHAT | body).encode()), st.booleans())
+@example(b'{"prompt": [], "model": "m"}', False)
+@example(b'\xef\xbb\xbf{"prompt": "x", "model": "m"}', False)
+@settings(deadline=None, max_examples=300)
+def test_any_bytes_are_a_request_or_a_clear_refusal(data: bytes, is_chat: bool) -> None:
+    for is_strict in (False, True):
+        try:
+            parsed = parse(data, is_chat=is_chat, is_strict=is_strict)
+        except InvalidBodyError as exc:
+            refused = str(exc)
+            assert 0 < len(refused) < 400
+        else:
+            assert parsed.request.num_sequences >= 1
+            assert all(name.isascii() and name.isprintable() for name in parsed.ignored if name)
+
+
+@pytest.mark.parametrize("filling", [b"5", b'"x"', b"[1]", b"{}", b"null"])
+@pytest.mark.parametrize("field", [b"prompt", b"stop", b"messages", b"logit_bias", b"tools", b"modalities"])
+def test_long_array_is_answered_without_much_memory(field: bytes, filling: bytes) -> None:
+    data = b'{"model": "m", "' + field + b'": [' + b",".join([filling] * 200_000) + b"]}"
+    tracemalloc.start()
+    try:
+        for is_chat in (False, True):
+            with pytest.raises(InvalidBodyError) as caught:
+                parse(data, is_chat=is_chat)
+            assert len(str(caught.value)) < 400
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # Parsed JSON takes up to a hundred bytes a value; a list of errors would take many hundreds.
+    assert peak < 200 * 200_000
+
+
+def test_ten_thousand_prompts_are_one_request() -> None:
+    parsed = parse(TEXT | {"prompt": [f"prompt {number}" for number in range(10_000)]}, max_prompts=10_000)
+    assert parsed.request.num_sequences == 10_000
+
+
+# -- schemas ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_chat", [False, True])
+def test_schema_is_self_contained_and_names_every_field(is_chat: bool) -> None:
+    schema = body_schema(is_chat, models=["m", "k"])
+    assert "$ref" not in json.dumps(schema)
+    assert schema["properties"]["model"] == {"type": "string", "enum": ["k", "m"]}
+    assert schema["required"] == ["model", "messages" if is_chat else "prompt"]
+    assert schema["additionalProperties"] is True
+    assert schema["properties"]["n"]["anyOf"][0] == {"type": "integer", "minimum": 1, "maximum": 128}
+    assert {"user", "seed", "stream_options", "logit_bias"} <= schema["properties"].keys()
+    assert body_schema(is_chat, is_strict=True)["additionalProperties"] is False

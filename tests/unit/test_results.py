@@ -1,7 +1,9 @@
 """Result tables: the fixed schema, counts in footers, files that are whole or refused, joins without doubles."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,16 +23,17 @@ from batcher.results import (
     write_file,
 )
 from batcher.sealed import MissingFileError, seal
-from batcher.types import Completion, ErrorCode
+from batcher.types import Completion, ErrorCode, SamplingParams, TokenLogprob
 from tests.unit.job_files import CARRIED, CREATED, carried_of, failed, ok, result_table
+from tests.unit.job_files import request as make_request
 
 SCHEMA = result_schema(CARRIED)
 
 
 def test_schema_is_the_documented_one() -> None:
     documented = (
-        "row custom_id index status id object created model prompt text finish_reason prompt_tokens completion_tokens "
-        "total_tokens cached_tokens error_code error_message attempts latency_ms worker"
+        "row custom_id index status id object created model prompt text finish_reason logprobs prompt_tokens "
+        "completion_tokens total_tokens cached_tokens error_code error_message attempts latency_ms worker"
     )
 
     assert RESULT_FIELDS.names == documented.split()
@@ -52,6 +55,61 @@ def test_request_has_a_row_for_each_choice(tmp_path: Path) -> None:
     assert (first["prompt_tokens"], first["completion_tokens"], first["total_tokens"]) == (5, 3, 8)
     assert (first["attempts"], first["worker"], first["latency_ms"]) == (3, "w9", 12.5)
     assert first["created"].timestamp() == CREATED
+
+
+def test_choices_beyond_the_first_of_a_prompt_have_its_prompt() -> None:
+    request = replace(make_request(7, num_prompts=2), params=SamplingParams(n=2))
+    rows = result_table([replace(ok(7, num_choices=4), request=request)]).to_pylist()
+
+    assert [row["prompt"] for row in rows] == ["prompt 7.0", "prompt 7.0", "prompt 7.1", "prompt 7.1"]
+    assert [row["index"] for row in rows] == [0, 1, 2, 3]
+
+
+def test_chat_is_told_by_its_object_and_has_its_messages_as_the_prompt() -> None:
+    messages = '[{"role":"user","content":"hi"}]'
+    chat = replace(make_request(1), prompts=(messages,), is_chat=True)
+    (row,) = result_table([replace(ok(1), request=chat, id="chatcmpl-1")]).to_pylist()
+
+    assert (row["object"], row["id"], row["prompt"]) == ("chat.completion", "chatcmpl-1", messages)
+
+
+@pytest.mark.parametrize(
+    ("is_chat", "documented"),
+    [
+        (
+            False,
+            {
+                "tokens": [" é"],
+                "token_logprobs": [-0.5],
+                "top_logprobs": [{"a": -0.25, " é": -0.5}],
+                "text_offset": [0],
+            },
+        ),
+        (
+            True,
+            {
+                "content": [
+                    {
+                        "token": "é",
+                        "logprob": -0.5,
+                        "bytes": [195, 169],
+                        "top_logprobs": [{"token": "a", "logprob": -0.25, "bytes": [97]}],
+                    }
+                ],
+                "refusal": None,
+            },
+        ),
+    ],
+)
+def test_logprobs_are_the_documented_object_as_json(is_chat: bool, documented: dict[str, Any]) -> None:
+    completion = ok(1)
+    logprobs = (TokenLogprob("é".encode(), -0.5, ((b"a", -0.25),)),)
+    choice = replace(completion.choices[0], logprobs=logprobs)
+    request = replace(completion.request, is_chat=is_chat)
+    (row,) = result_table([replace(completion, request=request, choices=(choice,))]).to_pylist()
+
+    assert json.loads(row["logprobs"]) == documented
+    assert result_table([ok(1)])["logprobs"].to_pylist() == [None]
 
 
 def test_failed_request_has_one_row_with_its_reason() -> None:

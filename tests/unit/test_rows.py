@@ -109,6 +109,48 @@ def test_batch_line_is_a_request_and_carries_nothing() -> None:
     assert batch.carried == [{}]
 
 
+def test_batch_line_may_ask_for_what_a_plain_row_only_carries() -> None:
+    given = {"n": 2, "best_of": 3, "logprobs": 1, "presence_penalty": 1, "logit_bias": {"7": -1, "5": 2}, "suffix": "s"}
+    plain, line = parse_lines({"prompt": "p", **given}, batch_line({"prompt": "p", **given})).rows
+    assert plain.request.params == SamplingParams()
+    assert line.request.params == SamplingParams(
+        n=2, best_of=3, logprobs=1, presence_penalty=1.0, logit_bias=((5, 2.0), (7, -1.0)), suffix="s"
+    )
+    assert (line.request.num_sequences, line.request.num_choices) == (3, 2)
+
+
+def test_chat_line_is_a_request_whose_prompt_is_its_messages() -> None:
+    messages = [{"role": "user", "content": [{"type": "text", "text": "é"}]}]
+    defaults = SamplingParams(max_tokens=5, temperature=0.0)
+    lines = [
+        batch_line({"messages": messages, **more}, custom_id=name, url="/v1/chat/completions")
+        for name, more in (("a", {}), ("b", {"max_tokens": 7}), ("c", {"max_completion_tokens": 9}))
+    ]
+    batch = parse_lines(*lines, params=defaults, chat_max_tokens=100)
+    first = batch.rows[0].request
+    assert (first.is_chat, first.is_array, first.custom_id) == (True, False, "a")
+    assert first.prompts == ('[{"role":"user","content":"é"}]',)
+    assert [row.request.params.max_tokens for row in batch.rows] == [100, 7, 9]
+    assert {row.request.params.temperature for row in batch.rows} == {0.0}
+    assert batch.carried == [{}, {}, {}]
+
+
+def test_refused_chat_line_keeps_its_messages_for_its_user() -> None:
+    body = {"messages": [{"role": "user", "content": "x"}], "model": "x", "tools": [{"type": "function"}]}
+    row = parse_line(batch_line(body, url="/v1/chat/completions"))
+    assert message(row) == 'in.jsonl:1: body.tools is [{"type": "function"}]; tools are not supported; leave it out'
+    assert (row.request.is_chat, row.request.model) == (True, "x")
+    assert row.request.prompts == ('[{"role":"user","content":"x"}]',)
+
+
+def test_batch_line_names_an_unknown_model_as_a_plain_row_does() -> None:
+    row = parse_line(batch_line({"prompt": "p", "model": "gpt-9"}), known_models=frozenset({"a"}))
+    assert message(row) == 'in.jsonl:1: model "gpt-9" is not known here; use one of: a'
+    assert row.error is not None
+    assert row.error.code is ErrorCode.MODEL_NOT_FOUND
+    assert "model is" in message(parse_line(batch_line({"prompt": "p", "model": "a b"})))
+
+
 def test_batch_line_without_id_gets_one_and_extra_keys_are_carried() -> None:
     line = batch_line({"prompt": "p"}, note="n")
     del line["custom_id"]
@@ -121,13 +163,28 @@ def test_batch_line_without_id_gets_one_and_extra_keys_are_carried() -> None:
     [
         (batch_line({"prompt": "p"}, method="GET"), 'method is "GET"; use "POST"'),
         (
+            batch_line({"prompt": "p"}, url="/v1/embeddings"),
+            'url is "/v1/embeddings"; use "/v1/completions" or "/v1/chat/completions"',
+        ),
+        (
             batch_line({"messages": []}, url="/v1/chat/completions"),
-            'url is "/v1/chat/completions"; use "/v1/completions"',
+            "body.messages is []; use a non-empty array of objects with role and content",
+        ),
+        (
+            batch_line({"prompt": "p"}, url="/v1/chat/completions"),
+            "body.messages is missing; use a non-empty array of objects with role and content",
+        ),
+        (
+            batch_line({"messages": [{"role": "me", "content": "x"}]}, url="/v1/chat/completions"),
+            'body.messages[0].role is "me"; use "system", "developer", "user", "assistant" or "tool"',
         ),
         (batch_line({"prompt": "p", "max_tokens": 0}), "body.max_tokens is 0; use a positive integer"),
         (batch_line({}), "body.prompt is missing; use a string or a non-empty array of strings"),
-        (batch_line({"prompt": [1, 2]}), "body.prompt[0] is 1; use a string or a non-empty array of strings"),
-        (batch_line({"prompt": "p", "n": 2}), "body.n is 2; only 1 is supported"),
+        (
+            batch_line({"prompt": [1, 2]}),
+            "body.prompt is [1, 2]; token ids are not supported, send the text as strings",
+        ),
+        (batch_line({"prompt": "p", "n": 129}), "body.n is 129; use an integer from 1 to 128"),
         (batch_line({"prompt": "p", "top_k": 2}), "body.top_k is not supported; remove it"),
         (
             {"custom_id": "a", "body": {"prompt": "p"}, "url": "/v1/completions"},

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from batcher.errors import CorruptFileError
-from batcher.shards import Shard, ShardRow, conform, read_shard, to_json_text, write_shard
+from batcher.shards import Shard, ShardRow, conform, read_choices_each, read_shard, to_json_text, write_shard
 from batcher.types import ErrorCode, Request, RowError, SamplingParams
 
 NO_COLUMNS = pa.table({"": pa.nulls(1)}).select([])
@@ -21,6 +21,14 @@ params = st.builds(
     top_p=st.floats(0, 1, exclude_min=True),
     stop=st.lists(texts, max_size=3).map(tuple),
     seed=st.none() | st.integers(-(2**63), 2**63 - 1),
+    n=st.integers(1, 128),
+    best_of=st.none() | st.integers(1, 128),
+    echo=st.booleans(),
+    logprobs=st.none() | st.integers(0, 20),
+    presence_penalty=st.floats(-2, 2),
+    frequency_penalty=st.floats(-2, 2),
+    logit_bias=st.lists(st.tuples(st.integers(0, 2**31 - 1), st.floats(-100, 100)), max_size=3).map(tuple),
+    suffix=texts,
 )
 requests = st.builds(
     Request,
@@ -30,6 +38,7 @@ requests = st.builds(
     prompts=st.lists(texts, max_size=3).map(tuple),
     is_array=st.booleans(),
     params=params,
+    is_chat=st.booleans(),
 )
 errors = st.none() | st.builds(RowError, st.sampled_from(ErrorCode), texts)
 
@@ -53,6 +62,12 @@ def test_shard_is_read_as_it_was_written(
 def make_shard(carried: pa.Table = NO_COLUMNS) -> Shard:
     request = Request(0, "a", "m", ("p",), False, SamplingParams())
     return Shard((ShardRow(request),) * max(1, carried.num_rows), carried)
+
+
+def test_choices_of_each_prompt_are_read_by_row(tmp_path: Path) -> None:
+    rows = tuple(ShardRow(Request(row, "a", "m", ("p",), False, SamplingParams(n=row))) for row in (1, 3))
+    write_shard(tmp_path / "00000.parquet", Shard(rows, NO_COLUMNS))
+    assert read_choices_each(tmp_path / "00000.parquet") == {1: 1, 3: 3}
 
 
 def test_existing_shard_is_left_alone(tmp_path: Path) -> None:

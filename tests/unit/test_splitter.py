@@ -1,6 +1,8 @@
 """Rows are distributed over shards: sizes, models, order, numbering."""
 
 from collections import Counter
+from dataclasses import replace
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -146,3 +148,21 @@ def test_longest_request_bounds_the_tokens_of_every_good_row() -> None:
     splits = Splitter(lambda number, shard: None, carried=CarriedColumns(), shard_rows=None)
     splits.add(batch(rows))
     assert splits.longest_request == 20 + 2 + 10
+
+
+def test_choices_of_a_shard_are_those_that_its_results_will_have() -> None:
+    request = Request(0, "a", "m", ("p", "q"), True, SamplingParams(n=3, best_of=5))
+    assert split(batch([ShardRow(request)]))[0][0].num_choices == 6
+
+
+def test_longest_request_has_room_for_what_is_put_around_the_prompt() -> None:
+    def longest(**changes: Any) -> int:
+        splits = Splitter(lambda number, shard: None, carried=CarriedColumns(), shard_rows=None)
+        request = replace(Request(0, "a", "m", ("é",), False, SamplingParams(max_tokens=10)), **changes)
+        splits.add(batch([ShardRow(request)]))
+        return splits.longest_request
+
+    assert longest() == 14
+    assert longest(is_chat=True) == 14 + splitter.CHAT_EXTRA_TOKENS
+    with_suffix = SamplingParams(max_tokens=10, suffix="end")
+    assert longest(params=with_suffix) == 14 + 3 + splitter.INFILL_TOKENS
