@@ -25,7 +25,7 @@ _ANSWERS: dict[int | str, dict[str, object]] = {
         "description": "The completion; with `stream` true as server-sent events that end in `data: [DONE]`",
         "content": {
             "application/json": {"schema": {"type": "object"}},
-            "text/event-stream": {"schema": {"type": "string"}},
+            "text/event-stream": {},
         },
     }
 }

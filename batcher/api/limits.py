@@ -5,6 +5,7 @@ memory, or hold a place by sending nothing.
 """
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers
@@ -22,12 +23,14 @@ RETRY_BUSY_S = 1
 class Limits:
     """What the server bears.
 
-    `max_body_bytes` is for JSON bodies; `max_file_bytes` for uploads. `max_sequences` is for one request (its prompts
+    `max_body_bytes` is for one JSON body, `max_held_bytes` for all together; `max_file_bytes` for uploads, which go to
+    the disk. `max_sequences` is for one request (its prompts
     times `best_of`), `max_queued` for all live requests together. `request_timeout_s` runs from the body to the last
     token. `body_idle_s` may pass between two pieces of a body, `write_idle_s` without a client reading anything.
     """
 
     max_body_bytes: int = 10 << 20
+    max_held_bytes: int = 256 << 20
     max_file_bytes: int = 1 << 30
     max_sequences: int = 2048
     max_queued: int = 16384
@@ -50,6 +53,7 @@ class Gate:
         self._app = app
         self._limits = limits
         self._num_open = 0
+        self._num_held_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # Health and metrics must be seen just when there is too much to do.
@@ -58,23 +62,36 @@ class Gate:
             return
         if self._num_open >= self._limits.max_concurrent:
             raise busy_error(f"{self._num_open} requests are being answered, as many as this server takes; try later")
-        max_bytes = _max_bytes(scope, self._limits)
+        is_upload = _is_upload(scope)
+        # Of an upload, the form around the file too; the file itself is measured by who stores it.
+        limits = self._limits
+        max_bytes = limits.max_body_bytes + (limits.max_file_bytes if is_upload else 0)
         _check_announced(scope, max_bytes)
+        body = _Body(receive, max_bytes=max_bytes, idle_s=limits.body_idle_s, hold=_ignore if is_upload else self._hold)
         self._num_open += 1
         try:
-            await self._app(scope, _Body(receive, max_bytes=max_bytes, idle_s=self._limits.body_idle_s).receive, send)
+            await self._app(scope, body.receive, send)
         finally:
             self._num_open -= 1
+            self._num_held_bytes -= 0 if is_upload else body.num_bytes
+
+    def _hold(self, num_bytes: int) -> None:
+        """Count a piece of a body, which lasts as long as its request. Raises ApiError where there are too many."""
+        self._num_held_bytes += num_bytes
+        # The largest body must have a chance.
+        if self._num_held_bytes > max(self._limits.max_held_bytes, self._limits.max_body_bytes):
+            raise busy_error("the requests being answered are as large together as this server takes; try later")
 
 
 class _Body:
     """A request's body on its way in. After its end only the client's leaving can come."""
 
-    def __init__(self, receive: Receive, *, max_bytes: int, idle_s: float) -> None:
+    def __init__(self, receive: Receive, *, max_bytes: int, idle_s: float, hold: Callable[[int], None]) -> None:
         self._receive = receive
         self._max_bytes = max_bytes
         self._idle_s = idle_s
-        self._num_bytes = 0
+        self._hold = hold
+        self.num_bytes = 0
         self._is_complete = False
 
     async def receive(self) -> Message:
@@ -91,18 +108,21 @@ class _Body:
             ) from None
         if message["type"] == "http.disconnect":
             raise ClientGoneError
-        self._num_bytes += len(message.get("body", b""))
+        num_bytes = len(message.get("body", b""))
+        self.num_bytes += num_bytes
+        self._hold(num_bytes)
         self._is_complete = not message.get("more_body", False)
-        if self._num_bytes > self._max_bytes:
+        if self.num_bytes > self._max_bytes:
             raise _too_large(self._max_bytes)
         return message
 
 
-def _max_bytes(scope: Scope, limits: Limits) -> int:
-    if scope["path"].rstrip("/") == "/v1/files" and scope["method"] == "POST":
-        # The form around the file; the file itself is measured by who stores it.
-        return limits.max_file_bytes + limits.max_body_bytes
-    return limits.max_body_bytes
+def _is_upload(scope: Scope) -> bool:
+    return bool(scope["path"] == "/v1/files" and scope["method"] == "POST")
+
+
+def _ignore(num_bytes: int) -> None:
+    """Not held: it goes to the disk as it comes."""
 
 
 def _check_announced(scope: Scope, max_bytes: int) -> None:

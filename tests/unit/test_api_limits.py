@@ -74,6 +74,20 @@ def test_request_beyond_the_concurrent_ones_is_told_to_come_again(latch: Latch) 
         assert post(server).status_code == 200
 
 
+def test_bodies_are_bounded_together(latch: Latch) -> None:
+    limits = Limits(max_body_bytes=1000, max_held_bytes=1000)
+    with live_server(held(latch), limits=limits) as server, ThreadPoolExecutor() as pool:
+        waiting = pool.submit(post, server, prompt="a" * 700)
+        wait_for(lambda: server.engine.num_open == 1, what="the request is at the engine")
+
+        refused = post(server, prompt="a" * 700)
+        latch.open()
+
+        assert refused.status_code == 429
+        assert waiting.result().status_code == 200
+        assert post(server, prompt="a" * 700).status_code == 200
+
+
 def test_completions_beyond_the_queue_are_told_to_come_again(latch: Latch) -> None:
     with live_server(held(latch), limits=Limits(max_queued=4)) as server, ThreadPoolExecutor() as pool:
         waiting = pool.submit(post, server, prompt=["a", "b", "c"])
