@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from batcher.broker import folder_for
+from batcher.broker import folder_for, open_client, queue_key
 from tests.waiting import PATIENCE_S, wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -39,13 +39,14 @@ class Command:
         return self.process.wait(PATIENCE_S)
 
 
-def start(folder: Path, *arguments: str) -> Command:
+def start(folder: Path, *arguments: str, serves_model: bool = True) -> Command:
     model = folder / "tiny.gguf"
     model.write_bytes(b"GGUF")
     gate, jobs_root, log = folder / "gate", folder / "jobs", folder / "log"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("BATCHER_")}
     environment |= {"SCRIPTED_GATE": str(gate), "BATCHER_API_KEYS": KEY, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "tests.scripted_server", "serve", "--model", f"tiny={model}", "--port", "0"]
+    command = [sys.executable, "-m", "tests.scripted_server", "serve", "--port", "0"]
+    command += ["--model", f"tiny={model}"] if serves_model else []
     with log.open("w") as stderr:
         process = subprocess.Popen(
             [*command, "--jobs-dir", str(jobs_root), *arguments],
@@ -57,7 +58,10 @@ def start(folder: Path, *arguments: str) -> Command:
         )
     assert process.stdout is not None
     line = process.stdout.readline()
-    found = re.fullmatch(rf"Serving tiny on (http://127\.0\.0\.1:\d+)/v1, jobs in {re.escape(str(jobs_root))}\n", line)
+    what = "tiny" if serves_model else "files and batches"
+    found = re.fullmatch(
+        rf"Serving {what} on (http://127\.0\.0\.1:\d+)/v1, jobs in {re.escape(str(jobs_root))}\n", line
+    )
     assert found, f"{line!r}; {log.read_text()}"
     return Command(process, found[1], jobs_root, gate, log)
 
@@ -136,6 +140,31 @@ def test_engine_that_fails_for_good_ends_the_command_with_its_reason(command: Co
 
     assert command.process.wait(PATIENCE_S) == 2
     assert "Error: the model is broken" in command.log.read_text()
+
+
+def test_server_without_a_model_takes_batches_for_workers_elsewhere(tmp_path: Path, redis_url: str) -> None:
+    body = {"model": "large", "prompt": "a"}
+    line = {"custom_id": "1", "method": "POST", "url": "/v1/completions", "body": body}
+    command = start(tmp_path, "--broker", redis_url, serves_model=False)
+    try:
+        with command.client() as client:
+            file = client.post("/v1/files", files={"file": json.dumps(line)}, data={"purpose": "batch"}).json()
+            batch = {"input_file_id": file["id"], "endpoint": "/v1/completions", "completion_window": "24h"}
+            made = client.post("/v1/batches", json=batch).json()
+
+            def is_queued() -> bool:
+                state = client.get(f"/v1/batches/{made['id']}").json()["status"]
+                with open_client(redis_url) as broker:
+                    return bool(state == "in_progress" and broker.llen(queue_key("large")) == 1)
+
+            wait_for(is_queued, what="the batch is in the queue of its model")
+            assert client.get("/v1/models").json()["data"] == []
+            assert client.post("/v1/completions", json=body).status_code == 404
+            assert client.get("/health").status_code == 200
+        assert command.stop() == 0
+    finally:
+        command.process.kill()
+        command.process.communicate()
 
 
 def test_second_server_of_a_jobs_folder_is_told_to_share_a_broker(command: Command, tmp_path: Path) -> None:
