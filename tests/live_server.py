@@ -13,7 +13,7 @@ import uvicorn
 from batcher.api.app import Service, make_app
 from batcher.api.connections import connection_class
 from batcher.api.limits import Limits
-from batcher.api.server import bind
+from batcher.api.server import bind, loop_factory
 from tests.scripted_engine import ScriptedEngine
 from tests.waiting import PATIENCE_S, wait_for
 
@@ -86,7 +86,11 @@ def live_server(engine: ScriptedEngine, *, limits: Limits | None = None) -> Iter
         loops.append(asyncio.get_running_loop())
         await server.serve([listener])
 
-    thread = threading.Thread(target=lambda: asyncio.run(serve()), name="live-server")
+    def run() -> None:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            runner.run(serve())
+
+    thread = threading.Thread(target=run, name="live-server")
     thread.start()
     try:
         wait_for(lambda: server.started, what="the server listens")

@@ -7,6 +7,8 @@ thread.
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from itertools import chain
 from types import TracebackType
 from typing import Self
 
@@ -23,6 +25,22 @@ from batcher.types import Choice, Request
 MAX_WAITING = 16
 
 
+@dataclass(frozen=True, slots=True)
+class _Pile:
+    """Deltas of one choice that go out as one."""
+
+    deltas: list[Delta]
+
+    def merged(self) -> Delta:
+        first = self.deltas[0]
+        if len(self.deltas) == 1:
+            return first
+        logprobs = None
+        if first.logprobs is not None:
+            logprobs = tuple(chain.from_iterable(delta.logprobs or () for delta in self.deltas))
+        return Delta(first.index, "".join(delta.text for delta in self.deltas), logprobs)
+
+
 class Exchange:
     """One live request. An async context: inside it the engine works on it."""
 
@@ -33,8 +51,8 @@ class Exchange:
         self._receive = receive
         self._num_left = num_choices
         self._timeout_s = timeout_s
-        self._waiting: list[Delta | Choice] = []
-        self._last_delta: dict[int, int] = {}
+        self._waiting: list[_Pile | Choice] = []
+        self._last_pile: dict[int, _Pile] = {}
         self._error: Exception | None = None
         self._is_finished = False
         self._changed = asyncio.Event()
@@ -67,9 +85,10 @@ class Exchange:
             await self._changed.wait()
         if isinstance(self._error, ClientGoneError) or (self._error is not None and not self._waiting):
             raise self._error
-        items, self._waiting = self._waiting, []
-        self._last_delta.clear()
-        assert items, "the engine ended without all choices"
+        assert self._waiting, "the engine ended without all choices"
+        items = [item if isinstance(item, Choice) else item.merged() for item in self._waiting]
+        self._waiting.clear()
+        self._last_pile.clear()
         return items
 
     def fail(self, error: Exception) -> None:
@@ -92,27 +111,19 @@ class Exchange:
     def _keep(self, item: Delta | Choice) -> None:
         if isinstance(item, Choice):
             self._num_left -= 1
-            self._last_delta.pop(item.index, None)
-        elif len(self._waiting) >= MAX_WAITING and item.index in self._last_delta:
-            place = self._last_delta[item.index]
-            earlier = self._waiting[place]
-            assert isinstance(earlier, Delta)
-            self._waiting[place] = _merged(earlier, item)
-            return
+            self._last_pile.pop(item.index, None)
+            self._waiting.append(item)
+        elif len(self._waiting) >= MAX_WAITING and item.index in self._last_pile:
+            self._last_pile[item.index].deltas.append(item)
         else:
-            self._last_delta[item.index] = len(self._waiting)
-        self._waiting.append(item)
+            pile = self._last_pile[item.index] = _Pile([item])
+            self._waiting.append(pile)
         self._changed.set()
 
     async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
         self.fail(ClientGoneError())
-
-
-def _merged(earlier: Delta, later: Delta) -> Delta:
-    logprobs = None if earlier.logprobs is None else earlier.logprobs + (later.logprobs or ())
-    return Delta(earlier.index, earlier.text + later.text, logprobs)
 
 
 class Exchanges:
