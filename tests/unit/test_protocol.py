@@ -235,8 +235,8 @@ def test_usage_comes_only_in_a_stream_that_asks_for_it() -> None:
             CHAT | {"response_format": {"type": "json_object"}},
             'response_format.type is "json_object"; only {"type": "text"} is supported',
         ),
-        (CHAT | {"messages": []}, "messages is []; use a non-empty array of objects with role and content"),
-        (CHAT | {"messages": ["x"]}, 'messages[0] is "x"; use a non-empty array of objects with role and content'),
+        (CHAT | {"messages": []}, "messages is []; use an array of 1 to 2048 objects with role and content"),
+        (CHAT | {"messages": ["x"]}, 'messages[0] is "x"; use an array of 1 to 2048 objects with role and content'),
         (
             CHAT | {"messages": [{"role": "user"}]},
             'messages[0].content is missing; use a string, or an array of parts {"type": "text", "text": "..."}',
@@ -370,6 +370,11 @@ def test_long_array_is_answered_without_much_memory(field: bytes, filling: bytes
         tracemalloc.stop()
     # Parsed JSON takes up to a hundred bytes a value; a list of errors would take many hundreds.
     assert peak < 200 * 200_000
+
+
+def test_messages_of_a_chat_are_bounded() -> None:
+    assert parse(CHAT | {"messages": CHAT["messages"] * 2048}).request.num_sequences == 1
+    assert refusal(CHAT | {"messages": CHAT["messages"] * 2049}).param == "messages"
 
 
 def test_ten_thousand_prompts_are_one_request() -> None:

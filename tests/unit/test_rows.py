@@ -177,11 +177,11 @@ def test_batch_line_without_id_gets_one_and_extra_keys_are_carried() -> None:
         ),
         (
             batch_line({"messages": []}, url="/v1/chat/completions"),
-            "body.messages is []; use a non-empty array of objects with role and content",
+            "body.messages is []; use an array of 1 to 2048 objects with role and content",
         ),
         (
             batch_line({"prompt": "p"}, url="/v1/chat/completions"),
-            "body.messages is missing; use a non-empty array of objects with role and content",
+            "body.messages is missing; use an array of 1 to 2048 objects with role and content",
         ),
         (
             batch_line({"messages": [{"role": "me", "content": "x"}]}, url="/v1/chat/completions"),
