@@ -147,6 +147,7 @@ class Batches:
         #: When to look again at a batch that has ended.
         self._settled: dict[Path, float] = {}
         self._next_file_sweep = clock()
+        self._is_first_round = True
         self._is_stopping = threading.Event()
         #: One thread makes the files of a job; the others wait for it.
         self._making: dict[Path, threading.Lock] = {}
@@ -338,6 +339,7 @@ class Batches:
                     action(job)
                 except (BatcherError, OSError) as exc:
                     logger.warning("batch %s: %s", job.job_id, exc)
+            self._is_first_round = False
 
     def _look(self, job: JobDir) -> None:
         """Do what is due for a batch: finish it, expire it, note that its workers have stopped, send it."""
@@ -366,7 +368,8 @@ class Batches:
                 note_cancelled(job, cancellation, int(now))
             elif batch is None or batch.status.is_final:
                 self._settle(job)
-        elif job.path in self._unsent:
+        elif job.path in self._unsent or (self._is_first_round and job.exists() and job.first_claim_at() is None):
+            # In the first round also one that a killed server may have left unsent: a second message does no harm.
             self._send_job(job)
 
     def _take_up(self, job: JobDir) -> None:

@@ -20,6 +20,7 @@ MAX_SEED = 2**63 - 1
 #: Of the documented API, as the bounds below.
 MAX_CHOICES = 128
 MAX_BIASES = 1024
+MAX_MESSAGES = 2048
 
 PARAM_FIELDS = ("max_tokens", "temperature", "top_p", "stop", "seed")
 #: The fields of a plain row that make the request; they do not go along to the results.
@@ -57,7 +58,7 @@ _REMEDIES = {
     "tool_choice": _NO_TOOLS,
     "functions": _NO_TOOLS,
     "function_call": _NO_TOOLS,
-    "messages": "use a non-empty array of objects with role and content",
+    "messages": f"use an array of 1 to {MAX_MESSAGES} objects with role and content",
     "messages.role": 'use "system", "developer", "user", "assistant" or "tool"',
     "messages.content": 'use a string, or an array of parts {"type": "text", "text": "..."}',
     "messages.type": 'only parts of type "text" are supported',
@@ -182,7 +183,7 @@ class TextFormat(BaseModel):
 class ChatBody(Body):
     """The body of `POST /v1/chat/completions`. What asks for other than text is declared with what asks for nothing."""
 
-    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     max_completion_tokens: _Tokens | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20), _Exact] | None = None

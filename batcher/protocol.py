@@ -147,6 +147,8 @@ def build_request(body: Body, *, row: int, custom_id: str, model: str, defaults:
 
 def unknown_fields(body: Body) -> tuple[str, ...]:
     """Fields of a body that nobody documents and that are not null; of messages as `messages[].field`. In ASCII."""
+    if not body.__pydantic_extra__ and not isinstance(body, ChatBody):
+        return ()
     found = dict.fromkeys(islice(_extras(body, "", _IGNORED), _MAX_IGNORED))
     if isinstance(body, ChatBody):
         in_messages = (name for message in body.messages for name in _message_extras(message))
@@ -311,6 +313,6 @@ def _inline(value: Any, definitions: Mapping[str, Any]) -> Any:
 
 
 def _close(schema: dict[str, Any], ignored: Collection[str] = ()) -> None:
-    """Let an object have no other fields than those it names and the ignored ones."""
+    """Let an object have no other fields than those it names and the ignored ones, but null ones."""
     schema["properties"] |= {name: {} for name in sorted(ignored)}
-    schema["additionalProperties"] = False
+    schema["additionalProperties"] = {"type": "null"}

@@ -26,6 +26,8 @@ from batcher.types import DEFAULT_CHAT_MAX_TOKENS, ErrorCode, Request, RowError,
 _PARAMS = frozenset(PARAM_FIELDS)
 _BATCH_LINE_KEYS = frozenset({"method", "url", "body"})
 COMPLETIONS_URL = "/v1/completions"
+#: Parameters that are kept to be shared by rows. Where each row has a seed of its own, none of them would be.
+_MAX_MERGED = 1024
 #: Stands for a value of a table that can't be read as text.
 _NOT_UTF8 = object()
 
@@ -71,6 +73,7 @@ class RowParser:
     ) -> None:
         _check_columns(prompt_column, id_column, template)
         self._params = params
+        self._merged: dict[tuple[Any, ...], SamplingParams] = {}
         self._chat_params = replace(params, max_tokens=chat_max_tokens)
         self._default_model = default_model
         self._known_models = known_models
@@ -264,15 +267,26 @@ class RowParser:
         return model
 
     def _merge_params(self, fields: Mapping[str, Any]) -> SamplingParams:
-        default = self._params
         max_tokens, temperature, top_p, stop, seed = [fields[name] for name in PARAM_FIELDS]
-        return SamplingParams(
-            default.max_tokens if max_tokens is None else max_tokens,
-            default.temperature if temperature is None else temperature,
-            default.top_p if top_p is None else top_p,
-            default.stop if stop is None else (stop,) if isinstance(stop, str) else tuple(stop),
-            default.seed if seed is None else seed,
-        )
+        if type(stop) is list:
+            stop = tuple(stop)
+        key = (max_tokens, temperature, top_p, stop, seed)
+        # Most rows are sampled like others before them, and to look that up is faster than to build it.
+        merged = self._merged.get(key)
+        if merged is None:
+            default = self._params
+            # Further parameters have no defaults of the job.
+            merged = SamplingParams(
+                default.max_tokens if max_tokens is None else max_tokens,
+                default.temperature if temperature is None else temperature,
+                default.top_p if top_p is None else top_p,
+                default.stop if stop is None else (stop,) if isinstance(stop, str) else stop,
+                default.seed if seed is None else seed,
+            )
+            if len(self._merged) >= _MAX_MERGED:
+                self._merged.clear()
+            self._merged[key] = merged
+        return merged
 
     def _explain(self, exc: Exception, values: Mapping[str, Any]) -> Exception:
         if isinstance(exc, ValidationError):

@@ -94,11 +94,20 @@ class ProcessEngines:
 
     def __init__(self, models: tuple[str, ...], loop: asyncio.AbstractEventLoop) -> None:
         self.models = models
-        self.is_ready = False
+        self._is_loaded = False
         self._loop = loop
         self._numbers = itertools.count()
         self._channel: Channel | None = None
         self._receivers: set[asyncio.Task[None]] = set()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether its process has loaded the models, and lives."""
+        return self._is_loaded and self._channel is not None
+
+    def note_loaded(self, is_loaded: bool) -> None:
+        """Take the supervisor's word for it. The end of the channel is known sooner than the end of the process."""
+        self._is_loaded = is_loaded
 
     def open_channel(self) -> socket.socket:
         """Make a channel for a process that is about to start; returns the end that is the process's."""
@@ -225,13 +234,10 @@ class _Watch:
                     sweeper.check()
                 if supervisor.is_ready is not is_ready:
                     is_ready = supervisor.is_ready
-                    self._call(self._set_ready, is_ready)
+                    self._call(self._engines.note_loaded, is_ready)
         finally:
-            self._call(self._set_ready, False)
+            self._call(self._engines.note_loaded, False)
             stop_all([supervisor], grace_s=self._config.grace_s)
-
-    def _set_ready(self, is_ready: bool) -> None:
-        self._engines.is_ready = is_ready
 
     def _call(self, function: Callable[..., None], *args: object) -> None:
         # The loop is gone where it did not wait for this thread.

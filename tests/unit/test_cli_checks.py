@@ -104,6 +104,22 @@ def test_validate_counts_tokens_with_a_model_of_this_machine(run: Run, prompts: 
     assert found["tokens"]["num_at_most"] == found["tokens"]["num_prompt_tokens"] + 5
 
 
+@pytest.mark.parametrize(("option", "max_tokens"), [("", 1024), ("--max-tokens 16", 16), ("--max-tokens 5", 5)])
+def test_chats_have_a_default_of_their_own_unless_one_is_given(
+    run: Run, tmp_path: Path, option: str, max_tokens: int
+) -> None:
+    write_tiny_gguf(tmp_path / "tiny.gguf")
+    body = {"messages": [{"role": "user", "content": "hi"}], "n": 2}
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    (tmp_path / "chats.jsonl").write_text(json.dumps(line))
+
+    _, out, _ = run(f"validate chats.jsonl --model tiny.gguf --json {option}")
+
+    found = json.loads(out)
+    assert (found["num_ok"], found["num_choices"]) == (1, 2)
+    assert found["tokens"]["num_at_most"] == found["tokens"]["num_prompt_tokens"] + 2 * max_tokens
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

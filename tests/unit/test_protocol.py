@@ -235,8 +235,8 @@ def test_usage_comes_only_in_a_stream_that_asks_for_it() -> None:
             CHAT | {"response_format": {"type": "json_object"}},
             'response_format.type is "json_object"; only {"type": "text"} is supported',
         ),
-        (CHAT | {"messages": []}, "messages is []; use a non-empty array of objects with role and content"),
-        (CHAT | {"messages": ["x"]}, 'messages[0] is "x"; use a non-empty array of objects with role and content'),
+        (CHAT | {"messages": []}, "messages is []; use an array of 1 to 2048 objects with role and content"),
+        (CHAT | {"messages": ["x"]}, 'messages[0] is "x"; use an array of 1 to 2048 objects with role and content'),
         (
             CHAT | {"messages": [{"role": "user"}]},
             'messages[0].content is missing; use a string, or an array of parts {"type": "text", "text": "..."}',
@@ -372,6 +372,11 @@ def test_long_array_is_answered_without_much_memory(field: bytes, filling: bytes
     assert peak < 200 * 200_000
 
 
+def test_messages_of_a_chat_are_bounded() -> None:
+    assert parse(CHAT | {"messages": CHAT["messages"] * 2048}).request.num_sequences == 1
+    assert refusal(CHAT | {"messages": CHAT["messages"] * 2049}).param == "messages"
+
+
 def test_ten_thousand_prompts_are_one_request() -> None:
     parsed = parse(TEXT | {"prompt": [f"prompt {number}" for number in range(10_000)]}, max_prompts=10_000)
     assert parsed.request.num_sequences == 10_000
@@ -389,4 +394,4 @@ def test_schema_is_self_contained_and_names_every_field(is_chat: bool) -> None:
     assert schema["additionalProperties"] is True
     assert schema["properties"]["n"]["anyOf"][0] == {"type": "integer", "minimum": 1, "maximum": 128}
     assert {"user", "seed", "stream_options", "logit_bias"} <= schema["properties"].keys()
-    assert body_schema(is_chat, is_strict=True)["additionalProperties"] is False
+    assert body_schema(is_chat, is_strict=True)["additionalProperties"] == {"type": "null"}

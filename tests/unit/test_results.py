@@ -79,9 +79,9 @@ def test_chat_is_told_by_its_object_and_has_its_messages_as_the_prompt() -> None
         (
             False,
             {
-                "tokens": [" é"],
+                "tokens": ["é"],
                 "token_logprobs": [-0.5],
-                "top_logprobs": [{"a": -0.25, " é": -0.5}],
+                "top_logprobs": [{"a": -0.25, "é": -0.5}],
                 "text_offset": [0],
             },
         ),

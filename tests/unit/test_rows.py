@@ -66,6 +66,15 @@ def test_row_overrides_every_default() -> None:
     assert (row.request.model, row.request.custom_id) == ("other", "x")
 
 
+def test_rows_that_are_sampled_alike_share_their_parameters_and_others_do_not() -> None:
+    lines = [{"prompt": "p", "stop": stop, "seed": seed} for stop, seed in (("a", 1), (["a"], 1), ("b", 1), ("a", 2))]
+    params = [row.request.params for row in parse_lines(*lines, *lines).rows]
+    assert [(one.stop, one.seed) for one in params[:4]] == [(("a",), 1), (("a",), 1), (("b",), 1), (("a",), 2)]
+    assert all(one is other for one, other in zip(params[:4], params[4:], strict=True))
+    many = [{"prompt": "p", "seed": seed} for seed in range(3000)]
+    assert [row.request.params.seed for row in parse_lines(*many).rows] == list(range(3000))
+
+
 def test_array_prompt_keeps_its_order_and_remembers_that_it_was_one() -> None:
     rows = parse_lines({"prompt": ["a", "b", "a"]}, {"prompt": ["a"]}, {"prompt": "a"}).rows
     assert [(row.request.prompts, row.request.is_array) for row in rows] == [
@@ -168,11 +177,11 @@ def test_batch_line_without_id_gets_one_and_extra_keys_are_carried() -> None:
         ),
         (
             batch_line({"messages": []}, url="/v1/chat/completions"),
-            "body.messages is []; use a non-empty array of objects with role and content",
+            "body.messages is []; use an array of 1 to 2048 objects with role and content",
         ),
         (
             batch_line({"prompt": "p"}, url="/v1/chat/completions"),
-            "body.messages is missing; use a non-empty array of objects with role and content",
+            "body.messages is missing; use an array of 1 to 2048 objects with role and content",
         ),
         (
             batch_line({"messages": [{"role": "me", "content": "x"}]}, url="/v1/chat/completions"),

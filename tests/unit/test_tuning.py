@@ -251,3 +251,9 @@ def test_process_that_dies_is_told_of(tiny: Path, monkeypatch: pytest.MonkeyPatc
 
     with pytest.raises(ModelError, match=r"signal SIGSEGV \(broken\)"):
         run_trial(TrialConfig(str(tiny), EngineConfig(), (PROMPT,), 0.05))
+
+
+def test_trial_travels_as_json_with_every_parameter() -> None:
+    params = SamplingParams(stop=("a", "b"), logit_bias=((5, -1.5), (7, 2.0)), logprobs=3, n=2)
+    config = TrialConfig("m.gguf", EngineConfig(), (TrialPrompt("p", params),), 1.0)
+    assert TrialConfig.from_json(config.to_json()) == config
