@@ -40,7 +40,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from batcher.broker_url import client_url, hide_password, redact, tls_files
-from batcher.errors import BrokerError
+from batcher.errors import BrokerBusyError, BrokerError
 
 logger = logging.getLogger(__name__)
 
@@ -222,7 +222,7 @@ def _lock_folder(folder: Path, job_root: Path) -> int:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
-            raise BrokerError(
+            raise BrokerBusyError(
                 f"{job_root}: another run (pid {_owner(folder)}) is working on this job; wait for it, or stop it"
             ) from None
         except BaseException:

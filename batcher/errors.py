@@ -87,6 +87,10 @@ class BrokerError(BatcherError):
     is_retriable = True
 
 
+class BrokerBusyError(BrokerError):
+    """Another process of this machine runs the embedded broker of the same folder."""
+
+
 class ModelError(BatcherError):
     """A model can't be found or loaded. No row is to blame."""
 

@@ -16,6 +16,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
+from starlette.routing import Match
 
 import batcher
 from batcher.api.answers import Boundary, JSONAnswer, error_answer
@@ -104,7 +105,20 @@ async def _http_error(request: Request, exc: Exception) -> JSONAnswer:
         404: f"there is no {path}; GET /docs lists what there is",
         405: f"{path} can't be asked with {method}; GET /docs lists what there is",
     }.get(exc.status_code, str(exc.detail))
-    return error_answer(ApiError(exc.status_code, message, headers=dict(exc.headers or {})))
+    headers = dict(exc.headers or {})
+    if exc.status_code == 405:
+        headers["allow"] = ", ".join(sorted(_methods_of(request)))
+    return error_answer(ApiError(exc.status_code, message, headers=headers))
+
+
+def _methods_of(request: Request) -> set[str]:
+    """How a path can be asked. The framework names only the methods of the first route with this path."""
+    return {
+        method
+        for method in ("GET", "POST", "DELETE")
+        for route in request.app.router.routes
+        if route.matches({**request.scope, "method": method})[0] is Match.FULL
+    }
 
 
 async def _invalid_request(request: Request, exc: Exception) -> JSONAnswer:

@@ -1,8 +1,10 @@
 """`POST /v1/completions` and `POST /v1/chat/completions`, streamed or not."""
 
+import asyncio
 import secrets
 import time
 from collections.abc import Collection, Mapping
+from functools import partial
 from urllib.parse import quote
 
 from fastapi import APIRouter, Request
@@ -19,6 +21,9 @@ from batcher.types import Choice, Completion
 
 #: Names the fields of a body that were ignored.
 IGNORED_HEADER = "x-batcher-ignored"
+
+#: Bytes of a body that are parsed in a moment; a larger one would hold up everybody's streams.
+MAX_PARSED_AT_ONCE = 64 << 10
 
 _ANSWERS: dict[int | str, dict[str, object]] = {
     200: {
@@ -42,8 +47,9 @@ class Completions:
 
     async def answer(self, request: Request, *, is_chat: bool) -> Response:
         """The completion of a request, or the beginning of its stream. Raises ApiError and ClientGoneError."""
-        parsed = parse_body(
-            await request.body(),
+        body = await request.body()
+        parse = partial(
+            parse_body,
             is_chat=is_chat,
             is_strict=self._is_strict,
             models=self._exchanges.models,
@@ -51,6 +57,7 @@ class Completions:
             row=secrets.randbits(63),
             max_prompts=self._limits.max_sequences,
         )
+        parsed = parse(body) if len(body) <= MAX_PARSED_AT_ONCE else await asyncio.to_thread(parse, body)
         headers = _ignored(parsed)
         completion_id = f"{'chatcmpl' if is_chat else 'cmpl'}-{secrets.token_hex(12)}"
         created = int(time.time())

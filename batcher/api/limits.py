@@ -24,9 +24,9 @@ class Limits:
     """What the server bears.
 
     `max_body_bytes` is for one JSON body, `max_held_bytes` for all together; `max_file_bytes` for uploads, which go to
-    the disk. `max_sequences` is for one request (its prompts
-    times `best_of`), `max_queued` for all live requests together. `request_timeout_s` runs from the body to the last
-    token. `body_idle_s` may pass between two pieces of a body, `write_idle_s` without a client reading anything.
+    the disk. `max_sequences` is for one request (its prompts times `best_of`), `max_queued` for all live requests
+    together. `request_timeout_s` runs from the body to the last token. `body_idle_s` may pass between two pieces of a
+    body, `write_idle_s` without a client reading anything.
     """
 
     max_body_bytes: int = 10 << 20

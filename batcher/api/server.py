@@ -29,7 +29,7 @@ from batcher.api.files import files_router
 from batcher.api.limits import Limits
 from batcher.batches import Batches
 from batcher.broker import connect, embedded_broker
-from batcher.errors import BatcherError, BrokerError, InputError
+from batcher.errors import BatcherError, BrokerBusyError, BrokerError, InputError
 from batcher.jobdir import JobDir
 from batcher.live import LiveEngine
 from batcher.uploads import FileStore
@@ -132,9 +132,7 @@ def _broker(config: ServerConfig) -> Iterator[str]:
     try:
         context = embedded_broker(config.jobs_root)
         url = context.__enter__()
-    except BrokerError as exc:
-        if "another run" not in str(exc):
-            raise
+    except BrokerBusyError as exc:
         raise BrokerError(
             f"{config.jobs_root}: another server of this machine runs the embedded broker of this jobs folder ({exc}); "
             "to share the folder give both --broker URL, else give this one another --jobs-dir"
