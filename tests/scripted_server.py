@@ -51,6 +51,7 @@ async def open_engines(
     is_working: bool,
     on_loaded: Callable[[str], None],
     on_failure: Callable[[BatcherError], None],
+    is_urgent: Callable[[], bool],
 ) -> AsyncIterator[PromptedEngine]:
     """As `workers.live_engines.open_engines`."""
     yield PromptedEngine(tuple(name for name, _ in config.models), on_failure)

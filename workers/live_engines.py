@@ -194,7 +194,9 @@ class _Watch:
         *,
         on_loaded: Callable[[str], None],
         on_failure: Callable[[BatcherError], None],
+        is_urgent: Callable[[], bool],
     ) -> None:
+        self._is_urgent = is_urgent
         self._config = config
         self._engines = engines
         self._loop = loop
@@ -237,7 +239,7 @@ class _Watch:
                     self._call(self._engines.note_loaded, is_ready)
         finally:
             self._call(self._engines.note_loaded, False)
-            stop_all([supervisor], grace_s=self._config.grace_s)
+            stop_all([supervisor], grace_s=self._config.grace_s, is_urgent=self._is_urgent)
 
     def _call(self, function: Callable[..., None], *args: object) -> None:
         # The loop is gone where it did not wait for this thread.
@@ -252,19 +254,20 @@ async def open_engines(
     is_working: bool,
     on_loaded: Callable[[str], None],
     on_failure: Callable[[BatcherError], None],
+    is_urgent: Callable[[], bool] = lambda: False,
 ) -> AsyncIterator[ProcessEngines]:
     """Engines for the models of `config` in a process of their own. Does not wait until they are loaded.
 
     With `is_working` the process also takes shards from `config.broker_url`, and the jobs under `config.jobs_root` are
     swept. In the event loop `on_loaded` is told how the engines were set up, and `on_failure` why there can be none.
-    Leaving it stops the process within `config.grace_s`.
+    Leaving it stops the process within `config.grace_s`, or as soon as `is_urgent`, which is asked in a thread.
     """
     loop = asyncio.get_running_loop()
     config = replace(config, takes_shards=is_working)
     engines = ProcessEngines(tuple(name for name, _ in config.models), loop)
     if is_working:
         sweep_heartbeats(Path(config.home))
-    watch = _Watch(config, engines, loop, on_loaded=on_loaded, on_failure=on_failure)
+    watch = _Watch(config, engines, loop, on_loaded=on_loaded, on_failure=on_failure, is_urgent=is_urgent)
     watch.thread.start()
     try:
         yield engines

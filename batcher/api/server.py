@@ -227,7 +227,11 @@ class _Server:
 
         config = replace(self._config.engines, broker_url=self._broker_url)
         async with open_engines(
-            config, is_working=self._config.is_working, on_loaded=_ignore, on_failure=self._on_failure
+            config,
+            is_working=self._config.is_working,
+            on_loaded=_ignore,
+            on_failure=self._on_failure,
+            is_urgent=lambda: self._num_signals > 1,
         ) as engine:
             yield engine
 

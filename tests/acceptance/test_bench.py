@@ -15,6 +15,10 @@ from tests.acceptance.conftest import PATIENCE_S, ROOT, clean_environment
             ["bench.throughput", "--workload", "uniform", "--sides", "loop,ours", "--scale", "0.05", "--repeats", "1"],
             "create_completion loop",
         ),
+        (
+            ["bench.serving", "--sides", "batcher serve", "--scale", "0.02", "--clients", "3", "--repeats", "1"],
+            "first token",
+        ),
         (["bench.job", "--rows", "2", "--repeats", "1"], "bare engine"),
         (["bench.job", "--growth", "--growth-rows", "20", "--repeats", "1"], "peak RSS"),
         (["bench.submit", "--rows", "2000"], "bare pyarrow read"),

@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,12 +21,18 @@ README = (ROOT / "README.md").read_text()
 #: The two commands of a fresh clone. The second runs this test; the first runs into a folder of the test's.
 SETUP_COMMANDS = {"make test": "true", "make demo": f"make --no-print-directory -C {ROOT} demo DEMO=$PWD/demo"}
 
-#: The broker that README speaks of.
+#: The broker and the server that README speaks of.
 README_BROKER = "redis://localhost:6379/0"
+README_SERVER = "127.0.0.1:8000"
 
 
 def bash_blocks() -> list[str]:
     return re.findall(r"^```bash\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
 
 
 @pytest.fixture
@@ -43,7 +50,10 @@ def test_every_bash_block_runs(tmp_path: Path, broker_url: str) -> None:
     folder = tmp_path / "clone"
     folder.mkdir()
     (folder / "jobs").symlink_to(ROOT / "jobs")
+    port = free_port()
     script = "\n".join(bash_blocks()).replace(README_BROKER, broker_url)
+    assert README_SERVER in script
+    script = script.replace(README_SERVER, f"127.0.0.1:{port}")
     for command, instead in SETUP_COMMANDS.items():
         assert re.search(rf"^{command}\b.*$", script, re.MULTILINE)
         script = re.sub(rf"^{command}\b.*$", instead, script, flags=re.MULTILINE)
@@ -51,7 +61,8 @@ def test_every_bash_block_runs(tmp_path: Path, broker_url: str) -> None:
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script],
         cwd=folder,
-        env=clean_environment() | {"MAKEFLAGS": "", "BATCHER_PROFILES_DIR": str(tmp_path / "profiles")},
+        env=clean_environment()
+        | {"MAKEFLAGS": "", "BATCHER_PROFILES_DIR": str(tmp_path / "profiles"), "BATCHER_PORT": str(port)},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

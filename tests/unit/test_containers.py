@@ -24,6 +24,8 @@ COMPOSE_FILE = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
 COMPOSE: dict[str, Any] = yaml.safe_load(COMPOSE_FILE)
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 WORKERS = ("worker", "worker-gpu")
+#: Each service that runs `batcher`, and the command it runs.
+BATCHERS = {"worker": "worker", "worker-gpu": "worker", "server": "serve"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +87,8 @@ def no_settings_of_this_shell(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def test_services_are_a_queue_and_two_kinds_of_workers() -> None:
-    assert set(SERVICES) == {"redis", *WORKERS}
+def test_services_are_a_queue_two_kinds_of_workers_and_a_server() -> None:
+    assert set(SERVICES) == {"redis", *BATCHERS}
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -142,20 +144,21 @@ def test_workers_can_be_scaled(name: str) -> None:
     assert "BATCHER_NAME" not in service["environment"], "all of them would have the same name"
 
 
-def test_only_the_gpu_worker_is_behind_its_profile_and_asks_for_a_gpu() -> None:
-    assert [name for name, service in SERVICES.items() if "profiles" in service] == ["worker-gpu"]
-    assert SERVICES["worker-gpu"]["profiles"] == ["gpu"]
+def test_only_the_gpu_worker_and_the_server_are_behind_profiles_and_only_it_asks_for_a_gpu() -> None:
+    profiles = {name: service["profiles"] for name, service in SERVICES.items() if "profiles" in service}
+    assert profiles == {"worker-gpu": ["gpu"], "server": ["server"]}
+    assert [name for name, service in SERVICES.items() if "deploy" in service] == ["worker-gpu"]
     devices = SERVICES["worker-gpu"]["deploy"]["resources"]["reservations"]["devices"]
     assert devices[0]["capabilities"] == ["gpu"]
 
 
-@pytest.mark.parametrize("name", WORKERS)
-def test_docker_waits_longer_than_a_worker_needs_to_stop(name: str) -> None:
+@pytest.mark.parametrize("name", BATCHERS)
+def test_docker_waits_longer_than_it_needs_to_stop(name: str) -> None:
     assert seconds(SERVICES[name]["stop_grace_period"]) >= 2 * DEFAULT_GRACE_S
 
 
-@pytest.mark.parametrize("name", WORKERS)
-def test_workers_wait_for_the_queue_and_mount_what_they_need(name: str) -> None:
+@pytest.mark.parametrize("name", BATCHERS)
+def test_services_wait_for_the_queue_and_mount_what_they_need(name: str) -> None:
     service = SERVICES[name]
     environment = {key: defaults_of(value) for key, value in service["environment"].items()}
     mounts = {path: (source, mode) for source, path, *mode in (defaults_of(v).split(":") for v in service["volumes"])}
@@ -166,7 +169,7 @@ def test_workers_wait_for_the_queue_and_mount_what_they_need(name: str) -> None:
     assert mounts[environment[MODELS_DIR_VARIABLE]][1] == ["ro"]
 
 
-@pytest.mark.parametrize("name", WORKERS)
+@pytest.mark.parametrize("name", BATCHERS)
 def test_the_services_command_parses_with_its_environment(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     service = SERVICES[name]
     for key, value in service["environment"].items():
@@ -175,7 +178,7 @@ def test_the_services_command_parses_with_its_environment(name: str, monkeypatch
     entrypoint = of_stage(target, "ENTRYPOINT")[-1].words
     command = service.get("command") or of_stage(target, "CMD")[-1].words
 
-    assert [*entrypoint, *command][0] == "batcher"
+    assert [*entrypoint, *command][:2] == ["batcher", BATCHERS[name]]
     context = parse_command([*entrypoint, *command][1:])
 
     # Empty variables count as unset.
@@ -184,14 +187,17 @@ def test_the_services_command_parses_with_its_environment(name: str, monkeypatch
     assert context.params["broker"] == "redis://redis:6379/0"
 
 
-@pytest.mark.parametrize("name", WORKERS)
+@pytest.mark.parametrize("name", BATCHERS)
 def test_every_setting_is_one_of_the_command_line(name: str) -> None:
-    command = cli.get_command(click.Context(cli), "worker")
+    command = cli.get_command(click.Context(cli), BATCHERS[name])
     assert command is not None
     known = {MODELS_DIR_VARIABLE, *(p.envvar for p in command.params if isinstance(p.envvar, str))}
+    if name == "server":
+        known.add("BATCHER_API_KEYS")
 
     assert set(SERVICES[name]["environment"]) <= known
-    image_variables = re.findall(r"BATCHER_\w+(?==)", " ".join(i.rest for i in of_stage(name, "ENV")))
+    target = SERVICES[name]["build"]["target"]
+    image_variables = re.findall(r"BATCHER_\w+(?==)", " ".join(i.rest for i in of_stage(target, "ENV")))
     assert image_variables
     assert set(image_variables) <= known
 
@@ -205,6 +211,16 @@ def test_health_checks_of_images_and_services_exist_in_the_command_line() -> Non
     for program, *words in checks:
         assert program == "batcher"
         parse_command(words)
+
+
+def test_server_is_asked_for_its_health_at_the_port_that_it_publishes() -> None:
+    server = SERVICES["server"]
+
+    (published,) = server["ports"]
+    port = published.rpartition(":")[2]
+
+    assert server["command"][server["command"].index("--port") + 1] == port
+    assert f"http://127.0.0.1:{port}/health" in server["healthcheck"]["test"][-1]
 
 
 def test_examples_in_comments_parse() -> None:
