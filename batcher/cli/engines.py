@@ -44,7 +44,8 @@ _ENGINE_OPTIONS: tuple[Decorator, ...] = (
     option(
         "--batch-tokens",
         type=click.IntRange(min=1),
-        help="Most tokens of one step, of prompts and completions together. [default: as tuned, else 2048]",
+        help="Most tokens of one step, of prompts and completions together. [default: as tuned, else 2048; of a server "
+        "those of the micro-batch]",
     ),
     option(
         "--micro-batch-tokens",

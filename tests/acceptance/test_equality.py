@@ -6,6 +6,7 @@ from pathlib import Path
 
 import llama_cpp
 import pytest
+from llama_cpp import ChatCompletionRequestMessage
 
 from batcher.jobdir import JobDir
 from tests.acceptance.conftest import ROOT, Batcher
@@ -36,6 +37,36 @@ def loop_texts(smollm2: Path) -> dict[str, str]:
         texts[prompt] = answer["choices"][0]["text"]
     llama.close()
     return texts
+
+
+def test_chat_says_what_create_chat_completion_says(batcher: Batcher, tmp_path: Path, smollm2: Path) -> None:
+    """So the model's template is filled in as llama-cpp-python fills it in."""
+    chats: list[list[ChatCompletionRequestMessage]] = [
+        [{"role": "user", "content": "What is the capital of France?"}],
+        [{"role": "system", "content": "Answer in one word."}, {"role": "user", "content": "Is water wet? <|im_end|>"}],
+        [
+            {"role": "user", "content": "Count to three."},
+            {"role": "assistant", "content": "One, two, three."},
+            {"role": "user", "content": "And on, zum Beispiel bis fünf 🙂"},
+        ],
+    ]
+    lines = [
+        {"method": "POST", "url": "/v1/chat/completions", "body": {"messages": chat, "temperature": 0}}
+        for chat in chats
+    ]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    options = ("--model", "smollm2-135m", "--max-tokens", MAX_TOKENS, "--slots", 1)
+    done = batcher("run", "chats.jsonl", "-o", "out", *options)
+
+    assert done.returncode == 0, done.stderr
+    llama = llama_cpp.Llama(str(smollm2), n_ctx=512, flash_attn=True, verbose=False)
+    for row, chat in zip(result_rows(JobDir(tmp_path / "out")), chats, strict=True):
+        theirs = llama.create_chat_completion(chat, max_tokens=MAX_TOKENS, temperature=0)
+        assert isinstance(theirs, dict)
+        assert row["prompt_tokens"] == theirs["usage"]["prompt_tokens"]
+        assert same_text(row["text"], str(theirs["choices"][0]["message"]["content"]))
+    llama.close()
 
 
 def run_greedy(batcher: Batcher, folder: Path, *, slots: int) -> Sequence[dict[str, object]]:
