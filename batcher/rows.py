@@ -17,7 +17,7 @@ from batcher import parameters, protocol
 from batcher.carried import plain_table
 from batcher.errors import InputError, InvalidBodyError, InvalidRowError
 from batcher.jobdir import ID_PATTERN
-from batcher.parameters import CHAT_URL, PARAM_FIELDS, ROW_FIELDS, BatchLine, shown
+from batcher.parameters import CHAT_URL, COMPLETIONS_URL, PARAM_FIELDS, ROW_FIELDS, BatchLine, shown
 from batcher.prompts import MAX_LINE_BYTES, LineBatch, Origin, TableBatch
 from batcher.shards import ShardRow
 from batcher.template import Template
@@ -25,7 +25,6 @@ from batcher.types import DEFAULT_CHAT_MAX_TOKENS, ErrorCode, Request, RowError,
 
 _PARAMS = frozenset(PARAM_FIELDS)
 _BATCH_LINE_KEYS = frozenset({"method", "url", "body"})
-COMPLETIONS_URL = "/v1/completions"
 #: Parameters that are kept to be shared by rows. Where each row has a seed of its own, none of them would be.
 _MAX_MERGED = 1024
 #: Stands for a value of a table that can't be read as text.
