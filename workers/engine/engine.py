@@ -124,12 +124,13 @@ class Engine:
     def stats(self) -> EngineStats:
         """The engine at about this moment. For any thread."""
         scheduler, cache = self._scheduler, self._cache
+        arrived = list(self._inbox)
         return EngineStats(
             num_slots=cache.num_slots,
             num_running=scheduler.num_running,
-            num_waiting=scheduler.num_waiting + len(self._inbox),
+            num_waiting=scheduler.num_waiting + len(arrived),
             num_live_running=scheduler.num_live_running,
-            num_live_waiting=scheduler.num_live_waiting + len(self._inbox),
+            num_live_waiting=scheduler.num_live_waiting + sum(s.request.is_live for s in arrived),
             num_cells=cache.num_slots * cache.cells_per_sequence,
             num_cells_used=int(cache.num_computed[cache.num_prompt > 0].sum()),
             num_steps=self.num_steps,
