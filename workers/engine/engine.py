@@ -167,7 +167,8 @@ class Engine:
                     continue
                 tell = None if on_delta is None else partial(_tell, on_delta, request.key)
                 transcript = transcript_of(request.params, piece=self._vocabulary.piece, tell=tell)
-                sequences.append(Sequence(request, prompt, sink, ticket, on_start, transcript=transcript))
+                fitted = self._prompts.fit(request, prompt)
+                sequences.append(Sequence(fitted, prompt, sink, ticket, on_start, transcript=transcript))
         with self._changed:
             self._check_alive()
             self._inbox.extend(sequences)
