@@ -2,7 +2,7 @@
 
     JOB/batch.json              what was asked for, written before there is a job: its presence is the batch's existence
     JOB/batch/failed.json       why the input became no job
-    JOB/batch/expired.json      that the time was over, once: a job that is resumed after that may end
+    JOB/batch/expired.json      that the time was over, once: a job that is resumed or retried after that may end
     JOB/batch/cancelled.json    when nobody worked on the cancelled job any more
 
 A batch without a manifest is `validating`: some server reads its input, or will. From then on it is an ordinary job,
@@ -106,10 +106,7 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A batch at a moment, with the fields of the API's object. Times are in Unix seconds, None: it did not happen.
-
-    `output_stamp` names the state of the results that its output files are made of.
-    """
+    """A batch at a moment, with the fields of the API's object. Times are in Unix seconds, None: it did not happen."""
 
     id: str
     status: BatchStatus
@@ -190,7 +187,10 @@ def note_cancelled(job: JobDir, cancellation: Cancellation, at: int) -> None:
 def read_cancelled_at(job: JobDir, cancellation: Cancellation) -> int | None:
     """When nobody worked any more on the job of this cancellation. One before a `resume` counts for nothing."""
     note = _read(job.batch_cancelled_path, _NOTE)
-    return note.at if note is not None and note.mark == cancellation.at.isoformat() else None
+    if note is None or note.mark != cancellation.at.isoformat():
+        return None
+    # Another machine's clock may be behind.
+    return max(note.at, unix(cancellation.at))
 
 
 def unix(at: datetime) -> int:

@@ -26,13 +26,14 @@ from batcher.batch_records import (
 from batcher.errors import BatcherError
 from batcher.heartbeats import Health
 from batcher.jobdir import JobDir, list_batches
+from batcher.parameters import COMPLETIONS_URL
 from batcher.status import Status, StatusReader
 from batcher.summary import Summary, read_summary
 
 logger = logging.getLogger(__name__)
 
 #: What is said of a job of the command line, which was given neither.
-_CLI_ENDPOINT = "/v1/completions"
+_CLI_ENDPOINT = COMPLETIONS_URL
 _CLI_WINDOW = "24h"
 
 

@@ -32,13 +32,14 @@ from batcher.batch_states import BatchReader
 from batcher.errors import BatcherError, BrokerError, InputError, JobError, StorageError
 from batcher.jobdir import ID_PATTERN, JobDir
 from batcher.jobs_root import locate_job
+from batcher.parameters import CHAT_URL, COMPLETIONS_URL
 from batcher.summary import finalize
 from batcher.uploads import BATCH_PURPOSE, FileStore, check_expires_after
 
 logger = logging.getLogger(__name__)
 
 #: What a request of a batch may be sent to.
-ENDPOINTS = ("/v1/completions", "/v1/chat/completions")
+ENDPOINTS = (COMPLETIONS_URL, CHAT_URL)
 
 MAX_METADATA_PAIRS = 16
 MAX_METADATA_KEY_CHARS = 64
@@ -347,12 +348,16 @@ class Batches:
         record = self._reader.record(job)
         if record is None or self._settled.get(job.path, 0.0) > now:
             return
+        is_over = now >= record.expires_at and not job.batch_expired_path.exists()
         if job.exists() and finalize(job) is not None:
+            if is_over:
+                # So that a retry after this has all the time it needs.
+                note_expired(job, int(now))
             self._settle(job)
             return
         cancellation = job.cancellation
         guard = partial(check_record, job)
-        if cancellation is None and now >= record.expires_at and not job.batch_expired_path.exists():
+        if cancellation is None and is_over:
             batch = self._reader.read(job)
             if batch is None or batch.status.is_final:
                 return
@@ -367,6 +372,8 @@ class Batches:
             if batch is not None and batch.status is BatchStatus.CANCELLING and not self._reader.is_held(job):
                 note_cancelled(job, cancellation, int(now))
             elif batch is None or batch.status.is_final:
+                if batch is not None and is_over:
+                    note_expired(job, int(now))
                 self._settle(job)
         elif job.path in self._unsent or (self._is_first_round and job.exists() and job.first_claim_at() is None):
             # In the first round also one that a killed server may have left unsent: a second message does no harm.

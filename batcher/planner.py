@@ -26,7 +26,7 @@ from batcher.rows import RowBatch, RowParser
 from batcher.shards import Shard, read_shard, write_shard
 from batcher.splitter import Splitter
 from batcher.template import parse_template
-from batcher.types import DEFAULT_CHAT_MAX_TOKENS, Completion, Request, SamplingParams
+from batcher.types import Completion, Request, SamplingParams
 
 #: How many bad rows a refusal under `strict` lists.
 NUM_LISTED = 20
@@ -40,7 +40,8 @@ class SubmitOptions:
     error row `model_not_found`; None: the models are not known here, any valid name is taken. `template` is the text
     itself. `shard_rows` None: grows with the input. `seed` None is 0, so that a job given again draws the same.
     `row_timeout_s` bounds the time of each choice, from its first prefill. `chat_max_tokens` is the max_tokens of a
-    chat that does not say. A row meant for another `endpoint` is an error row; None: each goes to its own.
+    chat that does not say; None: the usual ones, or fewer in a small context. A row meant for another `endpoint` is an
+    error row; None: each goes to its own.
     """
 
     default_model: str | None
@@ -53,7 +54,7 @@ class SubmitOptions:
     shard_rows: int | None = None
     seed: int | None = None
     row_timeout_s: float | None = None
-    chat_max_tokens: int = DEFAULT_CHAT_MAX_TOKENS
+    chat_max_tokens: int | None = None
     endpoint: str | None = None
 
 

@@ -90,7 +90,7 @@ def parse_body(
     ignored = unknown_fields(body)
     if ignored and is_strict:
         _refuse(ignored[0], "is not supported; remove it")
-    defaults = SamplingParams(max_tokens=DEFAULT_CHAT_MAX_TOKENS) if is_chat else SamplingParams()
+    defaults = chat_defaults(SamplingParams()) if is_chat else SamplingParams()
     model = _served_model(body.model, models)
     request = build_request(body, row=row, custom_id=custom_id, model=model, defaults=defaults)
     params = request.params
@@ -127,6 +127,16 @@ def validate_body(values: dict[str, Any], *, is_chat: bool) -> Body:
             _refuse("prompt", f"is {shown(prompt)}; token ids are not supported, send the text as strings")
         problem = explain(exc, values, {}, is_chat=is_chat)
         raise InvalidBodyError(problem.message, param=problem.label) from exc
+
+
+def chat_defaults(params: SamplingParams, *, max_tokens: int | None = None) -> SamplingParams:
+    """The defaults of chats where those of completions are `params`.
+
+    `max_tokens` None: nobody has said how many, so that in a small context they are fewer rather than refused.
+    """
+    if max_tokens is None:
+        return replace(params, max_tokens=DEFAULT_CHAT_MAX_TOKENS, clips_max_tokens=True)
+    return replace(params, max_tokens=max_tokens)
 
 
 def build_request(body: Body, *, row: int, custom_id: str, model: str, defaults: SamplingParams) -> Request:
@@ -245,6 +255,8 @@ def _merge_params(body: Body, defaults: SamplingParams) -> SamplingParams:
     given |= _chat_params(body) if isinstance(body, ChatBody) else {}
     if isinstance(body, CompletionBody) and body.logprobs is not None:
         given["logprobs"] = body.logprobs
+    if "max_tokens" in given:
+        given["clips_max_tokens"] = False
     params = replace(defaults, **given) if given else defaults
     if params.best_of is not None and params.best_of < params.n:
         _refuse("best_of", f"is {params.best_of}; use at least n, which is {params.n}")

@@ -5,7 +5,7 @@ Every input row gives exactly one `ShardRow`: a request, or what is known of it 
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -17,15 +17,14 @@ from batcher import parameters, protocol
 from batcher.carried import plain_table
 from batcher.errors import InputError, InvalidBodyError, InvalidRowError
 from batcher.jobdir import ID_PATTERN
-from batcher.parameters import CHAT_URL, PARAM_FIELDS, ROW_FIELDS, BatchLine, shown
+from batcher.parameters import CHAT_URL, COMPLETIONS_URL, PARAM_FIELDS, ROW_FIELDS, BatchLine, shown
 from batcher.prompts import MAX_LINE_BYTES, LineBatch, Origin, TableBatch
 from batcher.shards import ShardRow
 from batcher.template import Template
-from batcher.types import DEFAULT_CHAT_MAX_TOKENS, ErrorCode, Request, RowError, SamplingParams
+from batcher.types import ErrorCode, Request, RowError, SamplingParams
 
 _PARAMS = frozenset(PARAM_FIELDS)
 _BATCH_LINE_KEYS = frozenset({"method", "url", "body"})
-COMPLETIONS_URL = "/v1/completions"
 #: Parameters that are kept to be shared by rows. Where each row has a seed of its own, none of them would be.
 _MAX_MERGED = 1024
 #: Stands for a value of a table that can't be read as text.
@@ -52,10 +51,10 @@ class RowBatch:
 class RowParser:
     """Turns raw rows into requests. What is wrong with a row becomes its error; only whole files raise.
 
-    `params` and `default_model` are the job's defaults, `chat_max_tokens` is that of chats. A row naming a model
-    outside `known_models` gets `model_not_found`; None takes any name that can be a queue's. The prompt comes from
-    `template`, else from `prompt_column`; where either is given, no row is taken for a batch line. `endpoint`: of
-    `SubmitOptions`.
+    `params` and `default_model` are the job's defaults, `chat_max_tokens` and `endpoint` are as in
+    `SubmitOptions`. A row naming a model outside `known_models` gets `model_not_found`; None takes any name that can be
+    a queue's. The prompt comes from `template`, else from `prompt_column`; where either is given, no row is taken for a
+    batch line.
     Raises InputError for options that contradict each other.
     """
 
@@ -64,7 +63,7 @@ class RowParser:
         *,
         params: SamplingParams,
         default_model: str | None,
-        chat_max_tokens: int = DEFAULT_CHAT_MAX_TOKENS,
+        chat_max_tokens: int | None = None,
         known_models: frozenset[str] | None = None,
         prompt_column: str | None = None,
         id_column: str | None = None,
@@ -74,7 +73,7 @@ class RowParser:
         _check_columns(prompt_column, id_column, template)
         self._params = params
         self._merged: dict[tuple[Any, ...], SamplingParams] = {}
-        self._chat_params = replace(params, max_tokens=chat_max_tokens)
+        self._chat_params = protocol.chat_defaults(params, max_tokens=chat_max_tokens)
         self._default_model = default_model
         self._known_models = known_models
         self._template = template

@@ -42,6 +42,7 @@ REQUEST_FIELDS = pa.schema(
         pa.field("biased_tokens", pa.list_(pa.int32()), nullable=False),
         pa.field("biases", pa.list_(pa.float64()), nullable=False),
         pa.field("suffix", pa.string(), nullable=False),
+        pa.field("clips_max_tokens", pa.bool_(), nullable=False),
         pa.field("error_code", pa.string()),
         pa.field("error_message", pa.string()),
     ]
@@ -167,6 +168,7 @@ def _request_array(rows: Sequence[ShardRow]) -> pa.StructArray:
         "biased_tokens": [[token for token, _ in p.logit_bias] for p in params],
         "biases": [[bias for _, bias in p.logit_bias] for p in params],
         "suffix": [p.suffix for p in params],
+        "clips_max_tokens": [p.clips_max_tokens for p in params],
         "error_code": [row.error and row.error.code.value for row in rows],
         "error_message": [row.error and row.error.message for row in rows],
     }
@@ -189,6 +191,7 @@ def _shard_row(value: dict[str, Any]) -> ShardRow:
         frequency_penalty=value["frequency_penalty"],
         logit_bias=tuple(zip(value["biased_tokens"], value["biases"], strict=True)),
         suffix=value["suffix"],
+        clips_max_tokens=value["clips_max_tokens"],
     )
     request = Request(
         row=value["row"],

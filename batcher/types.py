@@ -58,6 +58,7 @@ class RowError:
 class SamplingParams:
     """How a request is sampled; the documented parameters, with the documented defaults.
 
+    `clips_max_tokens`: where the context has no room for `max_tokens`, they are as many as it has room for.
     `temperature` 0 is greedy. `seed` None means: derive it from the job's seed (see `Request.choice_seed`). Of each
     prompt `best_of` completions are made (None: as many as are wanted) and the `n` likeliest by their tokens are given.
     `echo` puts the prompt in front of the text. `logprobs` None: none; k: of each token its own log-probability and
@@ -78,6 +79,7 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     suffix: str = ""
+    clips_max_tokens: bool = False
 
     @property
     def num_drawn(self) -> int:

@@ -101,7 +101,7 @@ class EngineFailures:
         if not self.has_any:
             logger.error("%s; the process ends, its finished rows are saved", exc)
         self.has_any = True
-        os.kill(os.getpid(), signal.SIGTERM)
+        _stop()
 
 
 def _answer_live(descriptor: int, engines: dict[str, Any], reporter: Reporter, failures: EngineFailures) -> None:
@@ -113,6 +113,7 @@ def _answer_live(descriptor: int, engines: dict[str, Any], reporter: Reporter, f
         # So that a server whose process dies now and then, but answers in between, is not given up.
         on_answered=lambda: reporter.send(Event(EventKind.PROGRESS)),
         on_engine_failure=failures.note,
+        on_end=_stop,
     ).start()
 
 
@@ -261,9 +262,14 @@ def _stop_with_parent(grace_s: float) -> None:
     """Wait for the end of stdin, which is the end of the parent, then stop this process within `grace_s` seconds."""
     while os.read(0, 4096):
         pass
-    os.kill(os.getpid(), signal.SIGTERM)
+    _stop()
     time.sleep(grace_s)
     os._exit(1)
+
+
+def _stop() -> None:
+    """Begin the shutdown; to do so again changes nothing."""
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _set_up_logging(config: WorkerConfig) -> None:

@@ -1,9 +1,11 @@
 """Live requests in the process of the engines: they come over a socket from the server, and go to the engines.
 
 One thread reads questions and hands them to the engines, one writes answers; the engines' own threads only put answers
-into a queue, of which the writer sends whatever has come together. The end of the socket is the end of the server.
+into a queue, of which the writer sends whatever has come together. With the socket this process has no more use: either
+the server is gone, or one side could make nothing of what the other said, and then a new process is better than none.
 """
 
+import contextlib
 import logging
 import queue
 import socket
@@ -19,6 +21,7 @@ from batcher.live_frames import (
     Failed,
     Finished,
     Progress,
+    Question,
     Stats,
     Submit,
     decode_question,
@@ -38,7 +41,8 @@ _MOST_AT_ONCE = 1024
 class LiveRequests:
     """Answers the questions of a server until it hangs up. `on_answered` is called after each that was answered well.
 
-    `on_engine_failure` is called in an engine's thread when that engine has died.
+    `on_engine_failure` is called in an engine's thread when that engine has died, `on_end` when no more questions will
+    come.
     """
 
     def __init__(
@@ -48,11 +52,13 @@ class LiveRequests:
         *,
         on_answered: Callable[[], None],
         on_engine_failure: Callable[[EngineError], None],
+        on_end: Callable[[], None],
     ) -> None:
         self._channel = channel
         self._engines = engines
         self._on_answered = on_answered
         self._on_engine_failure = on_engine_failure
+        self._on_end = on_end
         self._answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
         #: By number; what is not in it any more needs no answer.
         self._open: dict[int, _Open] = {}
@@ -66,29 +72,42 @@ class LiveRequests:
             thread.start()
 
     def _read(self) -> None:
-        with self._channel.makefile("rb") as lines:
-            for line in lines:
-                question = decode_question(line)
-                match question:
-                    case Submit():
-                        self._submit(question)
-                    case Cancel():
-                        request = self._open.pop(question.number, None)
-                        if request is not None:
-                            request.cancel()
-                    case AskStats():
-                        stats = {name: engine.stats() for name, engine in self._engines.items()}
-                        self._answers.put(Stats(question.number, stats))
+        try:
+            with self._channel.makefile("rb") as lines:
+                for line in lines:
+                    self._take(decode_question(line))
+        except OSError:
+            pass  # as an end: the server died with something unread
+        except ValueError:
+            logger.exception("a line that is no question")
+        finally:
+            self._on_end()
+
+    def _take(self, question: Question) -> None:
+        match question:
+            case Submit():
+                self._submit(question)
+            case Cancel():
+                request = self._open.pop(question.number, None)
+                if request is not None:
+                    request.cancel()
+            case AskStats():
+                stats = {name: engine.stats() for name, engine in self._engines.items()}
+                self._answers.put(Stats(question.number, stats))
 
     def _write(self) -> None:
-        while True:
-            waiting = [self._answers.get()]
-            while len(waiting) < _MOST_AT_ONCE and not self._answers.empty():
-                waiting.append(self._answers.get())
-            try:
+        try:
+            while True:
+                waiting = [self._answers.get()]
+                while len(waiting) < _MOST_AT_ONCE and not self._answers.empty():
+                    waiting.append(self._answers.get())
                 self._channel.sendall(encode_answers(waiting))
-            except OSError:
-                return  # The server is gone, and with it this process soon.
+        except OSError:
+            pass  # The server is gone, and with it this process soon.
+        finally:
+            # The reader hears of it.
+            with contextlib.suppress(OSError):
+                self._channel.shutdown(socket.SHUT_RDWR)
 
     def _submit(self, question: Submit) -> None:
         request = question.request

@@ -100,7 +100,8 @@ async def _http_error(request: Request, exc: Exception) -> JSONAnswer:
     # What the layers raise while a form is read comes wrapped.
     if isinstance(exc.__cause__, ApiError):
         return error_answer(exc.__cause__)
-    method, path = request.method[:16], request.url.path[:256]
+    # Not of `request.url`, which a Host that is none would break.
+    method, path = request.method[:16], request.scope["path"][:256]
     message = {
         404: f"there is no {path}; GET /docs lists what there is",
         405: f"{path} can't be asked with {method}; GET /docs lists what there is",

@@ -15,6 +15,7 @@ from batcher.api.exchange import Exchanges
 from batcher.api.limits import Limits
 from batcher.api.metrics import Metrics
 from batcher.api.streaming import EventStream
+from batcher.parameters import CHAT_URL, COMPLETIONS_URL
 from batcher.protocol import ParsedBody, body_schema, parse_body
 from batcher.responses import ChunkStream, completion_object
 from batcher.types import Choice, Completion
@@ -96,12 +97,12 @@ def completions_router(completions: Completions, *, is_strict: bool, models: Col
         schema = body_schema(is_chat, is_strict=is_strict, models=models)
         return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
-    @router.post("/v1/completions", responses=_ANSWERS, openapi_extra=body(is_chat=False), response_class=Response)
+    @router.post(COMPLETIONS_URL, responses=_ANSWERS, openapi_extra=body(is_chat=False), response_class=Response)
     async def create_completion(request: Request) -> Response:
         """Complete a prompt, or each of an array of prompts."""
         return await completions.answer(request, is_chat=False)
 
-    @router.post("/v1/chat/completions", responses=_ANSWERS, openapi_extra=body(is_chat=True), response_class=Response)
+    @router.post(CHAT_URL, responses=_ANSWERS, openapi_extra=body(is_chat=True), response_class=Response)
     async def create_chat_completion(request: Request) -> Response:
         """Complete a conversation, by the model's own chat template."""
         return await completions.answer(request, is_chat=True)

@@ -1,11 +1,14 @@
 """Connections that can't be held open for nothing: what uvicorn's protocol leaves without a limit, by uvicorn 0.54.
 
-- The head of a request may come a byte a minute and have any length. Here it has a deadline and a size.
+- The head of a request may come a byte a minute and have any length. Here it has a deadline and a size, and so has
+  what else is no body: the extensions and trailers of a chunked one.
 - A client that reads nothing holds up whoever writes to it, for ever: `send` waits until the transport has room. Here
   a connection is cut when nothing was taken from it for a while; the app sees that as a client that hung up.
 - A request that is refused before its body was read is answered at once, and the rest of the body is thrown away as
   it comes, so that a client that sends first and reads then finds the answer. That has the deadline of a head, as it
   stands in the way of the next one.
+- Requests that come before the answer to an earlier one wait in any number, and that earlier one is not told when the
+  client hangs up. Here they are few, and it is.
 - What is no HTTP is answered in plain text. Here it is the documented error object.
 """
 
@@ -13,13 +16,20 @@ import asyncio
 from typing import Any
 
 from pydantic_core import to_json
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from batcher.api.errors import ApiError
 from batcher.api.limits import Limits
 
 #: Bytes of a request's line and headers together. The server has no use for more than some hundred.
 MAX_HEAD_BYTES = 64 << 10
+
+#: Requests that may wait behind one that is being answered. No client of note sends any.
+MAX_PIPELINED = 16
+
+
+class _TooManyError(Exception):
+    """More requests than may wait. Raised into the parser, which leaves the rest unread."""
 
 
 class Connection(HttpToolsProtocol):
@@ -32,8 +42,12 @@ class Connection(HttpToolsProtocol):
         self._head_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
         self._is_in_head = True
+        #: Bytes since a head began or a piece of a body came.
         self._num_head_bytes = 0
+        self._has_moved_on = False
         self._num_unread = 0
+        #: The request that is being answered. `cycle` is the one that came last.
+        self._answered: RequestResponseCycle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -43,17 +57,20 @@ class Connection(HttpToolsProtocol):
         self._disarm_head()
         self._disarm_write()
         super().connection_lost(exc)
+        if self._answered is not None and not self._answered.response_complete:
+            self._answered.disconnected = True
+            self._answered.message_event.set()
 
     def data_received(self, data: bytes) -> None:
+        self._has_moved_on = False
         super().data_received(data)
         if self.transport.is_closing():
             self._await_reading()
             return
-        if self._is_in_head:
-            self._num_head_bytes += len(data)
-            if self._num_head_bytes > MAX_HEAD_BYTES:
-                self._refuse(ApiError(431, f"the request's head is larger than {MAX_HEAD_BYTES:,} bytes"))
-        elif self.cycle is not None and self.cycle.response_complete:
+        self._num_head_bytes = 0 if self._has_moved_on else self._num_head_bytes + len(data)
+        if self._num_head_bytes > MAX_HEAD_BYTES:
+            self._refuse(ApiError(431, f"the request's head is larger than {MAX_HEAD_BYTES:,} bytes"))
+        elif not self._is_in_head and self.cycle is not None and self.cycle.response_complete:
             # The rest of a body that nobody wants, or empty lines before the next request.
             self._arm_head()
 
@@ -65,8 +82,19 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._is_in_head = False
+        self._has_moved_on = True
         self._disarm_head()
+        if len(self.pipeline) >= MAX_PIPELINED:
+            raise _TooManyError
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._has_moved_on = True
+        super().on_body(body)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._answered = cycle
+        super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -101,7 +129,8 @@ class Connection(HttpToolsProtocol):
         content = to_json(error.body())
         head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(content)
         # An answer that has begun can't be taken back: the connection ends in the middle of it.
-        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+        answered = self._answered
+        if answered is None or answered.response_complete or not answered.response_started:
             self.transport.write(STATUS_LINE[error.status] + head + content)
         self.transport.close()
         self._await_reading()

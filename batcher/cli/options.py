@@ -267,7 +267,7 @@ def submit_options(
         seed=seed,
         row_timeout_s=row_timeout,
         # The documented default would cut off most answers of a chat.
-        chat_max_tokens=DEFAULT_CHAT_MAX_TOKENS if is_default else max_tokens,
+        chat_max_tokens=None if is_default else max_tokens,
     )
 
 

@@ -148,3 +148,12 @@ def test_documentation_is_a_page() -> None:
     answer = ask(make_app(None, keys=None), "GET", "/docs")
 
     assert answer.headers["content-type"].startswith("text/html")
+
+
+def test_path_that_is_none_is_not_found_whatever_the_host_is_called() -> None:
+    service = make_app(ScriptedEngine(), keys=ApiKeys([KEY]))
+
+    answer = ask(service, "GET", "/v1/none", headers={"authorization": f"Bearer {KEY}", "host": "["})
+
+    assert answer.status_code == 404
+    assert "/v1/none" in answer.json()["error"]["message"]

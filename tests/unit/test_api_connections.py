@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from batcher.api.connections import MAX_HEAD_BYTES
+from batcher.api.connections import MAX_HEAD_BYTES, MAX_PIPELINED
 from batcher.api.limits import Limits
 from batcher.live import Delta
 from batcher.types import Request
@@ -201,3 +201,62 @@ def test_request_without_a_body_waits_for_none() -> None:
 
         assert read_all(client).startswith(b"HTTP/1.1 200")
         client.close()
+
+
+def test_client_that_hangs_up_with_a_second_request_waiting_frees_its_slot(latch: Latch) -> None:
+    engine = ScriptedEngine(script=lambda request: [Delta(0, "begun"), latch])
+
+    with live_server(engine) as server:
+        client = server.connect(post("/v1/completions", STREAM) * 2)
+        wait_for(lambda: engine.num_open == 1, what="the first is at the engine")
+
+        client.close()
+
+        wait_for(lambda: engine.num_open == 0, what="the engine is left")
+        assert len(engine.seen) == 1, "nobody waits for the second"
+
+
+def test_requests_that_wait_behind_another_are_few(latch: Latch) -> None:
+    engine = ScriptedEngine(script=lambda request: [latch, choice(0, "x")])
+
+    with live_server(engine) as server:
+        client = server.connect(post("/v1/completions", WHOLE) * (MAX_PIPELINED + 2))
+
+        status, error = error_of(read_all(client))
+        client.close()
+
+        assert status == 400
+        assert error["type"] == "invalid_request_error"
+        wait_for(lambda: engine.num_open == 0, what="the engine is left")
+
+
+def test_answer_that_has_begun_is_not_mixed_with_a_refusal(latch: Latch) -> None:
+    engine = ScriptedEngine(script=lambda request: [Delta(0, "begun"), latch])
+
+    with live_server(engine) as server:
+        client = server.connect(post("/v1/completions", STREAM))
+        data = client.recv(65536)
+        client.sendall(post("/v1/completions", WHOLE) + b"what is no HTTP\r\n\r\n")
+
+        data += read_all(client)
+        client.close()
+
+        assert data.count(b"HTTP/1.1") == 1
+        assert not data.endswith(b"0\r\n\r\n"), "the client sees that something is missing"
+
+
+@pytest.mark.parametrize(
+    "data", [b"0\r\n" + b"x: y\r\n" * 65536, b"5;" + b"y" * (1 << 20), b"0\r\nx: " + b"y" * (1 << 20)]
+)
+def test_chunked_body_with_endless_extensions_or_trailers_is_refused(data: bytes) -> None:
+    with live_server(ScriptedEngine()) as server:
+        client = server.connect(HEAD + b"transfer-encoding: chunked\r\n\r\n")
+
+        # The connection may end before all was sent.
+        with contextlib.suppress(ConnectionError):
+            client.sendall(data)
+        answer = read_all(client)
+        client.close()
+
+        assert not answer or error_of(answer)[0] == 431
+        assert is_well(server)

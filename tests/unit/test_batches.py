@@ -12,6 +12,7 @@ from batcher.batches import BatchEndedError, BatchRequestError, NoSuchThingError
 from batcher.errors import BrokerError
 from batcher.exclusive import exclusive
 from batcher.jobdir import JobDir
+from batcher.retry import reopen_selection, select
 from tests.unit.batch_bench import TIMEOUT, BatchBench, line, lines, output_lines, work, work_partly
 
 GOOD = lines(line("a"), line("b"), line("c"))
@@ -240,6 +241,8 @@ def test_cancelled_batch_keeps_what_is_finished(bench: BatchBench) -> None:
     assert again is not None
     assert again.status is BatchStatus.CANCELLING
 
+    # Noted by a server whose clock is behind.
+    bench.clock.now -= 5
     bench.batches.tick()
     cancelled = bench.get(batch.id)
     assert cancelled.status is BatchStatus.CANCELLED
@@ -357,6 +360,35 @@ def test_batch_that_was_finished_in_time_does_not_expire(bench: BatchBench) -> N
     bench.batches.tick()
 
     assert bench.get(batch.id).status is BatchStatus.COMPLETED
+
+
+def test_failed_rows_of_a_completed_batch_can_be_tried_again_after_its_window(bench: BatchBench) -> None:
+    batch = bench.started(GOOD, completion_window="2m")
+    work(bench.job(batch.id), answer=lambda request: TIMEOUT)
+    bench.batches.tick()
+    bench.clock.now += 121
+    bench.batches.tick()
+
+    job = JobDir.open(bench.job(batch.id).path)
+    reopen_selection(job, select(job, where={}))
+    bench.clock.now += 60
+    bench.batches.tick()
+
+    assert bench.get(batch.id).status is BatchStatus.IN_PROGRESS
+
+
+def test_cancelled_batch_that_is_resumed_after_its_window_goes_on(bench: BatchBench) -> None:
+    batch = bench.started(GOOD, completion_window="2m")
+    bench.batches.cancel(batch.id)
+    bench.batches.tick()
+    bench.clock.now += 121
+    bench.batches.tick()
+
+    bench.job(batch.id).uncancel()
+    bench.clock.now += 60
+    bench.batches.tick()
+
+    assert bench.get(batch.id).status is BatchStatus.IN_PROGRESS
 
 
 def test_cancelled_batch_that_is_resumed_and_cancelled_again_has_new_times(bench: BatchBench) -> None:

@@ -181,6 +181,21 @@ def test_prompt_over_the_context_is_an_error_row_and_spares_its_neighbours(start
     assert "--ctx" in error.message
 
 
+def test_max_tokens_that_nobody_asked_for_are_as_many_as_there_is_room_for(start: StartEngine) -> None:
+    engine = start(num_slots=2, context_length=256)
+    loose = replace(GREEDY, max_tokens=1024, clips_max_tokens=True)
+
+    short, full, over = complete(engine, [("a", loose), ("b" * 255, loose), ("c" * 256, loose)])
+
+    for result in (short, full):
+        assert result.choice is not None
+        assert result.choice.finish_reason is FinishReason.LENGTH, "this model does not end by itself"
+        assert result.choice.usage.total_tokens == 256
+    assert over.error is not None
+    assert over.error.code is ErrorCode.CONTEXT_LENGTH_EXCEEDED
+    assert "room for an answer" in over.error.message
+
+
 def test_prompt_and_max_tokens_may_fill_the_context_exactly(start: StartEngine) -> None:
     engine = start(num_slots=2, context_length=256)
     exactly, too_many = (SamplingParams(max_tokens=n, temperature=0, seed=0) for n in (56, 57))

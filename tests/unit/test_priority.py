@@ -142,6 +142,21 @@ def test_row_gives_way_only_once() -> None:
     assert stepper.scheduler.num_preempted == 1
 
 
+def test_rows_that_gave_way_once_give_way_to_the_next_burst_too() -> None:
+    stepper = Stepper()
+    rows = prompts_of("row", SLOTS)
+    stepper.submit(*rows, max_tokens=200)
+    bursts = [[f"live {burst} {n}" for n in range(SLOTS - SLOTS // 4)] for burst in range(4)]
+    for burst in bursts:
+        stepper.step(5)
+        stepper.submit(*burst, is_live=True, max_tokens=3)
+        stepper.step(6)
+        assert set(burst) <= stepper.texts.keys()
+
+    stepper.finish()
+    assert stepper.texts == {p: complete_alone(p, max_tokens=200 if p in rows else 3) for p in stepper.prompts}
+
+
 def test_engine_of_one_slot_comes_to_its_rows_under_constant_load() -> None:
     stepper = Stepper(num_slots=1)
     stepper.submit("live 0", is_live=True, max_tokens=5)
@@ -205,3 +220,13 @@ def test_cancelled_live_request_frees_its_slot_at_the_next_step() -> None:
 
     stats = stepper.engine.stats()
     assert (stats.num_running, stats.num_waiting, stats.num_cells_used) == (0, 0, 0)
+
+
+def test_rows_that_have_just_come_are_not_counted_as_live() -> None:
+    stepper = Stepper()
+    stepper.submit(*prompts_of("row", 5))
+    stepper.submit("live", is_live=True)
+
+    stats = stepper.engine.stats()
+
+    assert (stats.num_waiting, stats.num_live_waiting) == (6, 1)

@@ -164,7 +164,10 @@ def test_messages_are_normalized_to_what_templates_take() -> None:
     ("params", "name", "value"),
     [
         ({}, "max_tokens", 1024),
+        ({}, "clips_max_tokens", True),
         ({"max_tokens": 5}, "max_tokens", 5),
+        ({"max_tokens": 5}, "clips_max_tokens", False),
+        ({"max_completion_tokens": 1024}, "clips_max_tokens", False),
         ({"max_completion_tokens": 6}, "max_tokens", 6),
         ({"max_tokens": 6, "max_completion_tokens": 6}, "max_tokens", 6),
         ({"logprobs": True}, "logprobs", 0),
@@ -174,6 +177,11 @@ def test_messages_are_normalized_to_what_templates_take() -> None:
 )
 def test_chat_has_its_own_names_and_defaults(params: dict[str, Any], name: str, value: int | None) -> None:
     assert getattr(parse(CHAT | params).request.params, name) == value
+
+
+def test_completion_that_does_not_say_max_tokens_gets_no_fewer_than_documented() -> None:
+    params = parse(TEXT).request.params
+    assert (params.max_tokens, params.clips_max_tokens) == (16, False)
 
 
 def test_what_asks_for_nothing_is_taken_and_what_changes_nothing_ignored() -> None:

@@ -142,6 +142,8 @@ def test_chat_line_is_a_request_whose_prompt_is_its_messages() -> None:
     assert [row.request.params.max_tokens for row in batch.rows] == [100, 7, 9]
     assert {row.request.params.temperature for row in batch.rows} == {0.0}
     assert batch.carried == [{}, {}, {}]
+    unsaid = [row.request.params for row in parse_lines(*lines, params=defaults).rows]
+    assert [(p.max_tokens, p.clips_max_tokens) for p in unsaid] == [(1024, True), (7, False), (9, False)]
 
 
 def test_refused_chat_line_keeps_its_messages_for_its_user() -> None:

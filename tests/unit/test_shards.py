@@ -29,6 +29,7 @@ params = st.builds(
     frequency_penalty=st.floats(-2, 2),
     logit_bias=st.lists(st.tuples(st.integers(0, 2**31 - 1), st.floats(-100, 100)), max_size=3).map(tuple),
     suffix=texts,
+    clips_max_tokens=st.booleans(),
 )
 requests = st.builds(
     Request,

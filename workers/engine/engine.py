@@ -124,12 +124,13 @@ class Engine:
     def stats(self) -> EngineStats:
         """The engine at about this moment. For any thread."""
         scheduler, cache = self._scheduler, self._cache
+        arrived = list(self._inbox)
         return EngineStats(
             num_slots=cache.num_slots,
             num_running=scheduler.num_running,
-            num_waiting=scheduler.num_waiting + len(self._inbox),
+            num_waiting=scheduler.num_waiting + len(arrived),
             num_live_running=scheduler.num_live_running,
-            num_live_waiting=scheduler.num_live_waiting + len(self._inbox),
+            num_live_waiting=scheduler.num_live_waiting + sum(s.request.is_live for s in arrived),
             num_cells=cache.num_slots * cache.cells_per_sequence,
             num_cells_used=int(cache.num_computed[cache.num_prompt > 0].sum()),
             num_steps=self.num_steps,
@@ -166,7 +167,8 @@ class Engine:
                     continue
                 tell = None if on_delta is None else partial(_tell, on_delta, request.key)
                 transcript = transcript_of(request.params, piece=self._vocabulary.piece, tell=tell)
-                sequences.append(Sequence(request, prompt, sink, ticket, on_start, transcript=transcript))
+                fitted = self._prompts.fit(request, prompt)
+                sequences.append(Sequence(fitted, prompt, sink, ticket, on_start, transcript=transcript))
         with self._changed:
             self._check_alive()
             self._inbox.extend(sequences)

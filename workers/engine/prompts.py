@@ -1,8 +1,10 @@
 """What a request asks for, as the tokens that the model is to continue: text, a chat by template, a gap to fill in."""
 
+from dataclasses import replace
+
 import numpy as np
 
-from batcher.types import ErrorCode, RowError
+from batcher.types import ErrorCode, RowError, SamplingParams
 from workers.engine.chat import ChatTemplate, ChatTemplateError
 from workers.engine.kv_cache import Tokens
 from workers.engine.model import Vocabulary
@@ -41,7 +43,15 @@ class Prompts:
             except ChatTemplateError as exc:
                 return _invalid(str(exc))
         found = self._fill_in(text, request.params.suffix) if request.params.suffix else self._vocabulary.tokenize(text)
-        return found if isinstance(found, RowError) else self._check_length(found, request.params.max_tokens)
+        return found if isinstance(found, RowError) else self._check_length(found, request.params)
+
+    def fit(self, request: SequenceRequest, prompt: Tokens) -> SequenceRequest:
+        """`request`, to generate no more than there is room for behind its `prompt`, where it allows for that."""
+        params, room = request.params, self._limit - len(prompt)
+        if params.max_tokens <= room:
+            return request
+        assert params.clips_max_tokens, "it was checked"
+        return replace(request, params=replace(params, max_tokens=room))
 
     def _fill_in(self, text: str, suffix: str) -> Tokens | RowError:
         """Prefix, suffix, and then the middle, by the marks that the model was trained with."""
@@ -53,15 +63,16 @@ class Prompts:
         after = self._vocabulary.tokenize(suffix, adds_bos=False)
         return np.concatenate((prefix_mark, self._vocabulary.tokenize(text), suffix_mark, after, middle_mark))
 
-    def _check_length(self, prompt: Tokens, max_tokens: int) -> Tokens | RowError:
+    def _check_length(self, prompt: Tokens, params: SamplingParams) -> Tokens | RowError:
         if not len(prompt):
             return _invalid("the prompt is empty and the model has no BOS token; give it text")
-        if len(prompt) + max_tokens <= self._limit:
+        if len(prompt) + (1 if params.clips_max_tokens else params.max_tokens) <= self._limit:
             return prompt
+        asked = "there must be room for an answer" if params.clips_max_tokens else f"max_tokens is {params.max_tokens}"
         return RowError(
             ErrorCode.CONTEXT_LENGTH_EXCEEDED,
-            f"the prompt has {len(prompt)} tokens and max_tokens is {max_tokens}, together more than the context of "
-            f"{self._limit}; shorten them, or start the worker with a larger --ctx",
+            f"the prompt has {len(prompt)} tokens and {asked}, together more than the context of {self._limit}; "
+            "shorten them, or start the worker with a larger --ctx",
         )
 
 

@@ -6,8 +6,9 @@ last or with the next chunk of its prompt. One that must be alone enters when al
 when it is.
 
 Live sequences, for which somebody waits, go first: into free slots, then into those of batch sequences, which leave
-theirs and are taken up again where they were. A quarter of the slots stays with the batch, and of it each gives way
-only once, so that it moves on under any load.
+theirs and are taken up again where they were, those first that have computed least and have not given way yet. A
+quarter of the slots stays with the batch, so that it moves on under any load; where that is none, each of it gives way
+only once.
 
 A step costs the same few array operations however many sequences run: nothing here loops over tokens.
 """
@@ -274,12 +275,13 @@ class Scheduler:
                 return []
         else:
             self._num_steps_without_batch = 0
+        share = self._cache.num_slots // _BATCH_SHARE
         room = self._cache.num_slots - num_live
         if others or self._waiting:
-            room -= self._cache.num_slots // _BATCH_SHARE
-        # Who would lose most by leaving is last in it, and none leaves twice.
-        able = [sequence for sequence in others if not sequence.was_preempted]
-        able.sort(key=lambda sequence: -int(self._cache.num_computed[sequence.slot]))
+            room -= share
+        able = [sequence for sequence in others if share or not sequence.was_preempted]
+        # The last leaves first: who has not left yet, and of those who loses least.
+        able.sort(key=lambda s: (not s.was_preempted, -int(self._cache.num_computed[s.slot])))
         admitted: list[tuple[Sequence, Placement]] = []
         for sequence in list(self._live):
             match = self._cache.match(sequence.prompt)
