@@ -28,8 +28,8 @@ MAX_HEAD_BYTES = 64 << 10
 MAX_PIPELINED = 16
 
 
-class _TooManyError(Exception):
-    """More requests than may wait. Raised into the parser, which leaves the rest unread."""
+class _LeftUnreadError(Exception):
+    """Raised into the parser, which then reads no further. It takes it for bad HTTP, and the client is told so."""
 
 
 class Connection(HttpToolsProtocol):
@@ -85,12 +85,22 @@ class Connection(HttpToolsProtocol):
         self._has_moved_on = True
         self._disarm_head()
         if len(self.pipeline) >= MAX_PIPELINED:
-            raise _TooManyError
+            raise _LeftUnreadError
+        # To HTTP/2, which some clients make with their first request. The parser reads nothing that comes after it.
+        is_offer = self.parser.should_upgrade()
+        if is_offer and any(name in (b"content-length", b"transfer-encoding") for name, _ in self.headers):
+            self._refuse(ApiError(400, "this server speaks HTTP/1.1 alone; send the body without the header Upgrade"))
+            raise _LeftUnreadError
         super().on_headers_complete()
+        if is_offer:
+            self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         self._has_moved_on = True
         super().on_body(body)
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """An offer that is declined is nothing to warn of."""
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answered = cycle

@@ -260,3 +260,29 @@ def test_chunked_body_with_endless_extensions_or_trailers_is_refused(data: bytes
 
         assert not answer or error_of(answer)[0] == 431
         assert is_well(server)
+
+
+OFFER = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\n"
+
+
+def test_client_that_offers_another_protocol_is_answered_and_connects_anew() -> None:
+    with live_server(ScriptedEngine()) as server:
+        client = server.connect(b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\n" + OFFER + b"\r\n")
+
+        answer = read_all(client)
+        client.close()
+
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert b"connection: close" in answer
+
+
+def test_client_that_offers_another_protocol_with_a_body_is_told_not_to() -> None:
+    with live_server(ScriptedEngine()) as server:
+        client = server.connect(HEAD + OFFER + b"content-length: %d\r\n\r\n" % len(WHOLE) + WHOLE)
+
+        status, error = error_of(read_all(client))
+        client.close()
+
+        assert status == 400
+        assert "Upgrade" in str(error["message"])
+        assert is_well(server)
