@@ -164,6 +164,21 @@ def test_client_that_sends_a_hundred_megabytes_finds_the_refusal() -> None:
         assert client.post("/v1/completions", content=WHOLE).status_code == 200
 
 
+def test_client_that_wants_the_connection_to_end_finds_the_refusal_too() -> None:
+    size = 100_000_000
+    with live_server(ScriptedEngine()) as server:
+        client = server.connect(HEAD + b"connection: close\r\ncontent-length: %d\r\n\r\n" % size)
+
+        for _ in range(size // 1_000_000):
+            client.sendall(b"a" * 1_000_000)
+        answer = read_all(client)
+        client.close()
+
+        assert error_of(answer)[0] == 413
+        assert b"connection: close" in answer
+        wait_for(lambda: server.num_connections == 0, what="the connection has ended")
+
+
 def test_refused_body_that_goes_on_for_too_long_is_cut_off() -> None:
     with live_server(ScriptedEngine(), limits=Limits(head_timeout_s=0.2)) as server:
         client = server.connect(post("/v1/completions", b"", length=1 << 40))
