@@ -45,7 +45,7 @@ class Prompts:
                 text = self._template.render(text)
             except ChatTemplateError as exc:
                 return _invalid(str(exc))
-        if (hopeless := self._find_too_long(text)) is not None:
+        if (hopeless := self._find_too_long(len(text) + len(request.params.suffix))) is not None:
             return hopeless
         found = self._fill_in(text, request.params.suffix) if request.params.suffix else self._vocabulary.tokenize(text)
         return found if isinstance(found, RowError) else self._check_length(found, request.params)
@@ -58,14 +58,14 @@ class Prompts:
         assert params.clips_max_tokens, "it was checked"
         return replace(request, params=replace(params, max_tokens=room))
 
-    def _find_too_long(self, text: str) -> RowError | None:
+    def _find_too_long(self, num_chars: int) -> RowError | None:
         """The error of a text that is too long whatever its tokens are: to find them would take long."""
-        if len(text) <= self._limit * _FEW_CHARS or len(text) <= self._limit * self._vocabulary.most_bytes:
+        if num_chars <= self._limit * _FEW_CHARS or num_chars <= self._limit * self._vocabulary.most_bytes:
             return None
-        num_tokens = len(text) // self._vocabulary.most_bytes
+        num_tokens = num_chars // self._vocabulary.most_bytes
         return RowError(
             ErrorCode.CONTEXT_LENGTH_EXCEEDED,
-            f"the prompt has {len(text)} characters, so at least {num_tokens} tokens, more than the context of "
+            f"the prompt has {num_chars} characters, so at least {num_tokens} tokens, more than the context of "
             f"{self._limit}; shorten it, or start the worker with a larger --ctx",
         )
 
