@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
 MAX_STOPS = 16
+#: Each completion of a request keeps them as bytes.
+MAX_STOP_CHARS = 1024
 #: The shard format keeps max_tokens in 32 bits and seeds in 64, signed. Of a seed the lower 32 bits matter.
 MAX_MAX_TOKENS = 2**31 - 1
 MAX_SEED = 2**63 - 1
@@ -39,7 +41,7 @@ _REMEDIES = {
     "max_completion_tokens": "use a positive integer",
     "temperature": "use a number from 0 to 2",
     "top_p": "use a number above 0 and at most 1",
-    "stop": f"use a non-empty string, or an array of at most {MAX_STOPS} of them",
+    "stop": f"use a string of 1 to {MAX_STOP_CHARS} characters, or an array of at most {MAX_STOPS} of them",
     "seed": "use an integer of at most 64 bits",
     "n": f"use an integer from 1 to {MAX_CHOICES}",
     "best_of": f"use an integer from n to {MAX_CHOICES}",
@@ -92,7 +94,7 @@ def _few_entries(value: Any) -> Any:
 _Exact = BeforeValidator(_exact_int)
 _Tokens = Annotated[int, Field(ge=1, le=MAX_MAX_TOKENS), _Exact]
 _Penalty = Annotated[float, Field(ge=-2, le=2)]
-_Stop = Annotated[str, Field(min_length=1)]
+_Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 _CustomId = Annotated[str, Field(min_length=1)] | int | None
 # fail_fast: a long array of wrong values must not become a long list of errors.
 _Prompt = str | Annotated[list[str], Field(min_length=1, fail_fast=True)]

@@ -26,6 +26,7 @@ class FakeVocabulary:
 
     bos_text = eos_text = ""
     fill_in_marks: tuple[int, int, int] | None = None
+    most_bytes = 1
 
     def tokenize(self, text: str, *, adds_bos: bool = True) -> Tokens:
         return np.array([ord(character) for character in text], np.int32)

@@ -1,8 +1,9 @@
 """Live requests in the process of the engines: they come over a socket from the server, and go to the engines.
 
-One thread reads questions and hands them to the engines, one writes answers; the engines' own threads only put answers
-into a queue, of which the writer sends whatever has come together. With the socket this process has no more use: either
-the server is gone, or one side could make nothing of what the other said, and then a new process is better than none.
+One thread reads questions, two hand them to the engines, which tokenizes them, and one writes answers; the engines' own
+threads only put answers into a queue, of which the writer sends whatever has come together. With the socket this
+process has no more use: either the server is gone, or one side could make nothing of what the other said, and then a
+new process is better than none.
 """
 
 import contextlib
@@ -37,6 +38,10 @@ logger = logging.getLogger(__name__)
 #: Answers that are sent in one go.
 _MOST_AT_ONCE = 1024
 
+#: Characters of prompts that are tokenized in some tens of milliseconds. Requests with more wait for each other, and
+#: nobody else for them.
+_MANY_CHARS = 65_536
+
 
 class LiveRequests:
     """Answers the questions of a server until it hangs up. `on_answered` is called after each that was answered well.
@@ -62,9 +67,16 @@ class LiveRequests:
         self._answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
         #: By number; what is not in it any more needs no answer.
         self._open: dict[int, _Open] = {}
+        self._small: queue.SimpleQueue[tuple[Submit, _Open]] = queue.SimpleQueue()
+        self._large: queue.SimpleQueue[tuple[Submit, _Open]] = queue.SimpleQueue()
         self._threads = [
-            threading.Thread(target=run, name=f"live-{run.__name__.strip('_')}", daemon=True)
-            for run in (self._read, self._write)
+            threading.Thread(target=run, args=args, name=f"live-{run.__name__.strip('_')}", daemon=True)
+            for run, args in (
+                (self._read, ()),
+                (self._submit_all, (self._small,)),
+                (self._submit_all, (self._large,)),
+                (self._write, ()),
+            )
         ]
 
     def start(self) -> None:
@@ -85,12 +97,14 @@ class LiveRequests:
 
     def _take(self, question: Question) -> None:
         match question:
-            case Submit():
-                self._submit(question)
+            case Submit(number=number, request=request):
+                entry = self._open[number] = _Open(question, self._answers.put, self._close)
+                is_large = sum(map(len, request.prompts)) > _MANY_CHARS
+                (self._large if is_large else self._small).put((question, entry))
             case Cancel():
-                request = self._open.pop(question.number, None)
-                if request is not None:
-                    request.cancel()
+                cancelled = self._open.pop(question.number, None)
+                if cancelled is not None:
+                    cancelled.cancel()
             case AskStats():
                 stats = {name: engine.stats() for name, engine in self._engines.items()}
                 self._answers.put(Stats(question.number, stats))
@@ -109,9 +123,17 @@ class LiveRequests:
             with contextlib.suppress(OSError):
                 self._channel.shutdown(socket.SHUT_RDWR)
 
-    def _submit(self, question: Submit) -> None:
+    def _submit_all(self, questions: "queue.SimpleQueue[tuple[Submit, _Open]]") -> None:
+        try:
+            while True:
+                self._submit(*questions.get())
+        finally:
+            self._on_end()
+
+    def _submit(self, question: Submit, entry: "_Open") -> None:
+        if entry.is_over:
+            return
         request = question.request
-        entry = self._open[question.number] = _Open(question, self._answers.put, self._close)
         sequences = sequence_requests(
             request, position=0, job_seed=question.job_seed, timeout_s=question.timeout_s, is_live=True
         )
@@ -131,7 +153,7 @@ class LiveRequests:
 
 
 class _Open:
-    """A request in an engine. What it is told of results is in the engine's thread, or in that of `submit`."""
+    """A request on its way through an engine. For several threads: that which submits, the engine's, the reader's."""
 
     def __init__(
         self, question: Submit, answer: Callable[[Answer], None], close: Callable[[int, EngineError | None], None]
@@ -143,6 +165,11 @@ class _Open:
         self._answer = answer
         self._close = close
         self._is_over = False
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return self._is_over
 
     def hold(self, ticket: Ticket) -> None:
         """Keep what the engine gave for the request, which may be over already."""

@@ -6,13 +6,15 @@
   a connection is cut when nothing was taken from it for a while; the app sees that as a client that hung up.
 - A request that is refused before its body was read is answered at once, and the rest of the body is thrown away as
   it comes, so that a client that sends first and reads then finds the answer. That has the deadline of a head, as it
-  stands in the way of the next one.
+  stands in the way of the next one. So is that of a client that wants the connection to end after the answer: to close
+  it while the client sends would have it find a broken connection instead.
 - Requests that come before the answer to an earlier one wait in any number, and that earlier one is not told when the
   client hangs up. Here they are few, and it is.
 - What is no HTTP is answered in plain text. Here it is the documented error object.
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from pydantic_core import to_json
@@ -28,8 +30,25 @@ MAX_HEAD_BYTES = 64 << 10
 MAX_PIPELINED = 16
 
 
-class _TooManyError(Exception):
-    """More requests than may wait. Raised into the parser, which leaves the rest unread."""
+class _LeftUnreadError(Exception):
+    """Raised into the parser, which then reads no further. It takes it for bad HTTP, and the client is told so."""
+
+
+class _Farewell:
+    """The transport for the last request of a connection: closed when all was read that the client sends with it."""
+
+    def __init__(self, transport: asyncio.Transport, cycle: RequestResponseCycle, on_early: Callable[[], None]) -> None:
+        self._transport = transport
+        self._cycle = cycle
+        self._on_early = on_early
+        self.write = transport.write
+        self.is_closing = transport.is_closing
+
+    def close(self) -> None:
+        if self._cycle.response_complete and self._cycle.more_body:
+            self._on_early()
+        else:
+            self._transport.close()
 
 
 class Connection(HttpToolsProtocol):
@@ -45,6 +64,7 @@ class Connection(HttpToolsProtocol):
         #: Bytes since a head began or a piece of a body came.
         self._num_head_bytes = 0
         self._has_moved_on = False
+        self._is_closing_after_body = False
         self._num_unread = 0
         #: The request that is being answered. `cycle` is the one that came last.
         self._answered: RequestResponseCycle | None = None
@@ -85,12 +105,33 @@ class Connection(HttpToolsProtocol):
         self._has_moved_on = True
         self._disarm_head()
         if len(self.pipeline) >= MAX_PIPELINED:
-            raise _TooManyError
+            raise _LeftUnreadError
+        # To HTTP/2, which some clients make with their first request. The parser reads nothing that comes after it.
+        is_offer = self.parser.should_upgrade()
+        if is_offer and any(name in (b"content-length", b"transfer-encoding") for name, _ in self.headers):
+            self._refuse(ApiError(400, "this server speaks HTTP/1.1 alone; send the body without the header Upgrade"))
+            raise _LeftUnreadError
         super().on_headers_complete()
+        if is_offer:
+            self.cycle.keep_alive = False
+        elif not self.cycle.keep_alive:
+            self.cycle.transport = _Farewell(self.transport, self.cycle, self._close_after_body)  # type: ignore[assignment]
 
     def on_body(self, body: bytes) -> None:
         self._has_moved_on = True
         super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        if self._is_closing_after_body:
+            self.transport.close()
+
+    def _close_after_body(self) -> None:
+        self._is_closing_after_body = True
+        self._arm_head()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """An offer that is declined is nothing to warn of."""
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answered = cycle

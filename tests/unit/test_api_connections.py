@@ -164,6 +164,21 @@ def test_client_that_sends_a_hundred_megabytes_finds_the_refusal() -> None:
         assert client.post("/v1/completions", content=WHOLE).status_code == 200
 
 
+def test_client_that_wants_the_connection_to_end_finds_the_refusal_too() -> None:
+    size = 100_000_000
+    with live_server(ScriptedEngine()) as server:
+        client = server.connect(HEAD + b"connection: close\r\ncontent-length: %d\r\n\r\n" % size)
+
+        for _ in range(size // 1_000_000):
+            client.sendall(b"a" * 1_000_000)
+        answer = read_all(client)
+        client.close()
+
+        assert error_of(answer)[0] == 413
+        assert b"connection: close" in answer
+        wait_for(lambda: server.num_connections == 0, what="the connection has ended")
+
+
 def test_refused_body_that_goes_on_for_too_long_is_cut_off() -> None:
     with live_server(ScriptedEngine(), limits=Limits(head_timeout_s=0.2)) as server:
         client = server.connect(post("/v1/completions", b"", length=1 << 40))
@@ -259,4 +274,30 @@ def test_chunked_body_with_endless_extensions_or_trailers_is_refused(data: bytes
         client.close()
 
         assert not answer or error_of(answer)[0] == 431
+        assert is_well(server)
+
+
+OFFER = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\n"
+
+
+def test_client_that_offers_another_protocol_is_answered_and_connects_anew() -> None:
+    with live_server(ScriptedEngine()) as server:
+        client = server.connect(b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\n" + OFFER + b"\r\n")
+
+        answer = read_all(client)
+        client.close()
+
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert b"connection: close" in answer
+
+
+def test_client_that_offers_another_protocol_with_a_body_is_told_not_to() -> None:
+    with live_server(ScriptedEngine()) as server:
+        client = server.connect(HEAD + OFFER + b"content-length: %d\r\n\r\n" % len(WHOLE) + WHOLE)
+
+        status, error = error_of(read_all(client))
+        client.close()
+
+        assert status == 400
+        assert "Upgrade" in str(error["message"])
         assert is_well(server)

@@ -171,14 +171,26 @@ def test_end_of_text_token_stops_and_is_not_counted(start: StartEngine, tmp_path
 
 def test_prompt_over_the_context_is_an_error_row_and_spares_its_neighbours(start: StartEngine) -> None:
     engine = start(context_length=256)
-    results = complete(engine, [("a", GREEDY), ("b" * 5000, GREEDY), ("c", GREEDY)])
+    results = complete(engine, [("a", GREEDY), ("b" * 4000, GREEDY), ("c", GREEDY)])
 
     assert [result.error is None for result in results] == [True, False, True]
     error = results[1].error
     assert error is not None
     assert error.code is ErrorCode.CONTEXT_LENGTH_EXCEEDED
-    assert "5000 tokens" in error.message
+    assert "4000 tokens" in error.message
     assert "--ctx" in error.message
+
+
+def test_prompt_that_is_far_too_long_is_refused_without_its_tokens(start: StartEngine) -> None:
+    engine = start(context_length=256)
+    longest = engine._vocabulary.most_bytes
+
+    (result,) = complete(engine, [("b" * (256 * max(longest, 16) + 1), GREEDY)])
+
+    assert longest >= max(len(engine._vocabulary.piece(token)) for token in range(engine._vocabulary.size))
+    assert result.error is not None
+    assert result.error.code is ErrorCode.CONTEXT_LENGTH_EXCEEDED
+    assert "at least" in result.error.message
 
 
 def test_max_tokens_that_nobody_asked_for_are_as_many_as_there_is_room_for(start: StartEngine) -> None:

@@ -10,6 +10,7 @@ import pytest
 from batcher.live import Delta
 from batcher.live_frames import (
     AskStats,
+    Failed,
     Finished,
     Progress,
     Stats,
@@ -19,10 +20,10 @@ from batcher.live_frames import (
     encode_question,
 )
 from batcher.types import Request, SamplingParams, TokenLogprob
-from tests.fake_model import FakeModel, complete_alone
+from tests.fake_model import FakeModel, FakeVocabulary, complete_alone
 from tests.waiting import PATIENCE_S
 from workers.engine.engine import Engine
-from workers.engine.kv_cache import KvCache
+from workers.engine.kv_cache import KvCache, Tokens
 from workers.live import LiveRequests
 
 
@@ -75,6 +76,22 @@ def test_questions_are_answered_under_their_numbers(server: Server) -> None:
     assert isinstance(finished, Finished)
     assert finished.choice.text == complete_alone("hello", max_tokens=5)
     assert isinstance(stats, Stats)
+
+
+def test_long_prompt_holds_up_nobody(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenize, can_go_on = FakeVocabulary.tokenize, threading.Event()
+
+    def wait_for_long(vocabulary: FakeVocabulary, text: str) -> Tokens:
+        assert len(text) < 65_536 or can_go_on.wait(PATIENCE_S)
+        return tokenize(vocabulary, text)
+
+    monkeypatch.setattr(FakeVocabulary, "tokenize", wait_for_long)
+    monkeypatch.setattr(FakeVocabulary, "most_bytes", 1 << 20)
+    server.channel.sendall(ask(1, "x" * 100_000) + ask(2, "hello") + encode_question(AskStats(3)))
+
+    assert {decode_answer(server.lines.readline()).number for _ in range(2)} == {2, 3}
+    can_go_on.set()
+    assert isinstance(decode_answer(server.lines.readline()), Failed)
 
 
 def test_server_that_hangs_up_ends_it(server: Server) -> None:

@@ -14,6 +14,7 @@ from batcher.parameters import (
     CHAT_URL,
     COMPLETIONS_URL,
     MAX_BIASES,
+    MAX_STOP_CHARS,
     MAX_STOPS,
     ROW_FIELDS,
     CompletionBody,
@@ -24,6 +25,7 @@ from batcher.parameters import (
 from batcher.protocol import ParsedBody, body_schema, parse_body, parse_line_body
 from batcher.types import Request, SamplingParams
 
+STOP_REMEDY = f"use a string of 1 to {MAX_STOP_CHARS} characters, or an array of at most {MAX_STOPS} of them"
 FIELDS = {name: name for name in ROW_FIELDS}
 TEXT: dict[str, Any] = {"model": "m", "prompt": "x"}
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
@@ -51,9 +53,9 @@ def problem(values: dict[str, Any]) -> str:
         ({"temperature": float("nan")}, "temperature is NaN; use a number from 0 to 2"),
         ({"top_p": 0}, "top_p is 0; use a number above 0 and at most 1"),
         ({"top_p": float("inf")}, "top_p is Infinity; use a number above 0 and at most 1"),
-        ({"stop": ""}, f'stop is ""; use a non-empty string, or an array of at most {MAX_STOPS} of them'),
-        ({"stop": ["a", ""]}, f'stop[1] is ""; use a non-empty string, or an array of at most {MAX_STOPS} of them'),
-        ({"stop": 5}, f"stop is 5; use a non-empty string, or an array of at most {MAX_STOPS} of them"),
+        ({"stop": ""}, f'stop is ""; {STOP_REMEDY}'),
+        ({"stop": ["a", ""]}, f'stop[1] is ""; {STOP_REMEDY}'),
+        ({"stop": 5}, f"stop is 5; {STOP_REMEDY}"),
         ({"seed": 2**63}, "seed is 9223372036854775808; use an integer of at most 64 bits"),
         ({"stream": "yes"}, 'stream is "yes"; use true or false'),
         ({"model": 5}, "model is 5; use a string"),
@@ -69,8 +71,10 @@ def test_wrong_value_is_named_with_its_remedy(values: dict[str, Any], message: s
     assert problem(values) == message
 
 
-def test_too_many_stops_are_refused() -> None:
+def test_too_many_or_long_stops_are_refused() -> None:
     assert problem({"stop": ["a"] * (MAX_STOPS + 1)}).startswith('stop is ["a", "a"')
+    assert problem({"stop": "a" * (MAX_STOP_CHARS + 1)}).endswith(STOP_REMEDY)
+    assert problem({"stop": ["b", "a" * (MAX_STOP_CHARS + 1)]}).startswith('stop[1] is "aaa')
 
 
 def test_long_array_of_wrong_values_makes_one_short_message() -> None:

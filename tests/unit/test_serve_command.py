@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from batcher.api.limits import Limits
+from batcher.cli.serving import _take_limits, serve_command
 from tests.unit.conftest import Run
 
 KEY = "sk-0123456789abcdef"
@@ -78,3 +80,9 @@ def test_help_ends_with_an_example(run: Run) -> None:
 
     assert "batcher serve --model" in out
     assert "BATCHER_MAX_CONCURRENT" in out
+
+
+def test_limits_of_the_command_are_those_of_the_server() -> None:
+    defaults = {option.name: option.default for option in serve_command.params}
+
+    assert _take_limits(defaults) == Limits()

@@ -92,8 +92,9 @@ class Engine:
         self._clock = clock
         self._inbox: deque[Sequence] = deque()
         self._changed = threading.Condition()
-        #: Held while tokenizing, so that the model is not freed meanwhile.
-        self._vocabulary_in_use = threading.Lock()
+        #: Threads that tokenize, beside each other. The model is not freed meanwhile.
+        self._num_tokenizing = 0
+        self._has_tokenized = threading.Condition()
         self._is_tried_out = threading.Event()
         self._is_closing = False
         self._has_cancellations = False
@@ -158,8 +159,7 @@ class Engine:
         """
         ticket = Ticket(self._on_cancel)
         sequences = []
-        with self._gate.exclusive() if is_alone else self._gate.shared(), self._vocabulary_in_use:
-            self._check_alive()
+        with self._gate.exclusive() if is_alone else self._gate.shared(), self._vocabulary_in_use():
             for request in requests:
                 prompt = self._prompts.tokenize(request)
                 if isinstance(prompt, RowError):
@@ -182,8 +182,21 @@ class Engine:
             self._changed.notify()
         if self._thread.is_alive():
             self._thread.join()
-        with self._vocabulary_in_use:
+        with self._has_tokenized:
+            self._has_tokenized.wait_for(lambda: not self._num_tokenizing)
             self._model.close()
+
+    @contextlib.contextmanager
+    def _vocabulary_in_use(self) -> Iterator[None]:
+        with self._has_tokenized:
+            self._check_alive()
+            self._num_tokenizing += 1
+        try:
+            yield
+        finally:
+            with self._has_tokenized:
+                self._num_tokenizing -= 1
+                self._has_tokenized.notify_all()
 
     def _check_alive(self) -> None:
         if self.failure is not None:

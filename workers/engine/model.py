@@ -85,6 +85,13 @@ class Vocabulary:
         prefix, suffix, middle = (kind(self._vocab) for kind in kinds)
         return (prefix, suffix, middle) if min(prefix, suffix, middle) >= 0 else None
 
+    @cached_property
+    def most_bytes(self) -> int:
+        """No token stands for more bytes of a text than this. Looks at the whole vocabulary once."""
+        texts = (llama_cpp.llama_vocab_get_text(self._vocab, token) for token in range(self.size))
+        # As they are stored, tokens have at least the bytes that they stand for.
+        return max(len(text or b"") for text in texts)
+
     def tokenize(self, text: str, *, adds_bos: bool = True) -> Tokens:
         """The prompt's tokens, special tokens in the text recognised, with a BOS in front where the model wants one.
 

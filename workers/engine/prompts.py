@@ -10,6 +10,9 @@ from workers.engine.kv_cache import Tokens
 from workers.engine.model import Vocabulary
 from workers.engine.sequence import SequenceRequest
 
+#: Characters for each token of the context that are tokenized in a moment, so that nothing need be known of them.
+_FEW_CHARS = 16
+
 
 class Prompts:
     """Tokenizes for one model, whose sequences hold `limit` tokens. For any thread while the model is loaded."""
@@ -42,6 +45,8 @@ class Prompts:
                 text = self._template.render(text)
             except ChatTemplateError as exc:
                 return _invalid(str(exc))
+        if (hopeless := self._find_too_long(len(text) + len(request.params.suffix))) is not None:
+            return hopeless
         found = self._fill_in(text, request.params.suffix) if request.params.suffix else self._vocabulary.tokenize(text)
         return found if isinstance(found, RowError) else self._check_length(found, request.params)
 
@@ -52,6 +57,17 @@ class Prompts:
             return request
         assert params.clips_max_tokens, "it was checked"
         return replace(request, params=replace(params, max_tokens=room))
+
+    def _find_too_long(self, num_chars: int) -> RowError | None:
+        """The error of a text that is too long whatever its tokens are: to find them would take long."""
+        if num_chars <= self._limit * _FEW_CHARS or num_chars <= self._limit * self._vocabulary.most_bytes:
+            return None
+        num_tokens = num_chars // self._vocabulary.most_bytes
+        return RowError(
+            ErrorCode.CONTEXT_LENGTH_EXCEEDED,
+            f"the prompt has {num_chars} characters, so at least {num_tokens} tokens, more than the context of "
+            f"{self._limit}; shorten it, or start the worker with a larger --ctx",
+        )
 
     def _fill_in(self, text: str, suffix: str) -> Tokens | RowError:
         """Prefix, suffix, and then the middle, by the marks that the model was trained with."""
