@@ -1,5 +1,7 @@
 """Live requests beside batch rows, on a fake model, step by step."""
 
+import sys
+import threading
 from dataclasses import dataclass, field
 
 import pytest
@@ -230,3 +232,35 @@ def test_rows_that_have_just_come_are_not_counted_as_live() -> None:
     stats = stepper.engine.stats()
 
     assert (stats.num_waiting, stats.num_live_waiting) == (6, 1)
+
+
+def test_any_thread_may_ask_how_the_engine_is_while_it_moves() -> None:
+    stepper = Stepper()
+    failures: list[Exception] = []
+    is_over = threading.Event()
+
+    def ask() -> None:
+        while not is_over.is_set():
+            try:
+                stepper.engine.stats()
+            except Exception as exc:
+                failures.append(exc)
+                return
+
+    asking = threading.Thread(target=ask)
+    # So that the threads take turns in the middle of things.
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    asking.start()
+    try:
+        for number in range(150):
+            stepper.submit(*prompts_of(f"row {number}", 12), max_tokens=3)
+            stepper.submit(f"live {number}", is_live=True, max_tokens=2)
+            stepper.step(2)
+        stepper.finish()
+    finally:
+        is_over.set()
+        asking.join()
+        sys.setswitchinterval(interval)
+
+    assert failures == []

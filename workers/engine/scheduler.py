@@ -87,7 +87,8 @@ class Scheduler:
 
     @property
     def num_waiting(self) -> int:
-        return len(self._live) + sum(map(len, self._waiting))
+        # A copy, as other threads ask while this one goes on.
+        return len(self._live) + sum(map(len, list(self._waiting)))
 
     @property
     def num_live_waiting(self) -> int:
