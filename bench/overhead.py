@@ -55,6 +55,7 @@ class InstantModel:
     """Gives the same logits at once. Lays out the batch as the real one does."""
 
     path = Path("instant.gguf")
+    chat_template: str | None = None
 
     def __init__(self, shape: Shape) -> None:
         self.vocabulary = FakeVocabulary(shape.vocab_size)

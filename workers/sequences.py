@@ -23,9 +23,11 @@ def sequence_requests(
 ) -> Iterator[SequenceRequest]:
     """What the engine is to decode for `request`; their keys are `position` and the number of the sequence."""
     params = request.params
-    # To choose by them; `Gathering` takes them away again.
-    logprobs = 0 if params.logprobs is None and params.num_drawn > params.n else params.logprobs
-    params = replace(params, n=1, best_of=None, echo=False, logprobs=logprobs)
+    # Most rows ask for one completion of each prompt, and nothing need be changed for them.
+    if params.num_drawn > 1 or params.best_of is not None or params.echo:
+        # To choose by them; `Gathering` takes them away again.
+        logprobs = 0 if params.logprobs is None and params.num_drawn > params.n else params.logprobs
+        params = replace(params, n=1, best_of=None, echo=False, logprobs=logprobs)
     for number in range(request.num_sequences):
         yield SequenceRequest(
             (position, number),

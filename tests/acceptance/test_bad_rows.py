@@ -26,7 +26,7 @@ LINES: list[tuple[bytes, tuple[str, str] | None]] = [
     (b'{"prompt": "x", "model": "gpt-9"}', ("model_not_found", "gpt-9")),
     (json.dumps({"prompt": "word " * 400}).encode(), ("context_length_exceeded", "--ctx")),
     (b'{"prompt": "a NUL \\u0000 inside"}', None),
-    (json.dumps({"prompt": "m" * 1_000_000}).encode(), ("context_length_exceeded", "1000000 tokens")),
+    (json.dumps({"prompt": "m" * 1_000_000}).encode(), ("context_length_exceeded", "1000000 characters")),
     (b'{"prompt": "unknown keys", "surprise": {"deep": [1, 2]}, "note": "last"}', None),
 ]
 
