@@ -50,6 +50,12 @@ def metric(client: httpx.Client, name: str) -> float:
     return float(found[1])
 
 
+def num_open(client: httpx.Client) -> float:
+    found = re.search(r"^batcher_http_requests_open (\S+)$", client.get("/metrics").text, re.MULTILINE)
+    assert found
+    return float(found[1])
+
+
 def test_server_keeps_to_its_own_description(server: Server) -> None:
     """Every operation, with data that fits its schema and data that does not, and sequences of them."""
     done = subprocess.run(
@@ -88,12 +94,17 @@ def test_streams_of_many_clients_are_whole(server: Server, client: httpx.Client)
     assert all(streamed)
 
 
-def test_clients_who_hang_up_free_their_slots_within_a_second(server: Server, client: httpx.Client) -> None:
+def test_clients_who_hang_up_free_their_slots_at_once(server: Server, client: httpx.Client) -> None:
+    # More work than could be done before all have come: 512 texts of 450 tokens.
+    bodies = [body_of(f"p{number}", max_tokens=450, n=16) for number in range(32)]
+
     async def hang_up() -> float:
-        async with async_client(server) as streaming:
-            tasks = [asyncio.create_task(first_event(streaming, body_of(f"p{n}", max_tokens=450))) for n in range(32)]
-            while await asyncio.to_thread(metric, client, "batcher_live_sequences_waiting") < 24:
+        async with async_client(server) as streaming, asyncio.timeout(WAIT_S):
+            tasks = [asyncio.create_task(first_event(streaming, body)) for body in bodies]
+            # One more is the question itself.
+            while await asyncio.to_thread(num_open, client) < len(bodies) + 1:
                 await asyncio.sleep(0.01)
+            assert await asyncio.to_thread(metric, client, "batcher_live_sequences_waiting") > 0
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -102,9 +113,9 @@ def test_clients_who_hang_up_free_their_slots_within_a_second(server: Server, cl
     left_at = asyncio.run(hang_up())
 
     wait_for(lambda: metric(client, "batcher_sequences_running") == 0, what="the slots are free")
+    # A second where nothing else runs. No test of speed: what was asked for would take this model longer than this.
+    assert time.monotonic() - left_at < 3
     assert metric(client, "batcher_live_sequences_waiting") == 0
-    # Not a test of speed: 32 texts of 450 tokens would take this model several times as long.
-    assert time.monotonic() - left_at < 1
 
 
 def test_live_request_passes_a_large_batch_on_the_same_engine(
