@@ -101,9 +101,3 @@ class EngineError(BatcherError):
     """llama.cpp failed while decoding. The engine that raised it must be replaced."""
 
     is_retriable = True
-
-
-class ContextLengthError(EngineError):
-    """A prompt and its `max_tokens` do not fit the context of one sequence. Only that request fails."""
-
-    is_retriable = False

@@ -55,7 +55,7 @@ async def open_engines(
 ) -> AsyncIterator[PromptedEngine]:
     """As `workers.live_engines.open_engines`."""
     yield PromptedEngine(tuple(name for name, _ in config.models), on_failure)
-    print("engines closed", file=sys.stderr, flush=True)
+    print("engines closed", "urgently" if is_urgent() else "", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

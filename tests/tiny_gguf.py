@@ -12,6 +12,9 @@ import numpy.typing as npt
 
 END_OF_TEXT = "<|endoftext|>"
 MERGED = ("he", "ll", "hell", "hello", "Ġw", "or", "Ġwor", "Ġworld")
+#: The shape of the model.
+WIDTH, NUM_HEADS, HIDDEN, NUM_LAYERS = 64, 2, 96, 2
+
 MERGES = ("h e", "l l", "he ll", "hell o", "Ġ w", "o r", "Ġw or", "Ġwor ld")
 
 
@@ -42,7 +45,6 @@ def write_tiny_gguf(
 
     `sharpness` is about the standard deviation of its logits; `end_bias` is about what goes on top of end-of-text's.
     """
-    width, heads, hidden, num_layers = 64, 2, 96, 2
     marks = FILL_IN_MARKS if can_fill_in else ()
     tokens = [*_byte_alphabet(), *MERGED, "ld", *marks, END_OF_TEXT]
     num_control = len(marks) + 1
@@ -52,14 +54,14 @@ def write_tiny_gguf(
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")
     writer.add_context_length(context_length)
-    writer.add_embedding_length(width)
-    writer.add_block_count(num_layers)
-    writer.add_feed_forward_length(hidden)
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(heads)
+    writer.add_embedding_length(WIDTH)
+    writer.add_block_count(NUM_LAYERS)
+    writer.add_feed_forward_length(HIDDEN)
+    writer.add_head_count(NUM_HEADS)
+    writer.add_head_count_kv(NUM_HEADS)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(len(tokens))
-    writer.add_rope_dimension_count(width // heads)
+    writer.add_rope_dimension_count(WIDTH // NUM_HEADS)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)
@@ -71,34 +73,38 @@ def write_tiny_gguf(
     if chat_template is not None:
         writer.add_chat_template(chat_template)
 
-    rng = np.random.default_rng(seed)
-
-    def tensor(*shape: int) -> npt.NDArray[np.float32]:
-        return rng.standard_normal(shape, np.float32) / np.float32(np.sqrt(shape[-1]))
-
-    embeddings = tensor(len(tokens), width)
-    # The residual stream keeps this coordinate, and the last norm brings it to about 2 to 4.
-    embeddings[:, 0] = 2.0
-    output = tensor(len(tokens), width) * np.float32(sharpness)
-    output[:, 0] = [0.0 if token.isascii() or "\u0120" in token else -8.0 for token in tokens]
-    output[end, 0] = end_bias / 2
-    writer.add_tensor("token_embd.weight", embeddings)
-    writer.add_tensor("output.weight", output)
-    writer.add_tensor("output_norm.weight", np.ones(width, np.float32))
-    for layer in range(num_layers):
-        for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
-            writer.add_tensor(f"blk.{layer}.{name}.weight", tensor(width, width))
-        writer.add_tensor(f"blk.{layer}.ffn_gate.weight", tensor(hidden, width))
-        writer.add_tensor(f"blk.{layer}.ffn_up.weight", tensor(hidden, width))
-        writer.add_tensor(f"blk.{layer}.ffn_down.weight", tensor(width, hidden))
-        for name in ("attn_norm", "ffn_norm"):
-            writer.add_tensor(f"blk.{layer}.{name}.weight", np.ones(width, np.float32))
-
+    _add_tensors(writer, tokens, seed=seed, sharpness=sharpness, end_bias=end_bias)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def _add_tensors(writer: gguf.GGUFWriter, tokens: list[str], *, seed: int, sharpness: float, end_bias: float) -> None:
+    """Random weights; the last of `tokens` is the end of text."""
+    rng = np.random.default_rng(seed)
+
+    def tensor(*shape: int) -> npt.NDArray[np.float32]:
+        return rng.standard_normal(shape, np.float32) / np.float32(np.sqrt(shape[-1]))
+
+    embeddings = tensor(len(tokens), WIDTH)
+    # The residual stream keeps this coordinate, and the last norm brings it to about 2 to 4.
+    embeddings[:, 0] = 2.0
+    output = tensor(len(tokens), WIDTH) * np.float32(sharpness)
+    output[:, 0] = [0.0 if token.isascii() or "\u0120" in token else -8.0 for token in tokens]
+    output[-1, 0] = end_bias / 2
+    writer.add_tensor("token_embd.weight", embeddings)
+    writer.add_tensor("output.weight", output)
+    writer.add_tensor("output_norm.weight", np.ones(WIDTH, np.float32))
+    for layer in range(NUM_LAYERS):
+        for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
+            writer.add_tensor(f"blk.{layer}.{name}.weight", tensor(WIDTH, WIDTH))
+        writer.add_tensor(f"blk.{layer}.ffn_gate.weight", tensor(HIDDEN, WIDTH))
+        writer.add_tensor(f"blk.{layer}.ffn_up.weight", tensor(HIDDEN, WIDTH))
+        writer.add_tensor(f"blk.{layer}.ffn_down.weight", tensor(WIDTH, HIDDEN))
+        for name in ("attn_norm", "ffn_norm"):
+            writer.add_tensor(f"blk.{layer}.{name}.weight", np.ones(WIDTH, np.float32))
 
 
 def _byte_alphabet() -> list[str]:

@@ -151,7 +151,6 @@ def _load_engines(config: WorkerConfig) -> tuple[dict[str, Any], list[str]]:
             num_workers=config.num_workers,
             num_prompts=config.num_prompts,
             longest_request=config.longest_request,
-            is_live=config.live_descriptor is not None,
         )
         engines[name] = loader.make_engine(name, model, settings, gate=gate)
         texts.append(f"{name}: {settings}")

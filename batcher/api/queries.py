@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 
-from batcher.api.errors import ApiError
+from batcher.api.errors import MEANINGS, ApiError, ErrorBody
 from batcher.batches import BatchEndedError, BatchRequestError, NoSuchThingError
 from batcher.errors import BatcherError, InputError
 
@@ -22,37 +22,11 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 _Model = TypeVar("_Model", bound=BaseModel)
 
-_DESCRIPTIONS = {
-    400: "The request can't be taken as it is",
-    401: "The API key is missing or wrong",
-    403: "Not allowed",
-    404: "There is no such thing",
-    413: "The body is too large",
-    429: "Too many requests; `retry-after` says when to try again",
-    500: "The server failed",
-    503: "The server is starting, stopping or full; try again in a while",
-}
-
-
-class ErrorObject(BaseModel):
-    """What went wrong."""
-
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class ErrorBody(BaseModel):
-    """The body of every answer that is an error."""
-
-    error: ErrorObject
-
 
 def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The documentation of these statuses and of those that every route can answer with."""
     every = sorted({400, 401, 403, 413, 429, 500, 503, *statuses})
-    return {status: {"model": ErrorBody, "description": _DESCRIPTIONS[status]} for status in every}
+    return {status: {"model": ErrorBody, "description": MEANINGS[status]} for status in every}
 
 
 def path_parameter(name: str) -> dict[str, Any]:

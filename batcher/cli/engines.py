@@ -44,8 +44,7 @@ _ENGINE_OPTIONS: tuple[Decorator, ...] = (
     option(
         "--batch-tokens",
         type=click.IntRange(min=1),
-        help="Most tokens of one step, of prompts and completions together. [default: as tuned, else 2048; of a server "
-        "those of the micro-batch]",
+        help="Most tokens of one step, of prompts and completions together. [default: as tuned, else 2048]",
     ),
     option(
         "--micro-batch-tokens",

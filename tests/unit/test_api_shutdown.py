@@ -132,6 +132,7 @@ def test_second_signal_ends_what_is_open(command: Command) -> None:
         assert json.loads(list(lines)[-1])["error"]["code"] == "stopping"
         response.close()
     assert command.process.wait(PATIENCE_S) == 0
+    assert "engines closed urgently" in command.log.read_text()
 
 
 def test_engine_that_fails_for_good_ends_the_command_with_its_reason(command: Command) -> None:

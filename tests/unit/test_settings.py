@@ -112,19 +112,6 @@ def test_profile_goes_before_the_machine() -> None:
     )
 
 
-def test_steps_are_short_where_somebody_waits() -> None:
-    live = replace(ROOMY, is_live=True)
-
-    settings = choose_settings(EngineConfig(), live)
-    asked = choose_settings(EngineConfig(max_batch_tokens=2048), live)
-    many = choose_settings(EngineConfig(num_slots=256, max_micro_batch_tokens=1024), live)
-
-    assert settings.max_batch_tokens.value == settings.max_micro_batch_tokens.value == 512
-    assert "somebody waits" in str(settings)
-    assert asked.max_batch_tokens.value == 2048
-    assert many.max_batch_tokens.value == 1024
-
-
 def test_option_goes_before_the_profile() -> None:
     config = EngineConfig(num_slots=8, num_threads=1, max_batch_tokens=1024, max_micro_batch_tokens=128)
 

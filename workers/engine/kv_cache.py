@@ -87,10 +87,6 @@ class KvCache:
     def num_free_slots(self) -> int:
         return len(self._free)
 
-    def fits(self, num_cells: int) -> bool:
-        """Whether a sequence of this many tokens could ever be admitted."""
-        return num_cells <= self.cells_per_sequence
-
     def match(self, prompt: Tokens) -> Match:
         """Where the beginning of `prompt` is. Never all of it: the last token is computed anew, for its logits.
 
@@ -128,8 +124,7 @@ class KvCache:
         free one whose cells were of no use for longest.
         """
         num_known = len(known)
-        assert num_known < limit
-        assert self.fits(limit)
+        assert num_known < limit <= self.cells_per_sequence
         target = self._free[0]
         if takes_any:
             is_in_place = match.num_cached > 0 and not self.num_prompt[match.slot]

@@ -72,7 +72,6 @@ def choose(
     num_workers: int = 1,
     num_prompts: int | None = None,
     longest_request: int | None = None,
-    is_live: bool = False,
 ) -> EngineSettings:
     """The settings for this machine, whose memory is looked at now, with the weights of `model` in it."""
     situation = Situation(
@@ -84,7 +83,6 @@ def choose(
         num_workers=num_workers,
         num_prompts=num_prompts,
         longest_request=longest_request,
-        is_live=is_live,
     )
     return choose_settings(config, situation, tuned=tuned)
 

@@ -112,7 +112,7 @@ class Scheduler:
         return self._running.values()
 
     def add(self, sequences: Iterable[Sequence]) -> None:
-        """Queue sequences, each of which must fit the cache (`KvCache.fits`)."""
+        """Queue sequences, none of which may need more than a slot's cells."""
         self._num_arrivals += 1
         changed: set[int] = set()
         for sequence in sequences:

@@ -79,7 +79,7 @@ class Situation:
 
     `free_memory` are the bytes for KV cache and all else once the weights are loaded, in the GPU where `uses_gpu`.
     `num_workers` share the machine. `num_prompts` are those of the job, none of which takes more than `longest_request`
-    tokens with its completion; None: nobody knows what will come. `is_live`: somebody waits for the next token.
+    tokens with its completion; None: nobody knows what will come.
     """
 
     trained_context_length: int
@@ -90,7 +90,6 @@ class Situation:
     num_workers: int = 1
     num_prompts: int | None = None
     longest_request: int | None = None
-    is_live: bool = False
 
     def most_slots(self, context_length: int) -> int:
         """The slots of `context_length` tokens that memory has room for; one at least."""
@@ -182,7 +181,7 @@ def choose_settings(config: EngineConfig, situation: Situation, *, tuned: TunedV
     check_config(config)
     context_length = _choose_context_length(config, situation)
     num_slots = _choose_slots(config, situation, tuned, context_length.value)
-    batch = _choose_batch(config, situation, tuned, num_slots.value)
+    batch = _choose_batch(config, tuned, num_slots.value)
     return EngineSettings(
         num_slots=num_slots,
         context_length=context_length,
@@ -241,16 +240,11 @@ def _choose_threads(config: EngineConfig, situation: Situation, tuned: TunedValu
     return Setting(cores.num_usable, "all cores")
 
 
-def _choose_batch(config: EngineConfig, situation: Situation, tuned: TunedValues | None, num_slots: int) -> Setting:
+def _choose_batch(config: EngineConfig, tuned: TunedValues | None, num_slots: int) -> Setting:
     if config.max_batch_tokens is not None:
         return Setting(config.max_batch_tokens, "--batch-tokens")
     wish = Setting(DEFAULT_BATCH_TOKENS, "the default")
-    if situation.is_live:
-        # No larger than what llama.cpp computes at once. A larger one is no faster, and every stream waits for its end:
-        # with 2,048 tokens up to 3 s, with 512 less than one (ragged prompts, 64 clients, 2 cores).
-        micro = tuned.values.max_micro_batch_tokens if tuned is not None else DEFAULT_MICRO_BATCH_TOKENS
-        wish = Setting(micro, "short steps, as somebody waits")
-    elif tuned is not None:
+    if tuned is not None:
         wish = Setting(tuned.values.max_batch_tokens, tuned.source)
     bounds = [Setting(num_slots, "one for each slot")]
     if config.max_micro_batch_tokens is not None:
