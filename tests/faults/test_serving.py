@@ -86,11 +86,12 @@ def test_batch_of_the_sdk_is_complete_though_one_of_its_two_workers_is_killed(
 def test_killed_engine_fails_its_requests_and_the_server_stays(family: Family, model: Path) -> None:
     with serve(family, "--model", f"tiny={model}", "--no-auth", "--threads", 1) as server, httpx.Client() as client:
         url = f"{server.base_url}/completions"
-        body = {"model": "tiny", "prompt": "hello", "max_tokens": 450, "stream": True}
+        (child,) = children_of(server.pid, "workers.child")
+        # Seconds of work, however late the kill comes.
+        body = {"model": "tiny", "prompt": "hello", "max_tokens": 450, "n": 128, "stream": True}
         with client.stream("POST", url, json=body, timeout=60) as response:
             lines = response.iter_lines()
             assert next(lines).startswith("data: ")
-            (child,) = children_of(server.pid, "workers.child")
 
             os.kill(child, signal.SIGKILL)
 

@@ -11,7 +11,8 @@ import pytest
 
 from batcher.errors import BatcherError
 from batcher.live import Delta, EngineAwayError, LiveRequestError
-from batcher.types import Choice, ErrorCode, Request, SamplingParams
+from batcher.parameters import MAX_CHOICES
+from batcher.types import Choice, EngineStats, ErrorCode, Request, SamplingParams
 from tests.family import children_of
 from workers.events import WorkerConfig
 from workers.live_engines import ProcessEngines, open_engines
@@ -97,39 +98,37 @@ def test_bad_request_fails_alone(model: Path, tmp_path: Path) -> None:
 
 def test_caller_who_leaves_frees_the_slots(model: Path, tmp_path: Path) -> None:
     async def test(engines: ProcessEngines) -> None:
-        streams = [engines.complete(ask(f"p{n}", max_tokens=400), is_streaming=True) for n in range(8)]
-        for stream in streams[:4]:
-            await anext(stream)
-        stats = (await engines.stats())["tiny"]
-        assert stats.num_live_running == 4
+        running, waiting = (engines.complete(work_of_seconds(prompt), is_streaming=True) for prompt in ("p0", "p1"))
+        await anext(running)
+        assert (await engines.stats())["tiny"].num_live_running == 4
 
-        tasks = [asyncio.ensure_future(anext(stream)) for stream in streams[4:]]
-        await until_stats(engines, lambda: len(tasks) == 4, waiting=4)
-        for task in tasks:
-            task.cancel()
-        for stream in streams[:4]:
-            await stream.aclose()  # type: ignore[attr-defined]
+        # The choices of the second wait behind those of the first.
+        task = asyncio.ensure_future(anext(waiting))
+        await until_stats(engines, lambda stats: stats.num_live_waiting >= MAX_CHOICES)
+        task.cancel()
+        await running.aclose()  # type: ignore[attr-defined]
 
-        await until_stats(engines, lambda: True, waiting=0, running=0)
+        await until_stats(engines, lambda stats: stats.num_live_waiting == stats.num_live_running == 0)
 
     run(model, tmp_path, test)
 
 
-async def until_stats(
-    engines: ProcessEngines, condition: Callable[[], bool], *, waiting: int, running: int | None = None
-) -> None:
+def work_of_seconds(prompt: str) -> Request:
+    """What takes far longer than a test needs to step in: drawn texts, as equal ones would be made once."""
+    return ask(prompt, max_tokens=400, n=MAX_CHOICES, temperature=1.0)
+
+
+async def until_stats(engines: ProcessEngines, condition: Callable[[EngineStats], bool]) -> None:
     async with asyncio.timeout(WAIT_S):
-        while True:
-            stats = (await engines.stats())["tiny"]
-            if condition() and stats.num_live_waiting == waiting and running in (None, stats.num_live_running):
-                return
+        while not condition((await engines.stats())["tiny"]):
+            await asyncio.sleep(0.01)
 
 
 def test_killed_process_fails_its_requests_and_is_replaced(model: Path, tmp_path: Path) -> None:
     async def test(engines: ProcessEngines) -> None:
-        stream = engines.complete(ask("hello", max_tokens=400), is_streaming=True)
-        await anext(stream)
         (child,) = children_of(os.getpid(), "workers.child")
+        stream = engines.complete(work_of_seconds("hello"), is_streaming=True)
+        await anext(stream)
 
         os.kill(child, signal.SIGKILL)
 
