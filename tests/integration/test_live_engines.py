@@ -100,7 +100,7 @@ def test_caller_who_leaves_frees_the_slots(model: Path, tmp_path: Path) -> None:
     async def test(engines: ProcessEngines) -> None:
         running, waiting = (engines.complete(work_of_seconds(prompt), is_streaming=True) for prompt in ("p0", "p1"))
         await anext(running)
-        assert (await engines.stats())["tiny"].num_live_running == 4
+        await until_stats(engines, lambda stats: stats.num_live_running == 4)
 
         # The choices of the second wait behind those of the first.
         task = asyncio.ensure_future(anext(waiting))
@@ -114,7 +114,7 @@ def test_caller_who_leaves_frees_the_slots(model: Path, tmp_path: Path) -> None:
 
 
 def work_of_seconds(prompt: str) -> Request:
-    """What takes far longer than a test needs to step in: drawn texts, as equal ones would be made once."""
+    """What takes far longer than a test needs to step in. Drawn texts, so that no early end is common to all."""
     return ask(prompt, max_tokens=400, n=MAX_CHOICES, temperature=1.0)
 
 
