@@ -23,7 +23,7 @@ WORKDIR /src
 # wheel.exclude: GCC miscompiles the AMX code (scripts/setup.sh says how), so a processor with AMX takes the next best
 # library, that for AVX-512 with BF16.
 ARG LLAMA_CPP_PYTHON
-COPY scripts/llama_build.cmake scripts/llama_portable.cmake scripts/
+COPY scripts/llama_attention.cpp scripts/llama_build.cmake scripts/llama_portable.cmake scripts/
 RUN lib="$(python -c 'import sysconfig; print(sysconfig.get_path("platlib"))')/llama_cpp/lib" \
     && CMAKE_ARGS="-DLLAVA_BUILD=OFF -DLLAMA_LIBRARY_DIR=$lib \
         -DCMAKE_PROJECT_llama.cpp_INCLUDE=/src/scripts/llama_portable.cmake" \
@@ -52,7 +52,7 @@ RUN python3 -m venv /opt/batcher && /opt/batcher/bin/pip install --no-cache-dir 
 ENV PATH=/opt/batcher/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
 ARG LLAMA_CPP_PYTHON
-COPY scripts/llama_build.cmake scripts/llama_portable.cmake scripts/
+COPY scripts/llama_attention.cpp scripts/llama_build.cmake scripts/llama_portable.cmake scripts/
 RUN lib="$(python -c 'import sysconfig; print(sysconfig.get_path("platlib"))')/llama_cpp/lib" \
     && CMAKE_ARGS="-DGGML_CUDA=ON -DLLAVA_BUILD=OFF -DLLAMA_LIBRARY_DIR=$lib \
         -DCMAKE_PROJECT_llama.cpp_INCLUDE=/src/scripts/llama_portable.cmake" \

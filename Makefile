@@ -23,7 +23,7 @@ check: setup
 
 setup: .venv/.ready
 
-.venv/.ready: pyproject.toml scripts/setup.sh scripts/llama_build.cmake scripts/amx_probe.cpp
+.venv/.ready: pyproject.toml scripts/setup.sh $(wildcard scripts/llama_*) scripts/amx_probe.cpp
 	scripts/setup.sh
 
 clean:

@@ -5,7 +5,8 @@
 prints the folder of `llama-server` and `llama-batched-bench`. The first time it downloads the source distribution of
 the installed version and builds them with the compiler flags of `scripts/setup.sh` (some 8 minutes on 2 cores); they
 stay in `~/.cache/batcher/llama-tools` (`BATCHER_CACHE` moves it), in a folder of their own for each version, compiler
-and processor. A build that was interrupted goes on where it stopped.
+and processor. A build that was interrupted goes on where it stopped. They are llama.cpp as anyone gets it: the
+attention that our build adds (`scripts/llama_attention.cpp`) is in none of them.
 """
 
 import hashlib
@@ -20,6 +21,7 @@ import tarfile
 import tempfile
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -53,6 +55,17 @@ class Tools:
         done = subprocess.run([self.server, "--version"], capture_output=True, text=True, check=True)
         found = re.search(r"^version:\s*(.*)$", done.stdout + done.stderr, re.MULTILINE)
         return found[1] if found else "unknown"
+
+
+def on_our_build(environment: dict[str, str]) -> dict[str, str]:
+    """`environment`, and in it the libraries of the installed llama-cpp-python go before the programs' own.
+
+    They are the same version, with the attention of `scripts/llama_attention.cpp`.
+    """
+    spec = find_spec("llama_cpp")
+    assert spec is not None
+    assert spec.origin is not None
+    return {**environment, "LD_LIBRARY_PATH": str(Path(spec.origin).parent / "lib")}
 
 
 def llama_version() -> str:

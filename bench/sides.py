@@ -34,6 +34,7 @@ class Side(StrEnum):
 
     LOOP = "loop"
     SERVER = "server"
+    SERVER_OUR_BUILD = "server-our-build"
     OURS = "ours"
     OURS_NO_DEDUP = "ours-no-dedup"
     OURS_SAMPLED = "ours-sampled"
@@ -71,13 +72,21 @@ class UnavailableError(Exception):
     """This side can't be measured here; the message says why."""
 
 
-def measure_in_child(side: Side, rows: Path, setup: Setup) -> Pass:
-    """One pass of `loop` or ours in a fresh process. Raises UnavailableError."""
+def measure_in_child(side: Side, rows: Path, setup: Setup, *, stock_libraries: Path | None = None) -> Pass:
+    """One pass of `loop` or ours in a fresh process. Raises UnavailableError.
+
+    The loop runs on the llama.cpp of the folder `stock_libraries`, where there is one, and else on our build of it.
+    """
     command = [sys.executable, "-m", "bench.sides", side, str(rows), "--model", str(setup.model)]
     for name in ("slots", "threads", "ctx"):
         command += [f"--{name}", str(getattr(setup, name))]
     # Spinning threads are best for the loop where nothing else runs; the engine has its own setting.
-    environment = {**os.environ, "OMP_WAIT_POLICY": "active"} if side is Side.LOOP else engine_environment()
+    environment = engine_environment()
+    if side is Side.LOOP:
+        environment = {**os.environ, "OMP_WAIT_POLICY": "active"}
+        if stock_libraries is not None:
+            # Read by llama_cpp in place of the libraries of its own wheel.
+            environment["LLAMA_CPP_LIB_PATH"] = str(stock_libraries)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode == UNAVAILABLE:
         raise UnavailableError(done.stderr.strip())

@@ -10,10 +10,11 @@ from bench.workloads import WORKLOADS, Size
 NAMES = {
     Side.LOOP: "create_completion loop",
     Side.SERVER: "llama-server, {slots} slots",
+    Side.SERVER_OUR_BUILD: "llama-server, on our build of llama.cpp",
     Side.OURS: "batcher engine, {slots} slots",
     Side.OURS_NO_DEDUP: "batcher engine, no deduplication",
     Side.OURS_SAMPLED: "batcher engine, sampled",
-    Side.CEILING: "ceiling by llama-batched-bench",
+    Side.CEILING: "ceiling by llama-batched-bench, on our build",
 }
 #: What others are compared with, where it was measured.
 _BASELINES = {Side.SERVER: "of the server", Side.LOOP: "of the loop", Side.OURS: "of ours, greedy"}

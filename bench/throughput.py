@@ -3,12 +3,14 @@
     .venv/bin/python -m bench.throughput [--workload NAME ...] [--sides loop,server,ours] [--slots 32] [--repeats 3]
 
 Sides:
-  loop          llama-cpp-python's `create_completion`, one prompt after the other
-  server        llama.cpp's `llama-server` with as many slots as ours, prompt caching on as is its default, 32 clients
-  ours          our engine in this version, all prompts submitted at once
-  ours-no-dedup ours, each copy of a prompt computed by itself
-  ours-sampled  ours at temperature 1 and top_p 0.95, a seed for each row; all other sides are greedy
-  ceiling       the time by `llama-batched-bench`'s rates for prompts of the mean length, without sampling or gaps
+  loop             llama-cpp-python's `create_completion`, one prompt after the other
+  server           llama.cpp's `llama-server` with as many slots as ours and 32 clients; its prompt cache is on
+  server-our-build the same program, loading the libraries of our build, which has an attention of its own
+  ours             our engine in this version, all prompts submitted at once
+  ours-no-dedup    ours, each copy of a prompt computed by itself
+  ours-sampled     ours at temperature 1 and top_p 0.95, a seed for each row; all other sides are greedy
+  ceiling          the time by `llama-batched-bench`'s rates for prompts of the mean length, without sampling or gaps;
+                   on our build, too
 
 Every measurement is a process of its own that loads the model, warms up and times one pass over all rows; the sides
 take turns, and the tables (Markdown) give medians. Tokens are what the rows' usage says, prompt and completion, cached
@@ -32,7 +34,7 @@ from typing import TextIO
 
 from bench.ceiling import run_ceiling
 from bench.models import requantize
-from bench.peers import Tools, cpu_model, find_tools, llama_version
+from bench.peers import Tools, cpu_model, find_tools, llama_version, on_our_build
 from bench.server import run_server
 from bench.sides import Pass, Setup, Side, UnavailableError, measure_in_child
 from bench.tables import Table, print_table
@@ -41,13 +43,13 @@ from bench.workloads import WORKLOADS, read_rows, scaled, write_workload
 #: What is measured unless --sides says. The loop is slow; a ceiling without shared prompts is none for those that are.
 DEFAULT_SIDES = {
     "uniform": (Side.LOOP, Side.SERVER, Side.OURS, Side.OURS_SAMPLED, Side.CEILING),
-    "ragged": (Side.SERVER, Side.OURS, Side.CEILING),
-    "template": (Side.SERVER, Side.OURS),
-    "templates": (Side.SERVER, Side.OURS),
+    "ragged": (Side.SERVER, Side.SERVER_OUR_BUILD, Side.OURS, Side.CEILING),
+    "template": (Side.SERVER, Side.SERVER_OUR_BUILD, Side.OURS),
+    "templates": (Side.SERVER, Side.SERVER_OUR_BUILD, Side.OURS),
     "duplicates": (Side.SERVER, Side.OURS, Side.OURS_NO_DEDUP),
 }
 #: Sides that are llama.cpp's own programs.
-PEERS = frozenset({Side.SERVER, Side.CEILING})
+PEERS = frozenset({Side.SERVER, Side.SERVER_OUR_BUILD, Side.CEILING})
 
 
 def main() -> int:
@@ -148,16 +150,15 @@ class Benchmark:
     def _run_side(self, side: Side, rows: Path, table: Table) -> Pass:
         """One pass. Raises UnavailableError."""
         if side not in PEERS:
-            return measure_in_child(side, rows, self._setup)
+            stock_libraries = None if self._tools is None else self._tools.server.parent
+            return measure_in_child(side, rows, self._setup, stock_libraries=stock_libraries)
         assert self._tools is not None
+        environment = self._peer_environment if side is Side.SERVER else on_our_build(self._peer_environment)
         if side is Side.CEILING:
-            return run_ceiling(self._tools.batched_bench, table.size, self._setup, environment=self._peer_environment)
+            return run_ceiling(self._tools.batched_bench, table.size, self._setup, environment=environment)
+        clients = self._args.clients
         return run_server(
-            self._tools.server,
-            read_rows(rows),
-            self._setup,
-            num_clients=self._args.clients,
-            environment=self._peer_environment,
+            self._tools.server, read_rows(rows), self._setup, num_clients=clients, environment=environment
         )
 
     @contextmanager

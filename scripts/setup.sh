@@ -8,7 +8,8 @@ python=${PYTHON:-python3}
 cache=${BATCHER_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/batcher}
 llama_version=0.3.36
 model_version=0.1.2
-# Only libllama and the CPU backend: no multimodal library (LLAVA), no `common` (see llama_build.cmake).
+# Only libllama and the CPU backend: no multimodal library (LLAVA), no `common`, and an attention of our own (see
+# llama_build.cmake).
 cmake_args="-DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=$PWD/scripts/llama_build.cmake ${CMAKE_ARGS:-}"
 
 say() { printf '==> %s\n' "$*" >&2; }
@@ -47,7 +48,7 @@ if grep -qs amx_tile /proc/cpuinfo; then
 fi
 
 # The build is native to this processor, so the cache is keyed by it too.
-key=$(cat scripts/llama_build.cmake <(echo "$llama_version ${CMAKE_ARGS:-} ${CXXFLAGS:-}") \
+key=$(cat scripts/llama_build.cmake scripts/llama_attention.cpp <(echo "$llama_version ${CMAKE_ARGS:-} ${CXXFLAGS:-}") \
     <(grep -m1 '^model name' /proc/cpuinfo) <(grep -m1 '^flags' /proc/cpuinfo) <(c++ --version) <(uname -m) \
     2>/dev/null | sha256sum | cut -c1-16)
 wheels=$cache/llama-cpp-python/$llama_version-$key

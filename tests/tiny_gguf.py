@@ -4,6 +4,7 @@ Its vocabulary is the 256 bytes in the GPT-2 alphabet, an end-of-text token and 
 tokenized. It writes printable ASCII: the embeddings share one coordinate, which works as a bias on the logits.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import gguf
@@ -12,9 +13,6 @@ import numpy.typing as npt
 
 END_OF_TEXT = "<|endoftext|>"
 MERGED = ("he", "ll", "hell", "hello", "Ġw", "or", "Ġwor", "Ġworld")
-#: The shape of the model.
-WIDTH, NUM_HEADS, HIDDEN, NUM_LAYERS = 64, 2, 96, 2
-
 MERGES = ("h e", "l l", "he ll", "hell o", "Ġ w", "o r", "Ġw or", "Ġwor ld")
 
 
@@ -31,9 +29,32 @@ CHAT_TEMPLATE = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Of the model's layers. Queries of a few heads share a head of keys and values."""
+
+    num_heads: int = 2
+    num_kv_heads: int = 2
+    head_width: int = 32
+    hidden: int = 96
+    num_layers: int = 2
+
+    @property
+    def width(self) -> int:
+        return self.num_heads * self.head_width
+
+    @property
+    def kv_width(self) -> int:
+        return self.num_kv_heads * self.head_width
+
+
+TINY = Shape()
+
+
 def write_tiny_gguf(
     path: Path,
     *,
+    shape: Shape = TINY,
     seed: int = 0,
     context_length: int = 512,
     sharpness: float = 4.0,
@@ -54,14 +75,14 @@ def write_tiny_gguf(
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")
     writer.add_context_length(context_length)
-    writer.add_embedding_length(WIDTH)
-    writer.add_block_count(NUM_LAYERS)
-    writer.add_feed_forward_length(HIDDEN)
-    writer.add_head_count(NUM_HEADS)
-    writer.add_head_count_kv(NUM_HEADS)
+    writer.add_embedding_length(shape.width)
+    writer.add_block_count(shape.num_layers)
+    writer.add_feed_forward_length(shape.hidden)
+    writer.add_head_count(shape.num_heads)
+    writer.add_head_count_kv(shape.num_kv_heads)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(len(tokens))
-    writer.add_rope_dimension_count(WIDTH // NUM_HEADS)
+    writer.add_rope_dimension_count(shape.head_width)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)
@@ -73,7 +94,7 @@ def write_tiny_gguf(
     if chat_template is not None:
         writer.add_chat_template(chat_template)
 
-    _add_tensors(writer, tokens, seed=seed, sharpness=sharpness, end_bias=end_bias)
+    _add_tensors(writer, tokens, shape, seed=seed, sharpness=sharpness, end_bias=end_bias)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -81,30 +102,37 @@ def write_tiny_gguf(
     return path
 
 
-def _add_tensors(writer: gguf.GGUFWriter, tokens: list[str], *, seed: int, sharpness: float, end_bias: float) -> None:
+def _add_tensors(
+    writer: gguf.GGUFWriter, tokens: list[str], shape: Shape, *, seed: int, sharpness: float, end_bias: float
+) -> None:
     """Random weights; the last of `tokens` is the end of text."""
     rng = np.random.default_rng(seed)
 
     def tensor(*shape: int) -> npt.NDArray[np.float32]:
         return rng.standard_normal(shape, np.float32) / np.float32(np.sqrt(shape[-1]))
 
-    embeddings = tensor(len(tokens), WIDTH)
+    embeddings = tensor(len(tokens), shape.width)
     # The residual stream keeps this coordinate, and the last norm brings it to about 2 to 4.
     embeddings[:, 0] = 2.0
-    output = tensor(len(tokens), WIDTH) * np.float32(sharpness)
+    output = tensor(len(tokens), shape.width) * np.float32(sharpness)
     output[:, 0] = [0.0 if token.isascii() or "\u0120" in token else -8.0 for token in tokens]
     output[-1, 0] = end_bias / 2
     writer.add_tensor("token_embd.weight", embeddings)
     writer.add_tensor("output.weight", output)
-    writer.add_tensor("output_norm.weight", np.ones(WIDTH, np.float32))
-    for layer in range(NUM_LAYERS):
-        for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
-            writer.add_tensor(f"blk.{layer}.{name}.weight", tensor(WIDTH, WIDTH))
-        writer.add_tensor(f"blk.{layer}.ffn_gate.weight", tensor(HIDDEN, WIDTH))
-        writer.add_tensor(f"blk.{layer}.ffn_up.weight", tensor(HIDDEN, WIDTH))
-        writer.add_tensor(f"blk.{layer}.ffn_down.weight", tensor(WIDTH, HIDDEN))
+    writer.add_tensor("output_norm.weight", np.ones(shape.width, np.float32))
+    for layer in range(shape.num_layers):
+        for name, rows in (
+            ("attn_q", shape.width),
+            ("attn_k", shape.kv_width),
+            ("attn_v", shape.kv_width),
+            ("attn_output", shape.width),
+        ):
+            writer.add_tensor(f"blk.{layer}.{name}.weight", tensor(rows, shape.width))
+        writer.add_tensor(f"blk.{layer}.ffn_gate.weight", tensor(shape.hidden, shape.width))
+        writer.add_tensor(f"blk.{layer}.ffn_up.weight", tensor(shape.hidden, shape.width))
+        writer.add_tensor(f"blk.{layer}.ffn_down.weight", tensor(shape.width, shape.hidden))
         for name in ("attn_norm", "ffn_norm"):
-            writer.add_tensor(f"blk.{layer}.{name}.weight", np.ones(WIDTH, np.float32))
+            writer.add_tensor(f"blk.{layer}.{name}.weight", np.ones(shape.width, np.float32))
 
 
 def _byte_alphabet() -> list[str]:
