@@ -21,7 +21,7 @@ somebody's, a kill from outside is most likely nobody's.
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -152,8 +152,8 @@ class Journal:
     def alone(self, row: int) -> None:
         self._write(f"= {row}\n")
 
-    def finished(self, row: int) -> None:
-        self._write(f"- {row}\n")
+    def finished(self, rows: Iterable[int]) -> None:
+        self._write("".join(f"- {row}\n" for row in rows))
 
     def committing(self) -> None:
         self._write("!\n")

@@ -44,10 +44,10 @@ class Shape:
 SHAPES = (Shape(32, 49_152, 55.0), Shape(256, 49_152, 10.0), Shape(256, 151_936, 10.0))
 
 PARAMS = {
-    "greedy": SamplingParams(max_tokens=MAX_TOKENS, temperature=0, seed=0),
-    "temperature 1": SamplingParams(max_tokens=MAX_TOKENS, seed=0),
-    "top_p 0.95": SamplingParams(max_tokens=MAX_TOKENS, top_p=0.95, seed=0),
-    "greedy, stop strings": SamplingParams(max_tokens=MAX_TOKENS, temperature=0, stop=("never", "nor"), seed=0),
+    "greedy": SamplingParams(max_tokens=MAX_TOKENS, temperature=0),
+    "temperature 1": SamplingParams(max_tokens=MAX_TOKENS),
+    "top_p 0.95": SamplingParams(max_tokens=MAX_TOKENS, top_p=0.95),
+    "greedy, stop strings": SamplingParams(max_tokens=MAX_TOKENS, temperature=0, stop=("never", "nor")),
 }
 
 

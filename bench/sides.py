@@ -141,7 +141,8 @@ def run_ours(rows: list[Row], setup: Setup, side: Side) -> Pass:
             SequenceRequest(
                 (number, 0),
                 row.prompt,
-                SamplingParams(max_tokens=row.max_tokens, temperature=temperature, top_p=top_p, seed=number),
+                SamplingParams(max_tokens=row.max_tokens, temperature=temperature, top_p=top_p),
+                seed=number,
             )
             for number, row in enumerate(rows)
         )

@@ -31,12 +31,15 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Of the model's layers. Queries of a few heads share a head of keys and values."""
+    """Of the model's layers. Queries of a few heads share a head of keys and values.
+
+    By default it is small to load and, by a wide feed-forward part, not so fast that tests could not interrupt it.
+    """
 
     num_heads: int = 2
     num_kv_heads: int = 2
     head_width: int = 32
-    hidden: int = 96
+    hidden: int = 384
     num_layers: int = 2
 
     @property

@@ -32,7 +32,8 @@ def sequence_requests(
         yield SequenceRequest(
             (position, number),
             request.prompts[number // request.params.num_drawn],
-            replace(params, seed=request.choice_seed(number, job_seed=job_seed)),
+            params,
+            seed=request.choice_seed(number, job_seed=job_seed),
             timeout_s=timeout_s,
             is_alone=is_alone,
             is_live=is_live,
@@ -71,6 +72,8 @@ class Gathering:
         assert not self._num_missing
         if self.error is not None:
             return ()
+        if len(self._found) == 1:
+            return (self.finish(self._found[0]),)
         found = sorted(self._found, key=lambda choice: choice.index)
         num_drawn = self._request.params.num_drawn
         drawn = (found[start : start + num_drawn] for start in range(0, len(found), num_drawn))
@@ -80,8 +83,10 @@ class Gathering:
     def finish(self, choice: Choice) -> Choice:
         """What the caller gets of a choice that is numbered as such: echoed if that was asked for."""
         params = self._request.params
-        text = self._request.prompts[choice.index // params.n] + choice.text if params.echo else choice.text
-        return replace(choice, text=text, logprobs=None if params.logprobs is None else choice.logprobs)
+        if params.echo:
+            choice = replace(choice, text=self._request.prompts[choice.index // params.n] + choice.text)
+        # Those of `best_of` were taken to choose by.
+        return replace(choice, logprobs=None) if params.logprobs is None and choice.logprobs is not None else choice
 
 
 def _best(drawn: list[Choice], number: int) -> list[Choice]:

@@ -11,6 +11,7 @@ The runner is one thread that waits on a queue. The engine's thread fills it; al
 noticing a stop) happens between two results.
 """
 
+import itertools
 import logging
 import queue
 import threading
@@ -250,6 +251,7 @@ class _ShardRun:
         refused = {row: error for row, at in missing.items() if (error := self._shard.rows[at].error) is not None}
         for row, error in (set_aside | refused).items():
             self._finish(missing.pop(row), error=error)
+        self._note_finished(0)
         for row, error in set_aside.items():
             logger.warning("row %d of %s is set aside: %s", row, self._job.job_id, error.message)
         if set_aside:
@@ -315,13 +317,15 @@ class _ShardRun:
 
     def _receive(self, *, timeout_s: float) -> None:
         """Wait for a result, then take all there are."""
+        num_before = len(self._finished)
         try:
             item = self._inbox.get(timeout=timeout_s) if timeout_s else self._inbox.get_nowait()
             while True:
                 self._accept(item)
                 item = self._inbox.get_nowait()
         except queue.Empty:
-            return
+            pass
+        self._note_finished(num_before)
 
     def _accept(self, item: SequenceResult | EngineError) -> None:
         if isinstance(item, EngineError):
@@ -335,9 +339,14 @@ class _ShardRun:
 
     def _finish(self, position: int, *, error: RowError | None, choices: tuple[Choice, ...] = ()) -> None:
         request = self._shard.rows[position].request
-        self._journal.finished(request.row)
         response_id = completion_id(request, job_seed=self._job.manifest.seed)
         self._finished[position] = Completion(request, response_id, int(time.time()), choices, error)
+
+    def _note_finished(self, num_noted: int) -> None:
+        """Note the finished rows but for the first `num_noted` in the journal, all in one write."""
+        if len(self._finished) > num_noted:
+            added = itertools.islice(self._finished.values(), num_noted, None)
+            self._journal.finished(completion.request.row for completion in added)
 
     def _tick(self) -> Outcome | None:
         """Do what is due. Returns why to stop, if so. Raises EngineError when the engine died."""

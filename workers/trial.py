@@ -271,12 +271,12 @@ def _requests(prompts: Sequence[TrialPrompt], *, num_slots: int) -> "Iterator[Se
 
     for number in itertools.count():
         round_number, i = divmod(number, len(prompts))
-        prompt, params = prompts[i], replace(prompts[i].params, seed=number)
+        prompt, params = prompts[i], prompts[i].params
         text = f"{round_number} {prompt.text}" if round_number else prompt.text
         if number < num_slots:
             params = replace(params, max_tokens=max(1, params.max_tokens * (number + 1) // num_slots))
             text = text[:FIRST_PROMPT_CHARS]
-        yield SequenceRequest((number, 0), text, params)
+        yield SequenceRequest((number, 0), text, params, seed=number)
 
 
 def _keep_full(engine: "Engine", requests: "Iterator[SequenceRequest]", *, num_slots: int, meter: Meter) -> None:

@@ -14,7 +14,7 @@ from tests.family import Family, assert_every_row_once, chunk_rows, has_chunks, 
 from tests.job_reading import result_rows
 from tests.waiting import wait_for
 
-ROWS = 200
+ROWS = 400
 #: One shard of several seconds, so that a chunk appears long before its end, on a much faster machine too. One thread:
 #: threads that wait for each other in a busy loop take a multiple of the time where others need the cores.
 LONG = ("--max-tokens", 400, "--shard-rows", ROWS, "--threads", 1)

@@ -59,18 +59,18 @@ def test_journal_says_what_is_in_flight(tmp_path: Path) -> None:
     journal.at_ease()
     for row in (4, 5, 5, 6):
         journal.admitted(row)
-    journal.finished(5)
+    journal.finished([5])
     assert read_journal(path) == JournalState(frozenset({4, 6}), None, has_begun=True)
 
-    journal.finished(4)
-    journal.finished(6)
+    journal.finished([4])
+    journal.finished([6])
     journal.alone(7)
     assert read_journal(path) == JournalState(frozenset({7}), 7, has_begun=True)
 
     journal.at_ease()
     assert read_journal(path).alone is None
     journal.alone(7)
-    journal.finished(7)
+    journal.finished([7])
     journal.committing()
     assert read_journal(path) == JournalState(frozenset(), None, has_begun=False)
     journal.close(is_orderly=True)

@@ -26,7 +26,7 @@ from batcher.doctor import software as software_checks
 from batcher.heartbeats import WorkerHeartbeat, WorkerState, heartbeat_path, write_heartbeat
 from batcher.machine import Memory
 from batcher.models import ModelRef
-from tests.tiny_gguf import write_tiny_gguf
+from tests.tiny_gguf import Shape, write_tiny_gguf
 from workers.engine import loader
 from workers.engine.model import Model
 
@@ -313,7 +313,7 @@ def test_server_for_runs_is_really_started(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> ModelRef:
-    return ModelRef("tiny", write_tiny_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf"))
+    return ModelRef("tiny", write_tiny_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf", shape=Shape(hidden=96)))
 
 
 def check_memory(tiny: ModelRef, wishes: EngineWishes) -> Check:

@@ -62,7 +62,9 @@ def start(tiny: Path) -> Iterator[StartEngine]:
 def complete(engine: Engine, requests: list[tuple[str, SamplingParams]]) -> list[SequenceResult]:
     """Results in the order of the requests."""
     inbox: queue.SimpleQueue[SequenceResult | EngineError] = queue.SimpleQueue()
-    engine.submit([SequenceRequest((i, 0), p, params) for i, (p, params) in enumerate(requests)], inbox.put)
+    engine.submit(
+        [SequenceRequest((i, 0), p, params, seed=params.seed or 0) for i, (p, params) in enumerate(requests)], inbox.put
+    )
     results = []
     for _ in requests:
         result = inbox.get(timeout=WAIT_S)

@@ -41,7 +41,7 @@ def test_each_prompt_gets_its_choices_in_order_of_index(prompts: list[str], n: i
     choices = gathering.choices()
     assert [choice.index for choice in choices] == list(range(len(prompts) * n)) == list(range(asked.num_choices))
     assert [choice.text.rpartition("-")[0] for choice in choices] == [f" {p}" for p in prompts for _ in range(n)]
-    assert len({sequence.params.seed for sequence in found}) == len(found)
+    assert len({sequence.seed for sequence in found}) == len(found)
 
 
 def test_best_are_those_with_the_likeliest_tokens() -> None:
@@ -79,4 +79,4 @@ def test_one_failed_sequence_fails_the_request() -> None:
 
 
 def test_own_seed_is_that_of_the_first_sequence() -> None:
-    assert [sequence.params.seed for sequence in sequences(request("p", seed=7, n=3))] == [7, 8, 9]
+    assert [sequence.seed for sequence in sequences(request("p", seed=7, n=3))] == [7, 8, 9]

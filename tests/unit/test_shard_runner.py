@@ -56,7 +56,7 @@ def test_array_prompt_gives_its_choices_in_order_of_index(tmp_path: Path, bench:
         (0, 2, "<c>"),
         (1, 0, "<p1>"),
     ]
-    assert len({request.params.seed for request in engine.seen}) == 4
+    assert len({request.seed for request in engine.seen}) == 4
     assert part["note"] == ["note 0"] * 3 + ["note 1"]
 
 

@@ -104,7 +104,7 @@ class Owner:
 def make(prompt: list[int], results: list[SequenceResult | EngineError], **changes: object) -> Sequence:
     params = replace(GREEDY, **changes)  # type: ignore[arg-type]
     return Sequence(
-        SequenceRequest((len(results), 0), "", params),
+        SequenceRequest((len(results), 0), "", params, seed=params.seed or 0),
         np.array(prompt, np.int32),
         results.append,
         Owner(),

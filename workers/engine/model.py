@@ -107,7 +107,7 @@ class Vocabulary:
             count = llama_cpp.llama_tokenize(self._vocab, data, len(data), buffer, capacity, False, True)
         if count < 0:
             raise EngineError(f"llama_tokenize gave {count} for a prompt of {len(data)} bytes")
-        tokens: Tokens = np.ctypeslib.as_array(buffer)[:count]
+        tokens: Tokens = np.frombuffer(memoryview(buffer), np.int32, count)
         if adds_bos and self._bos is not None and (not count or (self._adds_bos and tokens[0] != self._bos)):
             return np.concatenate((np.array([self._bos], np.int32), tokens))
         return tokens.copy()

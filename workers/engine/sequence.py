@@ -20,15 +20,16 @@ _NO_TOKENS: Tokens = np.zeros(0, np.int32)
 class SequenceRequest:
     """One prompt to decode. `key` is the caller's: (position of the row in its shard, number of the sequence).
 
-    `params.seed` is resolved: an int; `n`, `best_of` and `echo` are the caller's business. Of a chat (`is_chat`) the
-    prompt is the JSON text of its messages. `timeout_s` runs from its first prefill. `is_live`: somebody waits for it,
-    so it goes before those that are not. `is_alone`: nothing else may be computed in this process from its first token
-    to its last.
+    Its tokens are drawn by its own `seed`; the `seed`, `n`, `best_of` and `echo` of `params` are the caller's business,
+    so that many requests can have the same `params`. Of a chat (`is_chat`) the prompt is the JSON text of its messages.
+    `timeout_s` runs from its first prefill. `is_live`: somebody waits for it, so it goes before those that are not.
+    `is_alone`: nothing else may be computed in this process from its first token to its last.
     """
 
     key: tuple[int, int]
     prompt: str
     params: SamplingParams
+    seed: int = 0
     timeout_s: float | None = None
     is_alone: bool = False
     is_live: bool = False
@@ -106,7 +107,7 @@ class Sequence:
     draws: Draws = field(init=False)
 
     def __post_init__(self) -> None:
-        self.draws = Draws(self.request.params.seed or 0)
+        self.draws = Draws(self.request.seed)
 
     @property
     def num_cells(self) -> int:

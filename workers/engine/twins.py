@@ -73,4 +73,4 @@ def _key(sequence: Sequence) -> TwinKey:
     common = (digest, params.max_tokens, params.stop, timeout_s, params.logprobs, adding)
     if params.temperature < MIN_TEMPERATURE:
         return common
-    return *common, params.temperature, params.top_p, params.seed
+    return *common, params.temperature, params.top_p, sequence.request.seed
