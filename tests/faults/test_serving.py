@@ -24,7 +24,7 @@ def batch_file(tmp_path: Path) -> Path:
     path = tmp_path / "batch.jsonl"
     with path.open("w") as file:
         for number in range(NUM_LINES):
-            body = {"model": "tiny", "prompt": f"number {number}", "max_tokens": 200, "temperature": 0}
+            body = {"model": "tiny", "prompt": f"number {number}", "max_tokens": 450, "temperature": 0}
             if number in BAD_LINES:
                 body["temperature"] = "hot"
             line = {"custom_id": f"id-{number}", "method": "POST", "url": "/v1/completions", "body": body}
