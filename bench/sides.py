@@ -13,6 +13,8 @@ import queue
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -37,6 +39,7 @@ class Side(StrEnum):
     SERVER_OUR_BUILD = "server-our-build"
     OURS = "ours"
     OURS_NO_DEDUP = "ours-no-dedup"
+    OURS_NO_COPIES = "ours-no-copies"
     OURS_SAMPLED = "ours-sampled"
     CEILING = "ceiling"
 
@@ -164,6 +167,16 @@ def run_ours(rows: list[Row], setup: Setup, side: Side) -> Pass:
     return Pass(sum(u.prompt_tokens for u in usages), sum(u.completion_tokens for u in usages), seconds)
 
 
+def without_copies(rows: list[Row]) -> Iterator[Row]:
+    """The rows, the words of each copy turned round: as many tokens, but nothing that could be shared."""
+    seen: Counter[str] = Counter()
+    for row in rows:
+        words = row.prompt.split(" ")
+        first = seen[row.prompt]
+        seen[row.prompt] += 1
+        yield dataclasses.replace(row, prompt=" ".join(words[first:] + words[:first]))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("side", type=Side, choices=[s for s in Side if s not in (Side.SERVER, Side.CEILING)])
@@ -174,6 +187,8 @@ def main() -> None:
     args = parser.parse_args()
     setup = Setup(args.model, slots=args.slots, threads=args.threads, ctx=args.ctx)
     rows = read_rows(args.rows)
+    if args.side is Side.OURS_NO_COPIES:
+        rows = list(without_copies(rows))
     try:
         done = run_loop(rows, setup) if args.side is Side.LOOP else run_ours(rows, setup, args.side)
     except UnavailableError as exc:

@@ -13,13 +13,14 @@ NAMES = {
     Side.SERVER_OUR_BUILD: "llama-server, on our build of llama.cpp",
     Side.OURS: "batcher engine, {slots} slots",
     Side.OURS_NO_DEDUP: "batcher engine, no deduplication",
+    Side.OURS_NO_COPIES: "batcher engine, no copies",
     Side.OURS_SAMPLED: "batcher engine, sampled",
     Side.CEILING: "ceiling by llama-batched-bench, on our build",
 }
 #: What others are compared with, where it was measured.
 _BASELINES = {Side.SERVER: "of the server", Side.LOOP: "of the loop", Side.OURS: "of ours, greedy"}
 #: Compared with ours rather than with peers.
-_VARIANTS = frozenset({Side.OURS_NO_DEDUP, Side.OURS_SAMPLED})
+_VARIANTS = frozenset({Side.OURS_NO_DEDUP, Side.OURS_NO_COPIES, Side.OURS_SAMPLED})
 
 
 @dataclass

@@ -7,7 +7,8 @@ Sides:
   server           llama.cpp's `llama-server` with as many slots as ours and 32 clients; its prompt cache is on
   server-our-build the same program, loading the libraries of our build, which has an attention of its own
   ours             our engine in this version, all prompts submitted at once
-  ours-no-dedup    ours, each copy of a prompt computed by itself
+  ours-no-dedup    ours, each copy of a prompt computed by itself; its prompt is still a prefix that is known
+  ours-no-copies   ours, the words of each copy in another order: as many tokens, and nothing to share
   ours-sampled     ours at temperature 1 and top_p 0.95, a seed for each row; all other sides are greedy
   ceiling          the time by `llama-batched-bench`'s rates for prompts of the mean length, without sampling or gaps;
                    on our build, too
@@ -46,7 +47,7 @@ DEFAULT_SIDES = {
     "ragged": (Side.SERVER, Side.SERVER_OUR_BUILD, Side.OURS, Side.CEILING),
     "template": (Side.SERVER, Side.SERVER_OUR_BUILD, Side.OURS),
     "templates": (Side.SERVER, Side.SERVER_OUR_BUILD, Side.OURS),
-    "duplicates": (Side.SERVER, Side.OURS, Side.OURS_NO_DEDUP),
+    "duplicates": (Side.SERVER, Side.OURS, Side.OURS_NO_DEDUP, Side.OURS_NO_COPIES),
 }
 #: Sides that are llama.cpp's own programs.
 PEERS = frozenset({Side.SERVER, Side.SERVER_OUR_BUILD, Side.CEILING})

@@ -39,7 +39,7 @@ class Shape:
     num_heads: int = 2
     num_kv_heads: int = 2
     head_width: int = 32
-    hidden: int = 896
+    hidden: int = 384
     num_layers: int = 2
 
     @property

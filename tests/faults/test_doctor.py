@@ -450,7 +450,7 @@ def test_models_that_are_missing_or_broken_are_named(doctor: Doctor, family: Fam
     messages = {name.removeprefix("model "): finding.message for name, finding in report.findings.items()}
     assert f"{missing}: no such model file" in messages[str(missing)]
     assert "does not begin with 'GGUF'" in messages[str(paths["magic"])]
-    assert re.search(rf"{paths['version']}: [\d.]+ MiB, .*version 99", messages["version"])
+    assert re.search(rf"{paths['version']}: [\d,]+ bytes, .*version 99", messages["version"])
     assert "failed to read" in messages["header"]
     assert "not within the file bounds, model is corrupted or incomplete" in messages["weights"]
     assert report.findings["model tiny"].level == "ok"
