@@ -20,8 +20,7 @@ import sys
 import tarfile
 import tempfile
 from dataclasses import dataclass
-from importlib.metadata import version
-from importlib.util import find_spec
+from importlib.metadata import distribution, version
 from pathlib import Path
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -62,10 +61,8 @@ def on_our_build(environment: dict[str, str]) -> dict[str, str]:
 
     They are the same version, with the attention of `scripts/llama_attention.cpp`.
     """
-    spec = find_spec("llama_cpp")
-    assert spec is not None
-    assert spec.origin is not None
-    return {**environment, "LD_LIBRARY_PATH": str(Path(spec.origin).parent / "lib")}
+    libraries = distribution("llama-cpp-python").locate_file("llama_cpp/lib")
+    return {**environment, "LD_LIBRARY_PATH": str(libraries)}
 
 
 def llama_version() -> str:

@@ -3,13 +3,17 @@
 set(LLAMA_BUILD_COMMON OFF)
 
 # llama_attention.cpp (see there) takes the name of ggml's attention, and calls that for what it does not handle itself.
-# Only the copy of the source that is being built is changed, once even where this is read again.
-set(ops "${CMAKE_CURRENT_SOURCE_DIR}/ggml/src/ggml-cpu/ops.cpp")
-set(definition "\nvoid ggml_compute_forward_flash_attn_ext(")
-set(renamed "\nstatic void ggml_compute_forward_flash_attn_ext_stock(")
-file(READ "${ops}" source)
-string(FIND "${source}" "${renamed}" found)
-if(found EQUAL -1)
+# Only the copy of the source that is being built is changed, once even where this is read again. A function, so that
+# llama.cpp's own files see none of its variables.
+function(batcher_add_attention)
+    set(ops "${CMAKE_CURRENT_SOURCE_DIR}/ggml/src/ggml-cpu/ops.cpp")
+    set(definition "\nvoid ggml_compute_forward_flash_attn_ext(")
+    set(renamed "\nstatic void ggml_compute_forward_flash_attn_ext_stock(")
+    file(READ "${ops}" source)
+    string(FIND "${source}" "${renamed}" found)
+    if(NOT found EQUAL -1)
+        return()
+    endif()
     string(FIND "${source}" "${definition}" found)
     if(found EQUAL -1)
         message(FATAL_ERROR "${ops}: no ggml_compute_forward_flash_attn_ext; adapt scripts/llama_attention.cpp, which "
@@ -17,4 +21,5 @@ if(found EQUAL -1)
     endif()
     string(REPLACE "${definition}" "${renamed}" source "${source}")
     file(WRITE "${ops}" "${source}\n#include \"${CMAKE_CURRENT_LIST_DIR}/llama_attention.cpp\"\n")
-endif()
+endfunction()
+batcher_add_attention()

@@ -62,8 +62,7 @@ def test_journal_says_what_is_in_flight(tmp_path: Path) -> None:
     journal.finished([5])
     assert read_journal(path) == JournalState(frozenset({4, 6}), None, has_begun=True)
 
-    journal.finished([4])
-    journal.finished([6])
+    journal.finished([4, 6])
     journal.alone(7)
     assert read_journal(path) == JournalState(frozenset({7}), 7, has_begun=True)
 
