@@ -1,12 +1,14 @@
 """The Celery child of a worker: loads the models, then runs shards until it is told to stop.
 
-Started by `supervisor` as `python -m workers.child`; stdin and stdout are pipes to it. The order of the shutdown:
-SIGTERM (or the end of stdin, when the parent died) has Celery take no more messages and sets `stopping`; the runners
-cancel their sequences, save their rows, release their leases and reject their messages back to the queue; then
-Celery's pool is empty and its loop ends, and last the engines, which nobody uses any more, are closed.
+Started by `launch` as `python -m workers.child`; stdin and stdout are pipes to its parent, the supervisor. The order
+of the shutdown: SIGTERM (or the end of stdin, when the parent died) has Celery take no more messages and sets
+`stopping`; the runners cancel their sequences, save their rows, release their leases and reject their messages back
+to the queue; then Celery's pool is empty and its loop ends, and last the engines, which nobody uses any more, are
+closed.
 """
 
 import contextlib
+import importlib
 import logging
 import os
 import signal
@@ -20,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batcher.errors import BatcherError, EngineError
+from batcher.startup import start_fast
 from workers.events import Beat, Event, EventKind, OpenAttempt, WorkerConfig
 
 if TYPE_CHECKING:
@@ -34,6 +37,21 @@ EXIT_REFUSED = 3
 _OOM_SCORE_ADJ = "500"
 #: Seconds between two beats.
 BEAT_INTERVAL_S = 1.0
+#: The largest of those that the work needs; each brings many more.
+_NEEDED_MODULES = (
+    "workers.engine.loader",
+    "workers.profile",
+    "workers.tasks",
+    "workers.messages",
+    "batcher.summary",
+    "celery.apps.worker",
+    "celery.app.log",
+    "celery.concurrency.thread",
+    "celery.fixups.django",
+    "celery.worker.autoscale",
+    "celery.worker.strategy",
+    "kombu.transport.redis",
+)
 #: The engine failed, so the process is of no use; the supervisor starts another.
 EXIT_ENGINE_FAILED = 70
 
@@ -56,9 +74,11 @@ class Reporter:
 
 def main() -> int:
     """Run the child. Returns its exit code."""
+    start_fast()
     reporter = Reporter(_take_over_stdout())
-    config = WorkerConfig.from_json(_read_line(0))
     _go_first()
+    _import_what_work_needs()
+    config = WorkerConfig.from_json(_read_line(0))
     threading.Thread(target=_stop_with_parent, args=(config.grace_s,), name="parent-watch", daemon=True).start()
     _set_up_logging(config)
     try:
@@ -69,7 +89,6 @@ def main() -> int:
 
 
 def _work(config: WorkerConfig, reporter: Reporter) -> int:
-    # Imported after the logging is set up, and in the order of what can go wrong first.
     from batcher.models import verify_sha256
 
     for name, digest in config.model_sha256:
@@ -246,6 +265,14 @@ def _go_first() -> None:
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE_ADJ)
 
 
+def _import_what_work_needs() -> None:
+    """Import, while the parent may still have other work to do, what the functions below would import one by one."""
+    # What can't be imported is told of where it is needed.
+    with contextlib.suppress(Exception):
+        for name in _NEEDED_MODULES:
+            importlib.import_module(name)
+
+
 def _read_line(descriptor: int) -> bytes:
     """Read up to a newline, not a byte further and past Python's buffer: another thread goes on reading."""
     line = b""
@@ -308,4 +335,7 @@ def _keep_logging(**_: Any) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    logging.shutdown()
+    # All that was to be given back or closed is. The interpreter's own end, of no use to anybody, takes half a second.
+    os._exit(code)

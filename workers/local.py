@@ -11,9 +11,10 @@ import re
 import shlex
 import signal
 import socket
+import subprocess
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
@@ -77,8 +78,16 @@ def default_worker_name() -> str:
     return f"{host or 'worker'}-{os.getpid()}"
 
 
+@dataclass(frozen=True, slots=True)
+class JobBroker:
+    """Where the shards of a job queue. `is_ours`: nobody else uses it, and it goes when the job is done."""
+
+    url: str
+    is_ours: bool
+
+
 @contextlib.contextmanager
-def job_broker(job: JobDir, broker_url: str | None) -> Iterator[str]:
+def job_broker(job: JobDir, broker_url: str | None) -> Iterator[JobBroker]:
     """Keep other commands of this machine off `job`, and yield a broker: `broker_url`, else an embedded one.
 
     SIGTERM is like Ctrl-C inside: a KeyboardInterrupt, so that the broker and its folder are gone in any case. Raises
@@ -88,10 +97,10 @@ def job_broker(job: JobDir, broker_url: str | None) -> Iterator[str]:
     try:
         if broker_url is None:
             with embedded_broker(job.path) as url:
-                yield url
+                yield JobBroker(url, is_ours=True)
         else:
             with own_folder(job.path):
-                yield broker_url
+                yield JobBroker(broker_url, is_ours=False)
     finally:
         signal.signal(signal.SIGTERM, previous)
 
@@ -101,14 +110,16 @@ def complete(
     config: WorkerConfig,
     *,
     num_workers: int,
-    broker_url: str,
+    broker: JobBroker,
+    spares: list[subprocess.Popen[bytes]],
     on_status: Callable[[Status], None],
     on_engines: Callable[[str], None] = lambda text: None,
 ) -> Summary:
     """Complete `job` with workers of this machine, blocking; returns its summary.
 
-    `config` is that of each worker but for name, broker and a fair share of machine and job. `on_status` is called
-    about twice a second, `on_engines` with how the workers have set up their engines, once if they agree.
+    `config` is that of each worker but for name, broker and a fair share of machine and job. `spares` are processes for
+    them that have been launched already. `on_status` is called about twice a second, `on_engines` with how the workers
+    have set up their engines, once if they agree.
 
     Raises StoppedError on SIGINT or SIGTERM, JobCancelledError if somebody cancelled the job, and another BatcherError
     if the workers can't go on. Finished rows are kept in any case. Call it from the main thread.
@@ -117,24 +128,40 @@ def complete(
     if summary is not None:
         return summary
     sweep_heartbeats(Path(config.home))
-    sweeper = _job_sweeper(job, broker_url, is_sending=True, lease_ttl_s=config.lease_ttl_s)
+    sweeper = _job_sweeper(job, broker.url, is_sending=True, lease_ttl_s=config.lease_ttl_s)
     with StopSignals() as stop, sweeper:
         failures: list[str] = []
         num_prompts = sum(info.num_choices for info in job.pending_shards() if info.model is not None)
         config = replace(
-            config, broker_url=broker_url, num_prompts=num_prompts, longest_request=job.manifest.longest_request
+            config, broker_url=broker.url, num_prompts=num_prompts, longest_request=job.manifest.longest_request
         )
         on_loaded = _only_news(on_engines)
         supervisors = [
-            Supervisor(each, on_shard_failure=failures.append, on_death=sweeper.on_death, on_loaded=on_loaded)
+            Supervisor(
+                each,
+                on_shard_failure=failures.append,
+                on_death=sweeper.on_death,
+                on_loaded=on_loaded,
+                spares=spares,
+            )
             for each in _share(config, num_workers)
         ]
         try:
             for supervisor in supervisors:
                 supervisor.start()
-            return _watch(job, supervisors, stop, sweeper=sweeper, failures=failures, on_status=on_status)
+            summary = _watch(job, supervisors, stop, sweeper=sweeper, failures=failures, on_status=on_status)
+            if broker.is_ours:
+                _end_idle(supervisors)
+            return summary
         finally:
             stop_all(supervisors, grace_s=config.grace_s, is_urgent=stop.is_urgent)
+
+
+def _end_idle(supervisors: Sequence[Supervisor]) -> None:
+    """End children that hold no shard, at once: they have nothing to save, and messages only for a broker that ends."""
+    for supervisor in supervisors:
+        if not supervisor.holds_shards:
+            supervisor.kill()
 
 
 def wait(
@@ -216,7 +243,7 @@ def _watch(
     on_status: Callable[[Status], None],
 ) -> Summary:
     reader = StatusReader(job)
-    next_status = 0.0
+    next_status, is_busy = 0.0, False
     while True:
         if stop.num_received:
             raise StoppedError("stopped")
@@ -226,7 +253,9 @@ def _watch(
         if failures:
             raise BatcherError(failures[0])
         now = time.monotonic()
-        if now >= next_status:
+        was_busy, is_busy = is_busy, any(supervisor.holds_shards for supervisor in supervisors)
+        # When nobody holds a shard any more, that was probably all.
+        if now >= next_status or (was_busy and not is_busy):
             if not job.exists():
                 raise JobCancelledError(f"{job.path}: the job was deleted while it was worked on")
             status = reader.read()

@@ -12,7 +12,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -24,8 +23,8 @@ from batcher.errors import BatcherError, ModelError, StorageError
 from batcher.heartbeats import STALLED_AFTER_S, WorkerState
 from batcher.jobdir import JobDir
 from workers.beacon import Beacon
-from workers.environment import engine_environment
 from workers.events import Event, EventKind, OpenAttempt, WorkerConfig
+from workers.launch import CHILD_COMMAND, close_child, kill_child, launch_child
 from workers.memory import count_oom_kills
 from workers.stall import StallMeter, stall_limit_s
 
@@ -48,9 +47,6 @@ _SIGNALS_FROM_OUTSIDE = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP,
 
 _WAIT_STEP_S = 0.05
 
-#: -P: without it, a `workers` in the user's working directory would be taken for ours.
-CHILD_COMMAND = (sys.executable, "-P", "-m", "workers.child")
-
 
 class WorkerCrashedError(BatcherError):
     """A worker's child keeps dying."""
@@ -61,8 +57,8 @@ class Supervisor:
 
     `on_shard_failure` hears why a shard could not be run, `on_death` that a child died without being asked to, by the
     worker's name and the child's pid, `on_loaded` how a child has set up its engines, a line for each. Where there are
-    live requests, `open_channel` is called for each child and gives the end of a socket that is the child's. `clock` is
-    in seconds and only grows.
+    live requests, `open_channel` is called for each child and gives the end of a socket that is the child's. The first
+    child is one of `spares` where there is any (without `open_channel`). `clock` is in seconds and only grows.
     """
 
     def __init__(
@@ -74,6 +70,7 @@ class Supervisor:
         on_loaded: Callable[[str], None] = lambda text: None,
         open_channel: Callable[[], socket.socket] | None = None,
         command: Sequence[str] = CHILD_COMMAND,
+        spares: list[subprocess.Popen[bytes]] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = config.name
@@ -84,6 +81,7 @@ class Supervisor:
         self._on_loaded = on_loaded
         self._open_channel = open_channel
         self._command = command
+        self._spares = spares if spares is not None else []
         self._clock = clock
         self._beacon = Beacon(config, clock=clock)
         self._child: subprocess.Popen[bytes] | None = None
@@ -105,6 +103,11 @@ class Supervisor:
         return self._child is not None and self._child.poll() is None
 
     @property
+    def holds_shards(self) -> bool:
+        """Whether its child has claimed shards that it has not given back or committed, as of the last `poll`."""
+        return bool(self._open)
+
+    @property
     def state(self) -> WorkerState:
         """What the worker does now."""
         if self._is_stopping:
@@ -115,7 +118,7 @@ class Supervisor:
             return WorkerState.LOADING
         if self._stall.stalled_s >= STALLED_AFTER_S:
             return WorkerState.STALLED
-        return WorkerState.WORKING if self._open else WorkerState.IDLE
+        return WorkerState.WORKING if self.holds_shards else WorkerState.IDLE
 
     def start(self) -> None:
         """Start a child. Returns at once; `poll` sees it become ready."""
@@ -130,14 +133,7 @@ class Supervisor:
             if self._open_channel is not None:
                 descriptors = (stack.enter_context(self._open_channel()).fileno(),)
                 config = replace(config, live_descriptor=descriptors[0])
-            self._child = subprocess.Popen(
-                self._command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                start_new_session=True,
-                pass_fds=descriptors,
-                env=engine_environment(),
-            )
+            self._child = self._spares.pop() if self._spares else launch_child(self._command, descriptors=descriptors)
         assert self._child.stdin is not None
         assert self._child.stdout is not None
         os.set_blocking(self._child.stdout.fileno(), False)
@@ -192,10 +188,8 @@ class Supervisor:
         self._beacon.put_out()
         if self._child is None:
             return
-        if self.is_running:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._child.pid, signal.SIGKILL)
-        self._close(self._child)
+        kill_child(self._child)
+        self._forget_child()
 
     def _read_events(self) -> Iterator[Event]:
         assert self._child is not None
@@ -243,7 +237,8 @@ class Supervisor:
     def _bury(self, child: subprocess.Popen[bytes]) -> None:
         """Take leave of a child that ended by itself, and plan for the next one."""
         max_crashes = MAX_CRASHES if self.is_ready else MAX_EARLY_CRASHES
-        self._close(child)
+        close_child(child)
+        self._forget_child()
         cause, ending = self._explain(child.returncode)
         # Before the leases are given back: whoever takes the shards next must know how this went.
         self._record_crash(cause, ending)
@@ -299,12 +294,7 @@ class Supervisor:
             "try fewer --slots or a smaller --ctx"
         )
 
-    def _close(self, child: subprocess.Popen[bytes]) -> None:
-        child.wait()
-        for pipe in (child.stdin, child.stdout):
-            if pipe is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    pipe.close()
+    def _forget_child(self) -> None:
         self._child = None
         self.is_ready = False
         self._stall.stalled_s = 0.0

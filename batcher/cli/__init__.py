@@ -12,6 +12,7 @@ import click
 
 import batcher
 from batcher.errors import BatcherError
+from batcher.startup import start_fast
 
 EXIT_ERROR_ROWS = 1
 EXIT_UNFINISHED = 3
@@ -67,6 +68,7 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Entry point: what Batcher raises on purpose becomes one line and an exit code, never a traceback."""
+    start_fast()
     sys.exit(run_cli(sys.argv[1:]))
 
 

@@ -12,10 +12,13 @@ from batcher.cli import EXIT_ERROR_ROWS, EXIT_INTERRUPTED
 from batcher.errors import BatcherError, JobCancelledError
 
 if TYPE_CHECKING:
+    import subprocess
+
     from batcher.jobdir import JobDir
     from batcher.status import Status
     from batcher.summary import Summary
     from workers.events import WorkerConfig
+    from workers.local import JobBroker
 
 
 def how_far(job: "JobDir") -> str:
@@ -27,7 +30,14 @@ def how_far(job: "JobDir") -> str:
 
 
 def complete_job(
-    job: "JobDir", config: "WorkerConfig", *, num_workers: int, broker_url: str, quiet: bool, again: str
+    job: "JobDir",
+    config: "WorkerConfig",
+    *,
+    num_workers: int,
+    broker: "JobBroker",
+    spares: "list[subprocess.Popen[bytes]]",
+    quiet: bool,
+    again: str,
 ) -> int:
     """Complete the job with local workers and report. Returns the exit code."""
     from batcher.summary import finalize
@@ -35,13 +45,14 @@ def complete_job(
 
     if job.is_complete and not job.pending_shards():
         return report_complete(job)
-    log_to_stderr(logging.WARNING, broker_url=broker_url)
+    log_to_stderr(logging.WARNING, broker_url=broker.url)
     try:
         with _Progress(quiet) as on_status:
             summary = complete(
                 *(job, config),
                 num_workers=num_workers,
-                broker_url=broker_url,
+                broker=broker,
+                spares=spares,
                 on_status=on_status,
                 on_engines=_ignore if quiet else _show_engines,
             )

@@ -38,6 +38,8 @@ from batcher.cli.options import (
 from batcher.errors import InputError
 
 if TYPE_CHECKING:
+    import subprocess
+
     from batcher.jobdir import JobDir
     from batcher.models import ModelRef
     from batcher.planner import SubmitOptions
@@ -77,6 +79,8 @@ def run_command(
     Example:
       batcher run prompts.jsonl -o out --model smollm2-135m --max-tokens 64
     """
+    spares = _launch_spares(num_workers)
+
     from batcher.jobdir import JobDir, check_id
     from batcher.planner import commit_refused
     from workers.local import job_broker
@@ -91,7 +95,7 @@ def run_command(
     )
     config = worker_config(chosen, job.path.parent, home=job.path, quiet=True, **engine)
     again = f"batcher resume {shlex.quote(str(output))}{_model_arguments(chosen)}" if "-" in files else typed_command()
-    with job_broker(job, broker) as url:
+    with job_broker(job, broker) as queue:
         try:
             _submit(job, files, submission, quiet=quiet)
         except KeyboardInterrupt:
@@ -100,7 +104,7 @@ def run_command(
             )
             return EXIT_INTERRUPTED
         commit_refused(job)
-        return complete_job(job, config, num_workers=num_workers, broker_url=url, quiet=quiet, again=again)
+        return complete_job(job, config, num_workers=num_workers, broker=queue, spares=spares, quiet=quiet, again=again)
 
 
 @click.command("submit")
@@ -225,6 +229,8 @@ def resume_command(
     Example:
       batcher resume out
     """
+    spares = _launch_spares(num_workers if broker is None else 0)
+
     from batcher.broker import connect
     from batcher.planner import commit_refused
     from batcher.summary import finalize
@@ -248,13 +254,27 @@ def resume_command(
     config = worker_config(
         choose_models(models, needed=needed), found.path.parent, home=found.path, quiet=True, **engine
     )
-    with job_broker(found, None) as url:
+    with job_broker(found, None) as queue:
         commit_refused(found)
         if finalize(found) is not None:
             return report_complete(found)
         _open_again(found)
         _say_how_far(found, quiet=quiet)
-        return complete_job(found, config, num_workers=num_workers, broker_url=url, quiet=quiet, again=typed_command())
+        return complete_job(
+            *(found, config),
+            num_workers=num_workers,
+            broker=queue,
+            spares=spares,
+            quiet=quiet,
+            again=typed_command(),
+        )
+
+
+def _launch_spares(number: int) -> "list[subprocess.Popen[bytes]]":
+    """Processes for workers, to be called first of all: they get ready while this one does. Gone with the command."""
+    from workers.launch import spare_children
+
+    return click.get_current_context().with_resource(spare_children(number))
 
 
 # -- submitting ---------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from batcher.broker import folder_for
+from batcher.broker import connect, folder_for
 from batcher.cli import EXIT_INTERRUPTED
 from batcher.jobdir import JobDir
 from tests.family import Family, assert_every_row_once, chunk_rows, has_chunks, write_prompts
@@ -163,6 +163,52 @@ def test_model_that_cannot_be_loaded_ends_the_run_with_the_reason(family: Family
     assert run.process.returncode == 2
     assert str(torn) in run.stderr
     assert "Traceback" not in run.stderr
+    assert_nothing_left(family, job)
+
+
+def test_run_that_fails_at_its_input_leaves_no_process(family: Family, model: Path) -> None:
+    job = JobDir(family.folder / "out")
+    family.jobs.append(job.path)
+
+    run = family.run("run", "nowhere.jsonl", "-o", job.path, "--model", f"tiny={model}", "--workers", 2)
+
+    assert run.process.returncode == 2
+    assert "nowhere.jsonl" in run.stderr
+    assert_nothing_left(family, job)
+
+
+def test_process_that_waits_for_a_killed_run_ends_by_itself(family: Family, model: Path) -> None:
+    job = JobDir(family.folder / "out")
+    run = family.start(*start_run(family, model, job, rows=3))
+    wait_for(lambda: family.child_of(run), what="a process for the worker")
+
+    os.kill(run.pid, signal.SIGKILL)
+
+    wait_for(lambda: not family.pids(text="workers.child"), what="it is gone")
+    family.kill_all()
+
+
+def test_worker_does_not_hold_pandas_in_memory(family: Family, model: Path) -> None:
+    job = JobDir(family.folder / "out")
+    run = family.start(*start_run(family, model, job, *LONG))
+    wait_for(lambda: has_chunks(job), what="a chunk")
+
+    for pid in (run.pid, *family.pids(text="workers.child")):
+        libraries = Path(f"/proc/{pid}/maps").read_text()
+        assert "/pyarrow/" in libraries
+        assert "/pandas/" not in libraries
+
+
+def test_run_leaves_nothing_of_its_job_on_a_shared_broker(family: Family, model: Path, redis_url: str) -> None:
+    job = JobDir(family.folder / "out")
+
+    run = family.run(*start_run(family, model, job, "--broker", redis_url, "--shard-rows", 1, rows=5))
+
+    assert run.process.returncode == 0, run.stderr
+    client = connect(redis_url)
+    assert client.keys("batcher:lease:*") == []
+    assert not client.exists("batcher:batcher.tiny", "batcher:unacked")
+    client.close()
     assert_nothing_left(family, job)
 
 

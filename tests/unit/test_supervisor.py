@@ -1,5 +1,7 @@
 """The parent of a worker's child, with small real processes in the child's place."""
 
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +17,7 @@ from batcher.heartbeats import WorkerState, read_heartbeats
 from batcher.jobdir import JobDir
 from tests.job_factory import make_job, make_request
 from workers.events import Beat, Event, EventKind, OpenAttempt, WorkerConfig
+from workers.launch import launch_child
 from workers.supervisor import (
     MAX_CRASHES,
     MAX_CRASHES_WITHOUT_ROW,
@@ -72,7 +75,13 @@ class Nursery:
         self.deaths: list[str] = []
         self.loaded: list[str] = []
 
-    def start(self, script: str, *, on_death: Callable[[], None] = lambda: None) -> Supervisor:
+    def start(
+        self,
+        script: str,
+        *,
+        on_death: Callable[[], None] = lambda: None,
+        spares: list[subprocess.Popen[bytes]] | None = None,
+    ) -> Supervisor:
         def note_death(name: str, _pid: int) -> None:
             self.deaths.append(name)
             on_death()
@@ -83,6 +92,7 @@ class Nursery:
             on_death=note_death,
             on_loaded=self.loaded.append,
             command=(sys.executable, "-c", PRELUDE + script),
+            spares=spares,
             clock=Clock(),
         )
         self.supervisors.append(supervisor)
@@ -243,6 +253,19 @@ def claim(job: JobDir) -> str:
 @pytest.fixture
 def job(tmp_path: Path) -> JobDir:
     return make_job(tmp_path / "job", [[make_request(0)]])
+
+
+def test_supervisor_takes_a_spare_first_and_launches_its_successor(nursery: Nursery, tmp_path: Path) -> None:
+    seen = tmp_path / "seen"
+    script = f"line = sys.stdin.readline(); open({str(seen)!r}, 'w').write(line); say('loaded'); say('ready'); "
+    spare = launch_child((sys.executable, "-c", PRELUDE + script + "os.kill(os.getpid(), signal.SIGKILL)"))
+
+    supervisor = nursery.start("say('loaded'); say('ready'); stay()", spares=[spare])
+
+    poll_until(supervisor, lambda: bool(nursery.deaths))
+    assert spare.returncode == -signal.SIGKILL
+    assert '"w1"' in seen.read_text()
+    poll_until(supervisor, lambda: supervisor.is_ready)
 
 
 @pytest.mark.parametrize(
