@@ -1,4 +1,4 @@
-"""What a process of ours does before its first import: most of the time until it works is imports."""
+"""What a process of ours does before its large imports, which are most of the time until it works."""
 
 import gc
 import sys

@@ -11,6 +11,7 @@ import contextlib
 import importlib
 import logging
 import os
+import select
 import signal
 import socket
 import sys
@@ -37,8 +38,10 @@ EXIT_REFUSED = 3
 _OOM_SCORE_ADJ = "500"
 #: Seconds between two beats.
 BEAT_INTERVAL_S = 1.0
+#: The engine failed, so the process is of no use; the supervisor starts another.
+EXIT_ENGINE_FAILED = 70
 #: The largest of those that the work needs; each brings many more.
-_NEEDED_MODULES = (
+NEEDED_MODULES = (
     "workers.engine.loader",
     "workers.profile",
     "workers.tasks",
@@ -52,8 +55,6 @@ _NEEDED_MODULES = (
     "celery.worker.strategy",
     "kombu.transport.redis",
 )
-#: The engine failed, so the process is of no use; the supervisor starts another.
-EXIT_ENGINE_FAILED = 70
 
 
 class Reporter:
@@ -77,7 +78,7 @@ def main() -> int:
     start_fast()
     reporter = Reporter(_take_over_stdout())
     _go_first()
-    _import_what_work_needs()
+    _import_until_config_comes()
     config = WorkerConfig.from_json(_read_line(0))
     threading.Thread(target=_stop_with_parent, args=(config.grace_s,), name="parent-watch", daemon=True).start()
     _set_up_logging(config)
@@ -265,12 +266,12 @@ def _go_first() -> None:
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE_ADJ)
 
 
-def _import_what_work_needs() -> None:
-    """Import, while the parent may still have other work to do, what the functions below would import one by one."""
-    # What can't be imported is told of where it is needed.
-    with contextlib.suppress(Exception):
-        for name in _NEEDED_MODULES:
-            importlib.import_module(name)
+def _import_until_config_comes() -> None:
+    """Import what the functions below would import one by one, as long as the parent has other work to do."""
+    for name in NEEDED_MODULES:
+        if select.select([0], [], [], 0)[0]:
+            break
+        importlib.import_module(name)
 
 
 def _read_line(descriptor: int) -> bytes:

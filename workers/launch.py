@@ -37,8 +37,10 @@ def launch_child(
 @contextlib.contextmanager
 def spare_children(number: int) -> Iterator[list[subprocess.Popen[bytes]]]:
     """Children for those who take one (`pop`) and own it from then on; what nobody took is gone at the end."""
-    spares = [launch_child() for _ in range(number)]
+    spares: list[subprocess.Popen[bytes]] = []
     try:
+        for _ in range(number):
+            spares.append(launch_child())
         yield spares
     finally:
         for child in spares:

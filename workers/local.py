@@ -13,7 +13,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -27,7 +27,7 @@ from batcher.lease import LEASE_TTL_S, Pace
 from batcher.status import Status, StatusReader
 from batcher.summary import Summary, finalize
 from workers.events import WorkerConfig
-from workers.supervisor import Supervisor, stop_all
+from workers.supervisor import Supervisor, end_idle, stop_all
 from workers.sweeper import JobSweep, RootSweep, Sweeper
 
 logger = logging.getLogger(__name__)
@@ -151,17 +151,11 @@ def complete(
                 supervisor.start()
             summary = _watch(job, supervisors, stop, sweeper=sweeper, failures=failures, on_status=on_status)
             if broker.is_ours:
-                _end_idle(supervisors)
+                # Their messages are for a broker that ends now, too.
+                supervisors = end_idle(supervisors)
             return summary
         finally:
             stop_all(supervisors, grace_s=config.grace_s, is_urgent=stop.is_urgent)
-
-
-def _end_idle(supervisors: Sequence[Supervisor]) -> None:
-    """End children that hold no shard, at once: they have nothing to save, and messages only for a broker that ends."""
-    for supervisor in supervisors:
-        if not supervisor.holds_shards:
-            supervisor.kill()
 
 
 def wait(

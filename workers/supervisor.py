@@ -300,6 +300,15 @@ class Supervisor:
         self._stall.stalled_s = 0.0
 
 
+def end_idle(supervisors: Sequence[Supervisor]) -> list[Supervisor]:
+    """End children that hold no shard, at once, as they have nothing to save. Returns those that are left."""
+    busy = [supervisor for supervisor in supervisors if supervisor.holds_shards]
+    for supervisor in supervisors:
+        if supervisor not in busy:
+            supervisor.kill()
+    return busy
+
+
 def stop_all(
     supervisors: Sequence[Supervisor], *, grace_s: float, is_urgent: Callable[[], bool] = lambda: False
 ) -> None:

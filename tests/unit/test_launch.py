@@ -2,9 +2,12 @@
 
 import contextlib
 import signal
+import subprocess
+import sys
 
 import pytest
 
+from workers.child import EXIT_REFUSED, NEEDED_MODULES
 from workers.launch import kill_child, spare_children
 
 
@@ -34,3 +37,15 @@ def test_spares_are_gone_when_the_command_fails() -> None:
         raise RuntimeError
 
     assert child.returncode == -signal.SIGKILL
+
+
+def test_spare_ends_by_itself_when_its_parent_is_gone() -> None:
+    with spare_children(1) as spares:
+        (child,) = spares
+        assert child.stdin is not None
+        child.stdin.close()
+        assert child.wait(timeout=30) == EXIT_REFUSED
+
+
+def test_what_a_spare_imports_exists() -> None:
+    subprocess.run([sys.executable, "-c", "".join(f"import {name}; " for name in NEEDED_MODULES)], check=True)

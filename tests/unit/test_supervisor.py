@@ -25,6 +25,7 @@ from workers.supervisor import (
     Supervisor,
     WorkerCrashedError,
     describe_exit,
+    end_idle,
     stop_all,
 )
 
@@ -266,6 +267,20 @@ def test_supervisor_takes_a_spare_first_and_launches_its_successor(nursery: Nurs
     assert spare.returncode == -signal.SIGKILL
     assert '"w1"' in seen.read_text()
     poll_until(supervisor, lambda: supervisor.is_ready)
+
+
+def test_only_children_without_a_shard_are_ended_unasked(nursery: Nursery, job: JobDir) -> None:
+    idle = nursery.start("say('loaded'); say('ready'); stay()")
+    busy = nursery.start(f"say('loaded'); say('ready'); {claim(job)} stay()")
+    poll_until(idle, lambda: idle.is_ready)
+    poll_until(busy, lambda: busy.holds_shards)
+
+    left = end_idle([idle, busy])
+
+    assert left == [busy]
+    assert not idle.is_running
+    assert busy.is_running
+    assert nursery.deaths == []
 
 
 @pytest.mark.parametrize(
