@@ -13,7 +13,7 @@ class _WithoutPandas(MetaPathFinder):
     """Has `import pandas` fail.
 
     pyarrow imports it, where it is installed, at the first list it is given, to see whether the list is a series of
-    it: half a second and 60 MB for nothing that we use.
+    it: half a second and 50 MB for nothing that we use.
     """
 
     def find_spec(self, fullname: str, path: object = None, target: object = None) -> None:
