@@ -38,8 +38,10 @@ from batcher.types import SamplingParams
 #: What a job id, and any other id that becomes part of a path or a key, may look like. `$` would let a newline end it.
 ID_PATTERN = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}\Z")
 
-#: 2: shards hold the parameters beyond the documented ones and chats, results have `logprobs`.
-MANIFEST_VERSION = 2
+#: 2: shards hold the parameters beyond the documented ones and chats, results have `logprobs`. 3: shards hold further
+#: parameters, which are at their defaults in jobs of version 2.
+MANIFEST_VERSION = 3
+_READABLE_VERSIONS = (2, 3)
 
 #: What the mark of a cancellation ends in that came because the time was over.
 _EXPIRY_MARK = " expired"
@@ -293,9 +295,10 @@ class JobDir:
             raise JobError(
                 f"{self.manifest_path}: damaged ({where}: {first['msg']}); restore it, or submit the input again"
             ) from exc
-        if manifest.version != MANIFEST_VERSION:
+        if manifest.version not in _READABLE_VERSIONS:
+            readable = " and ".join(map(str, _READABLE_VERSIONS))
             raise JobError(
-                f"{self.manifest_path}: format version {manifest.version}, this Batcher reads {MANIFEST_VERSION}; "
+                f"{self.manifest_path}: format version {manifest.version}, this Batcher reads {readable}; "
                 "use the version that submitted the job"
             )
         if contradiction := _contradiction(manifest):

@@ -28,6 +28,14 @@ from batcher.splitter import Splitter
 from batcher.template import parse_template
 from batcher.types import Completion, Request, SamplingParams
 
+#: The parameters that every fingerprint has.
+_FIRST_PARAMS = frozenset(
+    {
+        *("max_tokens", "temperature", "top_p", "stop", "seed", "n", "best_of", "echo", "logprobs"),
+        *("presence_penalty", "frequency_penalty", "logit_bias", "suffix", "clips_max_tokens"),
+    }
+)
+
 #: How many bad rows a refusal under `strict` lists.
 NUM_LISTED = 20
 
@@ -237,7 +245,7 @@ class _Input:
         # row_timeout_s: who finds it too short should be able to go on with the job.
         settings = [
             options.default_model,
-            asdict(options.params),
+            _said_of(options.params),
             options.chat_max_tokens,
             options.prompt_column,
             options.id_column,
@@ -341,6 +349,14 @@ def _strict_message(listed: Sequence[str], *, num_refused: int, num_rows: int) -
     if num_refused > len(listed):
         lines.append(f"... and {num_refused - len(listed)} more")
     return "\n  ".join(lines)
+
+
+def _said_of(params: SamplingParams) -> dict[str, object]:
+    """The parameters as a fingerprint has them: one that is newer than those counts only where it is not at its
+    default, so that a command given again finds the job that an older Batcher made."""
+    default = SamplingParams()
+    said = asdict(params)
+    return {name: said[name] for name in said if name in _FIRST_PARAMS or said[name] != getattr(default, name)}
 
 
 class _HashedStream:

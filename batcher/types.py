@@ -64,6 +64,13 @@ class SamplingParams:
     `echo` puts the prompt in front of the text. `logprobs` None: none; k: of each token its own log-probability and
     those of the k likeliest. `logit_bias` are pairs of a token id and what is added to its logit. `suffix` is what
     comes after the text (fill-in-the-middle).
+
+    What the API does not document and its peers take (vLLM's names and meanings), all off by default: `top_k` 0 keeps
+    every token; `min_p` is a share of the likeliest token's probability; `repetition_penalty` 1 changes nothing.
+    Before `min_tokens` nothing ends a completion; with `ignore_eos` the model's own end does not. `stop_token_ids` end
+    it as the model's end does. `include_stop_str_in_output` leaves a stop string in the text. `bad_words` are never
+    generated. For chats: `add_generation_prompt` opens the answer, `continue_final_message` goes on with the last
+    message instead, `chat_template_kwargs` is the JSON text of an object of further variables for the template.
     """
 
     max_tokens: int = DEFAULT_MAX_TOKENS
@@ -80,6 +87,17 @@ class SamplingParams:
     logit_bias: tuple[tuple[int, float], ...] = ()
     suffix: str = ""
     clips_max_tokens: bool = False
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    stop_token_ids: tuple[int, ...] = ()
+    include_stop_str_in_output: bool = False
+    bad_words: tuple[str, ...] = ()
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    chat_template_kwargs: str = ""
 
     @property
     def num_drawn(self) -> int:

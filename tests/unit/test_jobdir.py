@@ -55,7 +55,7 @@ def test_second_submit_does_not_replace_the_manifest(tmp_path: Path) -> None:
         (lambda text: text[:100], r"manifest\.json: damaged .*restore it, or submit the input again"),
         (lambda text: "", r"damaged"),
         (lambda text: text.replace('"num_rows"', '"num_rowz"', 1), r"damaged \((num_rows|shards\.0\.num_rows)"),
-        (lambda text: text.replace('"version": 2', '"version": 1'), "format version 1, this Batcher reads 2"),
+        (lambda text: text.replace('"version": 3', '"version": 1'), "format version 1, this Batcher reads 2 and 3"),
     ],
 )
 def test_damaged_manifest_is_named_with_its_remedy(tmp_path: Path, damage: Callable[[str], str], message: str) -> None:

@@ -1,12 +1,16 @@
 """Shard files: what is written is what is read, in the types of the manifest."""
 
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from batcher import sealed, storage
 from batcher.errors import CorruptFileError
 from batcher.shards import Shard, ShardRow, conform, read_choices_each, read_shard, to_json_text, write_shard
 from batcher.types import ErrorCode, Request, RowError, SamplingParams
@@ -14,23 +18,33 @@ from batcher.types import ErrorCode, Request, RowError, SamplingParams
 NO_COLUMNS = pa.table({"": pa.nulls(1)}).select([])
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
-params = st.builds(
-    SamplingParams,
-    max_tokens=st.integers(1, 2**31 - 1),
-    temperature=st.floats(0, 2),
-    top_p=st.floats(0, 1, exclude_min=True),
-    stop=st.lists(texts, max_size=3).map(tuple),
-    seed=st.none() | st.integers(-(2**63), 2**63 - 1),
-    n=st.integers(1, 128),
-    best_of=st.none() | st.integers(1, 128),
-    echo=st.booleans(),
-    logprobs=st.none() | st.integers(0, 20),
-    presence_penalty=st.floats(-2, 2),
-    frequency_penalty=st.floats(-2, 2),
-    logit_bias=st.lists(st.tuples(st.integers(0, 2**31 - 1), st.floats(-100, 100)), max_size=3).map(tuple),
-    suffix=texts,
-    clips_max_tokens=st.booleans(),
-)
+PARAMS: dict[str, st.SearchStrategy[Any]] = {
+    "max_tokens": st.integers(1, 2**31 - 1),
+    "temperature": st.floats(0, 2),
+    "top_p": st.floats(0, 1, exclude_min=True),
+    "stop": st.lists(texts, max_size=3).map(tuple),
+    "seed": st.none() | st.integers(-(2**63), 2**63 - 1),
+    "n": st.integers(1, 128),
+    "best_of": st.none() | st.integers(1, 128),
+    "echo": st.booleans(),
+    "logprobs": st.none() | st.integers(0, 20),
+    "presence_penalty": st.floats(-2, 2),
+    "frequency_penalty": st.floats(-2, 2),
+    "logit_bias": st.lists(st.tuples(st.integers(0, 2**31 - 1), st.floats(-100, 100)), max_size=3).map(tuple),
+    "suffix": texts,
+    "clips_max_tokens": st.booleans(),
+    "top_k": st.integers(0, 2**31 - 1),
+    "min_p": st.floats(0, 1),
+    "repetition_penalty": st.floats(0, 2, exclude_min=True),
+    "min_tokens": st.integers(0, 2**31 - 1),
+    "ignore_eos": st.booleans(),
+    "stop_token_ids": st.lists(st.integers(0, 2**31 - 1), max_size=3).map(tuple),
+    "include_stop_str_in_output": st.booleans(),
+    "bad_words": st.lists(texts, max_size=3).map(tuple),
+    "add_generation_prompt": st.booleans(),
+    "continue_final_message": st.booleans(),
+    "chat_template_kwargs": texts,
+}
 requests = st.builds(
     Request,
     row=st.integers(0, 2**62),
@@ -38,7 +52,7 @@ requests = st.builds(
     model=texts,
     prompts=st.lists(texts, max_size=3).map(tuple),
     is_array=st.booleans(),
-    params=params,
+    params=st.builds(SamplingParams, **PARAMS),
     is_chat=st.booleans(),
 )
 errors = st.none() | st.builds(RowError, st.sampled_from(ErrorCode), texts)
@@ -58,6 +72,27 @@ def test_shard_is_read_as_it_was_written(
 
     assert found.rows == rows
     assert found.carried.to_pydict() == carried.to_pydict()
+
+
+def test_every_parameter_is_drawn() -> None:
+    assert {field.name for field in fields(SamplingParams)} == set(PARAMS)
+
+
+def test_shard_of_a_batcher_that_knew_fewer_parameters_is_read_with_their_defaults(tmp_path: Path) -> None:
+    # Given a shard file without the last parameters
+    path = tmp_path / "00000.parquet"
+    write_shard(path, make_shard())
+    table = pq.read_table(path)
+    request = table["request"].combine_chunks()
+    names = [field.name for field in request.type if field.name not in ("top_k", "bad_words", "add_generation_prompt")]
+    older = pa.StructArray.from_arrays(
+        [request.field(name) for name in names], fields=[request.type.field(name) for name in names]
+    )
+    path.unlink()
+    storage.create_if_absent(path, sealed.seal(pa.table({"request": older})))
+
+    # Then
+    assert read_shard(path, carried=pa.schema([])).rows == make_shard().rows
 
 
 def make_shard(carried: pa.Table = NO_COLUMNS) -> Shard:
