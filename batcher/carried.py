@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from batcher.errors import InputError
 from batcher.results import RESULT_FIELDS
 from batcher.shards import conform, to_json_text
+from batcher.tables import concat_rows, table_of, take_rows
 
 #: Each is a column of every result file, so more than this is a mistake in the input.
 MAX_COLUMNS = 1000
@@ -72,7 +73,7 @@ class CarriedColumns:
         """`table` (of `plain_table`) with its columns under their result names."""
         self._name_all(table.column_names)
         fields = [pa.field(self._names[field.name], field.type) for field in table.schema]
-        return pa.Table.from_arrays(table.columns, schema=pa.schema(fields))
+        return table_of(table.columns, pa.schema(fields), num_rows=table.num_rows)
 
     def join(self, rows: Sequence[CarriedRow]) -> pa.Table:
         """One table of the carried values of a shard's rows; columns without any value in them are left out."""
@@ -91,7 +92,7 @@ class CarriedColumns:
         for name, kind in kinds.items():
             _learn(self._kinds, name, kind)
         schema = pa.schema([pa.field(name, kind.type) for name, kind in kinds.items()])
-        return pa.concat_tables([conform(piece, schema, num_rows=num_rows) for piece, num_rows in pieces])
+        return concat_rows([conform(piece, schema, num_rows=num_rows) for piece, num_rows in pieces])
 
     def _infer(self, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
         keys = list(dict.fromkeys(chain.from_iterable(rows)))
@@ -251,8 +252,7 @@ def _kind_of(column: pa.ChunkedArray) -> _Kind:
 
 
 def _take(rows: Sequence[TableRow]) -> pa.Table:
-    table = rows[0].table
-    taken = table.take(pa.array([row.position for row in rows], pa.int64()))
+    taken = take_rows(rows[0].table, [row.position for row in rows])
     return taken.select([name for name in taken.column_names if not pa.types.is_null(taken[name].type)])
 
 

@@ -23,6 +23,7 @@ from batcher.errors import CorruptFileError
 from batcher.responses import CHAT_OBJECT, COMPLETION_OBJECT, logprobs_object
 from batcher.sealed import MissingFileError
 from batcher.storage import Guard
+from batcher.tables import take_rows
 from batcher.types import Choice, Completion, RowStatus
 
 logger = logging.getLogger(__name__)
@@ -124,7 +125,7 @@ def build_table(
     columns = {name: pa.array([row.get(name) for row in rows], type_) for name, type_ in _types().items()}
     columns["attempts"] = pa.array([attempt] * len(rows), pa.int32())
     columns["worker"] = pa.array([worker] * len(rows), pa.string())
-    going_along = carried.take(pa.array(positions, pa.int64())).columns if carried.num_columns else []
+    going_along = take_rows(carried, positions).columns
     return pa.Table.from_arrays([*columns.values(), *going_along], schema=result_schema(carried.schema))
 
 

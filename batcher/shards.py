@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from batcher import sealed, storage
 from batcher.errors import CorruptFileError
 from batcher.sealed import MissingFileError
+from batcher.tables import table_of
 from batcher.types import ErrorCode, Request, RowError, SamplingParams
 
 REQUEST_FIELDS = pa.schema(
@@ -141,9 +142,7 @@ def conform(table: pa.Table, schema: pa.Schema, *, num_rows: int) -> pa.Table:
             continue
         column = table[target.name]
         columns.append(column if column.type == target.type else _widen(column, target.type))
-    if not columns:
-        return pa.table({"": pa.nulls(num_rows)}).select([])
-    return pa.Table.from_arrays(columns, schema=schema)
+    return table_of(columns, schema, num_rows=num_rows)
 
 
 def to_json_text(value: Any) -> str | None:

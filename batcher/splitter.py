@@ -14,6 +14,7 @@ from batcher.carried import CarriedColumns, CarriedRow, TableRow
 from batcher.jobdir import ShardInfo
 from batcher.rows import RowBatch
 from batcher.shards import Shard, ShardRow
+from batcher.tables import take_rows
 from batcher.types import Request
 
 MIN_SHARD_ROWS = 32
@@ -124,5 +125,5 @@ def _release_table(shard: _OpenShard, table: pa.Table) -> None:
         start -= 1
         positions.append(row.position)
     if positions:
-        kept = table.take(pa.array(positions[::-1], pa.int64()))
+        kept = take_rows(table, positions[::-1])
         shard.carried[start:] = [TableRow(kept, position) for position in range(kept.num_rows)]

@@ -39,6 +39,7 @@ from batcher.jobdir import JobDir
 from batcher.lease import Lease, Leases, new_lease
 from batcher.results import build_table, join_tables, read_chunks, result_schema, write_file
 from batcher.shards import read_shard
+from batcher.tables import take_rows
 from batcher.types import Choice, Completion, RowError
 from workers.engine.sequence import OnStart, SequenceRequest, SequenceResult, Sink
 from workers.sequences import Gathering, completion_id, sequence_requests
@@ -397,12 +398,9 @@ class _ShardRun:
 
     def _finished_table(self) -> pa.Table:
         positions = sorted(self._finished)
-        carried = self._shard.carried
-        # With its type: of no positions at all, Arrow would make an array of nulls.
-        indices = pa.array(positions, pa.int64())
         return build_table(
             [self._finished[position] for position in positions],
-            carried=carried.take(indices) if carried.num_columns else carried,
+            carried=take_rows(self._shard.carried, positions),
             attempt=self._attempt,
             worker=self._around.worker,
         )
