@@ -6,7 +6,6 @@ sees it whole.
 """
 
 import base64
-import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -29,6 +28,7 @@ from batcher.responses import batch_output_line, completion_body
 from batcher.results import RESULT_FIELDS, join_tables, read_chunks, result_schema
 from batcher.shards import read_choices_each, to_json_text
 from batcher.types import RowStatus
+from batcher.values import json_line
 
 #: Bytes of rows gathered before a row group is written: parts of few rows would make many small groups.
 ROW_GROUP_BYTES = 32 << 20
@@ -168,8 +168,7 @@ def _write_jsonl(path: Path, job: JobDir, *, layout: ExportFormat) -> int:
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for rows, num_choices_each in _finished_requests(job):
             line = shape(rows, num_choices_each=num_choices_each)
-            file.write(json.dumps(line, ensure_ascii=False, allow_nan=False))
-            file.write("\n")
+            file.write(f"{json_line(line)}\n")
             num_lines += 1
     return num_lines
 
@@ -187,8 +186,7 @@ def write_batch_output(job: JobDir, output: Path, errors: Path) -> tuple[int, in
         for rows, num_choices_each in _finished_requests(job):
             is_ok = rows[0]["status"] == RowStatus.OK.value
             line = batch_output_line(rows, num_choices_each=num_choices_each)
-            text = json.dumps(line, ensure_ascii=False, allow_nan=False)
-            (ok_file if is_ok else error_file).write(f"{text}\n")
+            (ok_file if is_ok else error_file).write(f"{json_line(line)}\n")
             num_ok, num_failed = num_ok + is_ok, num_failed + (not is_ok)
     return num_ok, num_failed
 

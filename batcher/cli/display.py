@@ -232,10 +232,11 @@ def print_sample(job: "JobDir", limit: int, *, errors_only: bool = False) -> Non
 def print_rows(job: "JobDir", limit: int | None, *, errors_only: bool = False) -> None:
     """Print result rows as JSON lines, whole."""
     from batcher.export import finished_tables, json_rows
+    from batcher.values import json_line
 
     rows = (row for table in finished_tables(job) for row in json_rows(_errors_of(table) if errors_only else table))
     for row in islice(rows, limit):
-        click.echo(json.dumps(row, ensure_ascii=False))
+        click.echo(json_line(row))
 
 
 def table_text(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
