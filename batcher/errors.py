@@ -101,3 +101,8 @@ class EngineError(BatcherError):
     """llama.cpp failed while decoding. The engine that raised it must be replaced."""
 
     is_retriable = True
+
+
+def first_line(exc: Exception) -> str:
+    """What an exception of a library says, without what follows its first line."""
+    return str(exc).strip().splitlines()[0].rstrip(".") if str(exc).strip() else type(exc).__name__

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batcher import prompts
+from batcher import json_lines, parquet_files, prompts
 from batcher.errors import InputError
 from batcher.prompts import LineBatch, TableBatch, expand, read_batches
 
@@ -88,7 +88,7 @@ class DripStream:
 def test_lines_and_numbers_do_not_depend_on_how_the_stream_is_cut(lines: list[bytes], sizes: list[int]) -> None:
     found: list[tuple[int, bytes | None]] = []
     number = 1
-    for batch in prompts._split_lines(DripStream(b"\n".join(lines), sizes)):
+    for batch in json_lines._split_lines(DripStream(b"\n".join(lines), sizes)):
         found.extend((number + i, line) for i, line in enumerate(batch))
         number += len(batch)
     expected = [(i, line) for i, line in enumerate(b"\n".join(lines).split(b"\n"), start=1)]
@@ -98,10 +98,10 @@ def test_lines_and_numbers_do_not_depend_on_how_the_stream_is_cut(lines: list[by
 
 
 def test_line_beyond_the_bound_is_dropped_and_its_neighbours_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    bound = 3 * prompts._BLOCK_BYTES
-    monkeypatch.setattr(prompts, "MAX_LINE_BYTES", bound)
+    bound = 3 * json_lines._BLOCK_BYTES
+    monkeypatch.setattr(json_lines, "MAX_LINE_BYTES", bound)
     given_lines = [b"a", b"x" * (bound + 1), b"y" * bound, b"z" * bound * 2, b"b", b"w" * (bound + 1)]
-    found = [line for batch in prompts._split_lines(io.BytesIO(b"\n".join(given_lines))) for line in batch]
+    found = [line for batch in json_lines._split_lines(io.BytesIO(b"\n".join(given_lines))) for line in batch]
     assert found == [b"a", None, b"y" * bound, None, b"b", None]
 
 
@@ -177,7 +177,7 @@ def test_parquet_rows_are_numbered_over_row_groups(tmp_path: Path, name: str) ->
 
 
 def test_parquet_with_large_rows_comes_in_small_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prompts, "_TABLE_BYTES", 100_000)
+    monkeypatch.setattr(parquet_files, "_TABLE_BYTES", 100_000)
     path = tmp_path / "large.parquet"
     pq.write_table(pa.table({"prompt": [str(i) * 10_000 for i in range(50)]}), path, use_dictionary=False)
     sizes = [len(batch.origin.numbers) for batch in read_batches([str(path)])]

@@ -1,0 +1,44 @@
+"""Parquet -> batches of rows."""
+
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batcher.errors import InputError, first_line
+from batcher.input_batches import Origin, TableBatch
+
+#: What every Parquet file begins with.
+MAGIC = b"PAR1"
+#: Of the rows of a file, about this much is in memory at once.
+_TABLE_BYTES = 8 << 20
+_MAX_TABLE_ROWS = 4096
+
+
+def read_tables(file: BinaryIO, name: str) -> Iterator[TableBatch]:
+    """The rows of a file, in bounded memory. Messages call it `name`."""
+    try:
+        # Buffered: without it, a column of a row group is held whole.
+        parquet = pq.ParquetFile(file, buffer_size=1 << 20)
+        names = parquet.schema_arrow.names
+    except (OSError, pa.ArrowException) as exc:
+        raise InputError(
+            f"{name}: cannot be read as Parquet: {first_line(exc)}; it may be cut short: write or copy it again"
+        ) from exc
+    twice = next((column for column in names if names.count(column) > 1), None)
+    if twice is not None:
+        raise InputError(f"{name}: two columns are called {twice!r}; rename one")
+    first = 1
+    for batch in parquet.iter_batches(batch_size=_rows_at_once(parquet.metadata)):
+        if batch.num_rows:
+            numbers = range(first, first + batch.num_rows)
+            first += batch.num_rows
+            yield TableBatch(Origin(name, ": row ", numbers), pa.Table.from_batches([batch]))
+
+
+def _rows_at_once(metadata: Any) -> int:
+    """How many rows to hold, by the group with the largest rows."""
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    row_bytes = max((group.total_byte_size // group.num_rows for group in groups if group.num_rows), default=0)
+    return max(1, min(_MAX_TABLE_ROWS, _TABLE_BYTES // max(1, row_bytes)))
