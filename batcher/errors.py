@@ -28,7 +28,14 @@ class RepeatedIdError(InputError):
 
 
 class InvalidRowError(InputError):
-    """One input row is not a valid request. It becomes an error row, or refuses the file under `--strict`."""
+    """One input row is not a valid request. It becomes an error row, or refuses the file under `--strict`.
+
+    `param` is the field that is wrong, None where it is the row as a whole.
+    """
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
 
 
 class InvalidBodyError(InputError):

@@ -26,7 +26,7 @@ from batcher.jobdir import JobDir, ShardInfo
 from batcher.repair import read_part
 from batcher.responses import batch_output_line, completion_body
 from batcher.results import RESULT_FIELDS, join_tables, read_chunks, result_schema
-from batcher.shards import read_choices_each, to_json_text
+from batcher.shards import RequestFacts, read_request_facts, to_json_text
 from batcher.types import RowStatus
 from batcher.values import json_line
 
@@ -38,6 +38,9 @@ SUFFIXES = (".parquet", ".jsonl", ".csv")
 
 #: Keys of an exported response object; a carried column of such a name gets the prefix `input_`, as at submit.
 _BODY_KEYS = frozenset({*RESULT_FIELDS.names, "choices", "usage", "error"})
+
+
+_NO_FACTS = RequestFacts()
 
 
 class ExportFormat(StrEnum):
@@ -166,8 +169,8 @@ def _write_jsonl(path: Path, job: JobDir, *, layout: ExportFormat) -> int:
     num_lines = 0
     shape = batch_output_line if layout is ExportFormat.OPENAI else _response_object
     with path.open("w", encoding="utf-8", newline="\n") as file:
-        for rows, num_choices_each in _finished_requests(job):
-            line = shape(rows, num_choices_each=num_choices_each)
+        for rows, facts in _finished_requests(job):
+            line = shape(rows, facts=facts)
             file.write(f"{json_line(line)}\n")
             num_lines += 1
     return num_lines
@@ -183,27 +186,30 @@ def write_batch_output(job: JobDir, output: Path, errors: Path) -> tuple[int, in
         output.open("w", encoding="utf-8", newline="\n") as ok_file,
         errors.open("w", encoding="utf-8", newline="\n") as error_file,
     ):
-        for rows, num_choices_each in _finished_requests(job):
+        for rows, facts in _finished_requests(job):
             is_ok = rows[0]["status"] == RowStatus.OK.value
-            line = batch_output_line(rows, num_choices_each=num_choices_each)
+            line = batch_output_line(rows, facts=facts)
             (ok_file if is_ok else error_file).write(f"{json_line(line)}\n")
             num_ok, num_failed = num_ok + is_ok, num_failed + (not is_ok)
     return num_ok, num_failed
 
 
-def _finished_requests(job: JobDir) -> Iterator[tuple[list[dict[str, Any]], int]]:
-    """The result rows of each request that is finished now, in order, and how many choices each of its prompts has."""
+def _finished_requests(job: JobDir) -> Iterator[tuple[list[dict[str, Any]], RequestFacts]]:
+    """The result rows of each request that is finished now, in order, and what they do not say of it."""
     for info, table in _finished_shards(job):
-        choices_each = read_choices_each(job.shard_path(info.shard)) if _may_have_n(table) else {}
+        # The shard's file is read only where it says more than the results.
+        is_asked = info.model is None or _has_errors(table) or _may_have_n(table)
+        facts = read_request_facts(job.shard_path(info.shard)) if is_asked else {}
         for rows in _requests(table):
-            yield rows, choices_each.get(rows[0]["row"], 1)
+            yield rows, facts.get(rows[0]["row"], _NO_FACTS)
+
+
+def _has_errors(table: pa.Table) -> bool:
+    return bool(pc.any(pc.equal(table["status"], RowStatus.ERROR.value)).as_py())
 
 
 def _may_have_n(table: pa.Table) -> bool:
-    """Whether choices of one request have the same prompt: by its `n`, or an array that repeats it. Results don't say.
-
-    So that the shard file is read only where that is the question.
-    """
+    """Whether choices of one request have the same prompt: by its `n`, or an array that repeats it."""
     if table.num_rows < 2 or not pc.max(table["index"]).as_py():
         return False
     requests = table.select(["row", "prompt"])
@@ -221,11 +227,11 @@ def _requests(table: pa.Table) -> Iterator[list[dict[str, Any]]]:
         yield list(rows)
 
 
-def _response_object(rows: list[dict[str, Any]], *, num_choices_each: int) -> dict[str, Any]:
+def _response_object(rows: list[dict[str, Any]], *, facts: RequestFacts) -> dict[str, Any]:
     """One request's documented response or error object, with its row, custom_id, status and carried columns."""
     first = rows[0]
     line: dict[str, Any] = {key: first[key] for key in ("row", "custom_id", "status")}
-    line |= completion_body(rows, num_choices_each=num_choices_each)
+    line |= completion_body(rows, facts=facts)
     for name, value in first.items():
         if name in RESULT_FIELDS.names:
             continue

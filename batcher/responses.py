@@ -5,11 +5,14 @@ bytes are no UTF-8 is written `bytes:\\xe2\\x80`, as the API does.
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from batcher.live import Delta
+from batcher.parameters import ChatBody, CompletionBody
+from batcher.shards import RequestFacts
 from batcher.types import Choice, Completion, ErrorCode, Request, RowError, RowStatus, TokenLogprob
 
 COMPLETION_OBJECT = "text_completion"
@@ -18,6 +21,8 @@ _CHAT_CHUNK_OBJECT = "chat.completion.chunk"
 
 LEAST_LOGPROB = -9999.0
 
+_NO_FACTS = RequestFacts()
+
 #: The HTTP status that the API would give; errors without one are the fault of no request.
 STATUS_CODES = {
     ErrorCode.INVALID_REQUEST: 400,
@@ -25,12 +30,34 @@ STATUS_CODES = {
     ErrorCode.MODEL_NOT_FOUND: 404,
 }
 
+_FIELDS = frozenset({*CompletionBody.model_fields, *ChatBody.model_fields})
+_LEADING_NAME = re.compile(r"[a-z_]+\b")
+
+
+def error_param(error: RowError, *, is_chat: bool) -> str | None:
+    """The documented `param` of an error: the field that is wrong, if it is one.
+
+    Rows of results have no place for it. What an engine refuses is told by the code or, as in every message about a
+    field, by the field's name at its beginning; so answers and lines agree.
+    """
+    if error.param is not None:
+        return error.param
+    match error.code:
+        case ErrorCode.CONTEXT_LENGTH_EXCEEDED:
+            return "messages" if is_chat else "prompt"
+        case ErrorCode.MODEL_NOT_FOUND:
+            return "model"
+        case ErrorCode.INVALID_REQUEST:
+            found = _LEADING_NAME.match(error.message)
+            return found[0] if found is not None and found[0] in _FIELDS else None
+    return None
+
 
 def completion_object(completion: Completion) -> dict[str, Any]:
     """The documented response object of a completion or chat; of one that failed, the documented error object."""
-    if completion.error is not None:
-        return _error_object(completion.error)
     request = completion.request
+    if completion.error is not None:
+        return _error_object(completion.error, param=error_param(completion.error, is_chat=request.is_chat))
     choices = [
         _choice(
             is_chat=request.is_chat,
@@ -41,6 +68,8 @@ def completion_object(completion: Completion) -> dict[str, Any]:
         )
         for choice in completion.choices
     ]
+    # The first choice of each prompt stands for it.
+    prompts = [choice.usage for choice in completion.choices if choice.index % request.params.n == 0]
     return {
         "id": completion.id,
         "object": CHAT_OBJECT if request.is_chat else COMPLETION_OBJECT,
@@ -48,7 +77,8 @@ def completion_object(completion: Completion) -> dict[str, Any]:
         "model": request.model,
         "choices": choices,
         "usage": _usage_object(
-            prompt_tokens=sum(c.usage.prompt_tokens for c in completion.choices if c.index % request.params.n == 0),
+            prompt_tokens=sum(usage.prompt_tokens for usage in prompts),
+            cached_tokens=sum(usage.cached_tokens for usage in prompts),
             completion_tokens=sum(choice.usage.completion_tokens for choice in completion.choices),
         ),
     }
@@ -94,15 +124,17 @@ def count_chars(token: bytes) -> int:
     return sum(not _continues(byte) for byte in token)
 
 
-def completion_body(rows: Sequence[Mapping[str, Any]], *, num_choices_each: int = 1) -> dict[str, Any]:
+def completion_body(rows: Sequence[Mapping[str, Any]], *, facts: RequestFacts = _NO_FACTS) -> dict[str, Any]:
     """The documented response object of one request; `rows` are its result rows in order of index.
 
-    `num_choices_each` is how many of them each prompt has (`n`): the usage counts a prompt once. For a request that
-    failed it is the documented error object, `{"error": {...}}`.
+    For a request that failed it is the documented error object, `{"error": {...}}`.
     """
     first = rows[0]
     if first["status"] == RowStatus.ERROR.value:
-        return _error_object(RowError(ErrorCode(first["error_code"]), first["error_message"]))
+        error = RowError(ErrorCode(first["error_code"]), first["error_message"], facts.error_param)
+        return _error_object(
+            error, param=error.param if facts.is_refused else error_param(error, is_chat=facts.is_chat)
+        )
     is_chat = first["object"] == CHAT_OBJECT
     choices = [
         _choice(
@@ -115,6 +147,7 @@ def completion_body(rows: Sequence[Mapping[str, Any]], *, num_choices_each: int 
         for row in rows
     ]
     created = first["created"]
+    prompts = [row for row in rows if row["index"] % facts.num_choices_each == 0]
     return {
         "id": first["id"],
         "object": first["object"],
@@ -122,13 +155,14 @@ def completion_body(rows: Sequence[Mapping[str, Any]], *, num_choices_each: int 
         "model": first["model"],
         "choices": choices,
         "usage": _usage_object(
-            prompt_tokens=sum(row["prompt_tokens"] for row in rows if row["index"] % num_choices_each == 0),
+            prompt_tokens=sum(row["prompt_tokens"] for row in prompts),
+            cached_tokens=sum(row["cached_tokens"] for row in prompts),
             completion_tokens=sum(row["completion_tokens"] for row in rows),
         ),
     }
 
 
-def batch_output_line(rows: Sequence[Mapping[str, Any]], *, num_choices_each: int = 1) -> dict[str, Any]:
+def batch_output_line(rows: Sequence[Mapping[str, Any]], *, facts: RequestFacts = _NO_FACTS) -> dict[str, Any]:
     """The line of an OpenAI batch output file for one request; the arguments are those of `completion_body`.
 
     As in OpenAI's files, an error the API answers with an HTTP status has a `response` with that status, and an error
@@ -149,7 +183,7 @@ def batch_output_line(rows: Sequence[Mapping[str, Any]], *, num_choices_each: in
             line["error"] = {"code": code.value, "message": first["error_message"]}
             return line
         status = STATUS_CODES[code]
-    body = completion_body(rows, num_choices_each=num_choices_each)
+    body = completion_body(rows, facts=facts)
     line["response"] = {"status_code": status, "request_id": f"req_{name}", "body": body}
     return line
 
@@ -171,6 +205,7 @@ class ChunkStream:
         }
         self._num_chars = [0] * request.num_choices
         self._num_prompt_tokens = 0
+        self._num_cached_tokens = 0
         self._num_completion_tokens = 0
 
     def opening(self) -> list[dict[str, Any]]:
@@ -197,6 +232,7 @@ class ChunkStream:
         """The last chunk of a choice, which says why it ended. Its text has gone out in deltas before."""
         if choice.index % self._request.params.n == 0:
             self._num_prompt_tokens += choice.usage.prompt_tokens
+            self._num_cached_tokens += choice.usage.cached_tokens
         self._num_completion_tokens += choice.usage.completion_tokens
         if self._request.is_chat:
             return self._chat_chunk(choice.index, {}, finish_reason=choice.finish_reason.value)
@@ -204,7 +240,11 @@ class ChunkStream:
 
     def usage(self) -> dict[str, Any]:
         """The chunk with the usage of all choices that have ended, and no choice."""
-        usage = _usage_object(prompt_tokens=self._num_prompt_tokens, completion_tokens=self._num_completion_tokens)
+        usage = _usage_object(
+            prompt_tokens=self._num_prompt_tokens,
+            cached_tokens=self._num_cached_tokens,
+            completion_tokens=self._num_completion_tokens,
+        )
         return {**self._head, "choices": [], "usage": usage}
 
     def _text_chunk(
@@ -236,14 +276,18 @@ def _choice(
     return {"text": text, "index": index, "logprobs": logprobs, "finish_reason": finish_reason}
 
 
-def _usage_object(*, prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
-    total = prompt_tokens + completion_tokens
-    return {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens, "total_tokens": total}
+def _usage_object(*, prompt_tokens: int, cached_tokens: int, completion_tokens: int) -> dict[str, Any]:
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": cached_tokens},
+    }
 
 
-def _error_object(error: RowError) -> dict[str, Any]:
+def _error_object(error: RowError, *, param: str | None) -> dict[str, Any]:
     kind = "invalid_request_error" if error.code in STATUS_CODES else "server_error"
-    return {"error": {"message": error.message, "type": kind, "param": None, "code": error.code.value}}
+    return {"error": {"message": error.message, "type": kind, "param": param, "code": error.code.value}}
 
 
 def _chat_token(token: TokenLogprob) -> dict[str, Any]:

@@ -131,7 +131,8 @@ class RowParser:
     def _check_endpoint(self, url: str) -> None:
         """Raise InvalidRowError for a row that is meant for another endpoint than its batch. Plain rows complete."""
         if self._endpoint is not None and url != self._endpoint:
-            raise InvalidRowError(f"url is {shown(url)}; the batch is for {self._endpoint}: use that, or another batch")
+            problem = f"url is {shown(url)}; the batch is for {self._endpoint}: use that, or another batch"
+            raise InvalidRowError(problem, param="url")
 
     def _refuse_line(
         self, line: bytes | None, exc: Exception, row: int, source: str
@@ -247,22 +248,24 @@ class RowParser:
                 defaults=self._chat_params if is_chat else self._params,
             )
         except InvalidBodyError as exc:
-            raise InvalidRowError(f"body.{exc}") from exc
+            raise InvalidRowError(f"body.{exc}", param=exc.param) from exc
         return ShardRow(request)
 
     def _check_model(self, model: str | None) -> str:
         if model is None:
             if self._default_model is None:
-                raise InvalidRowError("model is missing; name one in the row, or one for all rows with --model")
+                problem = "model is missing; name one in the row, or one for all rows with --model"
+                raise InvalidRowError(problem, param="model")
             return self._default_model
         if self._known_models is None:
             if ID_PATTERN.match(model):
                 return model
             remedy = "use letters, digits, '_', '.', '-', at most 128, the first a letter or digit"
-            raise InvalidRowError(f"model is {shown(model)}; {remedy}")
+            raise InvalidRowError(f"model is {shown(model)}; {remedy}", param="model")
         if model not in self._known_models and model != self._default_model:
             known = ", ".join(sorted(self._known_models)) or "none"
-            raise _UnknownModelError(f"model {shown(model)} is not known here; use one of: {known}")
+            problem = f"model {shown(model)} is not known here; use one of: {known}"
+            raise _UnknownModelError(problem, param="model")
         return model
 
     def _merge_params(self, fields: Mapping[str, Any]) -> SamplingParams:
@@ -289,7 +292,8 @@ class RowParser:
 
     def _explain(self, exc: Exception, values: Mapping[str, Any]) -> Exception:
         if isinstance(exc, ValidationError):
-            return InvalidRowError(parameters.explain(exc, values, self._fields).message)
+            problem = parameters.explain(exc, values, self._fields)
+            return InvalidRowError(problem.message, param=problem.label)
         return exc
 
     def _refused(
@@ -314,7 +318,7 @@ class RowParser:
             is_chat=is_chat,
         )
         code = ErrorCode.MODEL_NOT_FOUND if isinstance(exc, _UnknownModelError) else ErrorCode.INVALID_REQUEST
-        return ShardRow(request, RowError(code, f"{source}: {exc}"))
+        return ShardRow(request, RowError(code, f"{source}: {exc}", getattr(exc, "param", None)))
 
 
 def _check_columns(prompt_column: str | None, id_column: str | None, template: Template | None) -> None:

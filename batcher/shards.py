@@ -57,6 +57,7 @@ REQUEST_FIELDS = pa.schema(
         pa.field("chat_template_kwargs", pa.string(), nullable=False),
         pa.field("error_code", pa.string()),
         pa.field("error_message", pa.string()),
+        pa.field("error_param", pa.string()),
     ]
 )
 
@@ -71,6 +72,20 @@ class ShardRow:
 
     request: Request
     error: RowError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFacts:
+    """What a response says of its request that no result row does.
+
+    `num_choices_each` are the choices of each prompt (`n`); of a row that was refused at submit (`is_refused`)
+    `error_param` is the field that is wrong.
+    """
+
+    num_choices_each: int = 1
+    is_chat: bool = False
+    is_refused: bool = False
+    error_param: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +133,20 @@ def read_row_numbers(path: Path) -> list[int]:
     return [int(value["row"]) for value in request.to_pylist()]
 
 
-def read_choices_each(path: Path) -> dict[int, int]:
-    """How many choices each prompt of a row has (`n`), by the row's number. Raises like `read_shard`."""
-    request = _read(path, columns=["request.row", "request.n"])["request"]
-    return {int(value["row"]): int(value["n"]) for value in request.to_pylist()}
+def read_request_facts(path: Path) -> dict[int, RequestFacts]:
+    """What is known of the requests of a shard beyond their results, by row number. Raises like `read_shard`."""
+    names = ("row", "n", "is_chat", "error_code", "error_param")
+    request = _read(path, columns=[f"request.{name}" for name in names])["request"]
+    return {
+        value["row"]: RequestFacts(
+            num_choices_each=value["n"],
+            is_chat=value["is_chat"],
+            is_refused=value["error_code"] is not None,
+            # Shards of before have no such column.
+            error_param=value.get("error_param"),
+        )
+        for value in request.to_pylist()
+    }
 
 
 def _read(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
@@ -173,6 +198,7 @@ def _request_array(rows: Sequence[ShardRow]) -> pa.StructArray:
         "biases": [[bias for _, bias in p.logit_bias] for p in params],
         "error_code": [row.error and row.error.code.value for row in rows],
         "error_message": [row.error and row.error.message for row in rows],
+        "error_param": [row.error and row.error.param for row in rows],
     }
     arrays = [pa.array(values[name], REQUEST_FIELDS.field(name).type) for name in REQUEST_FIELDS.names]
     return pa.StructArray.from_arrays(arrays, fields=list(REQUEST_FIELDS))
@@ -185,17 +211,17 @@ def _shard_rows(requests: pa.StructArray) -> tuple[ShardRow, ...]:
     """
     found = {requests.type.field(i).name for i in range(requests.type.num_fields)}
     columns = {
-        name: _values(requests.field(name)) if name in found else [_DEFAULTS[name]] * len(requests)
+        name: _values(requests.field(name)) if name in found else [_DEFAULTS.get(name)] * len(requests)
         for name in REQUEST_FIELDS.names
     }
     biases = (tuple(zip(*pair, strict=True)) for pair in zip(columns["biased_tokens"], columns["biases"], strict=True))
     params = _params({**columns, "logit_bias": biases})
     names = ("row", "custom_id", "model", "prompts", "is_array")
     made = map(Request, *(columns[name] for name in names), params, columns["is_chat"])
-    errors = zip(columns["error_code"], columns["error_message"], strict=True)
+    errors = zip(columns["error_code"], columns["error_message"], columns["error_param"], strict=True)
     return tuple(
-        ShardRow(request, RowError(ErrorCode(code), message) if code else None)
-        for request, (code, message) in zip(made, errors, strict=True)
+        ShardRow(request, RowError(ErrorCode(code), message, param) if code else None)
+        for request, (code, message, param) in zip(made, errors, strict=True)
     )
 
 

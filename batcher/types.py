@@ -48,10 +48,14 @@ class ErrorCode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RowError:
-    """Why a request failed: a code of the taxonomy, and a message that names the thing, the value, the remedy."""
+    """Why a request failed: a code of the taxonomy, and a message that names the thing, the value, the remedy.
+
+    `param` is the field that is wrong, where it is one and known.
+    """
 
     code: ErrorCode
     message: str
+    param: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

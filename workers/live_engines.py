@@ -32,6 +32,7 @@ from batcher.live_frames import (
     decode_answer,
     encode_question,
 )
+from batcher.responses import error_param
 from batcher.types import Choice, EngineStats, ErrorCode, Request
 from workers.events import WorkerConfig
 from workers.local import TICK_S
@@ -158,7 +159,8 @@ class ProcessEngines:
                         num_missing = 0
                         if error.code is ErrorCode.ENGINE_ERROR:
                             raise EngineAwayError(_DIED)
-                        raise LiveRequestError(error)
+                        param = error_param(error, is_chat=request.is_chat)
+                        raise LiveRequestError(replace(error, param=param))
                     case _:
                         num_missing = 0
                         raise EngineAwayError(_DIED)

@@ -65,14 +65,15 @@ def as_api_error(exc: BaseException, *, request_id: str) -> ApiError:
         return exc
     if isinstance(exc, InvalidBodyError):
         is_unknown = exc.code == ErrorCode.MODEL_NOT_FOUND
-        return ApiError(404 if is_unknown else 400, str(exc), param=exc.param, code=exc.code)
+        code = exc.code or ErrorCode.INVALID_REQUEST
+        return ApiError(404 if is_unknown else 400, str(exc), param=exc.param, code=code)
     if isinstance(exc, EngineAwayError):
         return ApiError(503, str(exc), code="engine_away", headers={"retry-after": str(RETRY_AWAY_S)})
     if isinstance(exc, LiveRequestError):
         error = exc.error
         match error.code:
             case ErrorCode.INVALID_REQUEST | ErrorCode.CONTEXT_LENGTH_EXCEEDED:
-                return ApiError(400, error.message, code=error.code)
+                return ApiError(400, error.message, param=error.param, code=error.code)
             case ErrorCode.MODEL_NOT_FOUND:
                 return ApiError(404, error.message, param="model", code=error.code)
             case ErrorCode.TIMEOUT:

@@ -67,7 +67,7 @@ def test_sdk_works_unchanged_but_for_base_url_and_key(server: Server, batch_file
     assert found["cancelled"] in {"cancelling", "cancelled"}
     assert found["errors"] == {
         "wrong key": "AuthenticationError 401 invalid_api_key",
-        "bad value": "BadRequestError 400 None",
+        "bad value": "BadRequestError 400 invalid_request",
         "too long": "BadRequestError 400 context_length_exceeded",
         "no such model": "NotFoundError 404 model_not_found",
         "no such batch": "NotFoundError 404 None",

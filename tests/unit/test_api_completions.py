@@ -37,7 +37,12 @@ def test_completion_has_the_documented_fields() -> None:
         "object": "text_completion",
         "model": "tiny",
         "choices": [{"text": "<a b>", "index": 0, "logprobs": None, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
+        "usage": {
+            "prompt_tokens": 3,
+            "completion_tokens": 2,
+            "total_tokens": 5,
+            "prompt_tokens_details": {"cached_tokens": 0},
+        },
     }
 
 

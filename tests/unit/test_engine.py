@@ -179,7 +179,8 @@ def test_prompt_over_the_context_is_an_error_row_and_spares_its_neighbours(start
     error = results[1].error
     assert error is not None
     assert error.code is ErrorCode.CONTEXT_LENGTH_EXCEEDED
-    assert "4000 tokens" in error.message
+    assert error.message.startswith("This model's maximum context length is 256 tokens, but you asked for 4024 tokens")
+    assert "4000 in the prompt" in error.message
     assert "--ctx" in error.message
 
 
@@ -192,6 +193,7 @@ def test_prompt_that_is_far_too_long_is_refused_without_its_tokens(start: StartE
     assert longest >= max(len(engine._vocabulary.piece(token)) for token in range(engine._vocabulary.size))
     assert result.error is not None
     assert result.error.code is ErrorCode.CONTEXT_LENGTH_EXCEEDED
+    assert result.error.message.startswith("This model's maximum context length is 256 tokens, but")
     assert "at least" in result.error.message
 
 
@@ -207,6 +209,7 @@ def test_max_tokens_that_nobody_asked_for_are_as_many_as_there_is_room_for(start
         assert result.choice.usage.total_tokens == 256
     assert over.error is not None
     assert over.error.code is ErrorCode.CONTEXT_LENGTH_EXCEEDED
+    assert over.error.message.startswith("This model's maximum context length is 256 tokens, but")
     assert "room for an answer" in over.error.message
 
 

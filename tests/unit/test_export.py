@@ -132,7 +132,12 @@ def test_jsonl_holds_a_response_object_a_request(tmp_path: Path) -> None:
             {"text": "text 3.0", "index": 0, "logprobs": None, "finish_reason": "length"},
             {"text": "text 3.1", "index": 1, "logprobs": None, "finish_reason": "length"},
         ],
-        "usage": {"prompt_tokens": 10, "completion_tokens": 6, "total_tokens": 16},
+        "usage": {
+            "prompt_tokens": 10,
+            "completion_tokens": 6,
+            "total_tokens": 16,
+            "prompt_tokens_details": {"cached_tokens": 0},
+        },
         "topic": "topic-3",
         "tags": ["a", "3"],
     }

@@ -20,6 +20,7 @@ from batcher.responses import (
     token_text,
 )
 from batcher.results import build_table
+from batcher.shards import RequestFacts
 from batcher.types import (
     Choice,
     Completion,
@@ -55,9 +56,19 @@ def result_row(**changes: Any) -> dict[str, Any]:
         "prompt_tokens": 2,
         "completion_tokens": 3,
         "total_tokens": 5,
+        "cached_tokens": 1,
         "error_code": None,
         "error_message": None,
     } | changes
+
+
+def usage_of(prompt: int, completion: int, *, cached: int) -> dict[str, Any]:
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
 
 
 def choice(index: int, logprobs: tuple[TokenLogprob, ...] | None = None) -> Choice:
@@ -83,7 +94,7 @@ def test_completion_object_counts_each_prompt_once_and_every_choice() -> None:
         "choices": [
             {"text": f"text {index}", "index": index, "logprobs": None, "finish_reason": "stop"} for index in range(4)
         ],
-        "usage": {"prompt_tokens": 10, "completion_tokens": 12, "total_tokens": 22},
+        "usage": usage_of(10, 12, cached=2),
     }
 
 
@@ -97,7 +108,7 @@ def test_chat_object_has_messages() -> None:
         "finish_reason": "stop",
     }
     assert found["choices"][1]["logprobs"]["content"][0]["token"] == "x"
-    assert found["usage"] == {"prompt_tokens": 5, "completion_tokens": 6, "total_tokens": 11}
+    assert found["usage"] == usage_of(5, 6, cached=1)
 
 
 def test_object_of_a_failed_completion_is_the_error_object() -> None:
@@ -111,7 +122,7 @@ def test_result_rows_give_the_same_object_as_the_completion(request_: Request) -
     choices = tuple(choice(index, tokens("a", "é")) for index in range(request_.num_choices))
     completion = Completion(request_, "chatcmpl-1" if request_.is_chat else "cmpl-1", 5, choices)
     rows = build_table([completion], carried=carried_of([0]), attempt=1, worker="w").to_pylist()
-    assert completion_body(rows, num_choices_each=request_.params.n) == completion_object(completion)
+    assert completion_body(rows, facts=RequestFacts(request_.params.n)) == completion_object(completion)
 
 
 # -- log-probabilities ------------------------------------------------------------------------------------------------
@@ -251,7 +262,7 @@ def test_completion_body_groups_choices_and_adds_up_usage() -> None:
             {"text": " world", "index": 0, "logprobs": None, "finish_reason": "stop"},
             {"text": " moon", "index": 1, "logprobs": None, "finish_reason": "length"},
         ],
-        "usage": {"prompt_tokens": 4, "completion_tokens": 6, "total_tokens": 10},
+        "usage": usage_of(4, 6, cached=2),
     }
 
 
@@ -282,14 +293,33 @@ def test_batch_output_line_of_a_chat() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "status"), [("invalid_request", 400), ("context_length_exceeded", 400), ("model_not_found", 404)]
+    ("code", "status", "param"),
+    [("invalid_request", 400, None), ("context_length_exceeded", 400, "prompt"), ("model_not_found", 404, "model")],
 )
-def test_batch_output_line_of_a_refused_request_has_its_status(code: str, status: int) -> None:
+def test_batch_output_line_of_a_refused_request_has_its_status(code: str, status: int, param: str | None) -> None:
     line = batch_output_line([result_row(status="error", id=None, error_code=code, error_message="why")])
     assert (line["id"], line["error"]) == ("batch_req_row-3", None)
     assert line["response"]["status_code"] == status
-    expected = {"message": "why", "type": "invalid_request_error", "param": None, "code": code}
+    expected = {"message": "why", "type": "invalid_request_error", "param": param, "code": code}
     assert line["response"]["body"] == {"error": expected}
+
+
+@pytest.mark.parametrize(
+    ("message", "facts", "param"),
+    [
+        ("logit_bias has the token 9; the model's go from 0 to 8", RequestFacts(), "logit_bias"),
+        ("messages: the model has no chat template", RequestFacts(is_chat=True), "messages"),
+        ("the model has no such thing", RequestFacts(), None),
+        ("prompt:3: not JSON", RequestFacts(is_refused=True), None),
+        ("in.jsonl:3: body.stop[1] is 7", RequestFacts(is_refused=True, error_param="stop[1]"), "stop[1]"),
+    ],
+)
+def test_error_line_names_the_field_that_is_wrong(message: str, facts: RequestFacts, param: str | None) -> None:
+    row = result_row(status="error", id=None, error_code="invalid_request", error_message=message)
+
+    error = batch_output_line([row], facts=facts)["response"]["body"]["error"]
+
+    assert (error["param"], error["code"], error["message"]) == (param, "invalid_request", message)
 
 
 @pytest.mark.parametrize("code", ["engine_error", "worker_crashed", "timeout"])

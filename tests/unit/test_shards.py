@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 
 from batcher import sealed, storage
 from batcher.errors import CorruptFileError
-from batcher.shards import Shard, ShardRow, conform, read_choices_each, read_shard, to_json_text, write_shard
+from batcher.shards import (
+    RequestFacts,
+    Shard,
+    ShardRow,
+    conform,
+    read_request_facts,
+    read_shard,
+    to_json_text,
+    write_shard,
+)
 from batcher.types import ErrorCode, Request, RowError, SamplingParams
 
 NO_COLUMNS = pa.table({"": pa.nulls(1)}).select([])
@@ -55,7 +64,7 @@ requests = st.builds(
     params=st.builds(SamplingParams, **PARAMS),
     is_chat=st.booleans(),
 )
-errors = st.none() | st.builds(RowError, st.sampled_from(ErrorCode), texts)
+errors = st.none() | st.builds(RowError, st.sampled_from(ErrorCode), texts, st.none() | texts)
 
 
 @given(rows=st.lists(st.builds(ShardRow, requests, errors), min_size=1, max_size=5).map(tuple), data=st.data())
@@ -84,7 +93,8 @@ def test_shard_of_a_batcher_that_knew_fewer_parameters_is_read_with_their_defaul
     write_shard(path, make_shard())
     table = pq.read_table(path)
     request = table["request"].combine_chunks()
-    names = [field.name for field in request.type if field.name not in ("top_k", "bad_words", "add_generation_prompt")]
+    unknown = ("top_k", "bad_words", "add_generation_prompt", "error_param")
+    names = [field.name for field in request.type if field.name not in unknown]
     older = pa.StructArray.from_arrays(
         [request.field(name) for name in names], fields=[request.type.field(name) for name in names]
     )
@@ -93,6 +103,7 @@ def test_shard_of_a_batcher_that_knew_fewer_parameters_is_read_with_their_defaul
 
     # Then
     assert read_shard(path, carried=pa.schema([])).rows == make_shard().rows
+    assert read_request_facts(path) == {0: RequestFacts()}
 
 
 def make_shard(carried: pa.Table = NO_COLUMNS) -> Shard:
@@ -100,10 +111,19 @@ def make_shard(carried: pa.Table = NO_COLUMNS) -> Shard:
     return Shard((ShardRow(request),) * max(1, carried.num_rows), carried)
 
 
-def test_choices_of_each_prompt_are_read_by_row(tmp_path: Path) -> None:
-    rows = tuple(ShardRow(Request(row, "a", "m", ("p",), False, SamplingParams(n=row))) for row in (1, 3))
-    write_shard(tmp_path / "00000.parquet", Shard(rows, NO_COLUMNS))
-    assert read_choices_each(tmp_path / "00000.parquet") == {1: 1, 3: 3}
+def test_facts_of_requests_are_read_by_row(tmp_path: Path) -> None:
+    several = ShardRow(Request(1, "a", "m", ("p",), False, SamplingParams(n=3)))
+    chat = ShardRow(Request(3, "b", "m", ("[]",), False, SamplingParams(), is_chat=True))
+    refused = Request(4, "c", "m", ("p",), False, SamplingParams())
+    error = RowError(ErrorCode.INVALID_REQUEST, "in.jsonl:5: top_p is 7", "top_p")
+
+    write_shard(tmp_path / "00000.parquet", Shard((several, chat, ShardRow(refused, error)), NO_COLUMNS))
+
+    assert read_request_facts(tmp_path / "00000.parquet") == {
+        1: RequestFacts(num_choices_each=3),
+        3: RequestFacts(is_chat=True),
+        4: RequestFacts(is_refused=True, error_param="top_p"),
+    }
 
 
 def test_existing_shard_is_left_alone(tmp_path: Path) -> None:

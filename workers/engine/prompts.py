@@ -40,11 +40,11 @@ class Prompts:
         text = request.prompt
         if request.is_chat:
             if self._template is None:
-                return _invalid(self._why_no_template)
+                return _invalid(f"messages: {self._why_no_template}")
             try:
                 text = self._template.render(text)
             except ChatTemplateError as exc:
-                return _invalid(str(exc))
+                return _invalid(f"messages: {exc}")
         if (hopeless := self._find_too_long(len(text) + len(request.params.suffix))) is not None:
             return hopeless
         found = self._fill_in(text, request.params.suffix) if request.params.suffix else self._vocabulary.tokenize(text)
@@ -63,11 +63,7 @@ class Prompts:
         if num_chars <= self._limit * _FEW_CHARS or num_chars <= self._limit * self._vocabulary.most_bytes:
             return None
         num_tokens = num_chars // self._vocabulary.most_bytes
-        return RowError(
-            ErrorCode.CONTEXT_LENGTH_EXCEEDED,
-            f"the prompt has {num_chars} characters, so at least {num_tokens} tokens, more than the context of "
-            f"{self._limit}; shorten it, or start the worker with a larger --ctx",
-        )
+        return self._too_long(f"the prompt has {num_chars} characters, so at least {num_tokens} tokens; shorten it")
 
     def _fill_in(self, text: str, suffix: str) -> Tokens | RowError:
         """Prefix, suffix, and then the middle, by the marks that the model was trained with."""
@@ -81,14 +77,22 @@ class Prompts:
 
     def _check_length(self, prompt: Tokens, params: SamplingParams) -> Tokens | RowError:
         if not len(prompt):
-            return _invalid("the prompt is empty and the model has no BOS token; give it text")
+            return _invalid("prompt is empty and the model has no BOS token; give it text")
         if len(prompt) + (1 if params.clips_max_tokens else params.max_tokens) <= self._limit:
             return prompt
-        asked = "there must be room for an answer" if params.clips_max_tokens else f"max_tokens is {params.max_tokens}"
+        if params.clips_max_tokens:
+            return self._too_long(f"the prompt has {len(prompt)} tokens and leaves no room for an answer; shorten it")
+        return self._too_long(
+            f"you asked for {len(prompt) + params.max_tokens} tokens ({len(prompt)} in the prompt, {params.max_tokens} "
+            "of max_tokens); shorten the prompt, lower max_tokens"
+        )
+
+    def _too_long(self, problem: str) -> RowError:
+        # Clients know the error by how OpenAI's begins: litellm falls back to a model with a larger context then.
         return RowError(
             ErrorCode.CONTEXT_LENGTH_EXCEEDED,
-            f"the prompt has {len(prompt)} tokens and {asked}, together more than the context of {self._limit}; "
-            "shorten them, or start the worker with a larger --ctx",
+            f"This model's maximum context length is {self._limit} tokens, but {problem}, or start the worker with a "
+            "larger --ctx",
         )
 
 
