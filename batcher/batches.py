@@ -30,7 +30,8 @@ from batcher.batch_records import (
 )
 from batcher.batch_states import BatchReader
 from batcher.errors import BatcherError, BrokerError, InputError, JobError, StorageError
-from batcher.jobdir import ID_PATTERN, JobDir
+from batcher.ids import ID_PATTERN
+from batcher.jobdir import JobDir
 from batcher.jobs_root import locate_job
 from batcher.parameters import CHAT_URL, COMPLETIONS_URL
 from batcher.summary import finalize

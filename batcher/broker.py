@@ -41,6 +41,7 @@ from redis.retry import Retry
 
 from batcher.broker_url import client_url, hide_password, redact, tls_files
 from batcher.errors import BrokerBusyError, BrokerError
+from batcher.ids import encode_name
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 def queue_name(model: str) -> str:
     """The Celery queue of a model's shards."""
-    return f"batcher.{model}"
+    return f"batcher.{encode_name(model)}"
 
 
 def queue_key(model: str) -> str:

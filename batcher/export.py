@@ -167,10 +167,12 @@ def _csv_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def _write_jsonl(path: Path, job: JobDir, *, layout: ExportFormat) -> int:
     num_lines = 0
-    shape = batch_output_line if layout is ExportFormat.OPENAI else _response_object
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for rows, facts in _finished_requests(job):
-            line = shape(rows, facts=facts)
+            if layout is ExportFormat.OPENAI:
+                line = _batch_line(job, rows, facts=facts)
+            else:
+                line = _response_object(rows, facts=facts)
             file.write(f"{json_line(line)}\n")
             num_lines += 1
     return num_lines
@@ -188,10 +190,14 @@ def write_batch_output(job: JobDir, output: Path, errors: Path) -> tuple[int, in
     ):
         for rows, facts in _finished_requests(job):
             is_ok = rows[0]["status"] == RowStatus.OK.value
-            line = batch_output_line(rows, facts=facts)
+            line = _batch_line(job, rows, facts=facts)
             (ok_file if is_ok else error_file).write(f"{json_line(line)}\n")
             num_ok, num_failed = num_ok + is_ok, num_failed + (not is_ok)
     return num_ok, num_failed
+
+
+def _batch_line(job: JobDir, rows: list[dict[str, Any]], *, facts: RequestFacts) -> dict[str, Any]:
+    return batch_output_line(rows, digits=job.manifest.response_digits(rows[0]["row"]), facts=facts)
 
 
 def _finished_requests(job: JobDir) -> Iterator[tuple[list[dict[str, Any]], RequestFacts]]:

@@ -27,7 +27,7 @@ from pydantic import AwareDatetime, Field, TypeAdapter, ValidationError
 
 from batcher import storage
 from batcher.errors import StorageError
-from batcher.jobdir import ID_PATTERN, check_id
+from batcher.ids import ID_PATTERN, check_id
 
 #: A worker that missed so many of its own intervals in a row is gone, but not before so many seconds: intervals can be
 #: shorter than a busy machine takes to run somebody.

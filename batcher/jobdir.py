@@ -32,14 +32,12 @@ import pyarrow as pa
 from pydantic import TypeAdapter, ValidationError
 
 from batcher import storage
-from batcher.errors import InputError, JobError, StorageError
+from batcher.errors import JobError, StorageError
+from batcher.ids import ID_PATTERN, is_model_name, response_digits
 from batcher.types import SamplingParams
 
-#: What a job id, and any other id that becomes part of a path or a key, may look like. `$` would let a newline end it.
-ID_PATTERN = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}\Z")
-
 #: 2: shards hold the parameters beyond the documented ones and chats, results have `logprobs`. 3: shards hold further
-#: parameters, which are at their defaults in jobs of version 2.
+#: parameters, which are at their defaults in jobs of version 2, and the job has a uid.
 MANIFEST_VERSION = 3
 _READABLE_VERSIONS = (2, 3)
 
@@ -49,16 +47,6 @@ _EXPIRY_MARK = " expired"
 _PART_NAME = re.compile(r"^part-(\d{5,})\.parquet$")
 _ATTEMPT_NAME = re.compile(r"^(\d{4,})\.json$")
 _CHUNK_NAME = re.compile(r"^(\d{4,})-[0-9a-f]+-(\d{4,})\.parquet$")
-
-
-def check_id(value: str, *, what: str) -> str:
-    """Return `value` if it is safe as a file name and a Redis key, else raise InputError."""
-    if not ID_PATTERN.match(value):
-        raise InputError(
-            f"{what} {value!r} is not usable: letters, digits, '_', '.', '-', at most 128, "
-            "and the first one a letter or digit"
-        )
-    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +66,8 @@ class Manifest:
     `seed` is the job's seed, from which rows without one derive theirs. `carried_ipc` is the Arrow schema of the
     carried input columns, as base64 of its IPC message. `fingerprint` identifies inputs and options, so that the same
     command given again is known as a resume. `row_timeout_s` bounds the time of each choice, from its first prefill.
-    No choice takes more than `longest_request` tokens, prompt and completion, by the bytes of its prompt.
+    No choice takes more than `longest_request` tokens, prompt and completion, by the bytes of its prompt. `uid` is of
+    this job alone, whatever its name; "" in jobs of version 2.
     """
 
     job_id: str
@@ -94,6 +83,7 @@ class Manifest:
     shards: tuple[ShardInfo, ...]
     row_timeout_s: float | None = None
     longest_request: int | None = None
+    uid: str = ""
     version: int = MANIFEST_VERSION
 
     @property
@@ -105,6 +95,10 @@ class Manifest:
     def models(self) -> tuple[str, ...]:
         """The models whose workers this job needs, in order of first appearance."""
         return tuple(dict.fromkeys(s.model for s in self.shards if s.model is not None))
+
+    def response_digits(self, row: int) -> str:
+        """What the ids of the response to a row are made of, see `ids.response_digits`."""
+        return response_digits(self.uid or f"{self.job_id} {self.created_at.isoformat()}", row)
 
     @property
     def num_choices(self) -> int:
@@ -457,7 +451,7 @@ def _contradiction(manifest: Manifest) -> str:
     for info in shards:
         if info.num_rows < 1 or (info.model is not None and info.num_choices < info.num_rows):
             return f"shard {info.shard} cannot have {info.num_rows} rows and {info.num_choices} choices"
-        if info.model is not None and not ID_PATTERN.match(info.model):
+        if info.model is not None and not is_model_name(info.model):
             return f"shard {info.shard} has the model {info.model!r}"
     num_refused = sum(info.num_rows for info in shards if info.model is None)
     for name, said, found in (

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from batcher.errors import JobError
-from batcher.jobdir import check_id
+from batcher.ids import check_id
 
 
 def locate_job(root: Path, job_id: str) -> Path:

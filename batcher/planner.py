@@ -7,6 +7,7 @@ comes last: without it there is no job, and what a killed submit left is cleared
 
 import hashlib
 import json
+import secrets
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +21,8 @@ from batcher import prompts, results, staging
 from batcher.carried import CarriedColumns
 from batcher.custom_ids import CustomIds
 from batcher.errors import InputError, JobError
-from batcher.jobdir import JobDir, Manifest, ShardInfo, check_id, encode_schema
+from batcher.ids import check_id, check_model_name
+from batcher.jobdir import JobDir, Manifest, ShardInfo, encode_schema
 from batcher.prompts import Readable
 from batcher.rows import RowBatch, RowParser
 from batcher.shards import Shard, read_shard, write_shard
@@ -36,6 +38,9 @@ _FIRST_PARAMS = frozenset(
     }
 )
 
+#: Of a seed that nobody gave. Fewer than a seed can have: as many as JSON readers with doubles keep.
+DRAWN_SEED_BITS = 53
+
 #: How many bad rows a refusal under `strict` lists.
 NUM_LISTED = 20
 
@@ -46,7 +51,7 @@ class SubmitOptions:
 
     `default_model` and `params` are for rows that do not say. A row naming a model outside `known_models` becomes an
     error row `model_not_found`; None: the models are not known here, any valid name is taken. `template` is the text
-    itself. `shard_rows` None: grows with the input. `seed` None is 0, so that a job given again draws the same.
+    itself. `shard_rows` None: grows with the input. `seed` None: one is drawn, and noted in the manifest.
     `row_timeout_s` bounds the time of each choice, from its first prefill. `chat_max_tokens` is the max_tokens of a
     chat that does not say; None: the usual ones, or fewer in a small context. A row meant for another `endpoint` is an
     error row; None: each goes to its own.
@@ -204,7 +209,7 @@ class _Input:
         self._files = prompts.expand(inputs)
         self._stdin = _HashedStream(stdin) if stdin is not None and prompts.STDIN in self._files else None
         if options.default_model is not None:
-            check_id(options.default_model, what="model name")
+            check_model_name(options.default_model)
         self._parser = RowParser(
             params=options.params,
             default_model=options.default_model,
@@ -251,7 +256,7 @@ class _Input:
             options.id_column,
             options.template,
             options.strict,
-            options.seed or 0,
+            _said_of_seed(options.seed),
         ]
         # Only where there is one: jobs of the command line have had none.
         settings += [options.endpoint] if options.endpoint is not None else []
@@ -300,13 +305,14 @@ def _write_shards(job: JobDir, source: _Input, on_progress: Callable[[int], None
         fingerprint=source.fingerprint(),
         defaults=options.params,
         default_model=options.default_model,
-        seed=options.seed or 0,
+        seed=secrets.randbits(DRAWN_SEED_BITS) if options.seed is None else options.seed,
         num_rows=num_rows,
         num_refused=num_refused,
         shards=splitter.finish(),
         carried_ipc=encode_schema(carried.schema),
         row_timeout_s=options.row_timeout_s,
         longest_request=splitter.longest_request,
+        uid=secrets.token_hex(16),
     )
 
 
@@ -349,6 +355,12 @@ def _strict_message(listed: Sequence[str], *, num_refused: int, num_rows: int) -
     if num_refused > len(listed):
         lines.append(f"... and {num_refused - len(listed)} more")
     return "\n  ".join(lines)
+
+
+def _said_of_seed(seed: int | None) -> int | str:
+    """A seed as a fingerprint has it. None is 0, as it was while 0 was the default: the command that made such a job
+    still finds it. A 0 that was given is another thing."""
+    return "0" if seed == 0 else seed or 0
 
 
 def _said_of(params: SamplingParams) -> dict[str, object]:

@@ -162,16 +162,18 @@ def completion_body(rows: Sequence[Mapping[str, Any]], *, facts: RequestFacts = 
     }
 
 
-def batch_output_line(rows: Sequence[Mapping[str, Any]], *, facts: RequestFacts = _NO_FACTS) -> dict[str, Any]:
-    """The line of an OpenAI batch output file for one request; the arguments are those of `completion_body`.
+def batch_output_line(
+    rows: Sequence[Mapping[str, Any]], *, digits: str, facts: RequestFacts = _NO_FACTS
+) -> dict[str, Any]:
+    """The line of an OpenAI batch output file for one request. `digits` make its ids (`Manifest.response_digits`), the
+    other arguments are those of `completion_body`.
 
     As in OpenAI's files, an error the API answers with an HTTP status has a `response` with that status, and an error
     for which no request is to blame (engine, crash, timeout) has `response` null and `error` set.
     """
     first = rows[0]
-    name = str(first["id"]).rpartition("cmpl-")[2] if first["id"] else f"row-{first['row']}"
     line: dict[str, Any] = {
-        "id": f"batch_req_{name}",
+        "id": f"batch_req_{digits}",
         "custom_id": first["custom_id"],
         "response": None,
         "error": None,
@@ -184,7 +186,7 @@ def batch_output_line(rows: Sequence[Mapping[str, Any]], *, facts: RequestFacts 
             return line
         status = STATUS_CODES[code]
     body = completion_body(rows, facts=facts)
-    line["response"] = {"status_code": status, "request_id": f"req_{name}", "body": body}
+    line["response"] = {"status_code": status, "request_id": f"req_{digits}", "body": body}
     return line
 
 

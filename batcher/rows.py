@@ -16,7 +16,7 @@ from pydantic_core import from_json
 from batcher import parameters, protocol
 from batcher.carried import plain_table
 from batcher.errors import InputError, InvalidBodyError, InvalidRowError
-from batcher.jobdir import ID_PATTERN
+from batcher.ids import MODEL_NAME_REMEDY, is_model_name
 from batcher.parameters import CHAT_URL, COMPLETIONS_URL, PARAM_FIELDS, ROW_FIELDS, BatchLine, shown
 from batcher.prompts import MAX_LINE_BYTES, LineBatch, Origin, TableBatch
 from batcher.shards import ShardRow
@@ -52,9 +52,9 @@ class RowParser:
     """Turns raw rows into requests. What is wrong with a row becomes its error; only whole files raise.
 
     `params` and `default_model` are the job's defaults, `chat_max_tokens` and `endpoint` are as in
-    `SubmitOptions`. A row naming a model outside `known_models` gets `model_not_found`; None takes any name that can be
-    a queue's. The prompt comes from `template`, else from `prompt_column`; where either is given, no row is taken for a
-    batch line.
+    `SubmitOptions`. A row naming a model outside `known_models` gets `model_not_found`; None takes any name that a
+    model can have. The prompt comes from `template`, else from `prompt_column`; where either is given, no row is taken
+    for a batch line.
     Raises InputError for options that contradict each other.
     """
 
@@ -217,7 +217,7 @@ class RowParser:
         """The request in a validated row or body. `values` holds what a template may use beside the fields."""
         fields = found.__dict__
         model = fields["model"]
-        if model is None or self._known_models is not None or not ID_PATTERN.match(model):
+        if model is None or self._known_models is not None or not is_model_name(model):
             model = self._check_model(model)
         if self._template is None:
             prompt = fields["prompt"]
@@ -258,10 +258,9 @@ class RowParser:
                 raise InvalidRowError(problem, param="model")
             return self._default_model
         if self._known_models is None:
-            if ID_PATTERN.match(model):
+            if is_model_name(model):
                 return model
-            remedy = "use letters, digits, '_', '.', '-', at most 128, the first a letter or digit"
-            raise InvalidRowError(f"model is {shown(model)}; {remedy}", param="model")
+            raise InvalidRowError(f"model is {shown(model)}; {MODEL_NAME_REMEDY}", param="model")
         if model not in self._known_models and model != self._default_model:
             known = ", ".join(sorted(self._known_models)) or "none"
             problem = f"model {shown(model)} is not known here; use one of: {known}"

@@ -40,6 +40,7 @@ class Proof:
 class Summary:
     """Totals of a complete job; the fields are the keys of `summary.json`.
 
+    `seed` is the job's, given or drawn; None in the summaries of an older Batcher.
     `started_at` is the first claim of a shard (None where all rows were refused and no work was needed),
     `finished_at` the last commit. `elapsed_s` lies between them, so it holds the pauses of a job that was resumed or
     retried. `tokens_per_s` is completion tokens per elapsed second. `results` is relative to the job directory.
@@ -63,6 +64,7 @@ class Summary:
     num_parts: int
     models: tuple[str, ...]
     results: str = "results/*.parquet"
+    seed: int | None = None
 
 
 _SUMMARY = TypeAdapter(Summary)
@@ -122,6 +124,7 @@ def _summarize(job: JobDir, counts: Counts) -> Summary:
         tokens_per_s=round(counts.completion_tokens / elapsed_s, 2) if elapsed_s else 0.0,
         num_parts=len(job.manifest.shards),
         models=job.manifest.models,
+        seed=job.manifest.seed,
     )
 
 

@@ -12,7 +12,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any, Self
 
-from batcher.jobdir import ID_PATTERN
+from batcher.ids import ID_PATTERN
 from workers.app import RUN_SHARD
 from workers.consumer import PatientConsumer
 

@@ -8,7 +8,7 @@ documented API has it ("best" is the one with the highest log probability per to
 from collections.abc import Iterator
 from dataclasses import replace
 
-from batcher.types import Choice, Request, RowError, splitmix64
+from batcher.types import Choice, Request, RowError
 from workers.engine.sequence import SequenceRequest, SequenceResult
 
 
@@ -39,12 +39,6 @@ def sequence_requests(
             is_live=is_live,
             is_chat=request.is_chat,
         )
-
-
-def completion_id(request: Request, *, job_seed: int) -> str:
-    """The id of a row's response: "cmpl-" (of a chat "chatcmpl-") and 24 hexadecimal digits, the same each time."""
-    first = splitmix64(splitmix64(job_seed) ^ request.row)
-    return f"{'chatcmpl' if request.is_chat else 'cmpl'}-{first:016x}{splitmix64(first) >> 32:08x}"
 
 
 class Gathering:

@@ -35,6 +35,7 @@ from batcher.errors import (
     ShardGivenUpError,
     StorageError,
 )
+from batcher.ids import completion_id
 from batcher.jobdir import JobDir
 from batcher.lease import Lease, Leases, new_lease
 from batcher.results import build_table, join_tables, read_chunks, result_schema, write_file
@@ -42,7 +43,7 @@ from batcher.shards import read_shard
 from batcher.tables import take_rows
 from batcher.types import Choice, Completion, RowError
 from workers.engine.sequence import OnStart, SequenceRequest, SequenceResult, Sink
-from workers.sequences import Gathering, completion_id, sequence_requests
+from workers.sequences import Gathering, sequence_requests
 from workers.stall import stall_limit_s
 
 logger = logging.getLogger(__name__)
@@ -340,7 +341,8 @@ class _ShardRun:
 
     def _finish(self, position: int, *, error: RowError | None, choices: tuple[Choice, ...] = ()) -> None:
         request = self._shard.rows[position].request
-        response_id = completion_id(request, job_seed=self._job.manifest.seed)
+        digits = self._job.manifest.response_digits(request.row)
+        response_id = completion_id(digits, is_chat=request.is_chat)
         self._finished[position] = Completion(request, response_id, int(time.time()), choices, error)
 
     def _note_finished(self, num_noted: int) -> None:

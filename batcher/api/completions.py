@@ -15,6 +15,7 @@ from batcher.api.exchange import Exchanges
 from batcher.api.limits import Limits
 from batcher.api.metrics import Metrics
 from batcher.api.streaming import EventStream
+from batcher.ids import completion_id
 from batcher.parameters import CHAT_URL, COMPLETIONS_URL
 from batcher.protocol import ParsedBody, body_schema, parse_body
 from batcher.responses import ChunkStream, completion_object
@@ -60,11 +61,11 @@ class Completions:
         )
         parsed = parse(body) if len(body) <= MAX_PARSED_AT_ONCE else await asyncio.to_thread(parse, body)
         headers = _ignored(parsed)
-        completion_id = f"{'chatcmpl' if is_chat else 'cmpl'}-{secrets.token_hex(12)}"
+        response_id = completion_id(secrets.token_hex(12), is_chat=is_chat)
         created = int(time.time())
         if parsed.is_streaming:
             chunks = ChunkStream(
-                parsed.request, completion_id=completion_id, created=created, includes_usage=parsed.includes_usage
+                parsed.request, completion_id=response_id, created=created, includes_usage=parsed.includes_usage
             )
             return EventStream(
                 *(self._exchanges, parsed.request, chunks),
@@ -73,7 +74,7 @@ class Completions:
                 headers=headers,
             )
         choices = await self._collect(parsed, request)
-        completion = Completion(parsed.request, completion_id, created, choices)
+        completion = Completion(parsed.request, response_id, created, choices)
         return JSONAnswer(completion_object(completion), headers=headers)
 
     async def _collect(self, parsed: ParsedBody, request: Request) -> tuple[Choice, ...]:

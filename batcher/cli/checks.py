@@ -73,13 +73,12 @@ def validate_command(files: tuple[str, ...], *, models: tuple[str, ...], limit: 
 def _find_model(spec: str) -> "tuple[str, ModelRef | None]":
     """The name that `--model` gives, and its file, if it is on this machine."""
     from batcher.errors import ModelError
-    from batcher.jobdir import ID_PATTERN
-    from batcher.models import parse_model
+    from batcher.models import is_bare_name, parse_model
 
     try:
         model = parse_model(spec)
     except ModelError:
-        if not ID_PATTERN.match(spec) or spec.endswith(".gguf"):
+        if not is_bare_name(spec):
             raise
         click.echo(f"Note: the model {spec} is not on this machine, so its tokens are not counted.", err=True)
         return spec, None

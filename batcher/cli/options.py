@@ -203,7 +203,8 @@ sampling_options = _chain(
     option(
         "--seed",
         type=click.IntRange(min=0, max=2**63 - 1),
-        help="Seed of the job, from which every row without a seed derives its own. [default: 0]",
+        help="Seed of the job, from which every row without a seed derives its own. [default: drawn at submit, and "
+        "noted in manifest.json]",
     ),
 )
 

@@ -81,7 +81,8 @@ def run_command(
     """
     spares = _launch_spares(num_workers)
 
-    from batcher.jobdir import JobDir, check_id
+    from batcher.ids import check_id
+    from batcher.jobdir import JobDir
     from batcher.planner import commit_refused
     from workers.local import job_broker
 
@@ -138,7 +139,8 @@ def submit_command(
       batcher submit prompts.jsonl --model qwen --broker redis://host:6379/0 --jobs-dir /mnt/jobs
     """
     from batcher.broker import connect
-    from batcher.jobdir import JobDir, check_id
+    from batcher.ids import check_model_name
+    from batcher.jobdir import JobDir
     from batcher.jobs_root import locate_job
     from batcher.planner import commit_refused
     from workers.app import enqueue, make_app
@@ -149,7 +151,7 @@ def submit_command(
         )
     # Before anything is written: a mistyped URL should leave no job.
     connect(broker).close()
-    default_model = None if model is None else check_id(model, what="model name")
+    default_model = None if model is None else check_model_name(model)
     job = JobDir(locate_job(jobs_dir, job_id or _new_job_id(files[0])))
     _submit(job, files, submit_options(default_model=default_model, known_models=None, **options), quiet=quiet)
     commit_refused(job)
@@ -176,7 +178,7 @@ def worker_command(
       batcher worker --model qwen=/models/qwen.gguf --broker redis://host:6379/0 --jobs-dir /mnt/jobs
     """
     from batcher.broker_url import hide_password
-    from batcher.jobdir import check_id
+    from batcher.ids import check_id
     from workers.local import serve
 
     if broker is None:

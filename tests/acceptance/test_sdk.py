@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from batcher.models import parse_model
 from tests.acceptance.conftest import PATIENCE_S, clean_environment
 from tests.family import Family
 from tests.serving import Server, serve
 
 KEY = "sk-test-0123456789"
+#: As names are elsewhere: with a slash and a colon.
+MODEL = "google/gemma3:27b"
 SESSION = Path(__file__).with_name("sdk_session.py")
 BAD_LINE = 3
 NUM_LINES = 8
@@ -24,7 +27,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     keys = family.folder / "keys.txt"
     keys.write_text(f"# one key\n{KEY}\n")
     keys.chmod(0o600)
-    with serve(family, "--model", "smollm2-135m", "--api-keys-file", keys, "--max-concurrent", 2) as server:
+    model = f"{MODEL}={parse_model('smollm2-135m').path}"
+    with serve(family, "--model", model, "--api-keys-file", keys, "--max-concurrent", 2) as server:
         yield server
         assert server.stop() == 0
     assert family.pids() == []
@@ -35,7 +39,7 @@ def batch_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("batch") / "batch.jsonl"
     with path.open("w") as file:
         for number in range(NUM_LINES):
-            body = {"model": "smollm2-135m", "prompt": f"The number {number}", "max_tokens": 5, "temperature": 0}
+            body = {"model": MODEL, "prompt": f"The number {number}", "max_tokens": 5, "temperature": 0}
             if number == BAD_LINE:
                 body["max_tokens"] = 0
             line = {"custom_id": f"request-{number}", "method": "POST", "url": "/v1/completions", "body": body}
@@ -49,7 +53,7 @@ def test_sdk_works_unchanged_but_for_base_url_and_key(server: Server, batch_file
     assert python.exists(), "run make"
 
     done = subprocess.run(
-        [python, "-I", SESSION, "smollm2-135m", batch_file],
+        [python, "-I", SESSION, MODEL, batch_file],
         env=clean_environment() | {"OPENAI_BASE_URL": server.base_url, "OPENAI_API_KEY": KEY},
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -61,7 +65,7 @@ def test_sdk_works_unchanged_but_for_base_url_and_key(server: Server, batch_file
     assert done.returncode == 0, done.stderr + server.stderr
     found = json.loads(done.stdout)
     assert found["version"].startswith(f"{major}.")
-    assert found["models"] == {"ids": ["smollm2-135m"], "one": "smollm2-135m"}
+    assert found["models"] == {"ids": [MODEL], "one": MODEL}
     check_completions(found)
     check_batch(found["batch"])
     assert found["cancelled"] in {"cancelling", "cancelled"}

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -36,6 +37,16 @@ def test_models_are_listed_and_described() -> None:
     assert [model["id"] for model in listed["data"]] == ["small", "large"]
     assert one == listed["data"][1]
     assert (one["object"], one["owned_by"]) == ("model", "batcher")
+
+
+@pytest.mark.parametrize("name", ["gemma3:27b", "Qwen/Qwen3-0.6B", "org/name@rev", "a%2Fb?c#d", "名前"])
+def test_model_of_any_name_is_found_and_completes(name: str) -> None:
+    service = make_app(ScriptedEngine(name), keys=None)
+
+    for path in (quote(name), quote(name, safe="")):
+        assert ask(service, "GET", f"/v1/models/{path}").json()["id"] == name
+    assert complete(service, model=name).json()["model"] == name
+    assert f'model="{name}"' in ask(service, "GET", "/metrics").text
 
 
 @pytest.mark.parametrize("name", ["none", "org/none", "%C3%A9"])

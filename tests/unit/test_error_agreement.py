@@ -80,4 +80,4 @@ def line_of(line: dict[str, Any]) -> dict[str, Any]:
         [Completion(row.request, "", 5, error=row.error)], carried=carried_of([0]), attempt=1, worker="w"
     )
     facts = RequestFacts(is_chat=row.request.is_chat, is_refused=True, error_param=row.error.param)
-    return batch_output_line(table.to_pylist(), facts=facts)
+    return batch_output_line(table.to_pylist(), digits="1f", facts=facts)

@@ -214,7 +214,8 @@ def test_chat_is_a_chat_completion_object(tmp_path: Path, layout: ExportFormat) 
         }
     ]
     if layout is ExportFormat.OPENAI:
-        assert (line["id"], line["response"]["request_id"]) == ("batch_req_0", "req_0")
+        digits = job.manifest.response_digits(0)
+        assert (line["id"], line["response"]["request_id"]) == (f"batch_req_{digits}", f"req_{digits}")
 
 
 @pytest.mark.parametrize("name", ["choices", "usage", "error", "input_choices"])

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from batcher.jobdir import ID_PATTERN
+from batcher.ids import ID_PATTERN
 from workers.app import RUN_SHARD
 from workers.messages import MAX_BODY, MessageError, ShardMessage, _replace
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from batcher.errors import InputError, ModelError
-from batcher.jobdir import ID_PATTERN
+from batcher.ids import is_model_name
 from batcher.models import (
     ModelRef,
     known_models,
@@ -25,6 +25,7 @@ def no_models_dir(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def gguf(path: Path) -> Path:
+    path.parent.mkdir(exist_ok=True)
     path.write_bytes(b"GGUF\x03\x00\x00\x00")
     return path
 
@@ -120,15 +121,34 @@ def test_folder_is_refused(tmp_path: Path) -> None:
         parse_model(f"m={tmp_path}")
 
 
-@pytest.mark.parametrize("name", ["", ".hidden", "a b", "x" * 129, "é"])
-def test_name_that_cannot_be_a_queue_is_refused(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["", "a b", "x" * 257, "a\u200b"])
+def test_name_that_cannot_be_a_models_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ModelError, match=r"model name .* is not usable.*NAME=PATH"):
         parse_model(f"{name}={gguf(tmp_path / 'm.gguf')}")
 
 
 @pytest.mark.parametrize("stem", ["é", "...", "--", "a" * 200, "-x", "a b/c", "Modèle 7B"])
 def test_derived_names_are_always_usable(stem: str) -> None:
-    assert ID_PATTERN.match(safe_name(Path(f"{stem}.gguf")))
+    assert is_model_name(safe_name(Path(f"{stem}.gguf")))
+
+
+@pytest.mark.parametrize("name", ["gemma3:27b", "Qwen/Qwen3-0.6B", "org/name@rev", "名前", "a=b"])
+def test_names_of_the_api_can_be_given_to_a_file(tmp_path: Path, name: str) -> None:
+    for file in (gguf(tmp_path / "m.gguf"), gguf(tmp_path / "a=b" / "m.gguf")):
+        assert parse_model(f"{name}={file}") == ModelRef(name, file)
+
+
+def test_path_with_an_equals_sign_is_a_path(tmp_path: Path) -> None:
+    file = gguf(tmp_path / "a=b" / "m.gguf")
+    assert parse_model(str(file)) == ModelRef("m", file)
+    with pytest.raises(ModelError, match="no such model file"):
+        parse_model(str(tmp_path / "c=d" / "m.gguf"))
+
+
+@pytest.mark.parametrize("spec", ["gemma3:27b", "Qwen/Qwen3-0.6B"])
+def test_name_of_the_api_that_is_not_known_is_taken_for_a_name(spec: str) -> None:
+    with pytest.raises(ModelError, match=f"model '{spec}': no such file, and not a known name"):
+        parse_model(spec)
 
 
 @pytest.mark.parametrize(

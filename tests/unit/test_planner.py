@@ -1,7 +1,9 @@
 """From input files to a job directory, whole: what submit writes, what it refuses, and what it leaves behind."""
 
 import gzip
+import hashlib
 import io
+import json
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 from batcher import planner, staging
 from batcher.errors import InputError, JobError
 from batcher.jobdir import JobDir, Manifest
-from batcher.planner import commit_refused, submit, validate
+from batcher.planner import commit_refused, fingerprint, submit, validate
 from batcher.results import read_counts, read_file, result_schema
 from batcher.types import ErrorCode, SamplingParams
 from tests.submitted import carried_of, make_options, names_in, rows_of, write_lines
@@ -225,8 +227,55 @@ def test_same_command_again_is_the_same_job_untouched(tmp_path: Path, job: JobDi
     # Given again with a name, time and machine of its own, it still is the same input.
     copy = tmp_path / "copy.jsonl"
     copy.write_bytes(Path(path).read_bytes())
-    assert submit(JobDir(job.path), [str(copy)], make_options(shard_rows=5, known_models=None, seed=0)) == first
+    assert submit(JobDir(job.path), [str(copy)], make_options(shard_rows=5, known_models=None)) == first
     assert {name: (job.path / name).stat().st_mtime_ns for name in names_in(job.path)} == before
+
+
+def test_two_jobs_of_one_input_have_other_seeds_and_no_id_in_common(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "p.jsonl", *({"prompt": str(n)} for n in range(50)))
+    first, second = (submit(JobDir(tmp_path / name / "job"), [path], make_options()) for name in ("a", "b"))
+
+    assert first.seed != second.seed
+    assert len({each.response_digits(row) for each in (first, second) for row in range(50)}) == 100
+
+
+def test_seed_that_is_given_is_the_jobs(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "p.jsonl", {"prompt": "a"})
+    for seed in (0, 7, 2**63 - 1):
+        job = JobDir(tmp_path / f"job-{seed}")
+        assert submit(job, [path], make_options(seed=seed)).seed == seed
+        assert submit(JobDir(job.path), [path], make_options(seed=seed)) == job.manifest
+
+
+def test_command_without_a_seed_finds_the_job_that_it_made_when_the_default_was_0(tmp_path: Path, job: JobDir) -> None:
+    # Given the fingerprint of an older Batcher, which had 0 in the place of a seed that was not given
+    path = write_lines(tmp_path / "p.jsonl", {"prompt": "a"})
+    older = hashlib.sha256(
+        json.dumps(
+            [
+                "m",
+                {
+                    "max_tokens": 16,
+                    "temperature": 1.0,
+                    "top_p": 1.0,
+                    "stop": [],
+                    "seed": None,
+                    "n": 1,
+                    "best_of": None,
+                    "echo": False,
+                    "logprobs": None,
+                    "presence_penalty": 0.0,
+                    "frequency_penalty": 0.0,
+                    "logit_bias": [],
+                    "suffix": "",
+                    "clips_max_tokens": False,
+                },
+                *(None, None, None, None, False, 0),
+            ]
+        ).encode()
+    ).hexdigest()[:32]
+
+    assert fingerprint([path], make_options(default_model="m")).endswith(f"-{older}")
 
 
 @pytest.mark.parametrize(
@@ -234,6 +283,7 @@ def test_same_command_again_is_the_same_job_untouched(tmp_path: Path, job: JobDi
     [
         (b'{"prompt": "b"}\n', {}, "input"),
         (b'{"prompt": "a"}\n', {"seed": 1}, "options"),
+        (b'{"prompt": "a"}\n', {"seed": 0}, "options"),
         (b'{"prompt": "a"}\n', {"params": SamplingParams(max_tokens=17)}, "options"),
         (b'{"prompt": "a"}\n', {"default_model": "other"}, "options"),
         (b'{"prompt": "b"}\n', {"template": "{prompt}"}, "input and options"),
@@ -326,7 +376,7 @@ def test_manifest_of_another_submit_wins_where_folders_cannot_be_locked(
 
 
 @pytest.mark.parametrize(
-    "options", [{"default_model": "org/name"}, {"template": "{a.b}"}, {"template": "{a}", "prompt_column": "b"}]
+    "options", [{"default_model": "a name"}, {"template": "{a.b}"}, {"template": "{a}", "prompt_column": "b"}]
 )
 def test_unusable_options_are_refused_before_anything_is_written(
     tmp_path: Path, job: JobDir, options: dict[str, Any]

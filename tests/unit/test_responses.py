@@ -267,7 +267,7 @@ def test_completion_body_groups_choices_and_adds_up_usage() -> None:
 
 
 def test_batch_output_line_of_a_completion() -> None:
-    line = batch_output_line([result_row()])
+    line = batch_output_line([result_row()], digits="1f")
     assert json.loads(json.dumps(line)) == {
         "id": "batch_req_1f",
         "custom_id": "a",
@@ -278,7 +278,7 @@ def test_batch_output_line_of_a_completion() -> None:
 
 def test_batch_output_line_of_a_chat() -> None:
     row = result_row(id="chatcmpl-1f", object="chat.completion", logprobs='{"content": [], "refusal": null}')
-    line = batch_output_line([row])
+    line = batch_output_line([row], digits="1f")
     assert (line["id"], line["response"]["request_id"]) == ("batch_req_1f", "req_1f")
     body = line["response"]["body"]
     assert body["object"] == "chat.completion"
@@ -297,8 +297,8 @@ def test_batch_output_line_of_a_chat() -> None:
     [("invalid_request", 400, None), ("context_length_exceeded", 400, "prompt"), ("model_not_found", 404, "model")],
 )
 def test_batch_output_line_of_a_refused_request_has_its_status(code: str, status: int, param: str | None) -> None:
-    line = batch_output_line([result_row(status="error", id=None, error_code=code, error_message="why")])
-    assert (line["id"], line["error"]) == ("batch_req_row-3", None)
+    line = batch_output_line([result_row(status="error", id=None, error_code=code, error_message="why")], digits="2e")
+    assert (line["id"], line["error"]) == ("batch_req_2e", None)
     assert line["response"]["status_code"] == status
     expected = {"message": "why", "type": "invalid_request_error", "param": param, "code": code}
     assert line["response"]["body"] == {"error": expected}
@@ -317,12 +317,12 @@ def test_batch_output_line_of_a_refused_request_has_its_status(code: str, status
 def test_error_line_names_the_field_that_is_wrong(message: str, facts: RequestFacts, param: str | None) -> None:
     row = result_row(status="error", id=None, error_code="invalid_request", error_message=message)
 
-    error = batch_output_line([row], facts=facts)["response"]["body"]["error"]
+    error = batch_output_line([row], digits="2e", facts=facts)["response"]["body"]["error"]
 
     assert (error["param"], error["code"], error["message"]) == (param, "invalid_request", message)
 
 
 @pytest.mark.parametrize("code", ["engine_error", "worker_crashed", "timeout"])
 def test_batch_output_line_of_our_failure_has_no_response(code: str) -> None:
-    line = batch_output_line([result_row(status="error", id=None, error_code=code, error_message="why")])
+    line = batch_output_line([result_row(status="error", id=None, error_code=code, error_message="why")], digits="2e")
     assert (line["response"], line["error"]) == (None, {"code": code, "message": "why"})

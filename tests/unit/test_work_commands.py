@@ -7,7 +7,7 @@ import pytest
 
 from batcher.cli import run_cli
 from batcher.cli.work import _new_job_id
-from batcher.jobdir import ID_PATTERN
+from batcher.ids import ID_PATTERN
 from tests.job_factory import make_job, make_request
 
 
