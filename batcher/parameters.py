@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, create_model
 
 MAX_STOPS = 16
 #: Each completion of a request keeps them as bytes.
@@ -23,6 +23,8 @@ MAX_SEED = 2**63 - 1
 MAX_CHOICES = 128
 MAX_BIASES = 1024
 MAX_MESSAGES = 2048
+#: llama.cpp's ids have 32 bits, signed. Which of them a model has is known where it is loaded.
+MAX_TOKEN_ID = 2**31 - 1
 
 PARAM_FIELDS = ("max_tokens", "temperature", "top_p", "stop", "seed")
 #: The fields of a plain row that make the request; they do not go along to the results.
@@ -34,7 +36,7 @@ CHAT_URL = "/v1/chat/completions"
 _NO_TOOLS = "tools are not supported; leave it out"
 _REMEDIES = {
     "custom_id": "use a non-empty string or an integer",
-    "prompt": "use a string or a non-empty array of strings",
+    "prompt": "use a string, or a non-empty array of strings or of token ids",
     "model": "use a string",
     "stream": "use true or false",
     "max_tokens": "use a positive integer",
@@ -97,7 +99,25 @@ _Penalty = Annotated[float, Field(ge=-2, le=2)]
 _Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 _CustomId = Annotated[str, Field(min_length=1)] | int | None
 # fail_fast: a long array of wrong values must not become a long list of errors.
-_Prompt = str | Annotated[list[str], Field(min_length=1, fail_fast=True)]
+_Texts = Annotated[list[str], Field(min_length=1, fail_fast=True)]
+_TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]], Field(min_length=1, fail_fast=True)]
+_TokenIdLists = Annotated[list[_TokenIds], Field(min_length=1, fail_fast=True)]
+
+
+def _kind_of_array(prompt: Any) -> str:
+    first = prompt[0] if isinstance(prompt, list) and prompt else None
+    return "id_lists" if isinstance(first, list) else "ids" if type(first) is int else "texts"
+
+
+# By the first element, so that a wrong one further on is told as what is wrong with that kind of array. A string alone
+# is outside: most prompts are, and for them no Python runs.
+_Prompt = (
+    str
+    | Annotated[
+        Annotated[_Texts, Tag("texts")] | Annotated[_TokenIds, Tag("ids")] | Annotated[_TokenIdLists, Tag("id_lists")],
+        Discriminator(_kind_of_array),
+    ]
+)
 _Bias = Annotated[
     dict[Annotated[str, Field(pattern=_BIASED_ID)], Annotated[float, Field(ge=-100, le=100)]],
     BeforeValidator(_few_entries),

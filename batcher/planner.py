@@ -26,7 +26,7 @@ from batcher.jobdir import JobDir, Manifest, ShardInfo, encode_schema
 from batcher.prompts import Readable
 from batcher.rows import RowBatch, RowParser
 from batcher.shards import Shard, read_shard, write_shard
-from batcher.splitter import Splitter
+from batcher.splitter import Splitter, num_token_ids
 from batcher.template import parse_template
 from batcher.types import Completion, Request, SamplingParams
 
@@ -166,7 +166,8 @@ def validate(
             num_choices += request.num_choices
             num_chars += sum(map(len, request.prompts))
             if count_tokens is not None:
-                counts = [count_tokens(prompt) for prompt in request.prompts]
+                count = num_token_ids if request.is_token_ids else count_tokens
+                counts = [count(prompt) for prompt in request.prompts]
                 num_prompt_tokens += sum(counts)
                 num_at_most += sum(counts) + request.num_sequences * request.params.max_tokens
                 longest = max(longest, *counts)

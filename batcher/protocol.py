@@ -20,7 +20,7 @@ from itertools import islice
 from typing import Any, NoReturn
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
 from batcher.errors import InvalidBodyError
 from batcher.parameters import CHAT_URL, Body, ChatBody, CompletionBody, Message, explain, shown
@@ -83,7 +83,7 @@ def parse_body(
     """
     values = _read_object(data)
     prompt = None if is_chat else values.get("prompt")
-    if isinstance(prompt, list) and len(prompt) > max_prompts:
+    if isinstance(prompt, list) and len(prompt) > max_prompts and type(prompt[0]) is not int:
         _refuse("prompt", f"holds {len(prompt):,} prompts; send at most {max_prompts:,} in a request")
     body = validate_body(values, is_chat=is_chat)
     _refuse_twins(data)
@@ -122,9 +122,6 @@ def validate_body(values: dict[str, Any], *, is_chat: bool) -> Body:
     try:
         return _BODIES[is_chat].model_validate(values)
     except ValidationError as exc:
-        prompt = values.get("prompt")
-        if not is_chat and isinstance(prompt, list) and _holds_token_ids(prompt):
-            _refuse("prompt", f"is {shown(prompt)}; token ids are not supported, send the text as strings")
         problem = explain(exc, values, {}, is_chat=is_chat)
         raise InvalidBodyError(problem.message, param=problem.label) from exc
 
@@ -150,9 +147,29 @@ def build_request(body: Body, *, row: int, custom_id: str, model: str, defaults:
     if isinstance(body, ChatBody):
         return Request(row, custom_id, model, (compact_json(_normalize(body)),), False, params, is_chat=True)
     assert isinstance(body, CompletionBody)
-    if isinstance(body.prompt, list):
-        return Request(row, custom_id, model, tuple(body.prompt), True, params)
-    return Request(row, custom_id, model, (body.prompt,), False, params)
+    prompts, is_array, is_token_ids = split_prompt(body.prompt)
+    return Request(row, custom_id, model, prompts, is_array, params, is_token_ids=is_token_ids)
+
+
+def split_prompt(prompt: Any) -> tuple[tuple[str, ...], bool, bool]:
+    """The `prompts`, `is_array` and `is_token_ids` of a request whose checked prompt this is."""
+    if type(prompt) is not list:
+        return (prompt,), False, False
+    if type(prompt[0]) is str:
+        return tuple(prompt), True, False
+    if type(prompt[0]) is int:
+        return (_ids_text(prompt),), False, True
+    return tuple(map(_ids_text, prompt)), True, True
+
+
+def is_prompt(value: Any) -> bool:
+    """Whether a value that was not checked could be a prompt for `split_prompt`."""
+    if not isinstance(value, list):
+        return isinstance(value, str)
+    kinds = {type(item) for item in value}
+    if kinds == {list}:
+        return all(item and {type(one) for one in item} == {int} for item in value)
+    return kinds in ({str}, {int})
 
 
 def unknown_fields(body: Body) -> tuple[str, ...]:
@@ -226,11 +243,8 @@ def _refuse_twins(data: bytes) -> None:
     json.loads(data.decode(), object_pairs_hook=build, parse_int=str, parse_float=str)
 
 
-def _holds_token_ids(prompt: list[Any]) -> bool:
-    first = prompt[0] if prompt else None
-    if isinstance(first, list) and first:
-        first = first[0]
-    return type(first) is int
+def _ids_text(ids: list[int]) -> str:
+    return to_json(ids).decode()
 
 
 def _served_model(model: str | None, models: Collection[str]) -> str:
@@ -260,6 +274,8 @@ def _merge_params(body: Body, defaults: SamplingParams) -> SamplingParams:
     params = replace(defaults, **given) if given else defaults
     if params.best_of is not None and params.best_of < params.n:
         _refuse("best_of", f"is {params.best_of}; use at least n, which is {params.n}")
+    if params.echo and isinstance(body, CompletionBody) and split_prompt(body.prompt)[2]:
+        _refuse("echo", "is not supported together with token ids; leave it out, or send the prompt as text")
     if params.echo and params.logprobs is not None:
         _refuse("echo", "is not supported together with logprobs; leave out one of them")
     return params

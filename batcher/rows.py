@@ -223,15 +223,16 @@ class RowParser:
             prompt = fields["prompt"]
         else:
             prompt = self._template.render({key: fields[field] for key, field in self._fields.items()} | dict(values))
-        is_array = type(prompt) is list
+        prompts, is_array, is_token_ids = protocol.split_prompt(prompt)
         return ShardRow(
             Request(
                 row,
                 f"row-{row}" if custom_id is None else str(custom_id),
                 model,
-                tuple(prompt) if is_array else (prompt,),
+                prompts,
                 is_array,
                 self._params if _PARAMS.isdisjoint(found.__pydantic_fields_set__) else self._merge_params(fields),
+                is_token_ids=is_token_ids,
             )
         )
 
@@ -303,18 +304,18 @@ class RowParser:
         custom_id, model, prompt = known["custom_id"], known["model"], known.get("prompt")
         has_id = (isinstance(custom_id, str) and custom_id) or type(custom_id) is int
         prompts: tuple[str, ...] = ()
-        if isinstance(prompt, str):
-            prompts = (prompt,)
-        elif isinstance(prompt, list) and all(isinstance(item, str) for item in prompt):
-            prompts = tuple(prompt)
+        is_array, is_token_ids = isinstance(prompt, list), False
+        if protocol.is_prompt(prompt):
+            prompts, is_array, is_token_ids = protocol.split_prompt(prompt)
         request = Request(
             row=row,
             custom_id=str(custom_id) if has_id else f"row-{row}",
             model=model if isinstance(model, str) else self._default_model or "",
             prompts=prompts,
-            is_array=isinstance(prompt, list),
+            is_array=is_array,
             params=self._params,
             is_chat=is_chat,
+            is_token_ids=is_token_ids,
         )
         code = ErrorCode.MODEL_NOT_FOUND if isinstance(exc, _UnknownModelError) else ErrorCode.INVALID_REQUEST
         return ShardRow(request, RowError(code, f"{source}: {exc}", getattr(exc, "param", None)))

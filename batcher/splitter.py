@@ -103,14 +103,21 @@ def _most_tokens(request: Request) -> int:
     """Tokens that none of the request's choices can exceed: a token stands for a byte at least.
 
     Two more, since a tokenizer may put a mark for the beginning and a space in front. Of a chat, the marks that a
-    template puts around a message are fewer than the bytes of JSON that are around it here.
+    template puts around a message are fewer than the bytes of JSON that are around it here. Token ids are counted.
     """
+    if request.is_token_ids:
+        return max(map(num_token_ids, request.prompts)) + request.params.max_tokens
     num_bytes = max(map(_num_bytes, request.prompts), default=0)
     if request.is_chat:
         num_bytes += CHAT_EXTRA_TOKENS
     if request.params.suffix:
         num_bytes += _num_bytes(request.params.suffix) + INFILL_TOKENS
     return num_bytes + 2 + request.params.max_tokens
+
+
+def num_token_ids(prompt: str) -> int:
+    """How many ids a prompt of token ids has, by its JSON text."""
+    return prompt.count(",") + 1
 
 
 def _num_bytes(text: str) -> int:

@@ -113,8 +113,9 @@ class SamplingParams:
 class Request:
     """One validated input row.
 
-    `prompts` has one entry for a string prompt and n for an array of n; `is_array` remembers which it was. Of a chat
-    (`is_chat`) it has one entry, the JSON text of its messages. `row` counts from 0 over all input files of the job.
+    `prompts` has one entry for a single prompt and n for an array of n; `is_array` remembers which it was. Of a chat
+    (`is_chat`) it has one entry, the JSON text of its messages; of prompts that are token ids (`is_token_ids`) each
+    entry is the JSON text of an array of them. `row` counts from 0 over all input files of the job.
 
     A request is decoded as `num_sequences` sequences. Those of prompt i are numbered from i * `params.num_drawn`; the
     choices that it gives from i * `params.n`.
@@ -127,6 +128,7 @@ class Request:
     is_array: bool
     params: SamplingParams
     is_chat: bool = False
+    is_token_ids: bool = False
 
     @property
     def num_sequences(self) -> int:

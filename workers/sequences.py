@@ -38,6 +38,7 @@ def sequence_requests(
             is_alone=is_alone,
             is_live=is_live,
             is_chat=request.is_chat,
+            is_token_ids=request.is_token_ids,
         )
 
 

@@ -44,7 +44,7 @@ BROKEN_LINES: tuple[bytes | dict[str, Any], ...] = (
 BROKEN_MESSAGES = {
     1: "not JSON (",
     2: "not UTF-8 (byte 0xff at position 13); save the file as UTF-8",
-    3: 'prompt is {"text": "x"}; use a string or a non-empty array of strings',
+    3: 'prompt is {"text": "x"}; use a string, or a non-empty array of strings or of token ids',
     4: "max_tokens is 0; use a positive integer",
     5: 'temperature is "hot"; use a number from 0 to 2',
     6: "prompt is missing; use a string",
@@ -422,6 +422,12 @@ def test_validate_counts_what_submit_would_make_and_writes_nothing(tmp_path: Pat
     assert report.carried == pa.schema([("x", pa.float64())])
     assert report.tokens == planner.TokenTotals(num_prompt_tokens=6, num_at_most=6 + 5 + 16 + 16, longest_prompt=3)
     assert validate([path], make_options()).tokens is None
+
+
+def test_validate_counts_token_ids_as_they_are(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "p.jsonl", {"prompt": [[70, 80, 90], [5]], "max_tokens": 4})
+    report = validate([path], make_options(), count_tokens=count_words)
+    assert report.tokens == planner.TokenTotals(num_prompt_tokens=4, num_at_most=4 + 2 * 4, longest_prompt=3)
 
 
 def test_validate_refuses_what_submit_refuses(tmp_path: Path) -> None:

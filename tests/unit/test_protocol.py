@@ -59,10 +59,10 @@ def problem(values: dict[str, Any]) -> str:
         ({"seed": 2**63}, "seed is 9223372036854775808; use an integer of at most 64 bits"),
         ({"stream": "yes"}, 'stream is "yes"; use true or false'),
         ({"model": 5}, "model is 5; use a string"),
-        ({"prompt": []}, "prompt is []; use a string or a non-empty array of strings"),
-        ({"prompt": None}, "prompt is null; use a string or a non-empty array of strings"),
-        ({"prompt": ["a", 5, 6]}, "prompt[1] is 5; use a string or a non-empty array of strings"),
-        ({"prompt": {"a": 1}}, 'prompt is {"a": 1}; use a string or a non-empty array of strings'),
+        ({"prompt": []}, "prompt is []; use a string, or a non-empty array of strings or of token ids"),
+        ({"prompt": None}, "prompt is null; use a string, or a non-empty array of strings or of token ids"),
+        ({"prompt": ["a", 5, 6]}, "prompt[1] is 5; use a string, or a non-empty array of strings or of token ids"),
+        ({"prompt": {"a": 1}}, 'prompt is {"a": 1}; use a string, or a non-empty array of strings or of token ids'),
         ({"custom_id": ""}, 'custom_id is ""; use a non-empty string or an integer'),
         ({"custom_id": 1.5}, "custom_id is 1.5; use a non-empty string or an integer"),
     ],
@@ -78,8 +78,8 @@ def test_too_many_or_long_stops_are_refused() -> None:
 
 
 def test_long_array_of_wrong_values_makes_one_short_message() -> None:
-    message = problem({"prompt": list(range(100_000))})
-    assert message == "prompt[0] is 0; use a string or a non-empty array of strings"
+    message = problem({"prompt": [-1] * 100_000})
+    assert message == "prompt[0] is -1; use a string, or a non-empty array of strings or of token ids"
 
 
 def test_exact_float_and_null_are_taken() -> None:
@@ -222,10 +222,30 @@ def test_usage_comes_only_in_a_stream_that_asks_for_it() -> None:
         (TEXT | {"presence_penalty": 2.5}, "presence_penalty is 2.5; use a number from -2 to 2"),
         (TEXT | {"frequency_penalty": "0"}, 'frequency_penalty is "0"; use a number from -2 to 2'),
         (TEXT | {"suffix": 5}, "suffix is 5; use a string"),
-        (TEXT | {"prompt": [5, 6]}, "prompt is [5, 6]; token ids are not supported, send the text as strings"),
-        (TEXT | {"prompt": [[5]]}, "prompt is [[5]]; token ids are not supported, send the text as strings"),
-        (TEXT | {"prompt": [True]}, "prompt[0] is true; use a string or a non-empty array of strings"),
-        ({"model": "m"}, "prompt is missing; use a string or a non-empty array of strings"),
+        (
+            TEXT | {"prompt": [5, "six"]},
+            'prompt[1] is "six"; use a string, or a non-empty array of strings or of token ids',
+        ),
+        (
+            TEXT | {"prompt": [5, True]},
+            "prompt[1] is true; use a string, or a non-empty array of strings or of token ids",
+        ),
+        (TEXT | {"prompt": [5, -1]}, "prompt[1] is -1; use a string, or a non-empty array of strings or of token ids"),
+        (
+            TEXT | {"prompt": [2**31]},
+            "prompt[0] is 2147483648; use a string, or a non-empty array of strings or of token ids",
+        ),
+        (
+            TEXT | {"prompt": [[5], []]},
+            "prompt[1] is []; use a string, or a non-empty array of strings or of token ids",
+        ),
+        (TEXT | {"prompt": [[5], 6]}, "prompt[1] is 6; use a string, or a non-empty array of strings or of token ids"),
+        (
+            TEXT | {"prompt": [[5], [6, 0.5]]},
+            "prompt[1][1] is 0.5; use a string, or a non-empty array of strings or of token ids",
+        ),
+        (TEXT | {"prompt": [True]}, "prompt[0] is true; use a string, or a non-empty array of strings or of token ids"),
+        ({"model": "m"}, "prompt is missing; use a string, or a non-empty array of strings or of token ids"),
         ({"prompt": "x"}, "model is missing; use one of: k, m"),
         (
             TEXT | {"stream_options": {"include_usage": 1}},
@@ -367,7 +387,7 @@ def test_any_bytes_are_a_request_or_a_clear_refusal(data: bytes, is_chat: bool) 
             assert all(name.isascii() and name.isprintable() for name in parsed.ignored if name)
 
 
-@pytest.mark.parametrize("filling", [b"5", b'"x"', b"[1]", b"{}", b"null"])
+@pytest.mark.parametrize("filling", [b"-5", b'"x"', b"[1]", b"{}", b"null"])
 @pytest.mark.parametrize("field", [b"prompt", b"stop", b"messages", b"logit_bias", b"tools", b"modalities"])
 def test_long_array_is_answered_without_much_memory(field: bytes, filling: bytes) -> None:
     data = b'{"model": "m", "' + field + b'": [' + b",".join([filling] * 200_000) + b"]}"

@@ -190,10 +190,10 @@ def test_batch_line_without_id_gets_one_and_extra_keys_are_carried() -> None:
             'body.messages[0].role is "me"; use "system", "developer", "user", "assistant" or "tool"',
         ),
         (batch_line({"prompt": "p", "max_tokens": 0}), "body.max_tokens is 0; use a positive integer"),
-        (batch_line({}), "body.prompt is missing; use a string or a non-empty array of strings"),
+        (batch_line({}), "body.prompt is missing; use a string, or a non-empty array of strings or of token ids"),
         (
-            batch_line({"prompt": [1, 2]}),
-            "body.prompt is [1, 2]; token ids are not supported, send the text as strings",
+            batch_line({"prompt": [1, "b"]}),
+            'body.prompt[1] is "b"; use a string, or a non-empty array of strings or of token ids',
         ),
         (batch_line({"prompt": "p", "n": 129}), "body.n is 129; use an integer from 1 to 128"),
         (batch_line({"prompt": "p", "top_k": 2}), "body.top_k is not supported; remove it"),
@@ -269,7 +269,10 @@ def test_name_that_can_be_no_models_is_refused(name: str) -> None:
         (b"null", "not a JSON object but null"),
         (b"[" * 100_000, "not JSON (recursion limit exceeded"),
         (b'{"prompt": "p", "x": ' + b"9" * 5000 + b"}", "not JSON (number out of range"),
-        (b'{"text": "p"}', "prompt is missing; use a string or a non-empty array of strings, or say with"),
+        (
+            b'{"text": "p"}',
+            "prompt is missing; use a string, or a non-empty array of strings or of token ids, or say with",
+        ),
     ],
 )
 def test_broken_line_becomes_an_error_row(line: bytes, problem: str) -> None:

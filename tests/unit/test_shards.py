@@ -63,6 +63,7 @@ requests = st.builds(
     is_array=st.booleans(),
     params=st.builds(SamplingParams, **PARAMS),
     is_chat=st.booleans(),
+    is_token_ids=st.booleans(),
 )
 errors = st.none() | st.builds(RowError, st.sampled_from(ErrorCode), texts, st.none() | texts)
 
@@ -93,7 +94,7 @@ def test_shard_of_a_batcher_that_knew_fewer_parameters_is_read_with_their_defaul
     write_shard(path, make_shard())
     table = pq.read_table(path)
     request = table["request"].combine_chunks()
-    unknown = ("top_k", "bad_words", "add_generation_prompt", "error_param")
+    unknown = ("top_k", "bad_words", "add_generation_prompt", "error_param", "is_token_ids")
     names = [field.name for field in request.type if field.name not in unknown]
     older = pa.StructArray.from_arrays(
         [request.field(name) for name in names], fields=[request.type.field(name) for name in names]

@@ -166,3 +166,4 @@ def test_longest_request_has_room_for_what_is_put_around_the_prompt() -> None:
     assert longest(is_chat=True) == 14 + splitter.CHAT_EXTRA_TOKENS
     with_suffix = SamplingParams(max_tokens=10, suffix="end")
     assert longest(params=with_suffix) == 14 + 3 + splitter.INFILL_TOKENS
+    assert longest(is_token_ids=True, prompts=("[100000]", "[1,200000,3]")) == 3 + 10

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+from pydantic_core import from_json
 
 from batcher.types import ErrorCode, RowError, SamplingParams
 from workers.engine.chat import ChatTemplate, ChatTemplateError
@@ -38,6 +39,9 @@ class Prompts:
                 f"logit_bias has the token {bad_ids[0]}; the model's go from 0 to {self._vocabulary.size - 1}"
             )
         text = request.prompt
+        if request.is_token_ids:
+            found = self._read_ids(text, suffix=request.params.suffix)
+            return found if isinstance(found, RowError) else self._check_length(found, request.params)
         if request.is_chat:
             if self._template is None:
                 return _invalid(f"messages: {self._why_no_template}")
@@ -57,6 +61,19 @@ class Prompts:
             return request
         assert params.clips_max_tokens, "it was checked"
         return replace(request, params=replace(params, max_tokens=room))
+
+    def _read_ids(self, text: str, *, suffix: str) -> Tokens | RowError:
+        """The tokens as they are: no BOS is put before them."""
+        if suffix:
+            return _invalid("suffix: a prompt of token ids can't be filled in by it; send the prompt as text")
+        tokens = np.array(from_json(text), np.int32)
+        highest = int(tokens.max())
+        if highest >= self._vocabulary.size:
+            return _invalid(
+                f"the prompt has the token {highest}; the model's go from 0 to {self._vocabulary.size - 1}, as its own "
+                "tokenizer gives them"
+            )
+        return tokens
 
     def _find_too_long(self, num_chars: int) -> RowError | None:
         """The error of a text that is too long whatever its tokens are: to find them would take long."""

@@ -21,7 +21,8 @@ class SequenceRequest:
     """One prompt to decode. `key` is the caller's: (position of the row in its shard, number of the sequence).
 
     Its tokens are drawn by its own `seed`; the `seed`, `n`, `best_of` and `echo` of `params` are the caller's business,
-    so that many requests can have the same `params`. Of a chat (`is_chat`) the prompt is the JSON text of its messages.
+    so that many requests can have the same `params`. Of a chat (`is_chat`) the prompt is the JSON text of its messages,
+    of token ids (`is_token_ids`) that of an array of them.
     `timeout_s` runs from its first prefill. `is_live`: somebody waits for it, so it goes before those that are not.
     `is_alone`: nothing else may be computed in this process from its first token to its last.
     """
@@ -34,6 +35,7 @@ class SequenceRequest:
     is_alone: bool = False
     is_live: bool = False
     is_chat: bool = False
+    is_token_ids: bool = False
 
 
 @dataclass(frozen=True, slots=True)
