@@ -30,12 +30,14 @@ class RepeatedIdError(InputError):
 class InvalidRowError(InputError):
     """One input row is not a valid request. It becomes an error row, or refuses the file under `--strict`.
 
-    `param` is the field that is wrong, None where it is the row as a whole.
+    `param` is the field that is wrong, None where it is the row as a whole; `kind` says how: it is `missing`, has a
+    wrong `value`, or what else. Rows that share both have the same mistake, whatever their values are.
     """
 
-    def __init__(self, message: str, *, param: str | None = None) -> None:
+    def __init__(self, message: str, *, param: str | None = None, kind: str = "value") -> None:
         super().__init__(message)
         self.param = param
+        self.kind = kind
 
 
 class InvalidBodyError(InputError):

@@ -250,6 +250,7 @@ class Problem:
 
     label: str
     message: str
+    is_missing: bool = False
 
 
 def explain(
@@ -278,7 +279,7 @@ def explain(
         remedy += ", or say with --prompt-column or --template where it comes from"
     for part in path:
         if isinstance(value, dict) and part not in value:
-            return Problem(label, f"{label} is missing; {remedy}")
+            return Problem(label, f"{label} is missing; {remedy}", is_missing=True)
         value = value[part]
     return Problem(label, f"{label} is {shown(value)}; {remedy}")
 

@@ -54,7 +54,8 @@ class SubmitOptions:
     itself. `shard_rows` None: grows with the input. `seed` None: one is drawn, and noted in the manifest.
     `row_timeout_s` bounds the time of each choice, from its first prefill. `chat_max_tokens` is the max_tokens of a
     chat that does not say; None: the usual ones, or fewer in a small context. A row meant for another `endpoint` is an
-    error row; None: each goes to its own.
+    error row; None: each goes to its own. `chat` makes the prompts of plain rows the user's messages of chats; `system`
+    is the text of the message that goes before those of a plain row without a system message.
     """
 
     default_model: str | None
@@ -69,6 +70,8 @@ class SubmitOptions:
     row_timeout_s: float | None = None
     chat_max_tokens: int | None = None
     endpoint: str | None = None
+    chat: bool = False
+    system: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +223,8 @@ class _Input:
             id_column=options.id_column,
             template=parse_template(options.template) if options.template is not None else None,
             endpoint=options.endpoint,
+            chat=options.chat,
+            system=options.system,
         )
 
     def scan(self) -> Iterator[RowBatch]:
@@ -261,6 +266,9 @@ class _Input:
         ]
         # Only where there is one: jobs of the command line have had none.
         settings += [options.endpoint] if options.endpoint is not None else []
+        # Likewise.
+        if options.chat or options.system is not None:
+            settings.append({"chat": options.chat, "system": options.system})
         halves = (json.dumps(half).encode() for half in (digests, settings))
         return "-".join(hashlib.sha256(half).hexdigest()[:32] for half in halves)
 

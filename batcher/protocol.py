@@ -172,6 +172,19 @@ def is_prompt(value: Any) -> bool:
     return kinds in ({str}, {int})
 
 
+def chat_prompt(messages: Any, *, system: str | None = None) -> str:
+    """The prompt of a chat with these messages, which are checked like those of a batch line. Raises InvalidBodyError.
+
+    `system` is the text of a system message that goes before them, unless one of them is a system message.
+    """
+    body = parse_line_body({"messages": messages}, url=CHAT_URL)
+    assert isinstance(body, ChatBody)
+    normal = _normalize(body)
+    if system is not None and all(message["role"] != "system" for message in normal):
+        normal.insert(0, {"role": "system", "content": system})
+    return compact_json(normal)
+
+
 def unknown_fields(body: Body) -> tuple[str, ...]:
     """Fields of a body that nobody documents and that are not null; of messages as `messages[].field`. In ASCII."""
     if not body.__pydantic_extra__ and not isinstance(body, ChatBody):

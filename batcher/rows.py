@@ -15,6 +15,7 @@ from pydantic_core import from_json
 
 from batcher import parameters, protocol
 from batcher.carried import plain_table
+from batcher.chats import MESSAGES, ChatRows
 from batcher.errors import InputError, InvalidBodyError, InvalidRowError
 from batcher.ids import MODEL_NAME_REMEDY, is_model_name
 from batcher.parameters import CHAT_URL, COMPLETIONS_URL, PARAM_FIELDS, ROW_FIELDS, BatchLine, shown
@@ -54,7 +55,8 @@ class RowParser:
     `params` and `default_model` are the job's defaults, `chat_max_tokens` and `endpoint` are as in
     `SubmitOptions`. A row naming a model outside `known_models` gets `model_not_found`; None takes any name that a
     model can have. The prompt comes from `template`, else from `prompt_column`; where either is given, no row is taken
-    for a batch line.
+    for a batch line, and none for a chat by its messages. `chat` makes the prompts of plain rows chats, and `system`
+    goes before the messages of those that have no system message.
     Raises InputError for options that contradict each other.
     """
 
@@ -69,6 +71,8 @@ class RowParser:
         id_column: str | None = None,
         template: Template | None = None,
         endpoint: str | None = None,
+        chat: bool = False,
+        system: str | None = None,
     ) -> None:
         _check_columns(prompt_column, id_column, template)
         self._params = params
@@ -80,6 +84,13 @@ class RowParser:
         self._endpoint = endpoint
         self._takes_batch_lines = prompt_column is None and template is None
         self._prompt_column = None if template else prompt_column or "prompt"
+        self._makes_chats, self._has_system = chat, system is not None
+        self._chats = ChatRows(
+            prompt_column=self._prompt_column,
+            reads_messages=self._takes_batch_lines,
+            makes_chats=chat,
+            system=system,
+        )
         self._id_column = id_column or "custom_id"
         self._needed = {*(template.columns if template else (prompt_column or "prompt",))}
         if id_column is not None:
@@ -92,6 +103,10 @@ class RowParser:
         row_model = parameters.row_model(prompt_column=self._prompt_column, id_column=self._id_column)
         self._validate_json = row_model.__pydantic_validator__.validate_json
         self._validate = row_model.__pydantic_validator__.validate_python
+        # A chat's prompt or messages are read by `_chats`.
+        chat_model = parameters.row_model(prompt_column=None, id_column=self._id_column)
+        self._validate_chat_json = chat_model.__pydantic_validator__.validate_json
+        self._validate_chat = chat_model.__pydantic_validator__.validate_python
         batch_model = parameters.batch_line_model(id_column=self._id_column)
         self._validate_batch_line = batch_model.__pydantic_validator__.validate_python
 
@@ -122,10 +137,24 @@ class RowParser:
         if self._takes_batch_lines and b'"body"' in line and self._is_batch_line(value := from_json(line)):
             batch_line: BatchLine = self._validate_batch_line(value)
             self._check_endpoint(batch_line.url)
+            if self._has_system:
+                raise _cant_have_system("the row is a batch line", "write the message into its body")
             return self._build_batch_line(batch_line, row), batch_line.__pydantic_extra__ or {}
+        extras: dict[str, Any]
+        # As above: other lines are checked in one go, and so are those of a job that makes chats of all.
+        if self._makes_chats or (self._takes_batch_lines and b'"messages"' in line):
+            found = self._validate_chat_json(line)
+            extras = found.__pydantic_extra__
+            if self._chats.is_chat(extras):
+                self._check_endpoint(CHAT_URL)
+                column = self._chats.column(extras)
+                parsed = self._build(found, extras, row, custom_id=found.custom_id, is_chat=True)
+                return parsed, {key: item for key, item in extras.items() if key not in (column, self._prompt_column)}
         found = self._validate_json(line)
         self._check_endpoint(COMPLETIONS_URL)
-        extras: dict[str, Any] = found.__pydantic_extra__
+        if self._has_system:
+            raise _cant_have_system("the prompt is a completion", "give --chat too, which makes it a chat")
+        extras = found.__pydantic_extra__
         return self._build(found, extras, row, custom_id=found.custom_id), extras
 
     def _check_endpoint(self, url: str) -> None:
@@ -147,7 +176,8 @@ class RowParser:
             return self._refused({}, exc, row, source), {}
         error = self._explain(exc, value)
         if not self._is_batch_line(value):
-            extras = {key: item for key, item in value.items() if key not in self._fields}
+            column = self._chats.column(value)
+            extras = {key: item for key, item in value.items() if key not in self._fields and key != column}
             return self._refused(value, error, row, source), extras
         extras = {k: item for k, item in value.items() if k not in _BATCH_LINE_KEYS and k != self._id_column}
         known = dict(value["body"]) if isinstance(value["body"], dict) else {}
@@ -173,10 +203,16 @@ class RowParser:
             table = plain_table(batch.table)
         except InputError as exc:
             raise InputError(f"{origin.file}: {exc}; cast it, or leave it out") from exc
-        in_template = self._template.columns if self._template else ()
-        names = [name for name in table.column_names if name in self._fields or name in in_template]
+        can_be_chats = self._chats.is_among(table.column_names)
+        read, taken = {*self._fields, *(self._template.columns if self._template else ())}, {*self._fields}
+        if can_be_chats and self._chats.reads_messages:
+            read.add(MESSAGES)
+            # Beside prompts it is a column of the user's, though where one is null the row is a chat.
+            if self._prompt_column not in table.column_names:
+                taken.add(MESSAGES)
+        names = [name for name in table.column_names if name in read]
         columns = [self._values(name, table[name]) for name in names]
-        carried, unreadable = _without_bad_text(table.select([n for n in table.column_names if n not in self._fields]))
+        carried, unreadable = _without_bad_text(table.select([n for n in table.column_names if n not in taken]))
         for name, column in zip(names, columns, strict=True):
             unreadable |= _bad_positions(name, column)
         rows = []
@@ -186,15 +222,23 @@ class RowParser:
             try:
                 if position in unreadable:
                     raise InvalidRowError(f"{unreadable[position]} is not UTF-8 text; write the column as UTF-8")
-                found: Any = self._validate(values)
-                rows.append(self._build(found, values, row, custom_id=found.custom_id))
+                rows.append(self._parse_values(values, row, can_be_chat=can_be_chats))
             except (ValueError, InvalidRowError) as exc:
                 rows.append(self._refused(values, self._explain(exc, values), row, origin.source(position)))
         row_bytes = table.nbytes // len(rows)
         return RowBatch(origin, rows, carried, [row_bytes + sum(map(len, row.request.prompts)) for row in rows])
 
+    def _parse_values(self, values: dict[str, Any], row: int, *, can_be_chat: bool) -> ShardRow:
+        is_chat = can_be_chat and self._chats.is_chat(values)
+        found: Any = self._validate_chat(values) if is_chat else self._validate(values)
+        if self._has_system and not is_chat:
+            raise _cant_have_system("the prompt is a completion", "give --chat too, which makes it a chat")
+        return self._build(found, values, row, custom_id=found.custom_id, is_chat=is_chat)
+
     def _check_table(self, file: str, columns: Sequence[str]) -> None:
         missing = sorted(self._needed.difference(columns))
+        if self._chats.reads_messages and MESSAGES in columns:
+            missing = [name for name in missing if name != self._prompt_column]
         if not missing:
             return
         if self._template is not None and missing[0] in self._template.columns:
@@ -209,21 +253,27 @@ class RowParser:
         if pa.types.is_decimal(column.type) and self._fields.get(name) in _PARAMS:
             # DuckDB writes 0.7 as a decimal. Not by a cast: Arrow makes it 0.7000000000000001.
             return [None if value is None else float(value) for value in column.to_pylist()]
-        return _python_values(column)
+        return _python_values(column, is_of_chats=name in (MESSAGES, self._prompt_column))
 
     # -- rows ---------------------------------------------------------------------------------------------------------
 
-    def _build(self, found: Any, values: Mapping[str, Any], row: int, *, custom_id: str | int | None) -> ShardRow:
-        """The request in a validated row or body. `values` holds what a template may use beside the fields."""
+    def _build(
+        self, found: Any, values: Mapping[str, Any], row: int, *, custom_id: str | int | None, is_chat: bool = False
+    ) -> ShardRow:
+        """The request in a validated row. `values` holds what a template or a chat may use beside the fields."""
         fields = found.__dict__
         model = fields["model"]
         if model is None or self._known_models is not None or not is_model_name(model):
             model = self._check_model(model)
-        if self._template is None:
-            prompt = fields["prompt"]
-        else:
+        prompt: Any
+        if self._template is not None:
             prompt = self._template.render({key: fields[field] for key, field in self._fields.items()} | dict(values))
+            if is_chat:
+                prompt = self._chats.of_user(prompt)
+        else:
+            prompt = self._chats.prompt(values) if is_chat else fields["prompt"]
         prompts, is_array, is_token_ids = protocol.split_prompt(prompt)
+        defaults = self._chat_params if is_chat else self._params
         return ShardRow(
             Request(
                 row,
@@ -231,7 +281,8 @@ class RowParser:
                 model,
                 prompts,
                 is_array,
-                self._params if _PARAMS.isdisjoint(found.__pydantic_fields_set__) else self._merge_params(fields),
+                defaults if _PARAMS.isdisjoint(found.__pydantic_fields_set__) else self._merge_params(fields, defaults),
+                is_chat,
                 is_token_ids=is_token_ids,
             )
         )
@@ -268,15 +319,14 @@ class RowParser:
             raise _UnknownModelError(problem, param="model")
         return model
 
-    def _merge_params(self, fields: Mapping[str, Any]) -> SamplingParams:
+    def _merge_params(self, fields: Mapping[str, Any], default: SamplingParams) -> SamplingParams:
         max_tokens, temperature, top_p, stop, seed = [fields[name] for name in PARAM_FIELDS]
         if type(stop) is list:
             stop = tuple(stop)
-        key = (max_tokens, temperature, top_p, stop, seed)
+        key = (max_tokens, temperature, top_p, stop, seed, default is self._chat_params)
         # Most rows are sampled like others before them, and to look that up is faster than to build it.
         merged = self._merged.get(key)
         if merged is None:
-            default = self._params
             # Further parameters have no defaults of the job.
             merged = SamplingParams(
                 default.max_tokens if max_tokens is None else max_tokens,
@@ -284,6 +334,7 @@ class RowParser:
                 default.top_p if top_p is None else top_p,
                 default.stop if stop is None else (stop,) if isinstance(stop, str) else stop,
                 default.seed if seed is None else seed,
+                clips_max_tokens=default.clips_max_tokens and max_tokens is None,
             )
             if len(self._merged) >= _MAX_MERGED:
                 self._merged.clear()
@@ -302,6 +353,8 @@ class RowParser:
         """The error row: as much of the request as can be known, so that the user finds the row again."""
         known = {field: values.get(key) for key, field in self._fields.items()}
         custom_id, model, prompt = known["custom_id"], known["model"], known.get("prompt")
+        if not is_chat and self._chats.is_chat(values):
+            is_chat, prompt = True, self._chats.refused_prompt(values)
         has_id = (isinstance(custom_id, str) and custom_id) or type(custom_id) is int
         prompts: tuple[str, ...] = ()
         is_array, is_token_ids = isinstance(prompt, list), False
@@ -331,26 +384,34 @@ def _check_columns(prompt_column: str | None, id_column: str | None, template: T
         raise InputError(f"column {prompt_column or 'prompt'!r} can't be both prompt and id; name another")
 
 
+def _cant_have_system(what: str, remedy: str) -> InvalidRowError:
+    return InvalidRowError(f"{what}, to which --system can't be added; {remedy}", kind="system")
+
+
 def _not_json(line: bytes, exc: ValueError) -> str:
     problem = re.sub(r" at line \d+ column (\d+)\)$", r" at position \1)", protocol.not_json(line, exc))
     remedy = "write one JSON object on each line" if problem.startswith("not JSON") else "save the file as UTF-8"
     return f"{problem}; {remedy}"
 
 
-def _python_values(column: pa.ChunkedArray) -> list[Any]:
-    """The values of a column, `_NOT_UTF8` in place of text that is none. Binary columns are read as text."""
+def _python_values(column: pa.ChunkedArray, *, is_of_chats: bool = False) -> list[Any]:
+    """The values of a column, `_NOT_UTF8` in place of text that is none. Binary columns are read as text.
+
+    Where it `is_of_chats`, a map is an object: Spark writes messages as maps.
+    """
+    maps = "lossy" if is_of_chats else None
     if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
         column = pc.cast(column, pa.large_string(), safe=False)
     try:
-        values: list[Any] = column.to_pylist()
+        values: list[Any] = column.to_pylist(maps_as_pydicts=maps)
     except UnicodeDecodeError:
-        values = [_python_value(scalar) for scalar in column]
+        values = [_python_value(scalar, maps) for scalar in column]
     return values
 
 
-def _python_value(scalar: pa.Scalar) -> Any:
+def _python_value(scalar: pa.Scalar, maps: str | None) -> Any:
     try:
-        return scalar.as_py()
+        return scalar.as_py(maps_as_pydicts=maps)
     except UnicodeDecodeError:
         return _NOT_UTF8
 

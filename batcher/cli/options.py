@@ -158,11 +158,23 @@ context_option = option(
     "--ctx", type=click.IntRange(min=1), help="Tokens of a prompt and its completion together. [default: 2048]"
 )
 
-#: How prompts are read from the input files. Parameters: prompt_column, id_column, template, strict, shard_rows.
+#: How prompts are read from the input files. Parameters: prompt_column, id_column, template, chat, system, strict,
+#: shard_rows.
 input_options = _chain(
     prompt_column_option,
     option("--id-column", metavar="NAME", help="Column that holds the custom_id. [default: custom_id, else the row]"),
     template_option,
+    option(
+        "--chat",
+        is_flag=True,
+        help="Make each prompt the user's message of a chat, so that an instruct model gets it by its own template. "
+        "Rows with `messages` instead of a prompt are chats anyway.",
+    ),
+    option(
+        "--system",
+        metavar="TEXT|@FILE",
+        help="System message of the chats in plain rows that have none of their own; @FILE as in --template.",
+    ),
     option("--strict", is_flag=True, help="Refuse the whole input if a row is bad, listing the first of them."),
     option(
         "--shard-rows",
@@ -214,17 +226,22 @@ def read_template(value: str | None) -> str | None:
 
     The newline that editors end a file with is left out: as the last character of a prompt it changes completions.
     """
-    if value is None or not value.startswith("@"):
+    return None if value is None else _read_text("--template", value, what="the template")
+
+
+def _read_text(option: str, value: str, *, what: str) -> str:
+    """The text that an option gives: its value, or what is in `@FILE`. Raises InputError."""
+    if not value.startswith("@"):
         return value
     path = Path(value[1:]).expanduser()
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as exc:
-        raise InputError(f"--template {value}: not UTF-8 at byte {exc.start}; save the file as UTF-8") from exc
+        raise InputError(f"{option} {value}: not UTF-8 at byte {exc.start}; save the file as UTF-8") from exc
     except OSError as exc:
         raise InputError(
-            f"--template {value}: cannot read the file: {exc.strerror or exc}; "
-            "give its path after the @, or the template itself"
+            f"{option} {value}: cannot read the file: {exc.strerror or exc}; "
+            f"give its path after the @, or {what} itself"
         ) from exc
     return text.removesuffix("\n")
 
@@ -236,6 +253,8 @@ def submit_options(
     prompt_column: str | None,
     id_column: str | None,
     template: str | None,
+    chat: bool,
+    system: str | None,
     strict: bool,
     shard_rows: int | None,
     max_tokens: int,
@@ -263,6 +282,8 @@ def submit_options(
         prompt_column=prompt_column,
         id_column=id_column,
         template=read_template(template),
+        chat=chat,
+        system=None if system is None else _read_text("--system", system, what="the message"),
         strict=strict,
         shard_rows=shard_rows,
         seed=seed,
