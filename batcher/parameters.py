@@ -1,7 +1,7 @@
-"""The fields of rows, bodies and batch lines: their types and bounds, and how a wrong value is worded.
+"""The models of rows, bodies and batch lines, made of the fields in `fields`, and how a wrong value is worded.
 
-The models are pydantic's, so that parsing and checking are one pass of compiled code, and the JSON schemas of the
-server's documentation come from what really checks. They are strict: strings are no numbers, booleans are no integers,
+They are pydantic's, so that parsing and checking are one pass of compiled code, and the JSON schemas of the server's
+documentation come from what really checks. They are strict: strings are no numbers, booleans are no integers,
 NaN and infinities are refused, null means the default. An exact `16.0` is taken for an integer, because Parquet
 writers turn integer columns with gaps into doubles.
 """
@@ -11,22 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, create_model
 
-MAX_STOPS = 16
-#: Each completion of a request keeps them as bytes.
-MAX_STOP_CHARS = 1024
-#: The shard format keeps max_tokens in 32 bits and seeds in 64, signed. Of a seed the lower 32 bits matter.
-MAX_MAX_TOKENS = 2**31 - 1
-MAX_SEED = 2**63 - 1
-#: Of the documented API, as the bounds below.
-MAX_CHOICES = 128
-MAX_BIASES = 1024
-MAX_MESSAGES = 2048
+from batcher.fields import BY_NAME, HONOURED, MAX_MAX_TOKENS, MAX_MESSAGES, PARAM_FIELDS
+
 #: llama.cpp's ids have 32 bits, signed. Which of them a model has is known where it is loaded.
 MAX_TOKEN_ID = 2**31 - 1
 
-PARAM_FIELDS = ("max_tokens", "temperature", "top_p", "stop", "seed")
 #: The fields of a plain row that make the request; they do not go along to the results.
 ROW_FIELDS = ("custom_id", "prompt", "model", "stream", *PARAM_FIELDS)
 
@@ -34,35 +25,9 @@ COMPLETIONS_URL = "/v1/completions"
 CHAT_URL = "/v1/chat/completions"
 
 _NO_TOOLS = "tools are not supported; leave it out"
+#: Of what is no field of a body.
 _REMEDIES = {
     "custom_id": "use a non-empty string or an integer",
-    "prompt": "use a string, or a non-empty array of strings or of token ids",
-    "model": "use a string",
-    "stream": "use true or false",
-    "max_tokens": "use a positive integer",
-    "max_completion_tokens": "use a positive integer",
-    "temperature": "use a number from 0 to 2",
-    "top_p": "use a number above 0 and at most 1",
-    "stop": f"use a string of 1 to {MAX_STOP_CHARS} characters, or an array of at most {MAX_STOPS} of them",
-    "seed": "use an integer of at most 64 bits",
-    "n": f"use an integer from 1 to {MAX_CHOICES}",
-    "best_of": f"use an integer from n to {MAX_CHOICES}",
-    "echo": "use true or false",
-    "suffix": "use a string",
-    "presence_penalty": "use a number from -2 to 2",
-    "frequency_penalty": "use a number from -2 to 2",
-    "logit_bias": f"use an object of at most {MAX_BIASES} token ids, as strings, each with a number from -100 to 100",
-    "top_logprobs": "use an integer from 0 to 20",
-    "stream_options": 'use an object such as {"include_usage": true}',
-    "response_format": 'only {"type": "text"} is supported',
-    "modalities": 'only ["text"] is supported',
-    "audio": "audio is not supported; leave it out",
-    "web_search_options": "there is no web search; leave it out",
-    "tools": _NO_TOOLS,
-    "tool_choice": _NO_TOOLS,
-    "functions": _NO_TOOLS,
-    "function_call": _NO_TOOLS,
-    "messages": f"use an array of 1 to {MAX_MESSAGES} objects with role and content",
     "messages.role": 'use "system", "developer", "user", "assistant" or "tool"',
     "messages.content": 'use a string, or an array of parts {"type": "text", "text": "..."}',
     "messages.type": 'only parts of type "text" are supported',
@@ -75,28 +40,8 @@ _REMEDIES = {
     "url": f'use "{COMPLETIONS_URL}" or "{CHAT_URL}"',
     "body": "use an object that holds the parameters of the request",
 }
-#: `logprobs` is one thing in a completion and another in a chat.
-_LOGPROBS_REMEDIES = {False: "use an integer from 0 to 5", True: "use true or false, and top_logprobs for how many"}
 _SHOWN_CHARS = 60
-_BIASED_ID = r"^(0|[1-9][0-9]{0,8})$"
 
-
-def _exact_int(value: Any) -> Any:
-    return int(value) if type(value) is float and value.is_integer() else value
-
-
-def _few_entries(value: Any) -> Any:
-    # Before its entries are checked, so that a long object of wrong ones makes no long list of errors.
-    if isinstance(value, dict) and len(value) > MAX_BIASES:
-        raise ValueError(f"more than {MAX_BIASES} entries")
-    return value
-
-
-# After the bounds: they are the integer's, and so its JSON schema has them.
-_Exact = BeforeValidator(_exact_int)
-_Tokens = Annotated[int, Field(ge=1, le=MAX_MAX_TOKENS), _Exact]
-_Penalty = Annotated[float, Field(ge=-2, le=2)]
-_Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 _CustomId = Annotated[str, Field(min_length=1)] | int | None
 # fail_fast: a long array of wrong values must not become a long list of errors.
 _Texts = Annotated[list[str], Field(min_length=1, fail_fast=True)]
@@ -118,26 +63,19 @@ _Prompt = (
         Discriminator(_kind_of_array),
     ]
 )
-_Bias = Annotated[
-    dict[Annotated[str, Field(pattern=_BIASED_ID)], Annotated[float, Field(ge=-100, le=100)]],
-    BeforeValidator(_few_entries),
-    Field(json_schema_extra={"maxProperties": MAX_BIASES, "additionalProperties": False}),
-]
 _Nothing = Annotated[list[Any], Field(max_length=0, fail_fast=True)]
 
 
 class Params(BaseModel):
-    """The parameters of a plain row, all optional. Keys it does not know are kept in `__pydantic_extra__`."""
+    """What a plain row and a body have in common. Keys that a model does not know are kept in `__pydantic_extra__`.
+
+    The parameters are put in from `fields`: they are attributes of an instance that mypy does not know of.
+    """
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
     model: str | None = None
     stream: bool | None = None
-    max_tokens: _Tokens | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    stop: _Stop | Annotated[list[_Stop], Field(max_length=MAX_STOPS, fail_fast=True)] | None = None
-    seed: Annotated[int, Field(ge=-MAX_SEED - 1, le=MAX_SEED), _Exact] | None = None
 
 
 class StreamOptions(BaseModel):
@@ -149,23 +87,15 @@ class StreamOptions(BaseModel):
 
 
 class Body(Params):
-    """What the bodies of both requests take beyond a plain row."""
+    """What the bodies of both requests have in common."""
 
-    n: Annotated[int, Field(ge=1, le=MAX_CHOICES), _Exact] | None = None
-    presence_penalty: _Penalty | None = None
-    frequency_penalty: _Penalty | None = None
-    logit_bias: _Bias | None = None
     stream_options: StreamOptions | None = None
 
 
 class CompletionBody(Body):
-    """The body of `POST /v1/completions`."""
+    """The body of `POST /v1/completions`, but for its parameters."""
 
     prompt: _Prompt
-    best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES), _Exact] | None = None
-    echo: bool | None = None
-    suffix: str | None = None
-    logprobs: Annotated[int, Field(ge=0, le=5), _Exact] | None = None
 
 
 class TextPart(BaseModel):
@@ -194,29 +124,28 @@ class Message(BaseModel):
 _FIELDS_OF_PARTS = frozenset({"role", "content", "type", "text"})
 
 
-class TextFormat(BaseModel):
-    """The format of a chat's answer: free text."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
-
-    type: Literal["text"]
-
-
 class ChatBody(Body):
-    """The body of `POST /v1/chat/completions`. What asks for other than text is declared with what asks for nothing."""
+    """The body of `POST /v1/chat/completions`, but for its parameters."""
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
-    max_completion_tokens: _Tokens | None = None
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20), _Exact] | None = None
-    response_format: TextFormat | None = None
-    modalities: Annotated[list[Literal["text"]], Field(fail_fast=True)] | None = None
-    audio: None = None
-    web_search_options: None = None
-    tools: _Nothing | None = None
-    tool_choice: Literal["none", "auto"] | None = None
-    functions: _Nothing | None = None
-    function_call: Literal["none", "auto"] | None = None
+
+
+def _parameters(names: Sequence[str], *, is_chat: bool) -> dict[str, Any]:
+    """The fields of these names as pydantic's `create_model` takes them."""
+    found = (BY_NAME[is_chat][name] for name in names)
+    return {field.name: (field.annotation | None, None) for field in found if field.annotation is not None}
+
+
+def _body_model(base: type[Body], *, is_chat: bool) -> type[Body]:
+    names = [field.name for field in HONOURED if field is BY_NAME[is_chat].get(field.name)]
+    return create_model(base.__name__, __base__=base, __doc__=base.__doc__, **_parameters(names, is_chat=is_chat))
+
+
+#: The models of bodies with all their parameters, by whether the body is a chat's.
+BODIES: Mapping[bool, type[Body]] = {
+    False: _body_model(CompletionBody, is_chat=False),
+    True: _body_model(ChatBody, is_chat=True),
+}
 
 
 class BatchLine(BaseModel):
@@ -230,9 +159,13 @@ class BatchLine(BaseModel):
     body: dict[str, Any]
 
 
-def row_model(*, prompt_column: str | None, id_column: str) -> type[BaseModel]:
-    """The model of a plain row whose prompt and id are under these names; None: a template makes the prompt."""
-    columns: dict[str, Any] = {"custom_id": (_CustomId, Field(None, validation_alias=id_column))}
+def row_model(*, prompt_column: str | None, id_column: str, fields: Sequence[str] = ()) -> type[BaseModel]:
+    """The model of a plain row whose prompt and id are under these names; None: a template makes the prompt.
+
+    `fields` are the parameters that it has beside the usual ones.
+    """
+    columns = _parameters([*PARAM_FIELDS, *fields], is_chat=False)
+    columns["custom_id"] = (_CustomId, Field(None, validation_alias=id_column))
     if prompt_column is not None:
         columns["prompt"] = (_Prompt, Field(validation_alias=prompt_column))
     return create_model("Row", __base__=Params, **columns)
@@ -269,9 +202,9 @@ def explain(
     path = max(paths, key=len)
     label = _label(path)
     names = [part for part in path[1:] if isinstance(part, str)]
-    remedy = _REMEDIES.get(f"{field}.{names[-1]}" if names else field, _REMEDIES.get(field, ""))
-    if field == "logprobs":
-        remedy = _LOGPROBS_REMEDIES[is_chat]
+    known = BY_NAME[is_chat].get(field)
+    remedy = known.remedy if known is not None else _REMEDIES.get(field, "")
+    remedy = _REMEDIES.get(f"{field}.{names[-1]}", remedy) if names else remedy
     if errors[0]["type"] == "less_than_equal" and field in ("max_tokens", "max_completion_tokens"):
         remedy = f"use at most {MAX_MAX_TOKENS}"
     value: Any = values

@@ -5,10 +5,8 @@ A row is either plain, `{"prompt": ..., "max_tokens": ..., ...}`, or a line of a
 apart. The server gets such bodies alone. `parameters` has the fields with their types and bounds.
 
 What else a row holds: in a plain row it is a column of the user's and goes along to the results, whatever its name,
-`n` and `logprobs` included: a plain row takes the documented parameters (DESIGN section 2) and `seed`, nothing else.
-In a body they are parameters. There, what the API documents and would change the completion, but is not supported
-(`tools`), is refused unless it asks for nothing; what would not change it (`user`) is ignored; a field that nobody
-documents is refused in a file and by a strict server, and else ignored, and its name told.
+`n` and `logprobs` included: a plain row takes the documented parameters and `seed`, and others only where the user
+asks for it. In a body they are fields, and `fields` says what becomes of each: the same live and in a batch line.
 """
 
 import json
@@ -22,24 +20,13 @@ from typing import Any, NoReturn
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json, to_json
 
+from batcher.body_field import Use
 from batcher.errors import InvalidBodyError
-from batcher.parameters import CHAT_URL, Body, ChatBody, CompletionBody, Message, explain, shown
+from batcher.fields import BY_NAME, PARAMETERS, closest, variables_text
+from batcher.parameters import BODIES, CHAT_URL, Body, ChatBody, CompletionBody, Message, explain, shown
 from batcher.types import DEFAULT_CHAT_MAX_TOKENS, Request, SamplingParams
+from batcher.unsupported_fields import TEMPLATE_FIELDS
 
-#: Documented fields that do not change the completion.
-_IGNORED = frozenset(
-    {
-        "user",
-        "store",
-        "metadata",
-        "service_tier",
-        "parallel_tool_calls",
-        "prediction",
-        "prompt_cache_key",
-        "prompt_cache_retention",
-        "safety_identifier",
-    }
-)
 #: Fields of messages that answers have, or that tell which call a tool answers; templates do not ask for them.
 _IGNORED_IN_MESSAGES = frozenset({"refusal", "annotations", "tool_call_id"})
 _IGNORED_IN_PARTS = frozenset({"annotations", "prompt_cache_breakpoint"})
@@ -49,17 +36,15 @@ _MAX_IGNORED = 20
 _MAX_NAME_CHARS = 60
 _MAX_LISTED_MODELS = 20
 
-_BODIES: Mapping[bool, type[Body]] = {False: CompletionBody, True: ChatBody}
-#: Fields of bodies and of `SamplingParams` that have the same name and type.
-_SAME = (
-    *("max_tokens", "temperature", "top_p", "seed", "n", "best_of"),
-    *("echo", "presence_penalty", "frequency_penalty", "suffix"),
+#: What the template gets from the request itself: `chat_template_kwargs` must not say otherwise.
+_VARIABLES_OF_THE_REQUEST = frozenset(
+    {"messages", "tools", "add_generation_prompt", "continue_final_message", "bos_token", "eos_token", "chat_template"}
 )
 
 
 @dataclass(frozen=True, slots=True)
 class ParsedBody:
-    """A valid body of the server's. `ignored` names the unknown fields that were ignored, in printable ASCII."""
+    """A valid body of the server's. `ignored` names the unknown fields that were left out, in printable ASCII."""
 
     request: Request
     is_streaming: bool
@@ -71,14 +56,15 @@ def parse_body(
     data: bytes,
     *,
     is_chat: bool,
-    is_strict: bool,
     models: Collection[str],
+    ignores_unknown: bool = False,
     row: int = 0,
     custom_id: str = "",
     max_prompts: int,
 ) -> ParsedBody:
     """The request in the body of an HTTP request, for one of `models`, of `max_prompts` sequences at most.
 
+    `ignores_unknown`: fields in no table are left out rather than refused.
     Takes time and memory in proportion to `data`, whatever it is. Raises InvalidBodyError, and nothing else.
     """
     values = _read_object(data)
@@ -87,9 +73,7 @@ def parse_body(
         _refuse("prompt", f"holds {len(prompt):,} prompts; send at most {max_prompts:,} in a request")
     body = validate_body(values, is_chat=is_chat)
     _refuse_twins(data)
-    ignored = unknown_fields(body)
-    if ignored and is_strict:
-        _refuse(ignored[0], "is not supported; remove it")
+    ignored = check_others(body, ignores_unknown=ignores_unknown)
     defaults = chat_defaults(SamplingParams()) if is_chat else SamplingParams()
     model = _served_model(body.model, models)
     request = build_request(body, row=row, custom_id=custom_id, model=model, defaults=defaults)
@@ -110,17 +94,16 @@ def parse_body(
 
 
 def parse_line_body(values: dict[str, Any], *, url: str) -> Body:
-    """The body of a batch line, checked by its url. Raises InvalidBodyError, also for fields that are unknown."""
+    """The body of a batch line, checked by its url. Raises InvalidBodyError."""
     body = validate_body(values, is_chat=url == CHAT_URL)
-    if unknown := unknown_fields(body):
-        _refuse(unknown[0], "is not supported; remove it")
+    check_others(body)
     return body
 
 
 def validate_body(values: dict[str, Any], *, is_chat: bool) -> Body:
-    """Check the types and bounds of a body's fields. Raises InvalidBodyError."""
+    """Check the types and bounds of a body's honoured fields. Raises InvalidBodyError."""
     try:
-        return _BODIES[is_chat].model_validate(values)
+        return BODIES[is_chat].model_validate(values)
     except ValidationError as exc:
         problem = explain(exc, values, {}, is_chat=is_chat)
         raise InvalidBodyError(problem.message, param=problem.label) from exc
@@ -185,31 +168,56 @@ def chat_prompt(messages: Any, *, system: str | None = None) -> str:
     return compact_json(normal)
 
 
-def unknown_fields(body: Body) -> tuple[str, ...]:
-    """Fields of a body that nobody documents and that are not null; of messages as `messages[].field`. In ASCII."""
-    if not body.__pydantic_extra__ and not isinstance(body, ChatBody):
+def check_others(body: Body, *, ignores_unknown: bool = False) -> tuple[str, ...]:
+    """Check what a body holds beside honoured fields. Raises InvalidBodyError for what is refused, and what is unknown.
+
+    With `ignores_unknown` it returns the names of unknown ones instead, those in messages as `messages[].field`, in
+    ASCII.
+    """
+    is_chat = isinstance(body, ChatBody)
+    if not body.__pydantic_extra__ and not is_chat:
         return ()
-    found = dict.fromkeys(islice(_extras(body, "", _IGNORED), _MAX_IGNORED))
+    known = BY_NAME[is_chat]
+    unknown = []
+    for name, value in (body.__pydantic_extra__ or {}).items():
+        field = known.get(name)
+        if value is None or (field is not None and field.use is Use.HARMLESS):
+            continue
+        if field is None:
+            unknown.append(name)
+        elif not field.asks_for_nothing(value):
+            _refuse(name, f"is {shown(value)}; {field.remedy}")
+    if unknown and not ignores_unknown:
+        meant = closest(unknown[0], is_chat=is_chat)
+        remedy = f"did you mean {meant}?" if meant is not None else "remove it"
+        _refuse(_ascii(unknown[0]), f"is not a field of this request; {remedy}")
+    found = dict.fromkeys(map(_ascii, unknown[:_MAX_IGNORED]))
     if isinstance(body, ChatBody):
         in_messages = (name for message in body.messages for name in _message_extras(message))
         found |= dict.fromkeys(islice(in_messages, _MAX_IGNORED))
+    if found and not ignores_unknown:
+        _refuse(next(iter(found)), "is not known here; remove it")
     return tuple(found)[:_MAX_IGNORED]
 
 
-def body_schema(is_chat: bool, *, is_strict: bool = False, models: Collection[str] = ()) -> dict[str, Any]:
+def body_schema(is_chat: bool, *, ignores_unknown: bool = False, models: Collection[str] = ()) -> dict[str, Any]:
     """The JSON schema of a body, self-contained and without references, for OpenAPI.
 
-    `models` are the names that `model` can have, if they are known. What fields may not be together (DESIGN section
-    2: echo with logprobs, best_of below n) can't be said in it.
+    `models` are the names that `model` can have, if they are known. What fields may not be together (`echo` with
+    `logprobs`, `best_of` below `n`) can't be said in it.
     """
-    schema: dict[str, Any] = _BODIES[is_chat].model_json_schema()
+    schema: dict[str, Any] = BODIES[is_chat].model_json_schema()
     definitions = schema.pop("$defs", {})
     schema = _inline(schema, definitions)
     properties = schema["properties"]
     properties["model"] = {"type": "string", "enum": sorted(models)} if models else {"type": "string"}
-    properties |= {name: {} for name in sorted(_IGNORED)}
+    for field in BY_NAME[is_chat].values():
+        if field.use is Use.HARMLESS:
+            properties[field.name] = {}
+        elif field.use is Use.REFUSED:
+            properties[field.name] = {"enum": [None, *field.nothing]}
     schema["required"] = ["model", *schema["required"]]
-    if is_strict:
+    if not ignores_unknown:
         _close(schema)
         if is_chat:
             message = properties["messages"]["items"]
@@ -273,39 +281,76 @@ def _served_model(model: str | None, models: Collection[str]) -> str:
 
 def _merge_params(body: Body, defaults: SamplingParams) -> SamplingParams:
     """`defaults` with what the body says. Raises InvalidBodyError for what contradicts itself."""
-    fields = body.__dict__
-    given = {name: fields[name] for name in _SAME if fields.get(name) is not None}
-    if body.stop is not None:
-        given["stop"] = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop)
-    if body.logit_bias is not None:
-        given["logit_bias"] = tuple(sorted((int(token), bias) for token, bias in body.logit_bias.items()))
-    given |= _chat_params(body) if isinstance(body, ChatBody) else {}
-    if isinstance(body, CompletionBody) and body.logprobs is not None:
-        given["logprobs"] = body.logprobs
+    given = given_params(body, is_chat=isinstance(body, ChatBody))
+    if isinstance(body, ChatBody):
+        given |= _chat_params(body.__dict__, given)
     if "max_tokens" in given:
         given["clips_max_tokens"] = False
     params = replace(defaults, **given) if given else defaults
-    if params.best_of is not None and params.best_of < params.n:
-        _refuse("best_of", f"is {params.best_of}; use at least n, which is {params.n}")
+    check_together(params)
     if params.echo and isinstance(body, CompletionBody) and split_prompt(body.prompt)[2]:
         _refuse("echo", "is not supported together with token ids; leave it out, or send the prompt as text")
-    if params.echo and params.logprobs is not None:
-        _refuse("echo", "is not supported together with logprobs; leave out one of them")
     return params
 
 
-def _chat_params(body: ChatBody) -> dict[str, Any]:
+def given_params(found: BaseModel, *, is_chat: bool) -> dict[str, Any]:
+    """The parameters that a checked body or row gives, as `SamplingParams` has them.
+
+    Raises InvalidBodyError where two names of one parameter say different things.
+    """
+    names, values = found.__pydantic_fields_set__, found.__dict__
     given: dict[str, Any] = {}
-    if body.max_completion_tokens is not None:
-        if body.max_tokens not in (None, body.max_completion_tokens):
-            both = f"is {body.max_completion_tokens} and max_tokens {body.max_tokens}"
-            _refuse("max_completion_tokens", f"{both}; give one of them")
-        given["max_tokens"] = body.max_completion_tokens
-    if body.logprobs:
-        given["logprobs"] = body.top_logprobs or 0
-    elif body.top_logprobs:
-        _refuse("top_logprobs", f"is {body.top_logprobs} without logprobs; give logprobs true too")
+    said_by: dict[str, str] = {}
+    for field in PARAMETERS[is_chat]:
+        if field.name not in names or (value := values[field.name]) is None:
+            continue
+        assert field.param is not None
+        value = field.convert(value) if field.convert is not None else value
+        if given.setdefault(field.param, value) != value:
+            both = f"is {shown(value)} and {said_by[field.param]} {shown(given[field.param])}"
+            _refuse(field.name, f"{both}; give one of them")
+        said_by[field.param] = field.name
     return given
+
+
+def check_together(params: SamplingParams) -> None:
+    """Raises InvalidBodyError for parameters that contradict each other."""
+    if params.best_of is not None and params.best_of < params.n:
+        _refuse("best_of", f"is {params.best_of}; use at least n, which is {params.n}")
+    if params.echo and params.logprobs is not None:
+        _refuse("echo", "is not supported together with logprobs; leave out one of them")
+    if params.min_tokens > params.max_tokens:
+        _refuse("min_tokens", f"is {params.min_tokens}; use at most max_tokens, which is {params.max_tokens}")
+
+
+def _chat_params(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """What fields of a chat say together."""
+    found: dict[str, Any] = {}
+    if values["logprobs"]:
+        found["logprobs"] = values["top_logprobs"] or 0
+    elif values["top_logprobs"]:
+        _refuse("top_logprobs", f"is {values['top_logprobs']} without logprobs; give logprobs true too")
+    if given.get("continue_final_message"):
+        if given.get("add_generation_prompt"):
+            _refuse("continue_final_message", "is true and add_generation_prompt true; give one of them")
+        found["add_generation_prompt"] = False
+    variables = _template_variables(values)
+    if variables:
+        found["chat_template_kwargs"] = variables_text(variables)
+    return found
+
+
+def _template_variables(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What the chat template gets beside messages. `reasoning_effort` says `enable_thinking`, too, as in vLLM."""
+    variables = {name: values[name] for name in TEMPLATE_FIELDS if values[name] is not None}
+    if "reasoning_effort" in variables:
+        variables["enable_thinking"] = variables["reasoning_effort"] != "none"
+    own = values["chat_template_kwargs"] or {}
+    for name in own:
+        if name in _VARIABLES_OF_THE_REQUEST:
+            label = f"chat_template_kwargs.{name}"
+            _refuse(label, f"is {shown(own[name])}; the request itself says that, remove it")
+    return variables | own
 
 
 def _normalize(body: ChatBody) -> list[dict[str, str]]:

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from batcher.fields import FIELDS
 from batcher.live import Delta
-from batcher.parameters import ChatBody, CompletionBody
 from batcher.shards import RequestFacts
 from batcher.types import Choice, Completion, ErrorCode, Request, RowError, RowStatus, TokenLogprob
 
@@ -30,7 +30,7 @@ STATUS_CODES = {
     ErrorCode.MODEL_NOT_FOUND: 404,
 }
 
-_FIELDS = frozenset({*CompletionBody.model_fields, *ChatBody.model_fields})
+_FIELDS = frozenset(field.name for field in FIELDS)
 _LEADING_NAME = re.compile(r"[a-z_]+\b")
 
 

@@ -17,8 +17,9 @@ from batcher import parameters, protocol
 from batcher.carried import plain_table
 from batcher.chats import MESSAGES, ChatRows
 from batcher.errors import InputError, InvalidBodyError, InvalidRowError
+from batcher.fields import PARAM_FIELDS
 from batcher.ids import MODEL_NAME_REMEDY, is_model_name
-from batcher.parameters import CHAT_URL, COMPLETIONS_URL, PARAM_FIELDS, ROW_FIELDS, BatchLine, shown
+from batcher.parameters import CHAT_URL, COMPLETIONS_URL, ROW_FIELDS, BatchLine, shown
 from batcher.prompts import MAX_LINE_BYTES, LineBatch, Origin, TableBatch
 from batcher.shards import ShardRow
 from batcher.template import Template

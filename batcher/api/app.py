@@ -47,14 +47,14 @@ def make_app(
     *,
     keys: ApiKeys | None,
     limits: Limits | None = None,
-    is_strict: bool = False,
+    ignores_unknown: bool = False,
     census: CensusTaker | None = None,
     routers: Iterable[APIRouter] = (),
 ) -> Service:
     """The app over `engine` (None: it serves no model itself) and `routers`, those of files and batches.
 
-    `keys` None: no key is asked for, and only this machine is answered. `is_strict`: unknown fields are refused rather
-    than ignored.
+    `keys` None: no key is asked for, and only this machine is answered. `ignores_unknown`: unknown fields
+    of a request are left out and named in a header, rather than refused.
     """
     limits = limits or Limits()
     metrics = Metrics()
@@ -70,8 +70,8 @@ def make_app(
         middleware=[Middleware(Boundary, metrics=metrics), access, Middleware(Gate, limits=limits)],
         exception_handlers={HTTPException: _http_error, RequestValidationError: _invalid_request},
     )
-    completions = Completions(exchanges, limits=limits, metrics=metrics, is_strict=is_strict)
-    app.include_router(completions_router(completions, is_strict=is_strict, models=exchanges.models))
+    completions = Completions(exchanges, limits=limits, metrics=metrics, ignores_unknown=ignores_unknown)
+    app.include_router(completions_router(completions, ignores_unknown=ignores_unknown, models=exchanges.models))
     app.include_router(models_router(engine))
     app.include_router(health_router(engine))
     app.include_router(_metrics_router(engine, metrics, census))

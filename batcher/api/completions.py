@@ -41,11 +41,11 @@ _ANSWERS: dict[int | str, dict[str, object]] = {
 class Completions:
     """Answers requests for completions."""
 
-    def __init__(self, exchanges: Exchanges, *, limits: Limits, metrics: Metrics, is_strict: bool) -> None:
+    def __init__(self, exchanges: Exchanges, *, limits: Limits, metrics: Metrics, ignores_unknown: bool) -> None:
         self._exchanges = exchanges
         self._limits = limits
         self._metrics = metrics
-        self._is_strict = is_strict
+        self._ignores_unknown = ignores_unknown
 
     async def answer(self, request: Request, *, is_chat: bool) -> Response:
         """The completion of a request, or the beginning of its stream. Raises ApiError and ClientGoneError."""
@@ -53,7 +53,7 @@ class Completions:
         parse = partial(
             parse_body,
             is_chat=is_chat,
-            is_strict=self._is_strict,
+            ignores_unknown=self._ignores_unknown,
             models=self._exchanges.models,
             # A request without a seed of its own derives it from its row: each draws anew.
             row=secrets.randbits(63),
@@ -90,12 +90,12 @@ def _ignored(parsed: ParsedBody) -> Mapping[str, str]:
     return {IGNORED_HEADER: ", ".join(quote(name, safe=".[]$ ") for name in parsed.ignored)} if parsed.ignored else {}
 
 
-def completions_router(completions: Completions, *, is_strict: bool, models: Collection[str]) -> APIRouter:
+def completions_router(completions: Completions, *, ignores_unknown: bool, models: Collection[str]) -> APIRouter:
     """The routes. `models` are those that the document names."""
     router = APIRouter(tags=["completions"])
 
     def body(*, is_chat: bool) -> dict[str, object]:
-        schema = body_schema(is_chat, is_strict=is_strict, models=models)
+        schema = body_schema(is_chat, ignores_unknown=ignores_unknown, models=models)
         return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
     @router.post(COMPLETIONS_URL, responses=_ANSWERS, openapi_extra=body(is_chat=False), response_class=Response)

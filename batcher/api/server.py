@@ -64,7 +64,7 @@ class ServerConfig:
     is_working: bool
     keys: ApiKeys | None
     grace_s: float
-    is_strict: bool = False
+    ignores_unknown: bool = False
     limits: Limits = field(default_factory=Limits)
 
 
@@ -202,7 +202,7 @@ class _Server:
             engine,
             keys=config.keys,
             limits=config.limits,
-            is_strict=config.is_strict,
+            ignores_unknown=config.ignores_unknown,
             census=CensusTaker(config.jobs_root),
             routers=(files_router(files, batches, max_bytes=config.limits.max_file_bytes), batches_router(batches)),
         )

@@ -200,10 +200,10 @@ sampling_options = _chain(
     ),
     option(
         "--top-p",
-        type=click.FloatRange(min=0, max=1, min_open=True),
+        type=click.FloatRange(min=0, max=1),
         default=DEFAULT_TOP_P,
         callback=_not_nan,
-        help="Nucleus sampling: draw from the likeliest tokens that hold this probability.",
+        help="Nucleus sampling: draw from the likeliest tokens that hold this probability; 0 takes the likeliest.",
     ),
     option(
         "--stop",
@@ -268,7 +268,7 @@ def submit_options(
 
     A command declares `**rows: Any` and calls `submit_options(default_model=..., known_models=..., **rows)`.
     """
-    from batcher.parameters import MAX_STOPS
+    from batcher.fields import MAX_STOPS
     from batcher.planner import SubmitOptions
 
     if len(stop) > MAX_STOPS:

@@ -89,7 +89,12 @@ def limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
     help="File with the keys that clients may use, one a line. BATCHER_API_KEYS gives some as well, comma-separated.",
 )
 @option("--no-auth", is_flag=True, help="Ask for no key. Only for clients of this machine.")
-@option("--strict", is_flag=True, help="Refuse requests with unknown fields, rather than ignore these.")
+@option(
+    "--ignore-unknown",
+    is_flag=True,
+    help="Leave out unknown fields of live requests and name them in the header x-batcher-ignored, rather than refuse "
+    "them. For clients that can't be changed.",
+)
 @limit_options
 @engine_options
 def serve_command(
@@ -102,7 +107,7 @@ def serve_command(
     is_working: bool | None,
     api_keys_file: Path | None,
     no_auth: bool,
-    strict: bool,
+    ignore_unknown: bool,
     **options: Any,
 ) -> int:
     """Serve models by the OpenAI API: completions and chats live, files and batches as jobs in --jobs-dir.
@@ -139,7 +144,7 @@ def serve_command(
         is_working=is_working,
         keys=keys,
         grace_s=engine["grace_s"],
-        is_strict=strict,
+        ignores_unknown=ignore_unknown,
         limits=limits,
     )
     serve(config, on_ready=lambda url: click.echo(f"Serving {names} on {url}/v1, jobs in {jobs_root}"))

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from batcher.errors import BatcherError
+from batcher.fields import MAX_CHOICES
 from batcher.live import Delta, EngineAwayError, LiveRequestError
-from batcher.parameters import MAX_CHOICES
 from batcher.types import Choice, EngineStats, ErrorCode, Request, SamplingParams
 from tests.family import children_of
 from workers.events import WorkerConfig

@@ -10,18 +10,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from batcher.errors import InvalidBodyError
-from batcher.parameters import (
-    CHAT_URL,
-    COMPLETIONS_URL,
-    MAX_BIASES,
-    MAX_STOP_CHARS,
-    MAX_STOPS,
-    ROW_FIELDS,
-    CompletionBody,
-    explain,
-    row_model,
-    shown,
-)
+from batcher.fields import MAX_BIASES, MAX_STOP_CHARS, MAX_STOPS
+from batcher.parameters import BODIES, CHAT_URL, COMPLETIONS_URL, ROW_FIELDS, explain, row_model, shown
 from batcher.protocol import ParsedBody, body_schema, parse_body, parse_line_body
 from batcher.types import Request, SamplingParams
 
@@ -51,8 +41,8 @@ def problem(values: dict[str, Any]) -> str:
         ({"temperature": "0"}, 'temperature is "0"; use a number from 0 to 2'),
         ({"temperature": True}, "temperature is true; use a number from 0 to 2"),
         ({"temperature": float("nan")}, "temperature is NaN; use a number from 0 to 2"),
-        ({"top_p": 0}, "top_p is 0; use a number above 0 and at most 1"),
-        ({"top_p": float("inf")}, "top_p is Infinity; use a number above 0 and at most 1"),
+        ({"top_p": -0.1}, "top_p is -0.1; use a number from 0 to 1"),
+        ({"top_p": float("inf")}, "top_p is Infinity; use a number from 0 to 1"),
         ({"stop": ""}, f'stop is ""; {STOP_REMEDY}'),
         ({"stop": ["a", ""]}, f'stop[1] is ""; {STOP_REMEDY}'),
         ({"stop": 5}, f"stop is 5; {STOP_REMEDY}"),
@@ -83,10 +73,9 @@ def test_long_array_of_wrong_values_makes_one_short_message() -> None:
 
 
 def test_exact_float_and_null_are_taken() -> None:
-    body = CompletionBody.model_validate(
-        {"prompt": "x", "max_tokens": 16.0, "seed": -(2**63), "top_p": 1, "stop": None}
-    )
-    assert (body.max_tokens, body.seed, body.top_p, body.stop) == (16, -(2**63), 1.0, None)
+    given = {"prompt": "x", "max_tokens": 16.0, "seed": -(2**63), "top_p": 0, "stop": None}
+    body = dict(BODIES[False].model_validate(given))
+    assert [body[name] for name in ("max_tokens", "seed", "top_p", "stop")] == [16, -(2**63), 0.0, None]
 
 
 @pytest.mark.parametrize("value", ["x" * 1000, ["y" * 1000], {"k": "z" * 1000}])
@@ -101,7 +90,7 @@ def test_control_characters_do_not_reach_the_terminal() -> None:
 
 def parse(body: dict[str, Any] | bytes, **options: Any) -> ParsedBody:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    usual: dict[str, Any] = {"is_chat": b'"messages"' in data, "is_strict": False, "models": ("m", "k")}
+    usual: dict[str, Any] = {"is_chat": b'"messages"' in data, "models": ("m", "k")}
     usual["max_prompts"] = 1000
     return parse_body(data, **(usual | options))
 
@@ -146,7 +135,7 @@ def test_null_is_the_default_of_every_field(body: dict[str, Any]) -> None:
     names = body_schema(body is CHAT)["properties"].keys() - body.keys()
     assert len(names) > 15
     nulls: dict[str, Any] = dict.fromkeys(names)
-    assert parse(nulls | body) == parse(body)
+    assert parse(nulls | body, is_chat=body is CHAT) == parse(body)
 
 
 def test_messages_are_normalized_to_what_templates_take() -> None:
@@ -156,12 +145,56 @@ def test_messages_are_normalized_to_what_templates_take() -> None:
         {"role": "assistant", "content": "", "refusal": None, "tool_calls": [], "annotations": []},
         {"role": "tool", "content": "5", "tool_call_id": "c"},
     ]
-    parsed = parse(CHAT | {"messages": messages}, is_strict=True)
+    parsed = parse(CHAT | {"messages": messages})
     assert parsed.request.is_chat
     assert parsed.request.prompts == (
         '[{"role":"system","content":"Be\\nbrief."},{"role":"user","content":"hi","name":"Zoë"},'
         '{"role":"assistant","content":""},{"role":"tool","content":"5"}]',
     )
+
+
+def test_body_takes_what_the_ecosystem_sends() -> None:
+    given: dict[str, Any] = {"top_k": -1, "min_p": 0.1, "repeat_penalty": 1.1, "repetition_penalty": 1.1}
+    given |= {"min_tokens": 3, "ignore_eos": True, "stop_token_ids": [7, 5, 7], "include_stop_str_in_output": True}
+    given |= {"bad_words": ["x", "y", "x"]}
+    expected = SamplingParams(
+        min_p=0.1,
+        repetition_penalty=1.1,
+        min_tokens=3,
+        ignore_eos=True,
+        stop_token_ids=(7, 5),
+        include_stop_str_in_output=True,
+        bad_words=("x", "y"),
+    )
+    assert parse(TEXT | given).request.params == expected
+    chat = parse(CHAT | given | {"max_tokens": 16}).request.params
+    assert chat == expected
+    assert parse(TEXT | {"top_k": 40}).request.params.top_k == 40
+
+
+@pytest.mark.parametrize(
+    ("given", "opens", "goes_on", "variables"),
+    [
+        ({}, True, False, ""),
+        ({"add_generation_prompt": False}, False, False, ""),
+        ({"continue_final_message": True}, False, True, ""),
+        ({"continue_final_message": True, "add_generation_prompt": False}, False, True, ""),
+        ({"chat_template_kwargs": {}}, True, False, ""),
+        ({"chat_template_kwargs": {"b": [1], "a": "é"}}, True, False, '{"a":"é","b":[1]}'),
+        ({"reasoning_effort": "low"}, True, False, '{"enable_thinking":true,"reasoning_effort":"low"}'),
+        ({"reasoning_effort": "none"}, True, False, '{"enable_thinking":false,"reasoning_effort":"none"}'),
+        (
+            {"reasoning_effort": "none", "chat_template_kwargs": {"enable_thinking": True}, "verbosity": "low"},
+            *(True, False, '{"enable_thinking":true,"reasoning_effort":"none","verbosity":"low"}'),
+        ),
+    ],
+)
+def test_chat_says_how_its_template_is_written(
+    given: dict[str, Any], opens: bool, goes_on: bool, variables: str
+) -> None:
+    params = parse(CHAT | given).request.params
+    assert (params.add_generation_prompt, params.continue_final_message) == (opens, goes_on)
+    assert params.chat_template_kwargs == variables
 
 
 @pytest.mark.parametrize(
@@ -193,7 +226,7 @@ def test_what_asks_for_nothing_is_taken_and_what_changes_nothing_ignored() -> No
     neutral |= {"response_format": {"type": "text"}, "user": "u", "store": True, "metadata": {"a": "b"}, "audio": None}
     neutral |= {"service_tier": "auto", "parallel_tool_calls": False, "prompt_cache_key": "k"}
     neutral |= {"safety_identifier": "s", "stream_options": {"include_usage": True}}
-    assert parse(CHAT | neutral, is_strict=True) == parse(CHAT)
+    assert parse(CHAT | neutral) == parse(CHAT)
 
 
 def test_usage_comes_only_in_a_stream_that_asks_for_it() -> None:
@@ -251,6 +284,28 @@ def test_usage_comes_only_in_a_stream_that_asks_for_it() -> None:
             TEXT | {"stream_options": {"include_usage": 1}},
             'stream_options.include_usage is 1; use an object such as {"include_usage": true}',
         ),
+        (TEXT | {"top_k": -2}, "top_k is -2; use a positive integer, or 0 for all tokens"),
+        (TEXT | {"min_p": 1.1}, "min_p is 1.1; use a number from 0 to 1"),
+        (TEXT | {"repetition_penalty": 0}, "repetition_penalty is 0; use a number from 0.01 to 100"),
+        (
+            TEXT | {"repetition_penalty": 1.1, "repeat_penalty": 1.2},
+            "repeat_penalty is 1.2 and repetition_penalty 1.1; give one of them",
+        ),
+        (TEXT | {"min_tokens": -1}, "min_tokens is -1; use an integer from 0 to max_tokens"),
+        (TEXT | {"min_tokens": 17}, "min_tokens is 17; use at most max_tokens, which is 16"),
+        (TEXT | {"stop_token_ids": [1, -1]}, "stop_token_ids[1] is -1; use an array of at most 1024 token ids"),
+        (
+            TEXT | {"bad_words": ["a", ""]},
+            'bad_words[1] is ""; use an array of at most 1024 strings, each of 1 to 1024 characters',
+        ),
+        (
+            CHAT | {"continue_final_message": True, "add_generation_prompt": True},
+            "continue_final_message is true and add_generation_prompt true; give one of them",
+        ),
+        (
+            CHAT | {"chat_template_kwargs": [1]},
+            "chat_template_kwargs is [1]; use an object of variables for the chat template",
+        ),
         (CHAT | {"logprobs": 5}, "logprobs is 5; use true or false, and top_logprobs for how many"),
         (CHAT | {"top_logprobs": 5}, "top_logprobs is 5 without logprobs; give logprobs true too"),
         (CHAT | {"top_logprobs": 21}, "top_logprobs is 21; use an integer from 0 to 20"),
@@ -262,10 +317,10 @@ def test_usage_comes_only_in_a_stream_that_asks_for_it() -> None:
         (CHAT | {"tools": [{}]}, "tools is [{}]; tools are not supported; leave it out"),
         (CHAT | {"tool_choice": "required"}, 'tool_choice is "required"; tools are not supported; leave it out'),
         (CHAT | {"audio": {"voice": "v"}}, 'audio is {"voice": "v"}; audio is not supported; leave it out'),
-        (CHAT | {"modalities": ["text", "audio"]}, 'modalities[1] is "audio"; only ["text"] is supported'),
+        (CHAT | {"modalities": ["text", "audio"]}, 'modalities is ["text", "audio"]; only ["text"] is supported'),
         (
             CHAT | {"response_format": {"type": "json_object"}},
-            'response_format.type is "json_object"; only {"type": "text"} is supported',
+            'response_format is {"type": "json_object"}; only {"type": "text"} is supported',
         ),
         (CHAT | {"messages": []}, "messages is []; use an array of 1 to 2048 objects with role and content"),
         (CHAT | {"messages": ["x"]}, 'messages[0] is "x"; use an array of 1 to 2048 objects with role and content'),
@@ -312,21 +367,34 @@ def test_model_that_is_not_served_has_the_code_of_the_api() -> None:
     assert str(error) == 'model "gpt-9" does not exist here; use one of: k, m'
 
 
-def test_unknown_fields_are_refused_by_a_strict_server_and_else_told() -> None:
-    body = TEXT | {"top_k": 5, "a\nb: é": 1, "nothing": None}
-    assert str(refusal(body, is_strict=True)) == "top_k is not supported; remove it"
-    assert parse(body).ignored == ("top_k", "a\\nb: \\u00e9")
-    chat = CHAT | {"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "y": 1}], "z": 2}] * 3}
-    assert parse(chat).ignored == ("messages[].z", "messages[].content[].y")
-    many = parse(TEXT | {f"x{number}" * 100: 1 for number in range(1000)}).ignored
+UNKNOWN_MESSAGE = {"role": "user", "content": [{"type": "text", "text": "x", "y": 1}], "z": 2}
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"colour": 1, "nothing": None}, "colour is not a field of this request; remove it"),
+        ({"top_kk": 5}, "top_kk is not a field of this request; did you mean top_k?"),
+        ({"a\nb: é": 1}, "a\\nb: \\u00e9 is not a field of this request; remove it"),
+        ({"messages": [UNKNOWN_MESSAGE]}, "messages[].z is not known here; remove it"),
+    ],
+)
+def test_unknown_field_is_refused_the_same_live_and_in_a_line(extra: dict[str, Any], message: str) -> None:
+    body = (CHAT if "messages" in extra else TEXT) | extra
+    assert str(refusal(body)) == message
+    with pytest.raises(InvalidBodyError) as caught:
+        parse_line_body(body, url=CHAT_URL if "messages" in extra else COMPLETIONS_URL)
+    assert str(caught.value) == message
+
+
+def test_unknown_fields_are_told_by_a_server_that_ignores_them() -> None:
+    body = TEXT | {"colour": 5, "a\nb: é": 1, "nothing": None}
+    assert parse(body, ignores_unknown=True).ignored == ("colour", "a\\nb: \\u00e9")
+    chat = CHAT | {"messages": [UNKNOWN_MESSAGE] * 3}
+    assert parse(chat, ignores_unknown=True).ignored == ("messages[].z", "messages[].content[].y")
+    many = parse(TEXT | {f"x{number}" * 100: 1 for number in range(1000)}, ignores_unknown=True).ignored
     assert (len(many), max(map(len, many))) == (20, 60)
-
-
-def test_unknown_field_in_a_file_is_always_refused() -> None:
-    with pytest.raises(InvalidBodyError, match=r"^top_k is not supported; remove it$"):
-        parse_line_body({"prompt": "x", "top_k": 5}, url=COMPLETIONS_URL)
-    with pytest.raises(InvalidBodyError, match=r"^echo is not supported; remove it$"):
-        parse_line_body(CHAT | {"echo": True}, url=CHAT_URL)
+    assert refusal(TEXT | {"guided_json": {}}, ignores_unknown=True).param == "guided_json"
 
 
 def test_sequences_of_a_request_are_bounded() -> None:
@@ -376,9 +444,9 @@ bodies = st.dictionaries(field_names | st.text(max_size=5), json_values | messag
 @example(b'\xef\xbb\xbf{"prompt": "x", "model": "m"}', False)
 @settings(deadline=None, max_examples=300)
 def test_any_bytes_are_a_request_or_a_clear_refusal(data: bytes, is_chat: bool) -> None:
-    for is_strict in (False, True):
+    for ignores_unknown in (False, True):
         try:
-            parsed = parse(data, is_chat=is_chat, is_strict=is_strict)
+            parsed = parse(data, is_chat=is_chat, ignores_unknown=ignores_unknown)
         except InvalidBodyError as exc:
             refused = str(exc)
             assert 0 < len(refused) < 400
@@ -423,7 +491,7 @@ def test_schema_is_self_contained_and_names_every_field(is_chat: bool) -> None:
     assert "$ref" not in json.dumps(schema)
     assert schema["properties"]["model"] == {"type": "string", "enum": ["k", "m"]}
     assert schema["required"] == ["model", "messages" if is_chat else "prompt"]
-    assert schema["additionalProperties"] is True
+    assert schema["additionalProperties"] == {"type": "null"}
     assert schema["properties"]["n"]["anyOf"][0] == {"type": "integer", "minimum": 1, "maximum": 128}
     assert {"user", "seed", "stream_options", "logit_bias"} <= schema["properties"].keys()
-    assert body_schema(is_chat, is_strict=True)["additionalProperties"] == {"type": "null"}
+    assert body_schema(is_chat, ignores_unknown=True)["additionalProperties"] is True

@@ -196,7 +196,7 @@ def test_batch_line_without_id_gets_one_and_extra_keys_are_carried() -> None:
             'body.prompt[1] is "b"; use a string, or a non-empty array of strings or of token ids',
         ),
         (batch_line({"prompt": "p", "n": 129}), "body.n is 129; use an integer from 1 to 128"),
-        (batch_line({"prompt": "p", "top_k": 2}), "body.top_k is not supported; remove it"),
+        (batch_line({"prompt": "p", "colour": 2}), "body.colour is not a field of this request; remove it"),
         (
             {"custom_id": "a", "body": {"prompt": "p"}, "url": "/v1/completions"},
             'method is missing; use "POST"',

@@ -79,7 +79,7 @@ def test_prompt_means_the_same_wherever_it_stands(
     lines = LineBatch(origin, [json.dumps(each).encode() for each in (line, {"custom_id": "a", **body})])
 
     # When
-    live = parse_body(json.dumps(body).encode(), is_chat=False, is_strict=True, models=("m",), max_prompts=2).request
+    live = parse_body(json.dumps(body).encode(), is_chat=False, models=("m",), max_prompts=2).request
     rows = [*parser.parse(lines, first_row=0).rows, *parser.parse(table, first_row=0).rows]
 
     # Then
@@ -90,7 +90,7 @@ def test_prompt_means_the_same_wherever_it_stands(
 
 def test_limit_of_prompts_does_not_count_the_ids_of_one() -> None:
     body = json.dumps({"model": "m", "prompt": list(range(50))}).encode()
-    assert parse_body(body, is_chat=False, is_strict=True, models=("m",), max_prompts=1).request.num_sequences == 1
+    assert parse_body(body, is_chat=False, models=("m",), max_prompts=1).request.num_sequences == 1
 
 
 def test_refused_row_keeps_its_ids() -> None:
