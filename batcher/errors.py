@@ -19,6 +19,10 @@ class InputError(BatcherError):
     exit_code = 2
 
 
+class MissingPackageError(InputError, ImportError):
+    """What a command needs is not installed here, or can't be loaded."""
+
+
 class RepeatedIdError(InputError):
     """Two rows of an input have the same custom_id. `number` is the line, or row, of the second, from 1."""
 

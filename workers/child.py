@@ -78,7 +78,9 @@ def main() -> int:
     start_fast()
     reporter = Reporter(_take_over_stdout())
     _go_first()
-    _import_until_config_comes()
+    # What can't be imported fails again below, where the parent listens.
+    with contextlib.suppress(BatcherError):
+        _import_until_config_comes()
     config = WorkerConfig.from_json(_read_line(0))
     threading.Thread(target=_stop_with_parent, args=(config.grace_s,), name="parent-watch", daemon=True).start()
     _set_up_logging(config)

@@ -15,6 +15,8 @@ from batcher.errors import BatcherError
 from batcher.startup import start_fast
 
 EXIT_ERROR_ROWS = 1
+#: Of `doctor`; what asks for a machine's health takes 1 for ill.
+EXIT_CHECK_FAILED = 1
 EXIT_UNFINISHED = 3
 EXIT_INTERRUPTED = 130
 

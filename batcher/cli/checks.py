@@ -87,10 +87,13 @@ def _find_model(spec: str) -> "tuple[str, ModelRef | None]":
 
 def _token_counter(model: "ModelRef") -> Callable[[str], int] | None:
     """Counts the tokens of a prompt; None, with a note, where this machine has no llama.cpp."""
+    from batcher.installation import check_installed
+
     try:
+        check_installed("that", "worker")
         from workers.engine.loader import load_tokenizer
     except (ImportError, OSError, RuntimeError) as exc:
-        click.echo(f"Note: tokens are not counted, as llama.cpp can't be loaded here: {exc}", err=True)
+        click.echo(f"Note: tokens are not counted: {exc}", err=True)
         return None
     tokenizer = load_tokenizer(model.path)
     return lambda text: tokenizer.count_tokens(text)
@@ -142,7 +145,7 @@ def doctor_command(
     as_json: bool,
     jobs_dir: Path,
 ) -> int:
-    """Find what is wrong with this machine, and the remedy. Ends with 3 if a check failed, else with 0.
+    """Find what is wrong with this machine, and the remedy. Ends with 1 if a check failed, else with 0.
 
     Give it the options that `batcher worker` gets; it also reads the same environment. Each check tries the thing:
 
@@ -159,7 +162,7 @@ def doctor_command(
     Example:
       batcher doctor --broker redis://queue:6379/0 --jobs-dir /mnt/jobs --model llama=/data/llama.gguf
     """
-    from batcher.cli import EXIT_UNFINISHED
+    from batcher.cli import EXIT_CHECK_FAILED
     from batcher.doctor import Check, EngineWishes, Level, run_checks
     from batcher.errors import ModelError
     from batcher.models import known_models, parse_model
@@ -184,7 +187,7 @@ def doctor_command(
     for check in itertools.chain(found, checks):
         is_failed |= check.level is Level.FAIL
         click.echo(json.dumps(asdict(check), ensure_ascii=False) if as_json else _check_text(check))
-    return EXIT_UNFINISHED if is_failed else 0
+    return EXIT_CHECK_FAILED if is_failed else 0
 
 
 def _check_text(check: "Check") -> str:

@@ -81,6 +81,11 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def needed_extras(broker: str | None) -> tuple[str, ...]:
+    """The extras that completing prompts on this machine takes, with a broker of our own where none is given."""
+    return ("worker",) if broker else ("worker", "embedded")
+
+
 def take_engine_options(options: dict[str, Any]) -> dict[str, Any]:
     """Move the parameters of `engine_options` out of `options`, named as `WorkerConfig` has them."""
     from batcher.lease import LEASE_TTL_S

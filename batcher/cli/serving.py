@@ -1,6 +1,5 @@
 """The command `serve`: the OpenAI-compatible HTTP server."""
 
-import importlib.util
 import logging
 import os
 from collections.abc import Callable
@@ -9,17 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from batcher.cli.engines import choose_models, engine_options, models_option, take_engine_options, worker_config
+from batcher.cli.engines import (
+    choose_models,
+    engine_options,
+    models_option,
+    needed_extras,
+    take_engine_options,
+    worker_config,
+)
 from batcher.cli.following import log_to_stderr
 from batcher.cli.options import broker_option, jobs_dir_option, option
 from batcher.errors import InputError
+from batcher.installation import check_installed
 
 if TYPE_CHECKING:
     from batcher.api.auth import ApiKeys
     from batcher.api.limits import Limits
-
-#: What the extra `server` brings, by the names under which it is imported.
-_NEEDED = ("fastapi", "uvicorn", "httptools", "prometheus_client", "python_multipart")
 
 _LIMIT_OPTIONS = (
     option("--max-body", type=click.IntRange(min=1024), default=10 << 20, help="Most bytes of a request's JSON body."),
@@ -121,17 +125,18 @@ def serve_command(
       openssl rand -hex 24 > keys.txt && chmod 600 keys.txt
       batcher serve --model smollm2-135m --api-keys-file keys.txt
     """
-    _check_installed()
+    is_working = broker is None if is_working is None else is_working
+    has_engines = bool(models) or broker is None or is_working
+    check_installed("serve", "server", *needed_extras(broker) if has_engines else ())
     from batcher.api.server import ServerConfig, serve
 
     log_to_stderr(logging.INFO, broker_url=broker or "", role="server")
     keys = _choose_keys(host, api_keys_file, no_auth=no_auth)
     jobs_root = _make_folder(jobs_dir)
-    is_working = broker is None if is_working is None else is_working
     limits = _take_limits(options)
     engine = take_engine_options(options)
     engines, names = None, "files and batches"
-    if models or broker is None or is_working:
+    if has_engines:
         chosen = choose_models(models)
         engines = worker_config(chosen, jobs_root, home=jobs_root, quiet=False, **engine)
         names = ", ".join(model.name for model in chosen)
@@ -150,13 +155,6 @@ def serve_command(
     serve(config, on_ready=lambda url: click.echo(f"Serving {names} on {url}/v1, jobs in {jobs_root}"))
     click.echo("Stopped; finished rows of batches are kept, the same command goes on with them.", err=True)
     return 0
-
-
-def _check_installed() -> None:
-    """Raises InputError where the extra is missing."""
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise InputError(f"serve needs {', '.join(missing)}, not installed here; pip install 'batcher[server]'")
 
 
 def _choose_keys(host: str, file: Path | None, *, no_auth: bool) -> "ApiKeys | None":

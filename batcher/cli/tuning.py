@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from batcher.cli.options import context_option, gpu_layers_option, option, prompt_column_option, template_option
+from batcher.installation import check_installed
 
 if TYPE_CHECKING:
     from batcher.models import ModelRef
@@ -80,6 +81,8 @@ def tune_command(
     Example:
       batcher tune --model smollm2-135m --prompts prompts.jsonl --max-tokens 64
     """
+    if not is_forgetting:
+        check_installed("tune", "worker")
     from workers.engine.settings import EngineConfig
 
     if is_showing and is_forgetting:

@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from batcher.cli import EXIT_INTERRUPTED
-from batcher.cli.engines import choose_models, engine_options, models_option, take_engine_options, worker_config
+from batcher.cli.engines import (
+    choose_models,
+    engine_options,
+    models_option,
+    needed_extras,
+    take_engine_options,
+    worker_config,
+)
 from batcher.cli.following import (
     complete_job,
     how_far,
@@ -36,6 +43,7 @@ from batcher.cli.options import (
     submit_options,
 )
 from batcher.errors import InputError
+from batcher.installation import check_installed
 
 if TYPE_CHECKING:
     import subprocess
@@ -79,6 +87,7 @@ def run_command(
     Example:
       batcher run prompts.jsonl -o out --model smollm2-135m --max-tokens 64
     """
+    check_installed("run", *needed_extras(broker))
     spares = _launch_spares(num_workers)
 
     from batcher.ids import check_id
@@ -177,6 +186,7 @@ def worker_command(
     Example:
       batcher worker --model qwen=/models/qwen.gguf --broker redis://host:6379/0 --jobs-dir /mnt/jobs
     """
+    check_installed("worker", "worker")
     from batcher.broker_url import hide_password
     from batcher.ids import check_id
     from workers.local import serve
@@ -231,6 +241,8 @@ def resume_command(
     Example:
       batcher resume out
     """
+    if broker is None:
+        check_installed("resume", *needed_extras(broker))
     spares = _launch_spares(num_workers if broker is None else 0)
 
     from batcher.broker import connect

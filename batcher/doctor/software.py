@@ -10,10 +10,13 @@ from importlib import metadata
 from packaging.requirements import Requirement
 
 from batcher.doctor.finding import Check, Level, size_text
+from batcher.installation import DISTRIBUTION, install_extras, install_requirement
 from batcher.machine import read_memory, usable_cores
 
 #: Seconds. Loading the library takes well under one; a file system that is this slow is a finding too.
 IMPORT_TIMEOUT_S = 60.0
+
+_NO_WORKER = "no prompt can be completed here, only submitted"
 
 #: In a process of its own: a library built for another CPU dies of an illegal instruction.
 _PROBE_LLAMA = """
@@ -26,26 +29,29 @@ def check_packages() -> Iterator[Check]:
     """Python and the packages that Batcher declares, with the versions it declares."""
     yield Check("python", Level.OK, f"{sys.version.split()[0]} at {sys.executable}")
     try:
-        declared = metadata.requires("batcher") or []
+        declared = metadata.requires(DISTRIBUTION) or []
     except metadata.PackageNotFoundError:
-        yield Check("batcher", Level.WARN, "not installed as a package, so its requirements are unknown", "make setup")
+        message = f"{DISTRIBUTION} is not installed as a package, so its requirements are unknown"
+        yield Check("batcher", Level.WARN, message, install_extras("worker"))
         return
     for requirement in map(Requirement, declared):
         is_needed = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
         is_worker = requirement.marker is not None and requirement.marker.evaluate({"extra": "worker"})
         if is_needed or is_worker:
-            # Without the worker's packages this machine can still submit.
-            yield _check_package(requirement, Level.FAIL if is_needed else Level.WARN)
+            yield _check_package(requirement, is_needed=is_needed)
 
 
-def _check_package(requirement: Requirement, level: Level) -> Check:
-    remedy = f"pip install '{requirement.name}{requirement.specifier}'"
+def _check_package(requirement: Requirement, *, is_needed: bool) -> Check:
+    """Check a package that all commands need, or only those that complete prompts."""
+    remedy = install_requirement(requirement) if is_needed else install_extras("worker")
     try:
         version = metadata.version(requirement.name)
     except metadata.PackageNotFoundError:
-        return Check(requirement.name, level, "not installed", remedy)
+        message = "not installed" if is_needed else f"not installed; {_NO_WORKER}"
+        return Check(requirement.name, Level.FAIL, message, remedy)
     if not requirement.specifier.contains(version, prereleases=True):
-        return Check(requirement.name, level, f"{version}, but {requirement.specifier} is needed", remedy)
+        message = f"{version}, but {requirement.specifier} is needed"
+        return Check(requirement.name, Level.FAIL, message, install_requirement(requirement))
     return Check(requirement.name, Level.OK, version)
 
 
@@ -60,12 +66,10 @@ def check_llama() -> Check:
     if probe.returncode < 0:
         reason = signal.Signals(-probe.returncode).name
         remedy = "rebuild llama-cpp-python on this machine (`make setup` after deleting .venv)"
-        return Check(name, Level.WARN, f"loading the library died of {reason}; no worker can run here", remedy)
+        return Check(name, Level.FAIL, f"loading the library died of {reason}; {_NO_WORKER}", remedy)
     if probe.returncode:
         last = (probe.stderr.strip().splitlines() or ["unknown error"])[-1]
-        return Check(
-            name, Level.WARN, f"cannot be loaded ({last}); no worker can run here", "pip install 'batcher[worker]'"
-        )
+        return Check(name, Level.FAIL, f"cannot be loaded ({last}); {_NO_WORKER}", install_extras("worker"))
     version, has_gpu = json.loads(probe.stdout)
     return Check(name, Level.OK, f"llama-cpp-python {version}, built for {'GPU offload' if has_gpu else 'CPUs only'}")
 

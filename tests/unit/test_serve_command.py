@@ -1,9 +1,7 @@
 """`batcher serve` refuses what can't be, with the remedy, before anything is started."""
 
-import importlib.util
 import socket
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -58,21 +56,6 @@ def test_broker_that_is_not_there_is_told(run: Run) -> None:
 
     assert code == 3
     assert "cannot reach it" in err
-
-
-def test_missing_extra_is_named_with_its_remedy(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = importlib.util.find_spec
-
-    def find_spec(name: str, *rest: Any) -> Any:
-        return None if name == "fastapi" else real(name, *rest)
-
-    monkeypatch.setattr(importlib.util, "find_spec", find_spec)
-
-    code, _, err = run("serve --no-auth")
-
-    assert code == 2
-    assert "pip install 'batcher[server]'" in err
-    assert "Traceback" not in err
 
 
 def test_help_ends_with_an_example(run: Run) -> None:

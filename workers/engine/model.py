@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from batcher.errors import EngineError, ModelError
+from batcher.errors import EngineError, MissingPackageError, ModelError
 from workers.engine.kv_cache import Placement, Tokens
 from workers.engine.scheduler import StepBatch
 
@@ -28,7 +28,10 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 # A failed assertion of ggml would have a debugger print pages, where one is installed, and the process die later.
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")
 
-import llama_cpp
+try:
+    import llama_cpp
+except (ImportError, OSError, RuntimeError) as exc:  # no such package, no such library, or one that does not fit
+    raise MissingPackageError(f"llama-cpp-python can't be loaded here: {exc}; `batcher doctor` has the remedy") from exc
 
 #: ggml-backend.h, GGML_BACKEND_DEVICE_TYPE_GPU: one with memory of its own.
 _GGML_DEVICE_GPU = 1
