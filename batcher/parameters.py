@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, create_model
 
+from batcher.chat_messages import Message
 from batcher.fields import BY_NAME, HONOURED, MAX_MAX_TOKENS, MAX_MESSAGES, PARAM_FIELDS
 
 #: llama.cpp's ids have 32 bits, signed. Which of them a model has is known where it is loaded.
@@ -24,17 +25,22 @@ ROW_FIELDS = ("custom_id", "prompt", "model", "stream", *PARAM_FIELDS)
 COMPLETIONS_URL = "/v1/completions"
 CHAT_URL = "/v1/chat/completions"
 
+CONTENT_REMEDY = 'use a string, or an array of parts {"type": "text", "text": "..."}'
 _NO_TOOLS = "tools are not supported; leave it out"
 #: Of what is no field of a body.
 _REMEDIES = {
     "custom_id": "use a non-empty string or an integer",
-    "messages.role": 'use "system", "developer", "user", "assistant" or "tool"',
-    "messages.content": 'use a string, or an array of parts {"type": "text", "text": "..."}',
+    "messages.role": 'use "system", "developer", "user", "assistant", "tool" or "function"',
+    "messages.content": CONTENT_REMEDY,
     "messages.type": 'only parts of type "text" are supported',
     "messages.text": "use a string",
     "messages.name": "use a string",
-    "messages.tool_calls": _NO_TOOLS,
-    "messages.function_call": _NO_TOOLS,
+    "messages.tool_call_id": "use a string",
+    "messages.tool_calls": 'use an array of calls {"id", "type": "function", "function": {"name", "arguments"}}',
+    "messages.function": "use an object with name and arguments",
+    "messages.function_call": "use an object with name and arguments",
+    "messages.arguments": "use a string of JSON",
+    "messages.id": "use a string",
     "messages.audio": "audio is not supported; leave it out",
     "method": 'use "POST"',
     "url": f'use "{COMPLETIONS_URL}" or "{CHAT_URL}"',
@@ -98,30 +104,8 @@ class CompletionBody(Body):
     prompt: _Prompt
 
 
-class TextPart(BaseModel):
-    """A part of a message."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
-
-    type: Literal["text"]
-    text: str
-
-
-class Message(BaseModel):
-    """A message of a chat."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | Annotated[list[TextPart], Field(min_length=1, fail_fast=True)]
-    name: str | None = None
-    tool_calls: _Nothing | None = None
-    function_call: None = None
-    audio: None = None
-
-
 #: The fields that what lies in a body can lack.
-_FIELDS_OF_PARTS = frozenset({"role", "content", "type", "text"})
+_FIELDS_OF_PARTS = frozenset({"role", "content", "type", "text", "function", "name", "arguments"})
 
 
 class ChatBody(Body):

@@ -21,14 +21,15 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json, to_json
 
 from batcher.body_field import Use
+from batcher.chat_messages import Message, find_empty, normalize
 from batcher.errors import InvalidBodyError
 from batcher.fields import BY_NAME, PARAMETERS, closest, variables_text
-from batcher.parameters import BODIES, CHAT_URL, Body, ChatBody, CompletionBody, Message, explain, shown
+from batcher.parameters import BODIES, CHAT_URL, CONTENT_REMEDY, Body, ChatBody, CompletionBody, explain, shown
 from batcher.types import DEFAULT_CHAT_MAX_TOKENS, Request, SamplingParams
 from batcher.unsupported_fields import TEMPLATE_FIELDS
 
-#: Fields of messages that answers have, or that tell which call a tool answers; templates do not ask for them.
-_IGNORED_IN_MESSAGES = frozenset({"refusal", "annotations", "tool_call_id"})
+#: Fields of messages that answers have; templates do not ask for them.
+_IGNORED_IN_MESSAGES = frozenset({"refusal", "annotations"})
 _IGNORED_IN_PARTS = frozenset({"annotations", "prompt_cache_breakpoint"})
 
 #: What `ignored` lists at most, and how much of each name.
@@ -103,10 +104,16 @@ def parse_line_body(values: dict[str, Any], *, url: str) -> Body:
 def validate_body(values: dict[str, Any], *, is_chat: bool) -> Body:
     """Check the types and bounds of a body's honoured fields. Raises InvalidBodyError."""
     try:
-        return BODIES[is_chat].model_validate(values)
+        body = BODIES[is_chat].model_validate(values)
     except ValidationError as exc:
         problem = explain(exc, values, {}, is_chat=is_chat)
         raise InvalidBodyError(problem.message, param=problem.label) from exc
+    if body.stream_options is not None and not body.stream:
+        _refuse("stream_options", "is for streams only; give stream true too, or leave it out")
+    if isinstance(body, ChatBody) and (index := find_empty(body.messages)) is not None:
+        problem_is = "null" if "content" in body.messages[index].model_fields_set else "missing"
+        _refuse(f"messages[{index}].content", f"is {problem_is}; {CONTENT_REMEDY}")
+    return body
 
 
 def chat_defaults(params: SamplingParams, *, max_tokens: int | None = None) -> SamplingParams:
@@ -122,13 +129,12 @@ def chat_defaults(params: SamplingParams, *, max_tokens: int | None = None) -> S
 def build_request(body: Body, *, row: int, custom_id: str, model: str, defaults: SamplingParams) -> Request:
     """The request in a checked body, `defaults` for what it does not say.
 
-    The prompt of a chat is the compact JSON text of its messages: their role, content and, where given, name, the
-    texts of an array of parts joined by newlines. A developer's message is a system's, the name that templates know.
+    The prompt of a chat is the compact JSON text of its messages, normalized (see `chat_messages`).
     Raises InvalidBodyError for parameters that contradict each other.
     """
     params = _merge_params(body, defaults)
     if isinstance(body, ChatBody):
-        return Request(row, custom_id, model, (compact_json(_normalize(body)),), False, params, is_chat=True)
+        return Request(row, custom_id, model, (compact_json(normalize(body.messages)),), False, params, is_chat=True)
     assert isinstance(body, CompletionBody)
     prompts, is_array, is_token_ids = split_prompt(body.prompt)
     return Request(row, custom_id, model, prompts, is_array, params, is_token_ids=is_token_ids)
@@ -162,7 +168,7 @@ def chat_prompt(messages: Any, *, system: str | None = None) -> str:
     """
     body = parse_line_body({"messages": messages}, url=CHAT_URL)
     assert isinstance(body, ChatBody)
-    normal = _normalize(body)
+    normal = normalize(body.messages)
     if system is not None and all(message["role"] != "system" for message in normal):
         normal.insert(0, {"role": "system", "content": system})
     return compact_json(normal)
@@ -222,7 +228,7 @@ def body_schema(is_chat: bool, *, ignores_unknown: bool = False, models: Collect
         if is_chat:
             message = properties["messages"]["items"]
             _close(message, _IGNORED_IN_MESSAGES)
-            _, parts = message["properties"]["content"]["anyOf"]
+            _, parts, _ = message["properties"]["content"]["anyOf"]
             _close(parts["items"], _IGNORED_IN_PARTS)
     return schema
 
@@ -351,18 +357,6 @@ def _template_variables(values: Mapping[str, Any]) -> dict[str, Any]:
             label = f"chat_template_kwargs.{name}"
             _refuse(label, f"is {shown(own[name])}; the request itself says that, remove it")
     return variables | own
-
-
-def _normalize(body: ChatBody) -> list[dict[str, str]]:
-    messages = []
-    for message in body.messages:
-        content = message.content
-        text = content if isinstance(content, str) else "\n".join(part.text for part in content)
-        role = "system" if message.role == "developer" else message.role
-        messages.append({"role": role, "content": text})
-        if message.name is not None:
-            messages[-1]["name"] = message.name
-    return messages
 
 
 def _message_extras(message: Message) -> Iterator[str]:

@@ -290,13 +290,16 @@ class RowParser:
 
     def _build_batch_line(self, line: BatchLine, row: int) -> ShardRow:
         """The request in a batch line whose frame is checked. Raises InvalidRowError."""
+        if line.custom_id is None:
+            problem = f"{self._id_column} is missing; a batch line needs one, by which its answer is found"
+            raise InvalidRowError(problem, param="custom_id")
         is_chat = line.url == CHAT_URL
         try:
             body = protocol.parse_line_body(line.body, url=line.url)
             request = protocol.build_request(
                 body,
                 row=row,
-                custom_id=f"row-{row}" if line.custom_id is None else str(line.custom_id),
+                custom_id=str(line.custom_id),
                 model=self._check_model(body.model),
                 defaults=self._chat_params if is_chat else self._params,
             )

@@ -51,8 +51,13 @@ def test_chat_says_what_create_chat_completion_says(batcher: Batcher, tmp_path: 
         ],
     ]
     lines = [
-        {"method": "POST", "url": "/v1/chat/completions", "body": {"messages": chat, "temperature": 0}}
-        for chat in chats
+        {
+            "custom_id": f"chat-{number}",
+            "method": "POST",
+            "url": "/v1/chat/completions",
+            "body": {"messages": chat, "temperature": 0},
+        }
+        for number, chat in enumerate(chats)
     ]
     (tmp_path / "chats.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 

@@ -17,8 +17,10 @@ plausible = st.sampled_from(
         b'{"prompt": "p", "x": "text"}',
         b'{"prompt": "p", "stop": [""], "row": 1}',
         b'{"custom_id": null, "method": "POST", "url": "/v1/completions", "body": {"prompt": "p", "n": 1}}',
-        b'{"method": "POST", "url": "/v1/completions", "body": {"prompt": ["p"], "n": 3, "logit_bias": {"5": 1}}}',
-        b'{"method": "POST", "url": "/v1/chat/completions", "body": {"messages": [{"role": "user", "content": "x"}]}}',
+        b'{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": ["p"], "n": 3}}',
+        b'{"custom_id": "b", "method": "POST", "url": "/v1/completions", "body": {"prompt": "", "n": 2}}',
+        b'{"custom_id": 7, "method": "POST", "url": "/v1/chat/completions", "body": {"messages": [{"role": "user", '
+        b'"content": "x"}]}}',
         b'{"method": "POST", "url": "/v1/chat/completions", "body": {"messages": [{"role": 5}]}}',
         b'{"body": {"prompt": 5}}',
         b'{"prompt": "p", "": {"": []}, "model": "tiny"}',
@@ -29,7 +31,8 @@ plausible = st.sampled_from(
 any_line = (st.binary(max_size=40) | plausible).filter(lambda line: b"\n" not in line)
 
 
-@given(st.lists(any_line, min_size=1, max_size=12))
+# Ids are unique.
+@given(st.lists(any_line, min_size=1, max_size=12, unique_by=lambda line: line if b"custom_id" in line else object()))
 @settings(deadline=None, max_examples=60)
 def test_any_bytes_give_one_row_a_line(tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]) -> None:
     folder = tmp_path_factory.mktemp("fuzz")

@@ -162,11 +162,21 @@ def test_batch_line_names_an_unknown_model_as_a_plain_row_does() -> None:
     assert "model is" in message(parse_line(batch_line({"prompt": "p", "model": "a b"})))
 
 
-def test_batch_line_without_id_gets_one_and_extra_keys_are_carried() -> None:
-    line = batch_line({"prompt": "p"}, note="n")
+def test_extra_keys_of_a_batch_line_are_carried() -> None:
+    assert parse_lines(batch_line({"prompt": "p"}, note="n")).carried == [{"note": "n"}]
+
+
+@pytest.mark.parametrize("change", [{"custom_id": None}, {}])
+def test_batch_line_without_id_is_refused(change: dict[str, None]) -> None:
+    line = batch_line({"prompt": "p"})
     del line["custom_id"]
-    batch = parse_lines(line)
-    assert (batch.rows[0].request.custom_id, batch.carried) == ("row-0", [{"note": "n"}])
+
+    row = parse_line(line | change)
+
+    assert message(row) == "in.jsonl:1: custom_id is missing; a batch line needs one, by which its answer is found"
+    assert row.error is not None
+    assert row.error.param == "custom_id"
+    assert row.request.custom_id == "row-0"
 
 
 @pytest.mark.parametrize(
@@ -187,7 +197,7 @@ def test_batch_line_without_id_gets_one_and_extra_keys_are_carried() -> None:
         ),
         (
             batch_line({"messages": [{"role": "me", "content": "x"}]}, url="/v1/chat/completions"),
-            'body.messages[0].role is "me"; use "system", "developer", "user", "assistant" or "tool"',
+            'body.messages[0].role is "me"; use "system", "developer", "user", "assistant", "tool" or "function"',
         ),
         (batch_line({"prompt": "p", "max_tokens": 0}), "body.max_tokens is 0; use a positive integer"),
         (batch_line({}), "body.prompt is missing; use a string, or a non-empty array of strings or of token ids"),
