@@ -1,5 +1,6 @@
 """The app: routes, and the layers around them.
 
+CORSMiddleware  answers the browsers of pages that may ask, where any may (see `origins`)
 Boundary        errors become answers; every request is counted and timed
 KeyCheck        who has no key goes no further (without keys: LoopbackCheck)
 Gate            how many at a time, and how much body
@@ -29,6 +30,7 @@ from batcher.api.limits import Gate, Limits
 from batcher.api.metrics import Metrics
 from batcher.api.models import health_router, models_router
 from batcher.api.openapi import describe
+from batcher.api.origins import allow_origins
 from batcher.live import LiveEngine
 
 _DESCRIPTION = "The OpenAI-compatible API of Batcher: live completions and chats, files and batches."
@@ -50,16 +52,19 @@ def make_app(
     ignores_unknown: bool = False,
     census: CensusTaker | None = None,
     routers: Iterable[APIRouter] = (),
+    cors_origins: tuple[str, ...] = (),
 ) -> Service:
     """The app over `engine` (None: it serves no model itself) and `routers`, those of files and batches.
 
-    `keys` None: no key is asked for, and only this machine is answered. `ignores_unknown`: unknown fields
+    `keys` None: no key is asked for, and only this machine is answered. Pages of `cors_origins` may ask from a browser.
+    `ignores_unknown`: unknown fields
     of a request are left out and named in a header, rather than refused.
     """
     limits = limits or Limits()
     metrics = Metrics()
     exchanges = Exchanges(engine, limits=limits)
-    access = Middleware(LoopbackCheck) if keys is None else Middleware(KeyCheck, keys=keys)
+    access = Middleware(LoopbackCheck, origins=cors_origins) if keys is None else Middleware(KeyCheck, keys=keys)
+    layers = [Middleware(Boundary, metrics=metrics), access, Middleware(Gate, limits=limits)]
     app = FastAPI(
         title="Batcher",
         version=batcher.__version__,
@@ -67,7 +72,7 @@ def make_app(
         redoc_url=None,
         # A path with a slash too many is another path: a redirect would lose the body of a POST in many clients.
         redirect_slashes=False,
-        middleware=[Middleware(Boundary, metrics=metrics), access, Middleware(Gate, limits=limits)],
+        middleware=[*([allow_origins(cors_origins)] if cors_origins else []), *layers],
         exception_handlers={HTTPException: _http_error, RequestValidationError: _invalid_request},
     )
     completions = Completions(exchanges, limits=limits, metrics=metrics, ignores_unknown=ignores_unknown)

@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 #: What needs no key: what a load balancer asks, and what people read before they have a key.
 PUBLIC_PATHS = frozenset({"/health", "/docs", "/docs/oauth2-redirect", "/openapi.json"})
 
+#: Where clients of other APIs put their key: Anthropic's and Azure's.
+KEY_HEADERS = ("x-api-key", "api-key")
+
 #: A shorter key can be guessed by trying.
 MIN_KEY_LENGTH = 16
 
@@ -89,7 +92,7 @@ def is_loopback(host: str) -> bool:
 
 
 class KeyCheck:
-    """Lets requests pass that bring a key (`Authorization: Bearer KEY`)."""
+    """Lets requests pass that bring a key: as `Authorization: Bearer KEY`, or in one of the headers `KEY_HEADERS`."""
 
     def __init__(self, app: ASGIApp, *, keys: ApiKeys) -> None:
         self._app = app
@@ -97,14 +100,17 @@ class KeyCheck:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in PUBLIC_PATHS:
-            self._check(Headers(scope=scope).get("authorization"))
+            self._check(Headers(scope=scope))
         await self._app(scope, receive, send)
 
-    def _check(self, header: str | None) -> None:
-        scheme, _, key = (header or "").partition(" ")
-        if scheme.lower() == "bearer" and self._keys.accepts(key.strip()):
+    def _check(self, headers: Headers) -> None:
+        scheme, _, bearer = headers.get("authorization", "").partition(" ")
+        offered = [bearer] if scheme.lower() == "bearer" else []
+        offered += [headers.get(name, "") for name in KEY_HEADERS]
+        found = [key for text in offered if (key := text.strip())]
+        if any(self._keys.accepts(key) for key in found):
             return
-        what = "no API key was given" if not key.strip() else "this API key is not known"
+        what = "this API key is not known" if found else "no API key was given"
         raise ApiError(
             401,
             f"{what}; send the header `Authorization: Bearer KEY` with a key of this server",
@@ -117,17 +123,20 @@ class LoopbackCheck:
     """Stands where no key is asked for, and lets pass what names this machine as its host.
 
     A web page in a browser of this machine could otherwise use the server, by a name of its own that it lets point to
-    127.0.0.1 (DNS rebinding).
+    127.0.0.1 (DNS rebinding). Pages of `origins` may, under this machine's name.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, origins: tuple[str, ...] = ()) -> None:
         self._app = app
+        self._origins = origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             headers = Headers(scope=scope)
             for name, value in (("host", f"//{headers.get('host', 'localhost')}"), ("origin", headers.get("origin"))):
-                if value is not None and not _is_local(value):
+                if value is None or (name == "origin" and value in self._origins):
+                    continue
+                if not _is_local(value):
                     raise ApiError(
                         403,
                         f"the header {name} does not name this machine, and a server without keys answers nobody else; "

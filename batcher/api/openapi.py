@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from batcher.api.auth import PUBLIC_PATHS
+from batcher.api.auth import KEY_HEADERS, PUBLIC_PATHS
 from batcher.api.errors import MEANINGS, ErrorBody
 
 #: What the layers around every route can answer, whether it needs a key or not.
@@ -38,7 +38,8 @@ def _complete(document: dict[str, Any], *, needs_key: bool) -> None:
     error = ErrorBody.model_json_schema(ref_template="#/components/schemas/{model}")
     schemas |= {**error.pop("$defs"), "ErrorBody": error}
     if needs_key:
-        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        in_headers = {name: {"type": "apiKey", "in": "header", "name": name} for name in KEY_HEADERS}
+        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}, **in_headers}
     for path, operations in document["paths"].items():
         for operation in operations.values():
             answers = operation["responses"]
@@ -51,4 +52,4 @@ def _complete(document: dict[str, Any], *, needs_key: bool) -> None:
                         "content", {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}
                     )
             if needs_key and path not in PUBLIC_PATHS:
-                operation["security"] = [{"key": []}]
+                operation["security"] = [{name: []} for name in ("key", *KEY_HEADERS)]

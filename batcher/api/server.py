@@ -65,6 +65,7 @@ class ServerConfig:
     keys: ApiKeys | None
     grace_s: float
     ignores_unknown: bool = False
+    cors_origins: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
 
 
@@ -204,6 +205,7 @@ class _Server:
             limits=config.limits,
             ignores_unknown=config.ignores_unknown,
             census=CensusTaker(config.jobs_root),
+            cors_origins=config.cors_origins,
             routers=(files_router(files, batches, max_bytes=config.limits.max_file_bytes), batches_router(batches)),
         )
         self._uvicorn = _Uvicorn(_uvicorn_config(self._service.app, config))

@@ -94,6 +94,15 @@ def limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @option("--no-auth", is_flag=True, help="Ask for no key. Only for clients of this machine.")
 @option(
+    "--cors-origin",
+    "cors_origins",
+    multiple=True,
+    envvar="BATCHER_CORS_ORIGIN",
+    metavar="ORIGIN",
+    help="Origin whose web pages may use the server from a browser, such as https://app.example; can be given several "
+    "times, and * is every page. [default: none]",
+)
+@option(
     "--ignore-unknown",
     is_flag=True,
     help="Leave out unknown fields of live requests and name them in the header x-batcher-ignored, rather than refuse "
@@ -111,6 +120,7 @@ def serve_command(
     is_working: bool | None,
     api_keys_file: Path | None,
     no_auth: bool,
+    cors_origins: tuple[str, ...],
     ignore_unknown: bool,
     **options: Any,
 ) -> int:
@@ -132,6 +142,7 @@ def serve_command(
 
     log_to_stderr(logging.INFO, broker_url=broker or "", role="server")
     keys = _choose_keys(host, api_keys_file, no_auth=no_auth)
+    origins = _choose_origins(cors_origins, has_keys=keys is not None)
     jobs_root = _make_folder(jobs_dir)
     limits = _take_limits(options)
     engine = take_engine_options(options)
@@ -150,6 +161,7 @@ def serve_command(
         keys=keys,
         grace_s=engine["grace_s"],
         ignores_unknown=ignore_unknown,
+        cors_origins=origins,
         limits=limits,
     )
     serve(config, on_ready=lambda url: click.echo(f"Serving {names} on {url}/v1, jobs in {jobs_root}"))
@@ -179,6 +191,19 @@ def _choose_keys(host: str, file: Path | None, *, no_auth: bool) -> "ApiKeys | N
     if not is_loopback(host):
         click.echo("Note: keys and texts travel unencrypted; TLS is the job of a reverse proxy before this.", err=True)
     return keys
+
+
+def _choose_origins(texts: tuple[str, ...], *, has_keys: bool) -> tuple[str, ...]:
+    """The origins of pages that may ask. Raises UsageError and InputError."""
+    from batcher.api.origins import ANY_ORIGIN, parse_origins
+
+    origins = parse_origins(texts)
+    if ANY_ORIGIN in origins and not has_keys:
+        raise click.UsageError(
+            "--cors-origin * with --no-auth: every web page that a browser of this machine shows could use the server; "
+            "name the origins, or give keys with --api-keys-file FILE"
+        )
+    return origins
 
 
 def _make_folder(jobs_dir: Path) -> Path:

@@ -143,7 +143,7 @@ def test_description_names_every_route_with_its_errors(tmp_path: Path) -> None:
         assert "422" not in operation["responses"]
         if path.startswith("/v1/"):
             assert {"400", "401", "404", "405", "413", "429", "500", "503"} <= set(operation["responses"])
-            assert operation["security"] == [{"key": []}]
+            assert operation["security"] == [{"key": []}, {"x-api-key": []}, {"api-key": []}]
     assert "security" not in document["paths"]["/health"]["get"]
     assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
 

@@ -24,6 +24,29 @@ def test_each_of_the_keys_opens(header: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "headers",
+    [
+        {"x-api-key": KEY},
+        {"api-key": KEY},
+        {"X-Api-Key": f" {KEY} "},
+        # What an SDK sends of its own accord beside the key.
+        {"authorization": "Bearer none", "api-key": KEY},
+        {"authorization": f"Basic {KEY}", "x-api-key": KEY},
+    ],
+)
+def test_key_opens_from_the_headers_of_other_clients(headers: dict[str, str]) -> None:
+    assert status(headers, keys=ApiKeys([KEY, OTHER])) == 200
+
+
+@pytest.mark.parametrize("name", ["x-api-key", "api-key"])
+def test_wrong_key_is_refused_in_any_header(name: str) -> None:
+    answer = ask(make_app(ScriptedEngine(), keys=ApiKeys([KEY])), "GET", "/v1/models", headers={name: OTHER})
+
+    assert answer.status_code == 401
+    assert "is not known" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
     "header", [None, "", "Bearer", "Bearer ", f"Basic {KEY}", KEY, f"Bearer {KEY}x", "Bearer \xe9"]
 )
 def test_anything_else_is_refused(header: str | None) -> None:

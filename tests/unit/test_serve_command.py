@@ -30,6 +30,8 @@ def model(workplace: Path) -> Path:
         ("--api-keys-file none", "cannot read"),
         ("--no-auth --host nowhere.invalid --port 0", "--api-keys-file"),
         ("--no-auth --max-body 1", "--max-body"),
+        ("--no-auth --cors-origin *", "name the origins"),
+        ("--no-auth --cors-origin app.example", "https://app.example"),
         ("--no-auth --request-timeout 0", "--request-timeout"),
     ],
 )
