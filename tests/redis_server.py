@@ -22,10 +22,14 @@ _PORTS = range(20_000, 32_000)
 
 
 class RedisServer:
-    """A server on a free port of the loopback. `is_persistent`: it keeps over a restart what it was told."""
+    """A server on a free port of the loopback. `is_persistent`: it keeps over a restart what it was told.
 
-    def __init__(self, folder: Path, *, is_persistent: bool = False) -> None:
+    `program` is what a user of this machine would get, unless given.
+    """
+
+    def __init__(self, folder: Path, *, is_persistent: bool = False, program: Path | None = None) -> None:
         self._folder = folder
+        self._program = program or find_server()
         self._is_persistent = is_persistent
         self._port = _free_port()
         self._has_run = False
@@ -75,7 +79,7 @@ class RedisServer:
         }
         # fmt: on
         arguments = [str(text) for pair in options.items() for text in pair]
-        self._process = subprocess.Popen([find_server(), *arguments], stdout=subprocess.DEVNULL)
+        self._process = subprocess.Popen([self._program, *arguments], stdout=subprocess.DEVNULL)
         wait_for(lambda: self._has_ended() or self._answers(), what="the server answers", timeout_s=10)
         if not self._has_ended():
             self._has_run = True

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from batcher.broker import packaged_server
 from tests.family import Family, assert_every_row_once, has_chunks, start_worker, submit, wait_until_ready
 from tests.faults.injection import inject
 from tests.redis_server import RedisServer
@@ -61,6 +62,19 @@ def clock(family: Family) -> Iterator[Clock]:
                 path.unlink()
 
 
+@pytest.fixture
+def redis_server_with_clock(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Iterator[RedisServer]:
+    # Not the one on PATH: Debian's redis-server has its memory from jemalloc, which reads the clock at its first use,
+    # while libfaketime needs memory when the clock is first read, and gives up.
+    server = RedisServer(tmp_path, program=packaged_server())
+    with monkeypatch.context() as patch:
+        for name, value in clock.env.items():
+            patch.setenv(name, value)
+        server.start()
+    yield server
+    server.kill()
+
+
 @pytest.mark.parametrize("offset", ["+1d", "-1d"])
 def test_worker_whose_clock_is_a_day_off_shares_a_job(
     family: Family, model: Path, clock: Clock, redis_url: str, offset: str
@@ -109,15 +123,10 @@ def test_brokers_clock_that_is_set_keeps_no_shard_from_the_living(
     family: Family,
     model: Path,
     clock: Clock,
-    redis_server: RedisServer,
+    redis_server_with_clock: RedisServer,
     offset: str,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    redis_server.kill()
-    with monkeypatch.context() as patch:
-        for name, value in clock.env.items():
-            patch.setenv(name, value)
-        redis_server.start()
+    redis_server = redis_server_with_clock
     job = submit(family, redis_server.url, rows=ROWS, shard_rows=ROWS, options=("--max-tokens", 8))
     slow = start_worker(family, redis_server.url, model, "slow", *SLOTS, "--lease-ttl", 3, env=inject(slow_step_s=0.1))
     wait_for(lambda: has_chunks(job), what="a chunk")

@@ -88,9 +88,10 @@ def kill_server(folder: Path) -> int:
     return server
 
 
-def kill_server_and_wait_for_another(folder: Path) -> None:
+def kill_server_and_wait_for_another(folder: Path, url: str) -> None:
+    """Until the other answers: before that it is a process of another name, or of none while it changes it."""
     server = kill_server(folder)
-    wait_for(lambda: servers_in(folder) not in ([], [server]), what="another server")
+    wait_for(lambda: servers_in(folder) not in ([], [server]) and is_there(url), what="another server answers")
 
 
 def test_killed_server_is_started_again_with_what_it_held(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -98,9 +99,8 @@ def test_killed_server_is_started_again_with_what_it_held(tmp_path: Path, caplog
         client = open_client(url)
         client.lpush("queue", "message")
 
-        kill_server_and_wait_for_another(folder_for(tmp_path))
+        kill_server_and_wait_for_another(folder_for(tmp_path), url)
 
-        wait_for(lambda: is_there(url), what="the server answers")
         assert client.lrange("queue", 0, -1) == [b"message"]
         client.close()
 
@@ -131,9 +131,9 @@ def test_server_that_keeps_dying_is_given_up(
     monkeypatch.setattr("batcher.broker._RESTART_PAUSE_S", 0.01)
     folder = folder_for(tmp_path)
 
-    with embedded_broker(tmp_path):
-        kill_server_and_wait_for_another(folder)
-        kill_server_and_wait_for_another(folder)
+    with embedded_broker(tmp_path) as url:
+        kill_server_and_wait_for_another(folder, url)
+        kill_server_and_wait_for_another(folder, url)
         kill_server(folder)
 
         wait_for(lambda: "it is not started again" in caplog.text, what="it is given up")
