@@ -17,8 +17,9 @@ import pyarrow.compute as pc
 
 from batcher.errors import InputError
 from batcher.results import RESULT_FIELDS
-from batcher.shards import conform, to_json_text
+from batcher.shards import conform
 from batcher.tables import concat_rows, table_of, take_rows
+from batcher.values import json_text
 
 #: Each is a column of every result file, so more than this is a mistake in the input.
 MAX_COLUMNS = 1000
@@ -41,15 +42,18 @@ CarriedRow = dict[str, Any] | TableRow
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """What is known of a column. `is_big`: it has integers that a double can't hold exactly."""
+    """What is known of a column. `is_big`: it has integers that a double can't hold exactly. `extension` is metadata of
+    its field that names an extension type."""
 
     type: pa.DataType
     is_big: bool = False
+    extension: Mapping[bytes, bytes] | None = None
 
     def unify(self, other: "_Kind") -> "_Kind":
         """The narrowest kind that holds the values of both."""
         is_big = self.is_big or other.is_big
-        return _Kind(_unify(self.type, other.type, is_big=is_big), is_big)
+        extension = self.extension if self.extension == other.extension else None
+        return _Kind(_unify(self.type, other.type, is_big=is_big), is_big, extension)
 
 
 class CarriedColumns:
@@ -67,12 +71,12 @@ class CarriedColumns:
     @property
     def schema(self) -> pa.Schema:
         """The columns seen so far, with the types that hold all their values."""
-        return pa.schema([pa.field(name, self._settled(name)) for name in self._names.values()])
+        return pa.schema([self._settled(name) for name in self._names.values()])
 
     def rename(self, table: pa.Table) -> pa.Table:
         """`table` (of `plain_table`) with its columns under their result names."""
         self._name_all(table.column_names)
-        fields = [pa.field(self._names[field.name], field.type) for field in table.schema]
+        fields = [field.with_name(self._names[field.name]) for field in table.schema]
         return table_of(table.columns, pa.schema(fields), num_rows=table.num_rows)
 
     def join(self, rows: Sequence[CarriedRow]) -> pa.Table:
@@ -87,11 +91,11 @@ class CarriedColumns:
                 pieces.append((_take(table_rows), len(table_rows)))
         kinds: dict[str, _Kind] = {}
         for piece, _ in pieces:
-            for name in piece.column_names:
-                _learn(kinds, name, _kind_of(piece[name]))
+            for field in piece.schema:
+                _learn(kinds, field.name, _kind_of(piece[field.name], field.metadata))
         for name, kind in kinds.items():
             _learn(self._kinds, name, kind)
-        schema = pa.schema([pa.field(name, kind.type) for name, kind in kinds.items()])
+        schema = pa.schema([pa.field(name, kind.type, metadata=kind.extension) for name, kind in kinds.items()])
         return concat_rows([conform(piece, schema, num_rows=num_rows) for piece, num_rows in pieces])
 
     def _infer(self, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
@@ -119,11 +123,10 @@ class CarriedColumns:
                 f"(one is {new[-1][:60]!r}); put what is open-ended into one column that holds an object"
             )
 
-    def _settled(self, name: str) -> pa.DataType:
-        kind = self._kinds.get(name)
-        if kind is None:
-            return pa.string()
-        return pa.list_(pa.string()) if kind.type == pa.list_(pa.null()) else kind.type
+    def _settled(self, name: str) -> pa.Field:
+        kind = self._kinds.get(name) or _Kind(pa.string())
+        type_ = pa.list_(pa.string()) if kind.type == pa.list_(pa.null()) else kind.type
+        return pa.field(name, type_, metadata=kind.extension)
 
 
 def infer_array(values: Sequence[Any]) -> pa.Array | None:
@@ -132,59 +135,8 @@ def infer_array(values: Sequence[Any]) -> pa.Array | None:
     if type_ is None:
         return None
     if type_ == pa.string():
-        values = [value if type(value) is str else to_json_text(value) for value in values]
+        values = [value if type(value) is str else json_text(value) for value in values]
     return pa.array(values, type_)
-
-
-def plain_table(table: pa.Table) -> pa.Table:
-    """`table` without dictionaries, extension types and views, which not every operation and reader supports.
-
-    Raises InputError for a column whose type can't be converted.
-    """
-    for position, field in enumerate(table.schema):
-        plain = plain_type(field.type)
-        if plain != field.type:
-            try:
-                table = table.set_column(position, field.name, _as_plain(table.column(position), plain))
-            except (pa.ArrowException, TypeError, ValueError) as exc:
-                raise InputError(f"column {field.name!r} is of type {field.type}, which is not supported") from exc
-    return table
-
-
-def plain_type(found: pa.DataType) -> pa.DataType:
-    """The type that a column of type `found` has in a `plain_table`."""
-    if isinstance(found, pa.BaseExtensionType):
-        return plain_type(found.storage_type)
-    if pa.types.is_dictionary(found) or pa.types.is_run_end_encoded(found):
-        return plain_type(found.value_type)
-    if found == pa.string_view():
-        return pa.string()
-    if found == pa.binary_view():
-        return pa.binary()
-    if pa.types.is_struct(found):
-        return pa.struct([found.field(i).with_type(plain_type(found.field(i).type)) for i in range(found.num_fields)])
-    if pa.types.is_map(found):
-        return pa.map_(plain_type(found.key_type), plain_type(found.item_type))
-    if pa.types.is_fixed_size_list(found):
-        return pa.list_(plain_type(found.value_type), found.list_size)
-    if pa.types.is_list(found) or pa.types.is_list_view(found):
-        return pa.list_(plain_type(found.value_type))
-    if pa.types.is_large_list(found) or pa.types.is_large_list_view(found):
-        return pa.large_list(plain_type(found.value_type))
-    return found
-
-
-def _as_plain(column: pa.ChunkedArray, plain: pa.DataType) -> pa.ChunkedArray:
-    if _has_list_view(column.type):
-        return pa.chunked_array([pa.array(column.to_pylist(), plain)])
-    return pc.cast(column, plain)
-
-
-def _has_list_view(found: pa.DataType) -> bool:
-    # Casts of list views give invalid arrays in pyarrow 26, so these go through Python values.
-    if pa.types.is_list_view(found) or pa.types.is_large_list_view(found):
-        return True
-    return any(_has_list_view(found.field(i).type) for i in range(found.num_fields))
 
 
 def _infer_type(values: Iterable[Any]) -> pa.DataType | None:
@@ -240,7 +192,7 @@ def _is_list(found: pa.DataType) -> bool:
     return bool(pa.types.is_list(found) or pa.types.is_large_list(found))
 
 
-def _kind_of(column: pa.ChunkedArray) -> _Kind:
+def _kind_of(column: pa.ChunkedArray, extension: Mapping[bytes, bytes] | None) -> _Kind:
     values = column
     if _is_list(column.type):
         values = pc.list_flatten(column)
@@ -248,7 +200,7 @@ def _kind_of(column: pa.ChunkedArray) -> _Kind:
     if pa.types.is_integer(values.type) and values.type.bit_width == 64:
         ends = pc.min_max(values).as_py()
         is_big = any(end is not None and abs(end) > _EXACT_IN_DOUBLE for end in ends.values())
-    return _Kind(column.type, is_big)
+    return _Kind(column.type, is_big, extension)
 
 
 def _take(rows: Sequence[TableRow]) -> pa.Table:

@@ -5,11 +5,9 @@ so a running job can be looked into. The file is written under a temporary name 
 sees it whole.
 """
 
-import base64
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from datetime import date, datetime, time
 from enum import StrEnum
 from itertools import groupby
 from pathlib import Path
@@ -26,9 +24,9 @@ from batcher.jobdir import JobDir, ShardInfo
 from batcher.repair import read_part
 from batcher.responses import batch_output_line, completion_body
 from batcher.results import RESULT_FIELDS, join_tables, read_chunks, result_schema
-from batcher.shards import RequestFacts, read_request_facts, to_json_text
+from batcher.shards import RequestFacts, read_request_facts
 from batcher.types import RowStatus
-from batcher.values import json_line
+from batcher.values import json_line, json_values, text_values
 
 #: Bytes of rows gathered before a row group is written: parts of few rows would make many small groups.
 ROW_GROUP_BYTES = 32 << 20
@@ -106,9 +104,9 @@ def _finished_table(job: JobDir, info: ShardInfo, schema: pa.Schema) -> pa.Table
 
 
 def json_rows(table: pa.Table) -> Iterator[dict[str, Any]]:
-    """The rows of a result table as JSON can hold them: times in ISO 8601, bytes in base64, no NaN."""
-    for row in table.to_pylist():
-        yield {name: _jsonable(value) for name, value in row.items()}
+    """The rows of a result table as JSON can hold them."""
+    columns = [json_values(column) for column in table.columns]
+    return (dict(zip(table.column_names, row, strict=True)) for row in zip(*columns, strict=True))
 
 
 @contextmanager
@@ -155,20 +153,19 @@ def _write_csv(path: Path, tables: Iterable[pa.Table], *, schema: pa.Schema) -> 
 def _is_csv_type(type_: pa.DataType) -> bool:
     """Whether the CSV writer prints the type as one would expect it; others go as text."""
     t = pa.types
-    return any(test(type_) for test in (t.is_boolean, t.is_integer, t.is_floating, t.is_string, t.is_date32))
+    return any(test(type_) for test in (t.is_boolean, t.is_integer, t.is_float32, t.is_float64, t.is_string))
 
 
 def _csv_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
     if _is_csv_type(column.type):
         return column
-    texts = [to_json_text(_jsonable(value)) for value in column.to_pylist()]
-    return pa.chunked_array([pa.array(texts, pa.string())])
+    return pa.chunked_array([pa.array(text_values(column), pa.string())])
 
 
 def _write_jsonl(path: Path, job: JobDir, *, layout: ExportFormat) -> int:
     num_lines = 0
     with path.open("w", encoding="utf-8", newline="\n") as file:
-        for rows, facts in _finished_requests(job):
+        for rows, facts in _finished_requests(job, with_carried=layout is ExportFormat.ROWS):
             if layout is ExportFormat.OPENAI:
                 line = _batch_line(job, rows, facts=facts)
             else:
@@ -188,7 +185,7 @@ def write_batch_output(job: JobDir, output: Path, errors: Path) -> tuple[int, in
         output.open("w", encoding="utf-8", newline="\n") as ok_file,
         errors.open("w", encoding="utf-8", newline="\n") as error_file,
     ):
-        for rows, facts in _finished_requests(job):
+        for rows, facts in _finished_requests(job, with_carried=False):
             is_ok = rows[0]["status"] == RowStatus.OK.value
             line = _batch_line(job, rows, facts=facts)
             (ok_file if is_ok else error_file).write(f"{json_line(line)}\n")
@@ -200,13 +197,13 @@ def _batch_line(job: JobDir, rows: list[dict[str, Any]], *, facts: RequestFacts)
     return batch_output_line(rows, digits=job.manifest.response_digits(rows[0]["row"]), facts=facts)
 
 
-def _finished_requests(job: JobDir) -> Iterator[tuple[list[dict[str, Any]], RequestFacts]]:
+def _finished_requests(job: JobDir, *, with_carried: bool) -> Iterator[tuple[list[dict[str, Any]], RequestFacts]]:
     """The result rows of each request that is finished now, in order, and what they do not say of it."""
     for info, table in _finished_shards(job):
         # The shard's file is read only where it says more than the results.
         is_asked = info.model is None or _has_errors(table) or _may_have_n(table)
         facts = read_request_facts(job.shard_path(info.shard)) if is_asked else {}
-        for rows in _requests(table):
+        for rows in _requests(table if with_carried else table.select(RESULT_FIELDS.names)):
             yield rows, facts.get(rows[0]["row"], _NO_FACTS)
 
 
@@ -229,7 +226,7 @@ def _requests(table: pa.Table) -> Iterator[list[dict[str, Any]]]:
     position = table.column_names.index("created")
     # Responses give Unix seconds.
     unix = table.set_column(position, "created", pc.cast(table["created"], pa.int64()))
-    for _, rows in groupby(unix.to_pylist(), key=lambda row: row["row"]):
+    for _, rows in groupby(json_rows(unix), key=lambda row: row["row"]):
         yield list(rows)
 
 
@@ -244,23 +241,5 @@ def _response_object(rows: list[dict[str, Any]], *, facts: RequestFacts) -> dict
         key = name
         while key in _BODY_KEYS or key in line:
             key = f"input_{key}"
-        line[key] = _jsonable(value)
+        line[key] = value
     return line
-
-
-def _jsonable(value: Any) -> Any:
-    """`value` as JSON can hold it; what has no JSON form of its own becomes text."""
-    if value is None or isinstance(value, str | bool | int):
-        return value
-    if isinstance(value, float):
-        # JSON has no NaN and no infinity.
-        return value if value - value == 0 else None
-    if isinstance(value, dict):
-        return {str(key): _jsonable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(item) for item in value]
-    if isinstance(value, datetime | date | time):
-        return value.isoformat().replace("+00:00", "Z")
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode("ascii")
-    return str(value)

@@ -11,7 +11,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, create_model
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    create_model,
+)
 
 from batcher.chat_messages import Message
 from batcher.fields import BY_NAME, HONOURED, MAX_MAX_TOKENS, MAX_MESSAGES, PARAM_FIELDS
@@ -29,7 +38,7 @@ CONTENT_REMEDY = 'use a string, or an array of parts {"type": "text", "text": ".
 _NO_TOOLS = "tools are not supported; leave it out"
 #: Of what is no field of a body.
 _REMEDIES = {
-    "custom_id": "use a non-empty string or an integer",
+    "custom_id": "use a non-empty string or a finite number",
     "messages.role": 'use "system", "developer", "user", "assistant", "tool" or "function"',
     "messages.content": CONTENT_REMEDY,
     "messages.type": 'only parts of type "text" are supported',
@@ -47,8 +56,25 @@ _REMEDIES = {
     "body": "use an object that holds the parameters of the request",
 }
 _SHOWN_CHARS = 60
+#: Larger floats have no digits for the places that they would be written with.
+_END_OF_WHOLE_IDS = 2**63
 
-_CustomId = Annotated[str, Field(min_length=1)] | int | None
+
+def float_id(value: float) -> str | None:
+    """A float as an id: whole numbers without a fraction, so that 1.0 is "1". NaN, a writer's word for null, is none.
+
+    Raises ValueError for infinities.
+    """
+    if value != value:
+        return None
+    if value - value != 0:
+        raise ValueError(f"{value} is no id")
+    return str(int(value)) if value.is_integer() and abs(value) < _END_OF_WHOLE_IDS else str(value)
+
+
+# A float comes last, as integers are floats to it: what it makes of one is asked for no other value.
+_FloatId = Annotated[float, Field(allow_inf_nan=True), AfterValidator(float_id)]
+_CustomId = Annotated[str, Field(min_length=1)] | int | _FloatId | None
 # fail_fast: a long array of wrong values must not become a long list of errors.
 _Texts = Annotated[list[str], Field(min_length=1, fail_fast=True)]
 _TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]], Field(min_length=1, fail_fast=True)]

@@ -230,16 +230,13 @@ class _Input:
     def scan(self) -> Iterator[RowBatch]:
         """The validated rows. Raises InputError for a file that can't be read, and at the end for repeated ids."""
         num_rows = 0
-        is_id_missing = self.options.id_column is not None
         with CustomIds() as ids:
             for raw in prompts.read_batches(self._files, stdin=self._stdin, stdin_name=self._stdin_name):
                 batch = self._parser.parse(raw, first_row=num_rows)
                 num_rows += len(batch.rows)
                 ids.add([row.request.custom_id for row in batch.rows], batch.origin)
-                if is_id_missing:
-                    is_id_missing = all(r.request.custom_id == f"row-{r.request.row}" for r in batch.rows)
                 yield batch
-            if is_id_missing:
+            if self.options.id_column is not None and not self._parser.has_ids:
                 raise InputError(f"--id-column {self.options.id_column}: no row has a value there; correct the name")
             ids.check()
 

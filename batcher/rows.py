@@ -3,23 +3,24 @@
 Every input row gives exactly one `ShardRow`: a request, or what is known of it together with the error that refuses it.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import ValidationError
 from pydantic_core import from_json
 
 from batcher import parameters, protocol
-from batcher.carried import plain_table
 from batcher.chats import MESSAGES, ChatRows
+from batcher.columns import bad_positions, field_values, id_values, template_values, without_bad_text
 from batcher.errors import InputError, InvalidBodyError, InvalidRowError
 from batcher.fields import PARAM_FIELDS
 from batcher.ids import MODEL_NAME_REMEDY, is_model_name
-from batcher.parameters import CHAT_URL, COMPLETIONS_URL, ROW_FIELDS, BatchLine, shown
+from batcher.parameters import CHAT_URL, COMPLETIONS_URL, ROW_FIELDS, BatchLine, float_id, shown
+from batcher.plain import plain_table
 from batcher.prompts import MAX_LINE_BYTES, LineBatch, Origin, TableBatch
 from batcher.shards import ShardRow
 from batcher.template import Template
@@ -29,8 +30,6 @@ _PARAMS = frozenset(PARAM_FIELDS)
 _BATCH_LINE_KEYS = frozenset({"method", "url", "body"})
 #: Parameters that are kept to be shared by rows. Where each row has a seed of its own, none of them would be.
 _MAX_MERGED = 1024
-#: Stands for a value of a table that can't be read as text.
-_NOT_UTF8 = object()
 
 
 class _UnknownModelError(InvalidRowError):
@@ -93,6 +92,8 @@ class RowParser:
             system=system,
         )
         self._id_column = id_column or "custom_id"
+        #: Whether a row so far has given a value for its id, be it a good one or not.
+        self.has_ids = False
         self._needed = {*(template.columns if template else (prompt_column or "prompt",))}
         if id_column is not None:
             self._needed.add(id_column)
@@ -213,9 +214,9 @@ class RowParser:
                 taken.add(MESSAGES)
         names = [name for name in table.column_names if name in read]
         columns = [self._values(name, table[name]) for name in names]
-        carried, unreadable = _without_bad_text(table.select([n for n in table.column_names if n not in taken]))
+        carried, unreadable = without_bad_text(table.select([n for n in table.column_names if n not in taken]))
         for name, column in zip(names, columns, strict=True):
-            unreadable |= _bad_positions(name, column)
+            unreadable |= bad_positions(name, column)
         rows = []
         for position, row_values in enumerate(zip(*columns, strict=True)):
             values = dict(zip(names, row_values, strict=True))
@@ -251,10 +252,12 @@ class RowParser:
         raise InputError(f"{file}: no column {missing[0]!r}; it has: {', '.join(columns) or 'none'}; {remedy}")
 
     def _values(self, name: str, column: pa.ChunkedArray) -> list[Any]:
-        if pa.types.is_decimal(column.type) and self._fields.get(name) in _PARAMS:
-            # DuckDB writes 0.7 as a decimal. Not by a cast: Arrow makes it 0.7000000000000001.
-            return [None if value is None else float(value) for value in column.to_pylist()]
-        return _python_values(column, is_of_chats=name in (MESSAGES, self._prompt_column))
+        field = self._fields.get(name)
+        if field == "custom_id":
+            return id_values(column)
+        if name == MESSAGES and self._chats.reads_messages:
+            return field_values(column, is_of_chats=True)
+        return template_values(column) if field is None else field_values(column, is_of_chats=field == "prompt")
 
     # -- rows ---------------------------------------------------------------------------------------------------------
 
@@ -278,7 +281,7 @@ class RowParser:
         return ShardRow(
             Request(
                 row,
-                f"row-{row}" if custom_id is None else str(custom_id),
+                self._name(custom_id, row),
                 model,
                 prompts,
                 is_array,
@@ -299,13 +302,20 @@ class RowParser:
             request = protocol.build_request(
                 body,
                 row=row,
-                custom_id=str(line.custom_id),
+                custom_id=self._name(line.custom_id, row),
                 model=self._check_model(body.model),
                 defaults=self._chat_params if is_chat else self._params,
             )
         except InvalidBodyError as exc:
             raise InvalidRowError(f"body.{exc}", param=exc.param) from exc
         return ShardRow(request)
+
+    def _name(self, custom_id: str | float | None, row: int) -> str:
+        """The id of a row that gives this one, or none."""
+        if custom_id is None:
+            return f"row-{row}"
+        self.has_ids = True
+        return str(custom_id)
 
     def _check_model(self, model: str | None) -> str:
         if model is None:
@@ -359,14 +369,15 @@ class RowParser:
         custom_id, model, prompt = known["custom_id"], known["model"], known.get("prompt")
         if not is_chat and self._chats.is_chat(values):
             is_chat, prompt = True, self._chats.refused_prompt(values)
-        has_id = (isinstance(custom_id, str) and custom_id) or type(custom_id) is int
+        # Also of one that can't be an id it is true that the row has a value there.
+        self.has_ids |= custom_id is not None
         prompts: tuple[str, ...] = ()
         is_array, is_token_ids = isinstance(prompt, list), False
         if protocol.is_prompt(prompt):
             prompts, is_array, is_token_ids = protocol.split_prompt(prompt)
         request = Request(
             row=row,
-            custom_id=str(custom_id) if has_id else f"row-{row}",
+            custom_id=_known_id(custom_id) or f"row-{row}",
             model=model if isinstance(model, str) else self._default_model or "",
             prompts=prompts,
             is_array=is_array,
@@ -376,6 +387,13 @@ class RowParser:
         )
         code = ErrorCode.MODEL_NOT_FOUND if isinstance(exc, _UnknownModelError) else ErrorCode.INVALID_REQUEST
         return ShardRow(request, RowError(code, f"{source}: {exc}", getattr(exc, "param", None)))
+
+
+def _known_id(custom_id: Any) -> str | None:
+    """The id in a row that is refused for whatever reason, if it has one."""
+    if type(custom_id) is float:
+        return None if math.isinf(custom_id) else float_id(custom_id)
+    return str(custom_id) if isinstance(custom_id, str) or type(custom_id) is int else None
 
 
 def _check_columns(prompt_column: str | None, id_column: str | None, template: Template | None) -> None:
@@ -396,46 +414,3 @@ def _not_json(line: bytes, exc: ValueError) -> str:
     problem = re.sub(r" at line \d+ column (\d+)\)$", r" at position \1)", protocol.not_json(line, exc))
     remedy = "write one JSON object on each line" if problem.startswith("not JSON") else "save the file as UTF-8"
     return f"{problem}; {remedy}"
-
-
-def _python_values(column: pa.ChunkedArray, *, is_of_chats: bool = False) -> list[Any]:
-    """The values of a column, `_NOT_UTF8` in place of text that is none. Binary columns are read as text.
-
-    Where it `is_of_chats`, a map is an object: Spark writes messages as maps.
-    """
-    maps = "lossy" if is_of_chats else None
-    if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
-        column = pc.cast(column, pa.large_string(), safe=False)
-    try:
-        values: list[Any] = column.to_pylist(maps_as_pydicts=maps)
-    except UnicodeDecodeError:
-        values = [_python_value(scalar, maps) for scalar in column]
-    return values
-
-
-def _python_value(scalar: pa.Scalar, maps: str | None) -> Any:
-    try:
-        return scalar.as_py(maps_as_pydicts=maps)
-    except UnicodeDecodeError:
-        return _NOT_UTF8
-
-
-def _bad_positions(name: str, values: Sequence[Any]) -> dict[int, str]:
-    if _NOT_UTF8 not in values:
-        return {}
-    return {position: name for position, value in enumerate(values) if value is _NOT_UTF8}
-
-
-def _without_bad_text(table: pa.Table) -> tuple[pa.Table, dict[int, str]]:
-    """`table` with values that are not UTF-8 made null, and the positions of their rows with the column's name."""
-    bad: dict[int, str] = {}
-    for index, field in enumerate(table.schema):
-        column = table.column(index)
-        try:
-            column.validate(full=True)
-        except pa.ArrowInvalid:
-            values = _python_values(column)
-            bad |= _bad_positions(field.name, values)
-            clean = pa.array([None if value is _NOT_UTF8 else value for value in values], field.type)
-            table = table.set_column(index, field.name, clean)
-    return table, bad

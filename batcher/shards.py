@@ -6,7 +6,6 @@ input column may have any name. The types of `carried` are those known when the 
 turn out wider later in the file, so readers conform it to the schema of the manifest, which is written last.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -20,6 +19,7 @@ from batcher.errors import CorruptFileError
 from batcher.sealed import MissingFileError
 from batcher.tables import table_of
 from batcher.types import ErrorCode, Request, RowError, SamplingParams
+from batcher.values import text_values
 
 REQUEST_FIELDS = pa.schema(
     [
@@ -162,7 +162,7 @@ def _read(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def conform(table: pa.Table, schema: pa.Schema, *, num_rows: int) -> pa.Table:
-    """`table` with exactly the columns of `schema`: missing ones null, narrower types widened, others as JSON text."""
+    """`table` with exactly the columns of `schema`: missing ones null, narrower types widened, others as text."""
     columns = []
     for target in schema:
         if target.name not in table.column_names:
@@ -173,16 +173,9 @@ def conform(table: pa.Table, schema: pa.Schema, *, num_rows: int) -> pa.Table:
     return table_of(columns, schema, num_rows=num_rows)
 
 
-def to_json_text(value: Any) -> str | None:
-    """The text a value gets in a column whose rows disagree about its type: strings as they are, others as JSON."""
-    if value is None or isinstance(value, str):
-        return value
-    return json.dumps(value, ensure_ascii=False, default=str)
-
-
 def _widen(column: pa.ChunkedArray, target: pa.DataType) -> pa.ChunkedArray:
     if pa.types.is_string(target):
-        return pa.chunked_array([pa.array([to_json_text(v) for v in column.to_pylist()], pa.string())])
+        return pa.chunked_array([pa.array(text_values(column), pa.string())])
     return pc.cast(column, target)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from batcher.errors import InputError, InvalidRowError
-from batcher.shards import to_json_text
+from batcher.values import json_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +25,9 @@ class Template:
         return tuple(dict.fromkeys(column for _, column in self.pieces if column is not None))
 
     def render(self, values: Mapping[str, Any]) -> str:
-        """The prompt of a row. Raises InvalidRowError where a column is missing, null or not text.
+        """The prompt of a row. Raises InvalidRowError where a column is missing or null.
 
-        Strings go in as they are, true, false, arrays and objects as JSON, everything else as `str` shows it.
+        `values` are those of JSON: strings go in as they are, everything else as JSON. Of a table all are text.
         """
         filled = []
         for literal, column in self.pieces:
@@ -73,11 +73,7 @@ def _as_text(column: str, value: Any, values: Mapping[str, Any]) -> str:
     if value is None:
         problem = "is null" if column in values else "is missing"
         raise InvalidRowError(f"{column} {problem}; the template needs a value")
-    if isinstance(value, bytes):
-        raise InvalidRowError(f"{column} is not text; the template needs UTF-8 text")
-    if isinstance(value, bool | list | dict):
-        return to_json_text(value) or ""
-    return str(value)
+    return json_text(value) or ""
 
 
 def _shown(text: str) -> str:

@@ -13,10 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batcher import carried
-from batcher.carried import CarriedColumns, CarriedRow, TableRow, infer_array, plain_table
+from batcher.carried import CarriedColumns, CarriedRow, TableRow, infer_array
 from batcher.errors import InputError
+from batcher.plain import plain_table
 from batcher.results import RESULT_FIELDS
-from batcher.shards import conform, to_json_text
+from batcher.shards import conform
+from batcher.values import json_text
 
 NESTED = pa.list_(pa.struct([("a", pa.int32())]))
 
@@ -85,8 +87,8 @@ def test_no_value_is_lost_whatever_the_rows_disagree_about(shards: list[list[Any
     assert len(found) == len(given_values)
     for value, seen in zip(given_values, found, strict=True):
         # As it was, as the double that equals it, or as JSON text (of the double, where a shard had widened it).
-        texts = {to_json_text(value)} | (
-            {to_json_text(float(value))} if type(value) is int and abs(value) <= 2**53 else set()
+        texts = {json_text(value)} | (
+            {json_text(float(value))} if type(value) is int and abs(value) <= 2**53 else set()
         )
         is_numeric_list = isinstance(value, list) and isinstance(seen, str) and json.loads(seen) == value
         assert seen == value or seen in texts or is_numeric_list
@@ -139,8 +141,8 @@ def test_too_many_columns_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         pa.array([1, None], pa.int8()),
         pa.array([2**64 - 1, None], pa.uint64()),
         pa.array([1.5, None], pa.float16()),
-        pa.array([[1, 2], None], pa.list_(pa.int16(), 2)),
         pa.array(["a", None], pa.large_string()),
+        pa.array([uuid.UUID(int=5).bytes, None], pa.uuid()),
     ],
     ids=lambda array: str(array.type),
 )
@@ -160,7 +162,7 @@ def test_arrow_types_and_values_stay(array: pa.Array) -> None:
         (pa.array([[["a"]], None]).cast(pa.list_(pa.list_(pa.dictionary(pa.int8(), pa.string())))), None),
         (pa.array(["a", None], pa.string_view()), pa.string()),
         (pa.array([["a"], None], pa.list_view(pa.string())), pa.list_(pa.string())),
-        (pa.array([uuid.UUID(int=5).bytes, None], pa.uuid()), pa.binary(16)),
+        (pa.array([[1, 2], None], pa.list_(pa.int16(), 2)), pa.list_(pa.int16())),
     ],
     ids=lambda value: str(getattr(value, "type", value)),
 )
@@ -168,8 +170,7 @@ def test_kinds_of_storage_become_plain_values(array: pa.Array, plain: pa.DataTyp
     table = plain_table(pa.table({"x": array}))
     expected = plain or pa.list_(pa.list_(pa.string()))
     assert table.schema.field("x").type == expected
-    values = [v.bytes if isinstance(v, uuid.UUID) else v for v in array.to_pylist()]
-    assert table["x"].to_pylist() == values
+    assert table["x"].to_pylist() == array.to_pylist()
 
 
 def test_all_null_column_of_a_table_becomes_a_string_column() -> None:
@@ -189,7 +190,7 @@ def test_all_null_column_of_a_table_becomes_a_string_column() -> None:
         (pa.array([0.5], pa.float32()), pa.array([0.25]), "double", [0.5, 0.25]),
         (pa.array([2**60]), pa.array([0.5]), "string", [str(2**60), "0.5"]),
         (pa.array(["a"], pa.large_string()), pa.array(["b"]), "string", ["a", "b"]),
-        (pa.array([datetime.date(2026, 1, 2)]), pa.array(["b"]), "string", ['"2026-01-02"', "b"]),
+        (pa.array([datetime.date(2026, 1, 2)]), pa.array(["b"]), "string", ["2026-01-02", "b"]),
     ],
 )
 def test_files_that_disagree_are_unified(first: pa.Array, second: pa.Array, type_: str, values: list[Any]) -> None:

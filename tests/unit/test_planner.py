@@ -199,6 +199,17 @@ def test_id_column_without_any_value_is_a_mistake(tmp_path: Path, job: JobDir) -
     assert submit(job, [path], make_options(id_column="key")).num_rows == 1
 
 
+def test_id_column_with_values_is_none_whatever_they_are(tmp_path: Path, job: JobDir) -> None:
+    path = write_lines(tmp_path / "p.jsonl", {"prompt": "p", "key": "row-0"}, {"prompt": "q"})
+    submit(job, [path], make_options(id_column="key"))
+    bad = write_lines(tmp_path / "bad.jsonl", {"prompt": "p", "key": True})
+
+    assert [row.request.custom_id for row in rows_of(job)] == ["row-0", "row-1"]
+    assert validate([bad], make_options(id_column="key")).bad == (
+        f"{bad}:1: key is true; use a non-empty string or a finite number",
+    )
+
+
 @pytest.mark.parametrize("content", [b"", b"\n\n"])
 def test_input_without_rows_is_refused(tmp_path: Path, job: JobDir, content: bytes) -> None:
     (tmp_path / "p.jsonl").write_bytes(content)

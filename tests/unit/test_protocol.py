@@ -54,8 +54,9 @@ def problem(values: dict[str, Any]) -> str:
         ({"prompt": None}, "prompt is null; use a string, or a non-empty array of strings or of token ids"),
         ({"prompt": ["a", 5, 6]}, "prompt[1] is 5; use a string, or a non-empty array of strings or of token ids"),
         ({"prompt": {"a": 1}}, 'prompt is {"a": 1}; use a string, or a non-empty array of strings or of token ids'),
-        ({"custom_id": ""}, 'custom_id is ""; use a non-empty string or an integer'),
-        ({"custom_id": 1.5}, "custom_id is 1.5; use a non-empty string or an integer"),
+        ({"custom_id": ""}, 'custom_id is ""; use a non-empty string or a finite number'),
+        ({"custom_id": True}, "custom_id is true; use a non-empty string or a finite number"),
+        ({"custom_id": float("inf")}, "custom_id is Infinity; use a non-empty string or a finite number"),
     ],
 )
 def test_wrong_value_is_named_with_its_remedy(values: dict[str, Any], message: str) -> None:

@@ -1,7 +1,10 @@
 """Raw rows become requests or error rows: batch lines, parameters, templates, ids, Parquet columns, broken lines."""
 
+import datetime
 import decimal
 import json
+import math
+import uuid
 from typing import Any
 
 import pyarrow as pa
@@ -432,3 +435,69 @@ def test_template_over_a_table() -> None:
     assert message(batch.rows[1]) == "in.parquet: row 2: text is null; the template needs a value"
     assert isinstance(batch.carried, pa.Table)
     assert batch.carried.column_names == ["text", "n"]
+
+
+# -- ids --------------------------------------------------------------------------------------------------------------
+
+MOMENT = datetime.datetime(2026, 1, 2, 3, 4, 5, 500_000)
+
+
+@pytest.mark.parametrize(
+    ("array", "custom_id"),
+    [
+        (pa.array([1.0]), "1"),
+        (pa.array([-0.0]), "0"),
+        (pa.array([1.5]), "1.5"),
+        (pa.array([0.1], pa.float32()), "0.1"),
+        (pa.array([3.0], pa.float16()), "3"),
+        (pa.array([1e300]), "1e+300"),
+        (pa.array([math.nan]), "row-0"),
+        (pa.array([None], pa.float64()), "row-0"),
+        (pa.array([None], pa.null()), "row-0"),
+        (pa.array([2**64 - 1], pa.uint64()), str(2**64 - 1)),
+        (pa.array([decimal.Decimal("12")], pa.decimal128(38, 0)), "12"),
+        (pa.array([decimal.Decimal("12.00")], pa.decimal256(50, 2)), "12"),
+        (pa.array([decimal.Decimal("12.50")], pa.decimal64(12, 2)), "12.50"),
+        (pa.array([MOMENT.date()]), "2026-01-02"),
+        (pa.array([MOMENT]), "2026-01-02T03:04:05.5"),
+        (pa.array([MOMENT], pa.timestamp("ns", "UTC")), "2026-01-02T03:04:05.5Z"),
+        (pa.array([MOMENT.time()]), "03:04:05.5"),
+        (pa.array([uuid.UUID(int=7).bytes], pa.uuid()), str(uuid.UUID(int=7))),
+        (pa.array([b"key"]), "key"),
+        (pa.array([b"key"], pa.binary(3)), "key"),
+        (pa.array(["a"]).dictionary_encode(), "a"),
+        (pa.array(["a"], pa.string_view()), "a"),
+    ],
+    ids=lambda value: str(getattr(value, "type", value)),
+)
+@pytest.mark.parametrize("id_column", [None, "key"])
+def test_id_of_any_scalar_type_is_its_text(array: pa.Array, custom_id: str, id_column: str | None) -> None:
+    batch = parse_table({"prompt": ["p"], id_column or "custom_id": array}, id_column=id_column)
+    assert batch.rows[0].error is None
+    assert batch.rows[0].request.custom_id == custom_id
+
+
+@pytest.mark.parametrize(
+    ("array", "shown"),
+    [
+        (pa.array([True]), "true (bool)"),
+        (pa.array([math.inf], pa.float32()), "inf (float)"),
+        (pa.array([[1]]), "[1] (list<item: int64>)"),
+        (pa.array([{"a": MOMENT}]), '{\\"a\\": \\"2026-01-02T03:04:05.5\\"} (struct<a: timestamp['),
+    ],
+    ids=lambda value: str(getattr(value, "type", "")),
+)
+def test_what_can_be_no_id_is_named_with_its_type(array: pa.Array, shown: str) -> None:
+    (row,) = parse_table({"prompt": ["p"], "custom_id": array}).rows
+    assert row.error is not None
+    assert row.error.message.startswith(f'in.parquet: row 1: custom_id is "{shown}')
+    assert row.error.message.endswith("; use a non-empty string or a finite number")
+
+
+@pytest.mark.parametrize(
+    ("value", "custom_id"), [("1.0", "1"), ("1.5", "1.5"), ("NaN", "row-0"), ("1e300", "1e+300"), ("-7e2", "-700")]
+)
+def test_number_in_a_line_names_the_row_as_in_a_table(value: str, custom_id: str) -> None:
+    for rest in ('"prompt": "p"', '"prompt": 5'):
+        (row,) = parse_lines(f'{{"custom_id": {value}, {rest}}}'.encode()).rows
+        assert row.request.custom_id == custom_id

@@ -19,10 +19,10 @@ from batcher.shards import (
     conform,
     read_request_facts,
     read_shard,
-    to_json_text,
     write_shard,
 )
 from batcher.types import ErrorCode, Request, RowError, SamplingParams
+from batcher.values import json_text
 
 NO_COLUMNS = pa.table({"": pa.nulls(1)}).select([])
 
@@ -181,4 +181,4 @@ def test_conform_keeps_the_number_of_rows_without_columns() -> None:
 
 
 def test_json_text_leaves_strings_and_null_alone() -> None:
-    assert [to_json_text(v) for v in ("a", None, 1, True, {"é": [1.5]})] == ["a", None, "1", "true", '{"é": [1.5]}']
+    assert [json_text(v) for v in ("a", None, 1, True, {"é": [1.5]})] == ["a", None, "1", "true", '{"é": [1.5]}']

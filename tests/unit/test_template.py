@@ -1,7 +1,5 @@
 """Prompt templates."""
 
-import datetime
-
 import pytest
 
 from batcher.errors import InputError, InvalidRowError
@@ -26,7 +24,6 @@ def test_braces_in_values_are_left_alone() -> None:
         (True, "true"),
         ([1, "a"], '[1, "a"]'),
         ({"a": None}, '{"a": null}'),
-        (datetime.date(2026, 1, 2), "2026-01-02"),
         ("", ""),
     ],
 )
@@ -36,7 +33,7 @@ def test_other_values_are_shown_as_text(value: object, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("values", "problem"),
-    [({"v": None}, "v is null"), ({}, "v is missing"), ({"v": b"\xff"}, "v is not text")],
+    [({"v": None}, "v is null"), ({}, "v is missing")],
 )
 def test_row_without_a_value_is_refused(values: dict[str, object], problem: str) -> None:
     with pytest.raises(InvalidRowError, match=f"^{problem}; the template needs"):
