@@ -1,7 +1,8 @@
 """Choosing the next token: greedy, or drawn at a temperature from the nucleus, with a seed of its own per sequence.
 
-Nothing else narrows the choice: llama.cpp's own defaults (top_k 40, min_p 0.05, repeat penalty) are never applied. The
-temperature is applied before top_p, as the documented API's peers do (vLLM, Hugging Face transformers).
+Nothing narrows the choice unless it is asked for: llama.cpp's own defaults (top_k 40, min_p 0.05, repeat penalty) are
+never applied. The temperature comes first, then min_p and top_k, then top_p of what these leave, as vLLM and Hugging
+Face transformers have it.
 
 top_p needs no sort: a token is drawn from the whole distribution and kept if it is in the nucleus, that is, if the
 tokens more probable than it together have less than top_p; otherwise it and all less probable ones are struck out and
@@ -36,6 +37,11 @@ _PROBED = 5.0
 
 _GAMMA = 0x9E37_79B9_7F4A_7C15
 _MASK_64 = (1 << 64) - 1
+
+
+def is_greedy(params: SamplingParams) -> bool:
+    """Whether the likeliest token is taken and nothing drawn."""
+    return params.temperature < MIN_TEMPERATURE or params.top_k == 1 or params.top_p <= 0.0
 
 
 class Draws:
@@ -77,13 +83,17 @@ class Sampler:
         return [self._sample_row(row, p, d) for row, p, d in zip(logits, params, draws, strict=True)]
 
     def _sample_row(self, logits: Floats, params: SamplingParams, draws: Draws) -> int:
-        if params.temperature < MIN_TEMPERATURE:
+        if is_greedy(params):
             best = int(logits.argmax())
             _check_finite(float(logits[best]))
             return best
         highest = float(logits.max())
         _check_finite(highest)
         self._weigh(logits, highest, params.temperature)
+        if params.min_p > 0.0:
+            self._strike_below(params.min_p * float(self._weights.max()))
+        if 0 < params.top_k < len(self._weights):
+            self._strike_all_but(params.top_k)
         if params.top_p < 1.0:
             return self._draw_from_nucleus(params.top_p, draws)
         return self._draw(self._sum_blocks().cumsum(), draws)
@@ -96,6 +106,33 @@ class Sampler:
         if temperature != 1.0:
             exponents = np.multiply(exponents, np.float32(1.0 / temperature), out=weights)
         np.exp(exponents, out=weights)
+
+    def _strike_below(self, least: float) -> None:
+        """Set the weights that are less than `least` to 0."""
+        np.greater_equal(self._padded, least, out=self._is_marked)
+        np.copyto(self._marks, self._is_marked)
+        np.multiply(self._padded, self._marks, out=self._padded)
+
+    def _strike_all_but(self, number: int) -> None:
+        """Set all weights but the `number` largest to 0. Of equal ones those of lower ids stay."""
+        least = self._find_largest(number)
+        if not least:
+            return
+        self._strike_below(least)
+        num_over = int(np.count_nonzero(self._is_marked)) - number
+        if num_over:
+            self._padded[np.flatnonzero(np.equal(self._padded, least))[-num_over:]] = 0.0
+
+    def _find_largest(self, number: int) -> float:
+        """The weight that `number` - 1 others come before, from the largest on."""
+        candidates = self._padded
+        if number <= len(self._blocks):
+            # As many blocks have a weight like that or a larger one, so it is none of the smaller ones.
+            highest = self._blocks.max(axis=1)
+            bound = np.partition(highest, -number)[-number]
+            candidates = self._blocks[highest >= bound].ravel()
+            candidates = candidates[candidates >= bound]
+        return float(np.partition(candidates, -number)[-number])
 
     def _sum_blocks(self) -> Doubles:
         # einsum adds rows up three times as fast as sum(axis=1), and starts no threads of its own as a matmul does.
