@@ -72,7 +72,7 @@ class SamplingParams:
     What the API does not document and its peers take (vLLM's names and meanings), all off by default: `top_k` 0 keeps
     every token; `min_p` is a share of the likeliest token's probability; `repetition_penalty` 1 changes nothing.
     Before `min_tokens` nothing ends a completion; with `ignore_eos` the model's own end does not. `stop_token_ids` end
-    it as the model's end does. `include_stop_str_in_output` leaves a stop string in the text. `bad_words` are never
+    it where they come. `include_stop_str_in_output` leaves a stop string in the text. `bad_words` are never
     generated. For chats: `add_generation_prompt` opens the answer, `continue_final_message` goes on with the last
     message instead, `chat_template_kwargs` is the JSON text of an object of further variables for the template.
     """
@@ -152,8 +152,9 @@ class Request:
 class Usage:
     """Token counts of one choice.
 
-    `completion_tokens` counts every token sampled but the model's end-of-generation token, so tokens that
-    a stop string cut from the text are counted. `cached_tokens` are those of the prompt that were not computed anew.
+    `completion_tokens` counts every token sampled but the model's end-of-generation token that ended it: also tokens
+    that a stop string cut from the text, and one of `stop_token_ids`. `cached_tokens` are those of the prompt that were
+    not computed anew.
     """
 
     prompt_tokens: int

@@ -171,6 +171,46 @@ def test_end_of_text_token_stops_and_is_not_counted(start: StartEngine, tmp_path
     assert all("endoftext" not in choice.text for choice in found)
 
 
+def test_ignored_end_of_text_is_a_token_without_text(start: StartEngine, tmp_path: Path) -> None:
+    """Given a model that soon ends, one that ignores it goes on to max_tokens, one with min_tokens up to there."""
+    eager = write_tiny_gguf(tmp_path / "eager.gguf", end_bias=14.0)
+    engine = start(path=eager)
+    end = int(np.flatnonzero(engine._vocabulary.is_end)[0])
+    prompts = [f"{n}" for n in range(12)]
+    plain, ignoring, patient, stopping = (
+        choices(engine, [(prompt, replace(GREEDY, max_tokens=40, **params)) for prompt in prompts])
+        for params in (
+            {},
+            {"ignore_eos": True},
+            {"min_tokens": 30},
+            {"ignore_eos": True, "stop_token_ids": (end,), "include_stop_str_in_output": True},
+        )
+    )
+
+    assert any(choice.finish_reason is FinishReason.STOP for choice in plain)
+    assert all(choice.finish_reason is FinishReason.LENGTH for choice in ignoring)
+    assert all(choice.usage.completion_tokens == 40 for choice in ignoring)
+    assert all(choice.usage.completion_tokens >= 30 for choice in patient)
+    for short, long in zip(plain, ignoring, strict=True):
+        assert long.text.startswith(short.text)
+        assert "endoftext" not in long.text
+    assert [c.usage for c in stopping] == [c.usage for c in plain], "as a token to stop at it ends what it ended"
+
+
+def test_bad_words_are_not_generated_by_the_models_own_tokens(start: StartEngine) -> None:
+    """Given a word of a free completion that is several tokens, the completion differs from its last token on."""
+    engine = start()
+    (free,) = choices(engine, [("hello world", GREEDY)])
+    word = free.text[:3]
+    assert len(engine._vocabulary.tokenize(word)) == 3
+
+    (clean,) = choices(engine, [("hello world", replace(GREEDY, bad_words=(word, "hello")))])
+
+    assert clean.text.startswith(word[:2])
+    assert word not in clean.text
+    assert len(clean.text) > 3
+
+
 def test_prompt_over_the_context_is_an_error_row_and_spares_its_neighbours(start: StartEngine) -> None:
     engine = start(context_length=256)
     results = complete(engine, [("a", GREEDY), ("b" * 4000, GREEDY), ("c", GREEDY)])

@@ -1,7 +1,7 @@
 """What requests have in common is computed once, on a real llama.cpp context: prefixes, and requests that are equal."""
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,9 @@ from tests.tiny_gguf import write_tiny_gguf
 from tests.unit.test_engine import choices
 from workers.engine.engine import Engine
 from workers.engine.loader import EngineConfig, load_engine
+from workers.engine.sampler import MIN_TEMPERATURE
 from workers.engine.sequence import Sequence, SequenceRequest, SequenceResult
-from workers.engine.twins import Twins
+from workers.engine.twins import DRAWING, UNSHAPING, Twins
 
 GREEDY = SamplingParams(max_tokens=12, temperature=0, seed=0)
 
@@ -114,17 +115,57 @@ def make(prompt: list[int], results: list[SequenceResult | EngineError], **chang
 CHOICE = Choice(0, "text", FinishReason.LENGTH, Usage(2, 3), 1.0)
 
 
-@pytest.mark.parametrize(
-    ("prompt", "changes"), [([1, 3], {}), ([1, 2], {"max_tokens": 13}), ([1, 2], {"stop": ("x",)})]
-)
-def test_requests_that_differ_are_no_twins(prompt: list[int], changes: dict[str, object]) -> None:
+def other_value(value: object) -> object:
+    """A value that is not `value`, of its type."""
+    match value:
+        case bool():
+            return not value
+        case int() | float():
+            return value + 1
+        case str():
+            return value + "x"
+        case tuple():
+            return (*value, "x")
+        case None:
+            return 1
+    raise AssertionError(f"how does a parameter like {value!r} differ?")
+
+
+@pytest.mark.parametrize("name", [each.name for each in fields(SamplingParams)])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_requests_that_differ_in_a_parameter_are_twins_only_if_it_can_change_nothing(
+    name: str, temperature: float
+) -> None:
+    """Given any parameter, also one that is new, requests that differ in it have one answer only if it is named."""
+    params = replace(GREEDY, temperature=temperature)
+    changes = {name: other_value(getattr(params, name))}
+    if name == "temperature" and not temperature:
+        changes = {name: MIN_TEMPERATURE / 2}
     twins = Twins()
     results: list[SequenceResult | EngineError] = []
-    first = make([1, 2], results)
-    assert not twins.join(first)
-    assert not twins.join(make(prompt, results, **changes))
-    twins.settle(first, CHOICE)
-    assert not twins.join(make([*prompt, 9], results, **changes))
+    assert not twins.join(make([1, 2], results, temperature=temperature))
+
+    is_twin = twins.join(make([1, 2], results, **({"temperature": temperature} | changes)))
+
+    # By itself a seed draws; `make` gives it to the sequence as callers do.
+    is_unshaping = name in UNSHAPING if name != "seed" else not temperature
+    assert is_twin == (is_unshaping or (name in DRAWING and not temperature))
+
+
+def test_prompts_that_differ_are_no_twins() -> None:
+    twins = Twins()
+    results: list[SequenceResult | EngineError] = []
+    assert not twins.join(make([1, 2], results))
+    assert not twins.join(make([1, 3], results))
+    assert not twins.join(make([1, 2, 3], results))
+
+
+@pytest.mark.parametrize("greedy", [{"top_p": 0.0}, {"top_k": 1}])
+def test_requests_that_take_the_likeliest_are_equal_however_they_say_it(greedy: dict[str, object]) -> None:
+    twins = Twins()
+    results: list[SequenceResult | EngineError] = []
+    assert not twins.join(make([1, 2], results))
+    assert twins.join(make([1, 2], results, temperature=1.0, seed=3, **greedy))
 
 
 def test_answers_used_least_are_forgotten_first() -> None:

@@ -166,7 +166,10 @@ class Engine:
                     sink(SequenceResult(request.key, error=prompt))
                     continue
                 tell = None if on_delta is None else partial(_tell, on_delta, request.key)
-                transcript = transcript_of(request.params, piece=self._vocabulary.piece, tell=tell)
+                adjustment = self._prompts.adjust(request.params, prompt)
+                transcript = transcript_of(
+                    request.params, piece=self._vocabulary.piece, tell=tell, adjustment=adjustment
+                )
                 fitted = self._prompts.fit(request, prompt)
                 sequences.append(Sequence(fitted, prompt, sink, ticket, on_start, transcript=transcript))
         with self._changed:
@@ -260,9 +263,18 @@ class Engine:
         self._place(batch)
         logits = self._model.decode(batch)
         ready = batch.ready
-        rows = _adjusted(logits, ready) if any(s.transcript for s in ready) else logits
+        rows = self._adjust(logits, ready) if any(s.transcript for s in ready) else logits
         tokens = self._sampler.sample(rows, [s.request.params for s in ready], [s.draws for s in ready])
         self._postprocess(batch, tokens, logits)
+
+    def _adjust(self, logits: Floats, ready: Iterable[Sequence]) -> list[Floats]:
+        """The rows of `logits`, those of requests that change something in them replaced."""
+        rows = list(logits)
+        for at, sequence in enumerate(ready):
+            if sequence.transcript is not None and sequence.transcript.adjustment is not None:
+                generated = self._scheduler.completion(sequence)
+                rows[at] = sequence.transcript.adjustment.apply(rows[at], generated)
+        return rows
 
     def _place(self, batch: StepBatch) -> None:
         for placement in batch.placements:
@@ -305,7 +317,11 @@ class Engine:
         is_end = self._vocabulary.is_end[tokens]
         is_stopped = is_end.copy()
         for at, sequence in enumerate(batch.ready):
-            if sequence.transcript is not None and not is_end[at]:
+            if sequence.transcript is None:
+                continue
+            if is_end[at]:
+                is_end[at] = is_stopped[at] = sequence.transcript.ends_at(sampled[at])
+            if not is_end[at]:
                 is_stopped[at] = sequence.transcript.append(sampled[at], logits[at])
         is_full = self._scheduler.advance(batch, tokens, is_end=is_end)
         for at in np.flatnonzero(is_stopped | is_full).tolist():
@@ -363,15 +379,6 @@ class Engine:
         sinks = {id(s.owner): s.sink for s in dropped if not s.owner.is_cancelled}
         for sink in sinks.values():
             sink(error)
-
-
-def _adjusted(logits: Floats, ready: Iterable[Sequence]) -> list[Floats]:
-    """The rows of `logits`, those of requests with a bias or penalties replaced."""
-    rows = list(logits)
-    for at, sequence in enumerate(ready):
-        if sequence.transcript is not None and sequence.transcript.adjustment is not None:
-            rows[at] = sequence.transcript.adjustment.apply(rows[at])
-    return rows
 
 
 def _tell(on_delta: OnDelta, key: tuple[int, int], text: str, logprobs: tuple[TokenLogprob, ...] | None) -> None:

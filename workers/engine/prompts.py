@@ -1,11 +1,17 @@
-"""What a request asks for, as the tokens that the model is to continue: text, a chat by template, a gap to fill in."""
+"""What a request asks for, as the tokens that the model is to continue: text, a chat by template, a gap to fill in.
+
+And what its parameters say in words or numbers of tokens, checked and translated for this model's vocabulary.
+"""
 
 from dataclasses import replace
+from functools import cached_property, lru_cache
 
 import numpy as np
 from pydantic_core import from_json
 
 from batcher.types import ErrorCode, RowError, SamplingParams
+from workers.engine.adjustment import Adjustment, adjustment_of
+from workers.engine.bad_words import NO_BAD_WORDS, BadWords, bad_words_of
 from workers.engine.chat import ChatTemplate, ChatTemplateError
 from workers.engine.kv_cache import Tokens
 from workers.engine.model import Vocabulary
@@ -14,6 +20,9 @@ from workers.engine.sequence import SequenceRequest
 #: Characters for each token of the context that are tokenized in a moment, so that nothing need be known of them.
 _FEW_CHARS = 16
 
+#: Lists of bad words whose tokens are kept, as the rows of a job mostly have the same.
+_MAX_KEPT_BAD_WORDS = 16
+
 
 class Prompts:
     """Tokenizes for one model, whose sequences hold `limit` tokens. For any thread while the model is loaded."""
@@ -21,6 +30,7 @@ class Prompts:
     def __init__(self, vocabulary: Vocabulary, *, chat_template: str | None, limit: int) -> None:
         self._vocabulary = vocabulary
         self._limit = limit
+        self._bad_words = lru_cache(_MAX_KEPT_BAD_WORDS)(self._tokenize_bad_words)
         self._template: ChatTemplate | None = None
         self._why_no_template = "the model has no chat template; complete a prompt with /v1/completions instead"
         if chat_template is not None:
@@ -33,11 +43,8 @@ class Prompts:
 
     def tokenize(self, request: SequenceRequest) -> Tokens | RowError:
         """The tokens of the prompt, or why the request can never run."""
-        bad_ids = [token for token, _ in request.params.logit_bias if not 0 <= token < self._vocabulary.size]
-        if bad_ids:
-            return _invalid(
-                f"logit_bias has the token {bad_ids[0]}; the model's go from 0 to {self._vocabulary.size - 1}"
-            )
+        if (refused := self._check_params(request.params)) is not None:
+            return refused
         text = request.prompt
         if request.is_token_ids:
             found = self._read_ids(text, suffix=request.params.suffix)
@@ -53,6 +60,12 @@ class Prompts:
             return hopeless
         found = self._fill_in(text, request.params.suffix) if request.params.suffix else self._vocabulary.tokenize(text)
         return found if isinstance(found, RowError) else self._check_length(found, request.params)
+
+    def adjust(self, params: SamplingParams, prompt: Tokens) -> Adjustment | None:
+        """What a request whose `prompt` was tokenized changes in the model's logits."""
+        bad_words = self._bad_words(params.bad_words) if params.bad_words else NO_BAD_WORDS
+        assert isinstance(bad_words, BadWords), "it was checked"
+        return adjustment_of(params, prompt=prompt, end_ids=self._end_ids, bad_words=bad_words)
 
     def fit(self, request: SequenceRequest, prompt: Tokens) -> SequenceRequest:
         """`request`, to generate no more than there is room for behind its `prompt`, where it allows for that."""
@@ -74,6 +87,27 @@ class Prompts:
                 "tokenizer gives them"
             )
         return tokens
+
+    @cached_property
+    def _end_ids(self) -> Tokens:
+        return np.flatnonzero(self._vocabulary.is_end).astype(np.int32)
+
+    def _check_params(self, params: SamplingParams) -> RowError | None:
+        """The error of parameters that name what this model does not have."""
+        size = self._vocabulary.size
+        named = {"logit_bias": [token for token, _ in params.logit_bias], "stop_token_ids": params.stop_token_ids}
+        for name, tokens in named.items():
+            for token in tokens:
+                if not 0 <= token < size:
+                    return _invalid(f"{name} has the token {token}; the model's go from 0 to {size - 1}")
+        bad_words = self._bad_words(params.bad_words) if params.bad_words else None
+        return bad_words if isinstance(bad_words, RowError) else None
+
+    def _tokenize_bad_words(self, words: tuple[str, ...]) -> BadWords | RowError:
+        try:
+            return bad_words_of(words, lambda text: self._vocabulary.tokenize(text, adds_bos=False))
+        except ValueError as exc:
+            return _invalid(str(exc))
 
     def _find_too_long(self, num_chars: int) -> RowError | None:
         """The error of a text that is too long whatever its tokens are: to find them would take long."""

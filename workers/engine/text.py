@@ -4,14 +4,18 @@ from collections.abc import Sequence
 
 
 class TextBuffer:
-    """The bytes generated so far, where the first stop string begins in them, and how far they were taken as text."""
+    """The bytes generated so far, where the text ends for a stop string in them, and how far they were taken as text.
 
-    __slots__ = ("_bytes", "_end", "_longest_stop", "_num_taken", "_stops")
+    It ends before the stop string that begins first, or with `includes_stop` behind it.
+    """
 
-    def __init__(self, stop: Sequence[str]) -> None:
+    __slots__ = ("_bytes", "_end", "_includes_stop", "_longest_stop", "_num_taken", "_stops")
+
+    def __init__(self, stop: Sequence[str], *, includes_stop: bool = False) -> None:
         self._bytes = bytearray()
         self._stops = [text.encode() for text in stop]
         self._longest_stop = max(map(len, self._stops), default=0)
+        self._includes_stop = includes_stop
         self._end: int | None = None
         self._num_taken = 0
 
@@ -27,24 +31,31 @@ class TextBuffer:
 
     @property
     def num_bytes(self) -> int:
-        """The bytes before the first stop string."""
+        """The bytes of the text."""
         return len(self._bytes) if self._end is None else self._end
 
-    def append(self, piece: bytes) -> bool:
-        """Add a token's bytes. Returns whether a stop string is now complete; nothing may be added after that."""
+    def append(self, piece: bytes, *, may_stop: bool = True) -> bool:
+        """Add a token's bytes. Returns whether a stop string is now complete; nothing may be added after that.
+
+        Unless the piece `may_stop` the text, stop strings that it completes are text as any other.
+        """
         assert self._end is None
-        # A stop string that `piece` completes begins at most this far back.
-        start = max(0, len(self._bytes) - self._longest_stop + 1)
+        num_before = len(self._bytes)
         self._bytes += piece
-        found = [at for stop in self._stops if (at := self._bytes.find(stop, start)) >= 0]
+        if not (may_stop and self._stops):
+            return False
+        # A stop string that `piece` completes begins at most this far back.
+        starts = (self._bytes.find(stop, max(0, num_before - len(stop) + 1)) for stop in self._stops)
+        found = [(at, at + len(stop)) for at, stop in zip(starts, self._stops, strict=True) if at >= 0]
         if found:
-            self._end = min(found)
+            start, end = min(found)
+            self._end = end if self._includes_stop else start
         return self._end is not None
 
     def take(self) -> str:
         """The text since the last call that nothing to come can change: no stop string may have begun in it."""
         end = self.num_bytes
-        if self._end is None:
+        if self._end is None and not self._includes_stop:
             end -= self._num_held()
         end -= _unfinished_length(bytes(self._bytes[max(self._num_taken, end - 3) : end]))
         data, self._num_taken = bytes(self._bytes[self._num_taken : end]), end
@@ -60,7 +71,7 @@ class TextBuffer:
         return 0
 
     def text(self) -> str:
-        """The text before the first stop string (see `decode_text`)."""
+        """The text, to where a stop string ends it (see `decode_text`)."""
         return decode_text(bytes(self._bytes[: self._end]))
 
 

@@ -1,4 +1,4 @@
-"""What a request has to know of its tokens one by one: stop strings, text as it comes, log-probabilities, penalties.
+"""What a request has to know of its tokens one by one: what ends it, text as it comes, log-probabilities, penalties.
 
 Sequences that want none of it have no transcript; their text is made at the end, all at once.
 """
@@ -7,7 +7,7 @@ import bisect
 from collections.abc import Callable
 
 from batcher.types import SamplingParams, TokenLogprob
-from workers.engine.adjustment import adjustment_of
+from workers.engine.adjustment import Adjustment
 from workers.engine.logprobs import token_logprob
 from workers.engine.sampler import Floats
 from workers.engine.text import TextBuffer
@@ -22,35 +22,60 @@ class Transcript:
     __slots__ = (
         "_buffer",
         "_ends",
+        "_ignores_end",
+        "_includes_stop",
         "_logprobs",
+        "_min_tokens",
         "_num_chars_told",
         "_num_listed",
         "_num_top",
         "_piece",
+        "_stop_ids",
         "_tell",
         "adjustment",
     )
 
-    def __init__(self, params: SamplingParams, *, piece: Callable[[int], bytes], tell: Tell | None) -> None:
-        self.adjustment = adjustment_of(params)
+    def __init__(
+        self,
+        params: SamplingParams,
+        *,
+        piece: Callable[[int], bytes],
+        tell: Tell | None,
+        adjustment: Adjustment | None = None,
+    ) -> None:
+        self.adjustment = adjustment
         self._piece = piece
         self._tell = tell
-        self._buffer = TextBuffer(params.stop)
+        self._buffer = TextBuffer(params.stop, includes_stop=params.include_stop_str_in_output)
+        self._stop_ids = frozenset(params.stop_token_ids)
+        self._ignores_end = params.ignore_eos
+        self._includes_stop = params.include_stop_str_in_output
+        self._min_tokens = params.min_tokens
         self._num_top = params.logprobs
         self._logprobs: list[TokenLogprob] = []
         #: Of each token, the bytes up to its end.
         self._ends: list[int] = []
         self._num_chars_told = self._num_listed = 0
 
+    def ends_at(self, token: int) -> bool:
+        """Whether the completion ends with `token`, which ends a text of the model, and which then is no part of it."""
+        return len(self._ends) >= self._min_tokens and (not self._ignores_end or token in self._stop_ids)
+
     def append(self, token: int, logits: Floats) -> bool:
-        """Add a token that was sampled from `logits`. Returns whether a stop string is now complete."""
+        """Add a token that was sampled from `logits`. Returns whether the completion ends with it.
+
+        That is where a stop string is complete, or the token one to stop at. Nothing ends it before `min_tokens`.
+        """
+        is_last = token in self._stop_ids and len(self._ends) >= self._min_tokens
+        if is_last and not self._includes_stop:
+            return True
         if self._num_top is not None:
             self._logprobs.append(token_logprob(logits, token, num_top=self._num_top, piece=self._piece))
         if self.adjustment is not None:
             self.adjustment.count(token)
         piece = self._piece(token)
         self._ends.append((self._ends[-1] if self._ends else 0) + len(piece))
-        is_stopped = self._buffer.append(piece)
+        is_stopped = self._buffer.append(piece, may_stop=len(self._ends) > self._min_tokens) or is_last
         if self._tell is not None and not is_stopped:
             text = self._buffer.take()
             self._tell_new(text, bisect.bisect_right(self._ends, self._buffer.num_taken))
@@ -79,8 +104,15 @@ class Transcript:
             self._tell(text, listed)
 
 
-def transcript_of(params: SamplingParams, *, piece: Callable[[int], bytes], tell: Tell | None) -> Transcript | None:
+def transcript_of(
+    params: SamplingParams,
+    *,
+    piece: Callable[[int], bytes],
+    tell: Tell | None,
+    adjustment: Adjustment | None = None,
+) -> Transcript | None:
     """None for a request that can be given its text at the end, all at once."""
-    if tell is None and params.logprobs is None and not params.stop and adjustment_of(params) is None:
+    is_plain = not params.stop and not params.stop_token_ids and not params.ignore_eos and not params.min_tokens
+    if tell is None and params.logprobs is None and adjustment is None and is_plain:
         return None
-    return Transcript(params, piece=piece, tell=tell)
+    return Transcript(params, piece=piece, tell=tell, adjustment=adjustment)

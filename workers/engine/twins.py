@@ -6,14 +6,31 @@ runs, its twins join it; for those that come later its answer is remembered, the
 
 import hashlib
 from collections import OrderedDict
+from dataclasses import fields
+from operator import attrgetter
 
-from batcher.types import Choice
-from workers.engine.sampler import MIN_TEMPERATURE
+from batcher.types import Choice, SamplingParams
+from workers.engine.sampler import is_greedy
 from workers.engine.sequence import Sequence, TwinKey
 
 #: Answers kept, and the characters of text in them: some 20 MB, or a few times that with long texts.
 MAX_REMEMBERED = 32_768
 MAX_REMEMBERED_CHARS = 16_000_000
+
+#: What shapes no completion, or only by the seed of its sequence or the tokens of its prompt, which are compared.
+UNSHAPING = frozenset(
+    (
+        *("seed", "n", "best_of", "clips_max_tokens"),
+        *("suffix", "add_generation_prompt", "continue_final_message", "chat_template_kwargs"),
+    )
+)
+
+#: What only shapes how tokens are drawn.
+DRAWING = frozenset(("temperature", "top_p", "top_k", "min_p"))
+
+_NAMES = [field.name for field in fields(SamplingParams) if field.name not in UNSHAPING]
+_shaping = attrgetter(*_NAMES)
+_shaping_greedy = attrgetter(*(name for name in _NAMES if name not in DRAWING))
 
 
 class Twins:
@@ -69,8 +86,6 @@ class Twins:
 def _key(sequence: Sequence) -> TwinKey:
     params, timeout_s = sequence.request.params, sequence.request.timeout_s
     digest = hashlib.blake2b(sequence.prompt.tobytes(), digest_size=16).digest()
-    adding = (params.presence_penalty, params.frequency_penalty, params.logit_bias)
-    common = (digest, params.max_tokens, params.stop, timeout_s, params.logprobs, adding)
-    if params.temperature < MIN_TEMPERATURE:
-        return common
-    return *common, params.temperature, params.top_p, sequence.request.seed
+    if is_greedy(params):
+        return digest, timeout_s, _shaping_greedy(params)
+    return digest, timeout_s, sequence.request.seed, _shaping(params)
