@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Flag, StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BeforeValidator, Field
 
@@ -48,6 +48,12 @@ class BodyField:
     annotation: Any = None
     param: str | None = None
     convert: Callable[[Any], Any] | None = None
+
+    @property
+    def is_compound(self) -> bool:
+        """Whether its values are arrays or objects."""
+        kind = get_args(self.annotation)[0] if get_origin(self.annotation) is Annotated else self.annotation
+        return get_origin(kind) in (list, dict)
 
     def asks_for_nothing(self, value: Any) -> bool:
         """Whether a refused field may have this value. Takes no longer for a large value."""

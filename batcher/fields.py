@@ -70,8 +70,13 @@ def _all_if_negative(top_k: int) -> int:
 
 
 def variables_text(value: Mapping[str, Any]) -> str:
-    """The JSON text of a template's variables, the same for equal ones; empty for none."""
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":")) if value else ""
+    """The JSON text of a template's variables, the same for equal ones; empty for none.
+
+    Raises ValueError for numbers that are not finite.
+    """
+    return (
+        json.dumps(value, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":")) if value else ""
+    )
 
 
 def _honoured(name: str, annotation: Any, remedy: str, **more: Any) -> BodyField:
@@ -158,7 +163,7 @@ _OF_BODIES = (
         'use an object such as {"include_usage": true}',
         values="object",
         default="none",
-        meaning='`{"include_usage": true}`: one more chunk with the usage',
+        meaning='`{"include_usage": true}`: one more chunk with the usage; only with `stream`',
     ),
     _honoured(
         "max_completion_tokens",
@@ -351,10 +356,10 @@ _OF_CHATS = (
         dict[str, Any],
         "use an object of variables for the chat template",
         of=Of.CHAT,
+        param=None,
         values="object",
         default="none",
         meaning='further variables for the chat template, such as `{"enable_thinking": false}`',
-        convert=variables_text,
     ),
     _honoured(
         "reasoning_effort",
@@ -403,9 +408,11 @@ PARAMETERS: Mapping[bool, tuple[BodyField, ...]] = {
     is_chat: tuple(field for field in known.values() if field.param is not None) for is_chat, known in BY_NAME.items()
 }
 
-#: The parameters that a plain row has anyway, and those that it has where it is asked to.
+#: The fields that a plain row has anyway, beside its prompt and model, and those that it has where it is asked to.
 PARAM_FIELDS = tuple(field.name for field in _OF_ROWS)
-OPTIONAL_PARAM_FIELDS = tuple(field.name for field in PARAMETERS[False] if field.name not in PARAM_FIELDS)
+OPTIONAL_ROW_FIELDS = tuple(
+    dict.fromkeys(field.name for field in HONOURED if field.annotation is not None and field not in _OF_ROWS)
+)
 
 
 def closest(name: str, *, is_chat: bool) -> str | None:

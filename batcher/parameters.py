@@ -7,7 +7,7 @@ writers turn integer columns with gaps into doubles.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from batcher.chat_messages import Message
-from batcher.fields import BY_NAME, HONOURED, MAX_MAX_TOKENS, MAX_MESSAGES, PARAM_FIELDS
+from batcher.fields import BY_NAME, MAX_MAX_TOKENS, MAX_MESSAGES, PARAM_FIELDS
 
 #: llama.cpp's ids have 32 bits, signed. Which of them a model has is known where it is loaded.
 MAX_TOKEN_ID = 2**31 - 1
@@ -140,14 +140,14 @@ class ChatBody(Body):
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
 
 
-def _parameters(names: Sequence[str], *, is_chat: bool) -> dict[str, Any]:
-    """The fields of these names as pydantic's `create_model` takes them."""
+def _parameters(names: Iterable[str], *, is_chat: bool) -> dict[str, Any]:
+    """The fields of these names as pydantic's `create_model` takes them; those that are not honoured as anything."""
     found = (BY_NAME[is_chat][name] for name in names)
-    return {field.name: (field.annotation | None, None) for field in found if field.annotation is not None}
+    return {field.name: (Any if field.annotation is None else field.annotation | None, None) for field in found}
 
 
 def _body_model(base: type[Body], *, is_chat: bool) -> type[Body]:
-    names = [field.name for field in HONOURED if field is BY_NAME[is_chat].get(field.name)]
+    names = [field.name for field in BY_NAME[is_chat].values() if field.annotation is not None]
     return create_model(base.__name__, __base__=base, __doc__=base.__doc__, **_parameters(names, is_chat=is_chat))
 
 
@@ -169,12 +169,14 @@ class BatchLine(BaseModel):
     body: dict[str, Any]
 
 
-def row_model(*, prompt_column: str | None, id_column: str, fields: Sequence[str] = ()) -> type[BaseModel]:
+def row_model(
+    *, prompt_column: str | None, id_column: str, fields: Iterable[str] = PARAM_FIELDS, is_chat: bool = False
+) -> type[BaseModel]:
     """The model of a plain row whose prompt and id are under these names; None: a template makes the prompt.
 
-    `fields` are the parameters that it has beside the usual ones.
+    `fields` are the others that it has.
     """
-    columns = _parameters([*PARAM_FIELDS, *fields], is_chat=False)
+    columns = _parameters(fields, is_chat=is_chat)
     columns["custom_id"] = (_CustomId, Field(None, validation_alias=id_column))
     if prompt_column is not None:
         columns["prompt"] = (_Prompt, Field(validation_alias=prompt_column))

@@ -55,7 +55,8 @@ class SubmitOptions:
     `row_timeout_s` bounds the time of each choice, from its first prefill. `chat_max_tokens` is the max_tokens of a
     chat that does not say; None: the usual ones, or fewer in a small context. A row meant for another `endpoint` is an
     error row; None: each goes to its own. `chat` makes the prompts of plain rows the user's messages of chats; `system`
-    is the text of the message that goes before those of a plain row without a system message.
+    is the text of the message that goes before those of a plain row without a system message. `fields` are columns of
+    plain rows that are fields of the request, such as `top_k`, rather than the user's own.
     """
 
     default_model: str | None
@@ -72,6 +73,7 @@ class SubmitOptions:
     endpoint: str | None = None
     chat: bool = False
     system: str | None = None
+    fields: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +227,7 @@ class _Input:
             endpoint=options.endpoint,
             chat=options.chat,
             system=options.system,
+            fields=options.fields,
         )
 
     def scan(self) -> Iterator[RowBatch]:
@@ -266,6 +269,8 @@ class _Input:
         # Likewise.
         if options.chat or options.system is not None:
             settings.append({"chat": options.chat, "system": options.system})
+        if options.fields:
+            settings.append({"fields": sorted(set(options.fields))})
         halves = (json.dumps(half).encode() for half in (digests, settings))
         return "-".join(hashlib.sha256(half).hexdigest()[:32] for half in halves)
 

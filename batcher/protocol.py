@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, NoReturn
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json, to_json
@@ -23,10 +23,10 @@ from pydantic_core import from_json, to_json
 from batcher.body_field import Use
 from batcher.chat_messages import Message, find_empty, normalize
 from batcher.errors import InvalidBodyError
-from batcher.fields import BY_NAME, PARAMETERS, closest, variables_text
+from batcher.fields import BY_NAME, closest
 from batcher.parameters import BODIES, CHAT_URL, CONTENT_REMEDY, Body, ChatBody, CompletionBody, explain, shown
+from batcher.request_params import check_echo, check_refused, merge_params, refuse
 from batcher.types import DEFAULT_CHAT_MAX_TOKENS, Request, SamplingParams
-from batcher.unsupported_fields import TEMPLATE_FIELDS
 
 #: Fields of messages that answers have; templates do not ask for them.
 _IGNORED_IN_MESSAGES = frozenset({"refusal", "annotations"})
@@ -36,11 +36,6 @@ _IGNORED_IN_PARTS = frozenset({"annotations", "prompt_cache_breakpoint"})
 _MAX_IGNORED = 20
 _MAX_NAME_CHARS = 60
 _MAX_LISTED_MODELS = 20
-
-#: What the template gets from the request itself: `chat_template_kwargs` must not say otherwise.
-_VARIABLES_OF_THE_REQUEST = frozenset(
-    {"messages", "tools", "add_generation_prompt", "continue_final_message", "bos_token", "eos_token", "chat_template"}
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +66,7 @@ def parse_body(
     values = _read_object(data)
     prompt = None if is_chat else values.get("prompt")
     if isinstance(prompt, list) and len(prompt) > max_prompts and type(prompt[0]) is not int:
-        _refuse("prompt", f"holds {len(prompt):,} prompts; send at most {max_prompts:,} in a request")
+        refuse("prompt", f"holds {len(prompt):,} prompts; send at most {max_prompts:,} in a request")
     body = validate_body(values, is_chat=is_chat)
     _refuse_twins(data)
     ignored = check_others(body, ignores_unknown=ignores_unknown)
@@ -81,10 +76,10 @@ def parse_body(
     params = request.params
     is_streaming = bool(body.stream)
     if is_streaming and params.num_drawn > params.n:
-        _refuse("best_of", f"is {params.best_of}, more than n, which a stream can't give; leave out stream or best_of")
+        refuse("best_of", f"is {params.best_of}, more than n, which a stream can't give; leave out stream or best_of")
     if request.num_sequences > max_prompts:
         name = "n" if params.best_of is None else "best_of"
-        _refuse(
+        refuse(
             name,
             f"is {params.num_drawn}, which makes {request.num_sequences:,} completions in all; ask for at most "
             f"{max_prompts:,} in a request",
@@ -109,10 +104,10 @@ def validate_body(values: dict[str, Any], *, is_chat: bool) -> Body:
         problem = explain(exc, values, {}, is_chat=is_chat)
         raise InvalidBodyError(problem.message, param=problem.label) from exc
     if body.stream_options is not None and not body.stream:
-        _refuse("stream_options", "is for streams only; give stream true too, or leave it out")
+        refuse("stream_options", "is for streams only; give stream true too, or leave it out")
     if isinstance(body, ChatBody) and (index := find_empty(body.messages)) is not None:
         problem_is = "null" if "content" in body.messages[index].model_fields_set else "missing"
-        _refuse(f"messages[{index}].content", f"is {problem_is}; {CONTENT_REMEDY}")
+        refuse(f"messages[{index}].content", f"is {problem_is}; {CONTENT_REMEDY}")
     return body
 
 
@@ -132,11 +127,12 @@ def build_request(body: Body, *, row: int, custom_id: str, model: str, defaults:
     The prompt of a chat is the compact JSON text of its messages, normalized (see `chat_messages`).
     Raises InvalidBodyError for parameters that contradict each other.
     """
-    params = _merge_params(body, defaults)
+    params = merge_params(body, defaults, is_chat=isinstance(body, ChatBody))
     if isinstance(body, ChatBody):
         return Request(row, custom_id, model, (compact_json(normalize(body.messages)),), False, params, is_chat=True)
     assert isinstance(body, CompletionBody)
     prompts, is_array, is_token_ids = split_prompt(body.prompt)
+    check_echo(params, is_token_ids=is_token_ids)
     return Request(row, custom_id, model, prompts, is_array, params, is_token_ids=is_token_ids)
 
 
@@ -191,18 +187,18 @@ def check_others(body: Body, *, ignores_unknown: bool = False) -> tuple[str, ...
             continue
         if field is None:
             unknown.append(name)
-        elif not field.asks_for_nothing(value):
-            _refuse(name, f"is {shown(value)}; {field.remedy}")
+        else:
+            check_refused(field, value)
     if unknown and not ignores_unknown:
         meant = closest(unknown[0], is_chat=is_chat)
         remedy = f"did you mean {meant}?" if meant is not None else "remove it"
-        _refuse(_ascii(unknown[0]), f"is not a field of this request; {remedy}")
+        refuse(_ascii(unknown[0]), f"is not a field of this request; {remedy}")
     found = dict.fromkeys(map(_ascii, unknown[:_MAX_IGNORED]))
     if isinstance(body, ChatBody):
         in_messages = (name for message in body.messages for name in _message_extras(message))
         found |= dict.fromkeys(islice(in_messages, _MAX_IGNORED))
     if found and not ignores_unknown:
-        _refuse(next(iter(found)), "is not known here; remove it")
+        refuse(next(iter(found)), "is not known here; remove it")
     return tuple(found)[:_MAX_IGNORED]
 
 
@@ -278,85 +274,11 @@ def _served_model(model: str | None, models: Collection[str]) -> str:
     names = sorted(models)
     known = ", ".join(names[:_MAX_LISTED_MODELS]) + (", ..." if len(names) > _MAX_LISTED_MODELS else "")
     if model is None:
-        _refuse("model", f"is missing; use one of: {known}")
+        refuse("model", f"is missing; use one of: {known}")
     if model not in models:
         message = f"model {shown(model)} does not exist here; use one of: {known}"
         raise InvalidBodyError(message, param="model", code="model_not_found")
     return model
-
-
-def _merge_params(body: Body, defaults: SamplingParams) -> SamplingParams:
-    """`defaults` with what the body says. Raises InvalidBodyError for what contradicts itself."""
-    given = given_params(body, is_chat=isinstance(body, ChatBody))
-    if isinstance(body, ChatBody):
-        given |= _chat_params(body.__dict__, given)
-    if "max_tokens" in given:
-        given["clips_max_tokens"] = False
-    params = replace(defaults, **given) if given else defaults
-    check_together(params)
-    if params.echo and isinstance(body, CompletionBody) and split_prompt(body.prompt)[2]:
-        _refuse("echo", "is not supported together with token ids; leave it out, or send the prompt as text")
-    return params
-
-
-def given_params(found: BaseModel, *, is_chat: bool) -> dict[str, Any]:
-    """The parameters that a checked body or row gives, as `SamplingParams` has them.
-
-    Raises InvalidBodyError where two names of one parameter say different things.
-    """
-    names, values = found.__pydantic_fields_set__, found.__dict__
-    given: dict[str, Any] = {}
-    said_by: dict[str, str] = {}
-    for field in PARAMETERS[is_chat]:
-        if field.name not in names or (value := values[field.name]) is None:
-            continue
-        assert field.param is not None
-        value = field.convert(value) if field.convert is not None else value
-        if given.setdefault(field.param, value) != value:
-            both = f"is {shown(value)} and {said_by[field.param]} {shown(given[field.param])}"
-            _refuse(field.name, f"{both}; give one of them")
-        said_by[field.param] = field.name
-    return given
-
-
-def check_together(params: SamplingParams) -> None:
-    """Raises InvalidBodyError for parameters that contradict each other."""
-    if params.best_of is not None and params.best_of < params.n:
-        _refuse("best_of", f"is {params.best_of}; use at least n, which is {params.n}")
-    if params.echo and params.logprobs is not None:
-        _refuse("echo", "is not supported together with logprobs; leave out one of them")
-    if params.min_tokens > params.max_tokens:
-        _refuse("min_tokens", f"is {params.min_tokens}; use at most max_tokens, which is {params.max_tokens}")
-
-
-def _chat_params(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """What fields of a chat say together."""
-    found: dict[str, Any] = {}
-    if values["logprobs"]:
-        found["logprobs"] = values["top_logprobs"] or 0
-    elif values["top_logprobs"]:
-        _refuse("top_logprobs", f"is {values['top_logprobs']} without logprobs; give logprobs true too")
-    if given.get("continue_final_message"):
-        if given.get("add_generation_prompt"):
-            _refuse("continue_final_message", "is true and add_generation_prompt true; give one of them")
-        found["add_generation_prompt"] = False
-    variables = _template_variables(values)
-    if variables:
-        found["chat_template_kwargs"] = variables_text(variables)
-    return found
-
-
-def _template_variables(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What the chat template gets beside messages. `reasoning_effort` says `enable_thinking`, too, as in vLLM."""
-    variables = {name: values[name] for name in TEMPLATE_FIELDS if values[name] is not None}
-    if "reasoning_effort" in variables:
-        variables["enable_thinking"] = variables["reasoning_effort"] != "none"
-    own = values["chat_template_kwargs"] or {}
-    for name in own:
-        if name in _VARIABLES_OF_THE_REQUEST:
-            label = f"chat_template_kwargs.{name}"
-            _refuse(label, f"is {shown(own[name])}; the request itself says that, remove it")
-    return variables | own
 
 
 def _message_extras(message: Message) -> Iterator[str]:
@@ -375,10 +297,6 @@ def _extras(model: BaseModel, prefix: str, ignored: Collection[str]) -> Iterator
 def _ascii(name: str) -> str:
     """A name from outside that can stand in a header and on a terminal."""
     return json.dumps(name[:_MAX_NAME_CHARS])[1:-1]
-
-
-def _refuse(param: str, problem: str) -> NoReturn:
-    raise InvalidBodyError(f"{param} {problem}", param=param)
 
 
 def _inline(value: Any, definitions: Mapping[str, Any]) -> Any:

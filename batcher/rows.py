@@ -22,14 +22,13 @@ from batcher.ids import MODEL_NAME_REMEDY, is_model_name
 from batcher.parameters import CHAT_URL, COMPLETIONS_URL, ROW_FIELDS, BatchLine, float_id, shown
 from batcher.plain import plain_table
 from batcher.prompts import MAX_LINE_BYTES, LineBatch, Origin, TableBatch
+from batcher.request_params import check_echo
+from batcher.row_params import RowParams, check_fields, table_values
 from batcher.shards import ShardRow
 from batcher.template import Template
 from batcher.types import ErrorCode, Request, RowError, SamplingParams
 
-_PARAMS = frozenset(PARAM_FIELDS)
 _BATCH_LINE_KEYS = frozenset({"method", "url", "body"})
-#: Parameters that are kept to be shared by rows. Where each row has a seed of its own, none of them would be.
-_MAX_MERGED = 1024
 
 
 class _UnknownModelError(InvalidRowError):
@@ -56,7 +55,8 @@ class RowParser:
     `SubmitOptions`. A row naming a model outside `known_models` gets `model_not_found`; None takes any name that a
     model can have. The prompt comes from `template`, else from `prompt_column`; where either is given, no row is taken
     for a batch line, and none for a chat by its messages. `chat` makes the prompts of plain rows chats, and `system`
-    goes before the messages of those that have no system message.
+    goes before the messages of those that have no system message. `fields` are columns of plain rows that are fields of
+    the request rather than the user's own.
     Raises InputError for options that contradict each other.
     """
 
@@ -73,11 +73,13 @@ class RowParser:
         endpoint: str | None = None,
         chat: bool = False,
         system: str | None = None,
+        fields: Sequence[str] = (),
     ) -> None:
-        _check_columns(prompt_column, id_column, template)
+        fields = check_fields(fields)
+        _check_columns(prompt_column, id_column, template, fields)
         self._params = params
-        self._merged: dict[tuple[Any, ...], SamplingParams] = {}
         self._chat_params = protocol.chat_defaults(params, max_tokens=chat_max_tokens)
+        self._row_params = RowParams(params=params, chat_params=self._chat_params, opted=fields)
         self._default_model = default_model
         self._known_models = known_models
         self._template = template
@@ -98,15 +100,16 @@ class RowParser:
         if id_column is not None:
             self._needed.add(id_column)
         #: Column or key -> the field it is read into.
-        self._fields = {name: name for name in ROW_FIELDS if name not in ("custom_id", "prompt")}
+        self._fields = {name: name for name in (*ROW_FIELDS, *fields) if name not in ("custom_id", "prompt")}
         self._fields[self._id_column] = "custom_id"
         if self._prompt_column is not None:
             self._fields[self._prompt_column] = "prompt"
-        row_model = parameters.row_model(prompt_column=self._prompt_column, id_column=self._id_column)
+        usual: dict[str, Any] = {"id_column": self._id_column, "fields": (*PARAM_FIELDS, *fields)}
+        row_model = parameters.row_model(prompt_column=self._prompt_column, **usual)
         self._validate_json = row_model.__pydantic_validator__.validate_json
         self._validate = row_model.__pydantic_validator__.validate_python
         # A chat's prompt or messages are read by `_chats`.
-        chat_model = parameters.row_model(prompt_column=None, id_column=self._id_column)
+        chat_model = parameters.row_model(prompt_column=None, is_chat=True, **usual)
         self._validate_chat_json = chat_model.__pydantic_validator__.validate_json
         self._validate_chat = chat_model.__pydantic_validator__.validate_python
         batch_model = parameters.batch_line_model(id_column=self._id_column)
@@ -122,7 +125,7 @@ class RowParser:
             row = first_row + position
             try:
                 parsed, extras = self._parse_line(line, row)
-            except (ValueError, InvalidRowError) as exc:
+            except (ValueError, InvalidRowError, InvalidBodyError) as exc:
                 parsed, extras = self._refuse_line(line, exc, row, batch.origin.source(position))
             rows.append(parsed)
             carried.append(extras)
@@ -225,7 +228,7 @@ class RowParser:
                 if position in unreadable:
                     raise InvalidRowError(f"{unreadable[position]} is not UTF-8 text; write the column as UTF-8")
                 rows.append(self._parse_values(values, row, can_be_chat=can_be_chats))
-            except (ValueError, InvalidRowError) as exc:
+            except (ValueError, InvalidRowError, InvalidBodyError) as exc:
                 rows.append(self._refused(values, self._explain(exc, values), row, origin.source(position)))
         row_bytes = table.nbytes // len(rows)
         return RowBatch(origin, rows, carried, [row_bytes + sum(map(len, row.request.prompts)) for row in rows])
@@ -257,6 +260,8 @@ class RowParser:
             return id_values(column)
         if name == MESSAGES and self._chats.reads_messages:
             return field_values(column, is_of_chats=True)
+        if name in self._row_params.opted:
+            return table_values(name, field_values(column, is_of_chats=True))
         return template_values(column) if field is None else field_values(column, is_of_chats=field == "prompt")
 
     # -- rows ---------------------------------------------------------------------------------------------------------
@@ -277,7 +282,8 @@ class RowParser:
         else:
             prompt = self._chats.prompt(values) if is_chat else fields["prompt"]
         prompts, is_array, is_token_ids = protocol.split_prompt(prompt)
-        defaults = self._chat_params if is_chat else self._params
+        params = self._row_params.merge(found, is_chat=is_chat)
+        check_echo(params, is_token_ids=is_token_ids)
         return ShardRow(
             Request(
                 row,
@@ -285,7 +291,7 @@ class RowParser:
                 model,
                 prompts,
                 is_array,
-                defaults if _PARAMS.isdisjoint(found.__pydantic_fields_set__) else self._merge_params(fields, defaults),
+                params,
                 is_chat,
                 is_token_ids=is_token_ids,
             )
@@ -333,32 +339,12 @@ class RowParser:
             raise _UnknownModelError(problem, param="model")
         return model
 
-    def _merge_params(self, fields: Mapping[str, Any], default: SamplingParams) -> SamplingParams:
-        max_tokens, temperature, top_p, stop, seed = [fields[name] for name in PARAM_FIELDS]
-        if type(stop) is list:
-            stop = tuple(stop)
-        key = (max_tokens, temperature, top_p, stop, seed, default is self._chat_params)
-        # Most rows are sampled like others before them, and to look that up is faster than to build it.
-        merged = self._merged.get(key)
-        if merged is None:
-            # Further parameters have no defaults of the job.
-            merged = SamplingParams(
-                default.max_tokens if max_tokens is None else max_tokens,
-                default.temperature if temperature is None else temperature,
-                default.top_p if top_p is None else top_p,
-                default.stop if stop is None else (stop,) if isinstance(stop, str) else stop,
-                default.seed if seed is None else seed,
-                clips_max_tokens=default.clips_max_tokens and max_tokens is None,
-            )
-            if len(self._merged) >= _MAX_MERGED:
-                self._merged.clear()
-            self._merged[key] = merged
-        return merged
-
     def _explain(self, exc: Exception, values: Mapping[str, Any]) -> Exception:
         if isinstance(exc, ValidationError):
-            problem = parameters.explain(exc, values, self._fields)
+            problem = parameters.explain(exc, values, self._fields, is_chat=self._chats.is_chat(values))
             return InvalidRowError(problem.message, param=problem.label)
+        if isinstance(exc, InvalidBodyError):
+            return InvalidRowError(str(exc), param=exc.param)
         return exc
 
     def _refused(
@@ -396,11 +382,13 @@ def _known_id(custom_id: Any) -> str | None:
     return str(custom_id) if isinstance(custom_id, str) or type(custom_id) is int else None
 
 
-def _check_columns(prompt_column: str | None, id_column: str | None, template: Template | None) -> None:
+def _check_columns(
+    prompt_column: str | None, id_column: str | None, template: Template | None, fields: Sequence[str]
+) -> None:
     if template is not None and prompt_column is not None:
         raise InputError("--template and --prompt-column both say where the prompt comes from; give one of them")
     for option, column in (("--prompt-column", prompt_column), ("--id-column", id_column)):
-        if column is not None and column in {*PARAM_FIELDS, "model", "stream"}:
+        if column is not None and column in {*PARAM_FIELDS, *fields, "model", "stream"}:
             raise InputError(f"{option} {column}: that column is a parameter of the request; rename the column")
     if template is None and (prompt_column or "prompt") == (id_column or "custom_id"):
         raise InputError(f"column {prompt_column or 'prompt'!r} can't be both prompt and id; name another")

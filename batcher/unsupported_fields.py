@@ -10,16 +10,16 @@ from batcher.body_field import Of, harmless, refused
 #: Fields of chats that are variables of the chat template.
 TEMPLATE_FIELDS = ("reasoning_effort", "verbosity", "documents")
 
-_ONLY_WITH_OTHERS = "has an effect only beside a field that is refused"
+_ONLY_WITH_OTHERS = "only another field, which is refused"
 
 HARMLESS = (
-    *harmless("says who asks", "user", "safety_identifier", "metadata", "request_id", "session_id", "rid"),
-    *harmless("says whether a service keeps the answer", "store"),
-    *harmless("is about order and speed", "service_tier", "priority", "prediction", "stream_interval"),
-    *harmless("is about order and speed", "sse_ping_interval", "stream_reasoning", "backend_sampling"),
-    *harmless("is about caches", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"),
-    *harmless("is about caches", "cache_prompt", "id_slot", "n_cache_reuse", "n_keep", "n_discard", "keep_alive"),
-    *harmless("is about caches", "kv_transfer_params", "ec_transfer_params"),
+    *harmless("who asks", "user", "safety_identifier", "metadata", "request_id", "session_id", "rid"),
+    *harmless("keeping the answer", "store"),
+    *harmless("order and speed", "service_tier", "priority", "prediction", "stream_interval"),
+    *harmless("order and speed", "sse_ping_interval", "stream_reasoning", "backend_sampling"),
+    *harmless("caches", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"),
+    *harmless("caches", "cache_prompt", "id_slot", "n_cache_reuse", "n_keep", "n_discard", "keep_alive"),
+    *harmless("caches", "kv_transfer_params", "ec_transfer_params"),
     *harmless(_ONLY_WITH_OTHERS, "parallel_tool_calls", "parse_tool_calls"),
     *harmless(_ONLY_WITH_OTHERS, "media_io_kwargs", "mm_processor_kwargs", "return_mm_kwargs"),
     *harmless(_ONLY_WITH_OTHERS, "truncation_side", "spaces_between_special_tokens", "routed_experts_prompt_start"),
@@ -28,7 +28,7 @@ HARMLESS = (
     *harmless(_ONLY_WITH_OTHERS, "xtc_threshold", "mirostat_tau", "mirostat_eta", "dynatemp_exponent"),
     *harmless(_ONLY_WITH_OTHERS, "dry_base", "dry_allowed_length", "dry_penalty_last_n", "dry_sequence_breakers"),
     *harmless(_ONLY_WITH_OTHERS, "adaptive_decay", "post_sampling_probs"),
-    *harmless("is for chat templates", *TEMPLATE_FIELDS, of=Of.TEXT),
+    *harmless("chat templates", *TEMPLATE_FIELDS, of=Of.TEXT),
 )
 
 _NO_TOOLS = "tools are not supported; leave it out"
@@ -74,9 +74,10 @@ REFUSED = (
     # What the prompt is.
     *refused("prompts are never cut; shorten the prompt", truncate_prompt_tokens=(), truncate=()),
     *refused("a prompt is text; use prompt or messages", prompt_embeds=(), image_data=([],), images=([],)),
-    *refused("use prompt or messages", inputs=(), input=(), input_prefix=(), input_extra=([],)),
+    *refused("use prompt or messages", inputs=(), input=()),
+    *refused("use prompt", of=Of.TEXT, input_prefix=(), input_extra=([],)),
+    *refused("use suffix", of=Of.TEXT, input_suffix=()),
     *refused("put it into the prompt or the messages", system=(), system_prompt=()),
-    *refused("use suffix", input_suffix=()),
     *refused("the model's own template is used; leave it out", chat_template=(), generation_prompt=()),
     *refused("the model says which tokens begin a prompt; leave it out", of=Of.TEXT, add_special_tokens=(True,)),
     *refused("the template says which tokens begin a prompt; leave it out", of=Of.CHAT, add_special_tokens=(False,)),
@@ -93,9 +94,10 @@ REFUSED = (
     # What the answer holds.
     *refused("use n", n_cmpl=(1,), num_return_sequences=(1,)),
     *refused("use seed", random_seed=()),
-    *refused("use echo", return_full_text=(False,)),
+    *refused("use echo", of=Of.TEXT, return_full_text=(False,)),
+    *refused(_NOT_GIVEN, of=Of.CHAT, return_full_text=(False,), prompt_logprobs=(), decoder_input_details=(False,)),
     *refused("use logprobs", n_probs=(0,), logprob_token_ids=(), top_n_tokens=(0,)),
-    *refused("use echo with logprobs", prompt_logprobs=(), decoder_input_details=(False,)),
+    *refused("use echo with logprobs", of=Of.TEXT, prompt_logprobs=(), decoder_input_details=(False,)),
     *refused("special tokens are never in the text; leave it out", skip_special_tokens=(True,)),
     *refused("tokens are given as text; leave it out", detokenize=(True,), return_tokens_as_token_ids=(False,)),
     *refused("tokens are given as text; leave it out", return_token_ids=(False,), return_token_offsets=(False,)),

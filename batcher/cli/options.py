@@ -55,6 +55,10 @@ def _no_empty_text(ctx: click.Context, param: click.Parameter, values: tuple[str
     return values
 
 
+def _split_names(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name.strip() for value in values for name in value.split(",") if name.strip())
+
+
 def _chain(*decorators: Decorator) -> Decorator:
     """One decorator for several options, listed in `--help` in this order."""
 
@@ -158,8 +162,8 @@ context_option = option(
     "--ctx", type=click.IntRange(min=1), help="Tokens of a prompt and its completion together. [default: 2048]"
 )
 
-#: How prompts are read from the input files. Parameters: prompt_column, id_column, template, chat, system, strict,
-#: shard_rows.
+#: How prompts are read from the input files. Parameters: prompt_column, id_column, template, chat, system, fields,
+#: strict, shard_rows.
 input_options = _chain(
     prompt_column_option,
     option("--id-column", metavar="NAME", help="Column that holds the custom_id. [default: custom_id, else the row]"),
@@ -175,6 +179,14 @@ input_options = _chain(
         metavar="TEXT|@FILE",
         help="System message of the chats in plain rows that have none of their own; @FILE as in --template.",
     ),
+    option(
+        "--fields",
+        multiple=True,
+        metavar="NAMES",
+        callback=_split_names,
+        help="Columns of plain rows that are fields of the request, e.g. top_k,min_p; other columns are your own. "
+        "docs/serving.md has the fields; can be given several times.",
+    ),
     option("--strict", is_flag=True, help="Refuse the whole input if a row is bad, listing the first of them."),
     option(
         "--shard-rows",
@@ -183,7 +195,8 @@ input_options = _chain(
     ),
 )
 
-#: Defaults for rows that don't say. Parameters: max_tokens, temperature, top_p, stop, seed.
+#: Defaults for rows that don't say. Parameters: max_tokens, temperature, top_p, top_k, min_p, repetition_penalty, stop,
+#: seed.
 sampling_options = _chain(
     option(
         "--max-tokens",
@@ -204,6 +217,27 @@ sampling_options = _chain(
         default=DEFAULT_TOP_P,
         callback=_not_nan,
         help="Nucleus sampling: draw from the likeliest tokens that hold this probability; 0 takes the likeliest.",
+    ),
+    option(
+        "--top-k",
+        type=click.IntRange(min=-1, max=2**31 - 1),
+        default=0,
+        callback=lambda ctx, param, value: max(value, 0),
+        help="Draw from this many of the likeliest tokens; 0 for all.",
+    ),
+    option(
+        "--min-p",
+        type=click.FloatRange(min=0, max=1),
+        default=0.0,
+        callback=_not_nan,
+        help="Draw from the tokens that are at least this share as likely as the likeliest.",
+    ),
+    option(
+        "--repetition-penalty",
+        type=click.FloatRange(min=0.01, max=100),
+        default=1.0,
+        callback=_not_nan,
+        help="Above 1, tokens of the prompt and the text become less likely; below, likelier.",
     ),
     option(
         "--stop",
@@ -255,11 +289,15 @@ def submit_options(
     template: str | None,
     chat: bool,
     system: str | None,
+    fields: tuple[str, ...],
     strict: bool,
     shard_rows: int | None,
     max_tokens: int,
     temperature: float,
     top_p: float,
+    top_k: int,
+    min_p: float,
+    repetition_penalty: float,
     stop: tuple[str, ...],
     seed: int | None,
     row_timeout: float | None = None,
@@ -277,13 +315,22 @@ def submit_options(
     is_default = context is not None and context.get_parameter_source("max_tokens") is ParameterSource.DEFAULT
     return SubmitOptions(
         default_model=default_model,
-        params=SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p, stop=stop),
+        params=SamplingParams(
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            stop=stop,
+            top_k=top_k,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+        ),
         known_models=known_models,
         prompt_column=prompt_column,
         id_column=id_column,
         template=read_template(template),
         chat=chat,
         system=None if system is None else _read_text("--system", system, what="the message"),
+        fields=fields,
         strict=strict,
         shard_rows=shard_rows,
         seed=seed,

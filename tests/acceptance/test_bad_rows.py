@@ -21,7 +21,7 @@ LINES: list[tuple[bytes, tuple[str, str] | None]] = [
     (b'{"prompt": 42}', ("invalid_request", "prompt")),
     (b'{"prompt": "x", "max_tokens": "ten"}', ("invalid_request", "max_tokens")),
     (b'{"prompt": "x", "temperature": 2.5}', ("invalid_request", "temperature")),
-    (b'{"prompt": "x", "top_p": 0}', ("invalid_request", "top_p")),
+    (b'{"prompt": "x", "top_p": 2}', ("invalid_request", "top_p")),
     (b'{"note": "no prompt"}', ("invalid_request", "prompt")),
     (b'{"prompt": "x", "model": "gpt-9"}', ("model_not_found", "gpt-9")),
     (json.dumps({"prompt": "word " * 400}).encode(), ("context_length_exceeded", "--ctx")),

@@ -48,7 +48,7 @@ def test_each_option_has_a_variable_and_a_help_text(name: str) -> None:
 @pytest.fixture
 def prompts(tmp_path: Path) -> Path:
     """Two good rows, of which one names no model, and a bad one."""
-    rows = [{"prompt": "one"}, {"prompt": ["a", "bc"], "model": "other", "topic": "x"}, {"prompt": "x", "top_p": 0}]
+    rows = [{"prompt": "one"}, {"prompt": ["a", "bc"], "model": "other", "topic": "x"}, {"prompt": "x", "top_p": 2}]
     path = tmp_path / "prompts.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -62,7 +62,7 @@ def test_validate_counts_and_lists_bad_rows_by_line(run: Run, prompts: Path, tmp
     assert re.search(r"^Choices +3$", out, re.M)
     assert re.search(r"^Models +other 1, qwen 1$", out, re.M)
     assert re.search(r"^Carried +topic \(string\)$", out, re.M)
-    assert re.search(r"^Bad rows:\n  prompts\.jsonl:3: top_p is 0; ", out, re.M)
+    assert re.search(r"^Bad rows:\n  prompts\.jsonl:3: top_p is 2; ", out, re.M)
     assert "qwen is not on this machine" in err
     assert [path.name for path in tmp_path.iterdir()] == ["prompts.jsonl"]
 
@@ -127,7 +127,7 @@ def test_chats_have_a_default_of_their_own_unless_one_is_given(
         ("validate gone.jsonl", "gone.jsonl: no such file"),
         ("validate prompts.jsonl --temperature 3", "Invalid value for '--temperature'"),
         ("validate prompts.jsonl --temperature nan", "Invalid value for '--temperature'"),
-        ("validate prompts.jsonl --top-p 0", "Invalid value for '--top-p'"),
+        ("validate prompts.jsonl --top-p 1.5", "Invalid value for '--top-p'"),
         ("validate prompts.jsonl --top-p nan", "Invalid value for '--top-p'"),
         ("validate prompts.jsonl --max-tokens 0", "Invalid value for '--max-tokens'"),
         ("validate prompts.jsonl --stop ''", "an empty stop string"),

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from tests.field_tables import PAGE, renewed
+
 ROOT = Path(__file__).parents[2]
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
 
@@ -21,3 +23,9 @@ def test_every_test_that_is_named_exists() -> None:
 
     assert len(named) > 15
     assert [test for file, test in named if f"def {test}(" not in (ROOT / file).read_text(encoding="utf-8")] == []
+
+
+def test_tables_of_fields_are_those_of_the_code() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+
+    assert renewed(page) == page, "run .venv/bin/python -m tests.field_tables"
