@@ -1,7 +1,7 @@
 """The output files of a batch: its results as the lines that the API documents, made when somebody first asks.
 
     JOB/batch/output-<stamp>.jsonl     lines of the rows that are ok
-    JOB/batch/errors-<stamp>.jsonl     lines of the rows that failed
+    JOB/batch/errors-<stamp>.jsonl     lines of the rows that failed, and of those that never ran once it has ended
     JOB/batch/outputs.json             written last: which stamp these are of
     JOB/batch/output.deleted           the stamp whose output a client has deleted; likewise errors.deleted
 
@@ -22,6 +22,7 @@ from batcher import storage
 from batcher.errors import StorageError
 from batcher.export import write_batch_output
 from batcher.jobdir import JobDir
+from batcher.responses import Unrun
 
 _FILE_ID = re.compile(r"^file-(output|errors)-(.{1,128})\Z")
 _INPUT_ID_PREFIX = "file-input-"
@@ -71,13 +72,14 @@ def is_virtual_input(file_id: str) -> bool:
 
 
 def results_stamp(job: JobDir) -> str:
-    """A name for the state of the results: another one whenever rows were added or computed again."""
+    """A name for the state of the results: another one whenever rows were added, computed again or given up."""
     digest = hashlib.sha256()
     try:
         if job.is_complete:
             # It says when the last part was committed.
             digest.update(job.summary_path.read_bytes())
         else:
+            digest.update(f"{_unrun(job)}\n".encode())
             for info in job.manifest.shards:
                 names = [chunk.path.name for chunk in job.chunks(info.shard)]
                 with contextlib.suppress(FileNotFoundError):
@@ -129,6 +131,14 @@ def is_deleted(job: JobDir, kind: OutputKind) -> bool:
     return stamp == results_stamp(job)
 
 
+def _unrun(job: JobDir) -> Unrun | None:
+    """Why rows that are not finished will not be, if that is so."""
+    cancellation = job.cancellation
+    if cancellation is None:
+        return None
+    return Unrun.EXPIRED if cancellation.is_expiry else Unrun.CANCELLED
+
+
 def _are_there(job: JobDir, made: Outputs) -> bool:
     return all(
         made.num_bytes(kind) is None
@@ -144,7 +154,7 @@ def _make(job: JobDir, stamp: str) -> Outputs:
     targets = [job.batch_file_path(kind.value, stamp=stamp) for kind in OutputKind]
     temps = [storage.temp_path(target) for target in targets]
     try:
-        numbers = write_batch_output(job, *temps)
+        numbers = write_batch_output(job, *temps, unrun=_unrun(job))
         sizes = [
             _publish(temp, target, num_lines=num_lines)
             for temp, target, num_lines in zip(temps, targets, numbers, strict=True)

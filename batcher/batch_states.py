@@ -153,7 +153,7 @@ class BatchReader:
             return self._with_outputs(job, record, BatchStatus.IN_PROGRESS, {}, counts)
         at = unix(cancellation.at)
         if cancellation.is_expiry:
-            return self._with_outputs(job, record, BatchStatus.EXPIRED, {"expired_at": at}, counts)
+            return self._with_outputs(job, record, BatchStatus.EXPIRED, {"expired_at": at}, _without_hope(counts))
         ended_at = read_cancelled_at(job, cancellation)
         if ended_at is None and record is None and not _is_held(status):
             # Nobody keeps a note of when its workers stopped.
@@ -161,7 +161,8 @@ class BatchReader:
         times = {"cancelling_at": at}
         if ended_at is None:
             return self._with_outputs(job, record, BatchStatus.CANCELLING, times, counts)
-        return self._with_outputs(job, record, BatchStatus.CANCELLED, {**times, "cancelled_at": ended_at}, counts)
+        times["cancelled_at"] = ended_at
+        return self._with_outputs(job, record, BatchStatus.CANCELLED, times, _without_hope(counts))
 
     def _with_outputs(
         self, job: JobDir, record: BatchRecord | None, status: BatchStatus, times: dict[str, int], counts: Counts
@@ -238,6 +239,11 @@ def _counts(status: Status) -> Counts:
         cached_tokens=status.cached_tokens,
         output_tokens=status.completion_tokens,
     )
+
+
+def _without_hope(counts: Counts) -> Counts:
+    """The counts once nothing runs any more: what never ran has failed, and is in the error file."""
+    return replace(counts, failed=counts.total - counts.completed)
 
 
 def _is_held(status: Status) -> bool:

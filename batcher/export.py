@@ -22,9 +22,9 @@ from batcher import storage
 from batcher.errors import InputError, JobError, StorageError
 from batcher.jobdir import JobDir, ShardInfo
 from batcher.repair import read_part
-from batcher.responses import batch_output_line, completion_body
+from batcher.responses import Unrun, batch_output_line, completion_body, unrun_line
 from batcher.results import RESULT_FIELDS, join_tables, read_chunks, result_schema
-from batcher.shards import RequestFacts, read_request_facts
+from batcher.shards import RequestFacts, read_custom_ids, read_request_facts
 from batcher.types import RowStatus
 from batcher.values import json_line, json_values, text_values
 
@@ -175,22 +175,39 @@ def _write_jsonl(path: Path, job: JobDir, *, layout: ExportFormat) -> int:
     return num_lines
 
 
-def write_batch_output(job: JobDir, output: Path, errors: Path) -> tuple[int, int]:
+def write_batch_output(job: JobDir, output: Path, errors: Path, *, unrun: Unrun | None = None) -> tuple[int, int]:
     """Write the batch output lines of what is finished now: of rows that are ok into one file, of failed into another.
 
-    One pass, shard by shard. Returns the lines in each. The files are written in place: for temporary names.
+    With `unrun`, the reason, rows that are not finished have lines among the failed, so that every custom_id is in one
+    of the files. One pass, shard by shard. Returns the lines in each. The files are written in place: for temporary
+    names.
     """
+    schema = result_schema(job.manifest.carried)
     num_ok = num_failed = 0
     with (
         output.open("w", encoding="utf-8", newline="\n") as ok_file,
         errors.open("w", encoding="utf-8", newline="\n") as error_file,
     ):
-        for rows, facts in _finished_requests(job, with_carried=False):
-            is_ok = rows[0]["status"] == RowStatus.OK.value
-            line = _batch_line(job, rows, facts=facts)
-            (ok_file if is_ok else error_file).write(f"{json_line(line)}\n")
-            num_ok, num_failed = num_ok + is_ok, num_failed + (not is_ok)
+        for info in job.manifest.shards:
+            table = _finished_table(job, info, schema).select(RESULT_FIELDS.names)
+            for rows, facts in _shard_requests(job, info, table):
+                is_ok = rows[0]["status"] == RowStatus.OK.value
+                line = _batch_line(job, rows, facts=facts)
+                (ok_file if is_ok else error_file).write(f"{json_line(line)}\n")
+                num_ok, num_failed = num_ok + is_ok, num_failed + (not is_ok)
+            if unrun is not None:
+                for row, custom_id in _unfinished(job, info, table):
+                    line = unrun_line(custom_id, digits=job.manifest.response_digits(row), why=unrun)
+                    error_file.write(f"{json_line(line)}\n")
+                    num_failed += 1
     return num_ok, num_failed
+
+
+def _unfinished(job: JobDir, info: ShardInfo, table: pa.Table) -> Iterator[tuple[int, str]]:
+    """Number and custom_id of the rows of a shard that its result table lacks."""
+    finished = set(table["row"].to_pylist())
+    if len(finished) < info.num_rows:
+        yield from (named for named in read_custom_ids(job.shard_path(info.shard)) if named[0] not in finished)
 
 
 def _batch_line(job: JobDir, rows: list[dict[str, Any]], *, facts: RequestFacts) -> dict[str, Any]:
@@ -200,11 +217,18 @@ def _batch_line(job: JobDir, rows: list[dict[str, Any]], *, facts: RequestFacts)
 def _finished_requests(job: JobDir, *, with_carried: bool) -> Iterator[tuple[list[dict[str, Any]], RequestFacts]]:
     """The result rows of each request that is finished now, in order, and what they do not say of it."""
     for info, table in _finished_shards(job):
-        # The shard's file is read only where it says more than the results.
-        is_asked = info.model is None or _has_errors(table) or _may_have_n(table)
-        facts = read_request_facts(job.shard_path(info.shard)) if is_asked else {}
-        for rows in _requests(table if with_carried else table.select(RESULT_FIELDS.names)):
-            yield rows, facts.get(rows[0]["row"], _NO_FACTS)
+        yield from _shard_requests(job, info, table if with_carried else table.select(RESULT_FIELDS.names))
+
+
+def _shard_requests(
+    job: JobDir, info: ShardInfo, table: pa.Table
+) -> Iterator[tuple[list[dict[str, Any]], RequestFacts]]:
+    """The requests of a shard's result table, likewise."""
+    # The shard's file is read only where it says more than the results.
+    is_asked = table.num_rows and (info.model is None or _has_errors(table) or _may_have_n(table))
+    facts = read_request_facts(job.shard_path(info.shard)) if is_asked else {}
+    for rows in _requests(table):
+        yield rows, facts.get(rows[0]["row"], _NO_FACTS)
 
 
 def _has_errors(table: pa.Table) -> bool:

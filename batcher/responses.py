@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from enum import StrEnum
 from typing import Any
 
 from batcher.fields import FIELDS
@@ -188,6 +189,25 @@ def batch_output_line(
     body = completion_body(rows, facts=facts)
     line["response"] = {"status_code": status, "request_id": f"req_{digits}", "body": body}
     return line
+
+
+class Unrun(StrEnum):
+    """Why a request of a batch was never run, by the codes that the API documents."""
+
+    EXPIRED = "batch_expired"
+    CANCELLED = "batch_cancelled"
+
+
+_UNRUN_MESSAGES = {
+    Unrun.EXPIRED: "the completion window was over before this request was run; send it in another batch",
+    Unrun.CANCELLED: "the batch was cancelled before this request was run; send it in another batch",
+}
+
+
+def unrun_line(custom_id: str, *, digits: str, why: Unrun) -> dict[str, Any]:
+    """The line of an OpenAI batch error file for a request that was never run. `digits` as in `batch_output_line`."""
+    error = {"code": why.value, "message": _UNRUN_MESSAGES[why]}
+    return {"id": f"batch_req_{digits}", "custom_id": custom_id, "response": None, "error": error}
 
 
 class ChunkStream:

@@ -136,6 +136,12 @@ def read_row_numbers(path: Path) -> list[int]:
     return [int(value["row"]) for value in request.to_pylist()]
 
 
+def read_custom_ids(path: Path) -> Iterator[tuple[int, str]]:
+    """The number of each row of a shard in the input, and its custom_id. Raises like `read_shard`."""
+    request = _read(path, columns=["request.row", "request.custom_id"])["request"]
+    return ((value["row"], value["custom_id"]) for value in request.to_pylist())
+
+
 def read_request_facts(path: Path) -> dict[int, RequestFacts]:
     """What is known of the requests of a shard beyond their results, by row number. Raises like `read_shard`."""
     names = ("row", "n", "is_chat", "error_code", "error_param")

@@ -253,6 +253,61 @@ def test_cancelled_batch_keeps_what_is_finished(bench: BatchBench) -> None:
         bench.batches.cancel(batch.id)
 
 
+@pytest.mark.parametrize("end", ["batch_expired", "batch_cancelled"])
+@pytest.mark.parametrize("num_done", [0, 7])
+def test_each_request_of_a_batch_that_ended_early_is_in_one_of_its_files(
+    bench: BatchBench, end: str, num_done: int
+) -> None:
+    # Given a batch of three shards: one is done, one is begun, one waits; and a line that is refused
+    ids = [f"id-{number}" for number in range(90)]
+    content = lines(*(line(name) for name in ids), line("bad", max_tokens=0))
+    batch = bench.started(content, completion_window="2m")
+    job = JobDir.open(bench.job(batch.id).path)
+    assert len([info for info in job.manifest.shards if info.model is not None]) == 3
+    work(job, shards=[job.manifest.shards[1]], answer=lambda request: TIMEOUT if request.row == 40 else "text")
+    if num_done:
+        work_partly(job, num_done)
+
+    # When its time is over, or somebody cancels it
+    if end == "batch_expired":
+        bench.clock.now += 121
+    else:
+        bench.batches.cancel(batch.id)
+    bench.batches.tick()
+
+    # Then every request is found once, and the counts are those of the files
+    ended = bench.get(batch.id)
+    assert ended.status is (BatchStatus.EXPIRED if end == "batch_expired" else BatchStatus.CANCELLED)
+    output = output_lines(bench, ended.output_file_id)
+    errors = output_lines(bench, ended.error_file_id)
+    assert sorted(one["custom_id"] for one in output + errors) == sorted([*ids, "bad"])
+    assert (ended.counts.completed, ended.counts.failed) == (len(output), len(errors))
+    assert ended.counts.total == 91
+    unrun = [one for one in errors if one["error"] is not None and one["error"]["code"] == end]
+    assert {one["custom_id"] for one in unrun} == {*ids[num_done:32], *ids[64:]}
+    assert all(one["response"] is None and one["error"]["message"] for one in unrun)
+    assert len({one["id"] for one in output + errors}) == 91
+    told = {one["custom_id"] for one in errors} - {one["custom_id"] for one in unrun}
+    assert told == {"id-40", "bad"}
+
+
+def test_requests_that_never_ran_leave_the_error_file_when_the_batch_is_taken_up_again(bench: BatchBench) -> None:
+    batch = bench.started(GOOD)
+    bench.batches.cancel(batch.id)
+    bench.batches.tick()
+    cancelled = bench.get(batch.id)
+    assert (cancelled.output_file_id, cancelled.counts.failed) == (None, 3)
+    assert len(output_lines(bench, cancelled.error_file_id)) == 3
+
+    bench.job(batch.id).uncancel()
+    assert bench.get(batch.id).counts.failed == 0
+    work(bench.job(batch.id))
+    bench.batches.tick()
+
+    done = bench.get(batch.id)
+    assert (done.status, done.error_file_id, done.counts.completed) == (BatchStatus.COMPLETED, None, 3)
+
+
 def test_batch_is_cancelling_while_a_worker_holds_its_shard(bench: BatchBench, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = bench.started(GOOD)
     held = {"is": True}
