@@ -58,11 +58,11 @@ def check_refused(field: BodyField, value: Any) -> None:
 
 def _given(found: BaseModel, *, is_chat: bool) -> dict[str, Any]:
     """The parameters that a body or row gives, as `SamplingParams` has them."""
-    names, values = found.__pydantic_fields_set__, found.__dict__
+    values = found.__dict__
     given: dict[str, Any] = {}
     said_by: dict[str, str] = {}
     for field in PARAMETERS[is_chat]:
-        if field.name not in names or (value := values[field.name]) is None:
+        if (value := values.get(field.name)) is None:
             continue
         assert field.param is not None
         value = field.convert(value) if field.convert is not None else value

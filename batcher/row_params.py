@@ -24,7 +24,7 @@ _CLIPS = _FURTHER.index("clips_max_tokens")
 
 
 def check_fields(names: Collection[str]) -> tuple[str, ...]:
-    """The fields that rows opt in to, sorted, each once. Raises InputError for a name that none can have."""
+    """The fields that rows opt in to, in the order of the table. Raises InputError for a name that none can have."""
     for name in names:
         if name in OPTIONAL_ROW_FIELDS or name in PARAM_FIELDS:
             continue
@@ -34,7 +34,7 @@ def check_fields(names: Collection[str]) -> tuple[str, ...]:
         meant = closest(name, is_chat=True) or closest(name, is_chat=False)
         hint = f"did you mean {meant}? " if meant in OPTIONAL_ROW_FIELDS else ""
         raise InputError(f"--fields {name}: there is no such field; {hint}rows can have {known}")
-    return tuple(sorted({*names} - {*PARAM_FIELDS}))
+    return tuple(name for name in OPTIONAL_ROW_FIELDS if name in names)
 
 
 class RowParams:
