@@ -2,19 +2,57 @@
 
 A template is a program in the file of a model, which may come from anywhere, so it runs in Jinja's sandbox, which lets
 it neither reach Python's internals nor change what it is given. What it may use beyond Jinja is what Hugging Face
-transformers offers to templates (`apply_chat_template`): `raise_exception`, `strftime_now`, `tojson` without escapes.
+transformers offers to templates (`apply_chat_template`): `raise_exception`, `strftime_now`, `tojson` without escapes,
+`{% generation %}` around what the assistant said.
+
+Templates differ in how they want tool calls of the past. The arguments of a call are an object to most, as transformers
+has them, but JSON text in the API; to some they are that text. A message without content is null in the API, and some
+would write "None". So a template gets what it can use.
 """
 
+import contextlib
 import json
+from collections.abc import Iterator
 from datetime import datetime
+from functools import cached_property
 from typing import Any, NoReturn
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+#: Stands behind the message to go on with, to find its end. The same as in transformers, as some templates look for it.
+_END_MARK = "CONTINUE_FINAL_MESSAGE_TAG "
+
+Message = dict[str, Any]
+
+#: A call beside no content, its arguments in both forms.
+_NULL_CHATS: list[list[Message]] = [
+    [
+        {"role": "user", "content": "x"},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [
+                {"id": "call00001", "type": "function", "function": {"name": "f", "arguments": arguments}},
+            ],
+        },
+        {"role": "tool", "name": "f", "content": "x", "tool_call_id": "call00001"},
+    ]
+    for arguments in (dict[str, Any](), "{}")
+]
 
 
 class ChatTemplateError(Exception):
-    """Messages that a template refuses, or a template that can't be used; the text says which."""
+    """Messages that a template refuses, or a template that can't be used; the text says which.
+
+    `field` is the parameter that is to blame.
+    """
+
+    def __init__(self, message: str, *, field: str = "messages") -> None:
+        super().__init__(message)
+        self.field = field
 
 
 class ChatTemplate:
@@ -25,7 +63,7 @@ class ChatTemplate:
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True,
             lstrip_blocks=True,
-            extensions=["jinja2.ext.loopcontrols"],
+            extensions=["jinja2.ext.loopcontrols", _Generation],
             autoescape=False,
         )
         environment.filters["tojson"] = _to_json
@@ -37,19 +75,117 @@ class ChatTemplate:
         except TemplateError as exc:
             raise ChatTemplateError(f"the model's chat template can't be read: {exc}") from exc
 
-    def render(self, messages: str) -> str:
-        """The prompt of `messages`, the JSON text of a list of `{"role", "content"}`, up to where the answer begins."""
+    def render(
+        self, messages: str, *, adds_generation_prompt: bool = True, continues_final: bool = False, variables: str = ""
+    ) -> str:
+        """The prompt of `messages`, the JSON text of a list of `{"role", "content"}`, up to where the answer begins.
+
+        With `continues_final` that is the end of the last message's content, else behind the end of the last message,
+        or with `adds_generation_prompt` behind what opens an answer. `variables` is the JSON text of an object of
+        further ones for the template; it can't replace ours. Raises ChatTemplateError.
+        """
         try:
-            return self._template.render(
-                messages=json.loads(messages), add_generation_prompt=True, tools=None, **self._tokens
-            )
+            chat, own = json.loads(messages), json.loads(variables or "{}")
+            known = {**own, "tools": None, "add_generation_prompt": adds_generation_prompt and not continues_final}
+            if continues_final:
+                return self._render_open(chat, known)
+            return self._render_history(chat, known)
+        except ChatTemplateError:
+            raise
         # A template runs into any error that its expressions can: a message without what it looks for, a wrong type.
         except Exception as exc:
             raise ChatTemplateError(f"the model's chat template refuses these messages: {exc}") from exc
 
+    def _render_open(self, chat: list[Message], known: dict[str, Any]) -> str:
+        """Up to the end of the last message's content, found as transformers does."""
+        field = "continue_final_message"
+        content = chat[-1].get("content") if chat else None
+        if not isinstance(content, str):
+            raise ChatTemplateError("the last message has no content to go on with; give it some", field=field)
+        text = self._render_history([*chat[:-1], chat[-1] | {"content": content + _END_MARK}], known)
+        end = text.rfind(_END_MARK.rstrip())
+        if end < 0 or content.strip() not in text:
+            raise ChatTemplateError(
+                "the model's chat template changes the last message or leaves it out, so it can't go on; leave the "
+                "parameter out",
+                field=field,
+            )
+        # A template that strips a message has stripped the mark's blank, and would have stripped those before it.
+        return text[:end] if text.startswith(_END_MARK, end) else text[:end].rstrip()
 
-def _to_json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+    def _render_history(self, chat: list[Message], known: dict[str, Any]) -> str:
+        first: Exception | None = None
+        for form in self._forms(chat):
+            try:
+                return self._write(form, known)
+            except Exception as exc:
+                first = first or exc
+        assert first is not None
+        raise first
+
+    def _forms(self, chat: list[Message]) -> Iterator[list[Message]]:
+        """`chat` as templates may want it, as this one most probably does first."""
+        contents = [chat]
+        if any(message.get("content") is None for message in chat):
+            contents.append([message | {"content": message.get("content") or ""} for message in chat])
+            if not self._takes_null:
+                contents.reverse()
+        for written in contents:
+            with_objects = [_with_objects(message) for message in written]
+            yield with_objects
+            if with_objects != written:
+                yield written
+
+    def _write(self, chat: list[Message], known: dict[str, Any]) -> str:
+        return self._template.render({**known, **self._tokens, "messages": chat})
+
+    @cached_property
+    def _takes_null(self) -> bool:
+        """Whether a message of calls whose content is null is written as if it had none."""
+        for chat in _NULL_CHATS:
+            with contextlib.suppress(Exception):
+                text = self._write(chat, {"tools": None, "add_generation_prompt": False})
+                return "None" not in text and "null" not in text
+        return False
+
+
+class _Generation(Extension):
+    """`{% generation %}`: its body, as if it was not there."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _with_objects(message: Message) -> Message:
+    """The message with objects as arguments of its calls, where their text is that of one."""
+    if not isinstance(message, dict) or not message.get("tool_calls"):
+        return message
+    calls = [call | {"function": _with_object(call["function"])} for call in message["tool_calls"]]
+    return message | {"tool_calls": calls}
+
+
+def _with_object(function: dict[str, Any]) -> dict[str, Any]:
+    arguments = function.get("arguments")
+    if isinstance(arguments, dict):
+        return function
+    try:
+        found = json.loads(arguments) if arguments else {}
+    except (ValueError, TypeError):
+        return function
+    return function | {"arguments": found} if isinstance(found, dict) else function
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _raise(message: str) -> NoReturn:

@@ -53,9 +53,14 @@ class Prompts:
             if self._template is None:
                 return _invalid(f"messages: {self._why_no_template}")
             try:
-                text = self._template.render(text)
+                text = self._template.render(
+                    text,
+                    adds_generation_prompt=request.params.add_generation_prompt,
+                    continues_final=request.params.continue_final_message,
+                    variables=request.params.chat_template_kwargs,
+                )
             except ChatTemplateError as exc:
-                return _invalid(f"messages: {exc}")
+                return _invalid(f"{exc.field}: {exc}")
         if (hopeless := self._find_too_long(len(text) + len(request.params.suffix))) is not None:
             return hopeless
         found = self._fill_in(text, request.params.suffix) if request.params.suffix else self._vocabulary.tokenize(text)
