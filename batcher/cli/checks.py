@@ -3,15 +3,17 @@
 import itertools
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from batcher.cli.engines import context_lengths
 from batcher.cli.options import (
     broker_option,
+    context_option,
     input_options,
     jobs_dir_option,
     json_option,
@@ -23,6 +25,7 @@ from batcher.cli.options import (
 if TYPE_CHECKING:
     from batcher.doctor import Check
     from batcher.models import ModelRef
+    from batcher.validation import Examine
 
 
 @click.command("validate")
@@ -37,12 +40,17 @@ if TYPE_CHECKING:
 )
 @sampling_options
 @input_options
+@context_option
 @option("--limit", type=click.IntRange(min=0), default=20, help="Most bad rows to list.")
 @json_option
-def validate_command(files: tuple[str, ...], *, models: tuple[str, ...], limit: int, as_json: bool, **rows: Any) -> int:
+def validate_command(
+    files: tuple[str, ...], *, models: tuple[str, ...], ctx: int | None, limit: int, as_json: bool, **rows: Any
+) -> int:
     """Read and check FILE... as run and submit would, and write nothing.
 
-    Ends with 0 if all rows are good, with 1 if some would become error rows, with 2 if the input would be refused.
+    Ends with 0 if all rows are good, with 1 if some would become error rows, with 2 if the input would be refused. With
+    a model of this machine the tokens are counted, and rows are bad that it could not complete: whose prompt and
+    max_tokens are more than its context, or whose messages its template refuses.
 
     \b
     Example:
@@ -52,21 +60,25 @@ def validate_command(files: tuple[str, ...], *, models: tuple[str, ...], limit: 
     from batcher.cli.display import validation_json, validation_text
     from batcher.errors import InputError
     from batcher.models import known_models
-    from batcher.planner import validate
+    from batcher.validation import validate
 
     chosen = [_find_model(spec) for spec in models]
     only = known_models()
     default = chosen[0][0] if chosen else only[0].name if len(only) == 1 else None
     # As `run` with models of this machine, else as `submit`, which takes the names of models elsewhere.
     known = frozenset(name for name, _ in chosen) if chosen and all(model for _, model in chosen) else None
-    first = chosen[0][1] if chosen else None
-    options = submit_options(default_model=default, known_models=known, **rows)
-    count_tokens = _token_counter(first) if first is not None else None
+    here = [model for _, model in chosen if model is not None]
+    lengths = context_lengths(here, ctx)
+    options = submit_options(default_model=default, known_models=known, context_lengths=lengths, **rows)
+    examine = _examiner(here, lengths)
     stdin = sys.stdin.buffer if "-" in files else None
-    report = validate(files, options, stdin=stdin, limit=limit, count_tokens=count_tokens)
-    click.echo(validation_json(report) if as_json else validation_text(report, tokenizer=default))
-    if report.num_bad and options.strict:
-        raise InputError(f"{report.num_bad:,} of {report.num_rows:,} rows are bad, so --strict refuses the input")
+    report = validate(files, options, stdin=stdin, limit=limit, examine=examine)
+    names = ", ".join(model.name for model in here)
+    click.echo(validation_json(report) if as_json else validation_text(report, tokenizer=names))
+    if report.num_refused and options.strict:
+        raise InputError(f"{report.num_refused:,} of {report.num_rows:,} rows are bad, so --strict refuses the input")
+    if report.refusal is not None:
+        raise InputError(report.refusal)
     return EXIT_ERROR_ROWS if report.num_bad else 0
 
 
@@ -85,18 +97,22 @@ def _find_model(spec: str) -> "tuple[str, ModelRef | None]":
     return model.name, model
 
 
-def _token_counter(model: "ModelRef") -> Callable[[str], int] | None:
-    """Counts the tokens of a prompt; None, with a note, where this machine has no llama.cpp."""
+def _examiner(models: "Sequence[ModelRef]", lengths: Mapping[str, int]) -> "Examine | None":
+    """What the engines of these models would make of a request; None, with a note, where there is no llama.cpp."""
     from batcher.installation import check_installed
 
+    if not models:
+        return None
     try:
         check_installed("that", "worker")
-        from workers.engine.loader import load_tokenizer
+        from workers.examiner import Examiner
     except (ImportError, OSError, RuntimeError) as exc:
         click.echo(f"Note: tokens are not counted: {exc}", err=True)
         return None
-    tokenizer = load_tokenizer(model.path)
-    return lambda text: tokenizer.count_tokens(text)
+    # Of a file that does not say its context, llama.cpp has the last word.
+    examiners = {each.name: Examiner(each.path, limit=lengths.get(each.name, 2**31 - 1)) for each in models}
+    # Of models elsewhere nothing is known.
+    return lambda request: examiners[request.model].examine(request) if request.model in examiners else ()
 
 
 @click.command("models")

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
     from batcher.jobdir import JobDir
-    from batcher.planner import ValidationReport
     from batcher.status import Status, WorkerStatus
     from batcher.summary import Summary
+    from batcher.validation import ValidationReport
 
 #: Seconds between two JSON lines.
 LINE_INTERVAL_S = 5.0
@@ -183,8 +183,8 @@ def print_summary(job: "JobDir", summary: "Summary") -> None:
     click.echo(_aligned(lines))
 
 
-def validation_text(report: "ValidationReport", *, tokenizer: str | None) -> str:
-    """What a dry run found; `tokenizer` is the model whose tokens were counted."""
+def validation_text(report: "ValidationReport", *, tokenizer: str) -> str:
+    """What a dry run found; `tokenizer` names the models whose tokens were counted."""
     tokens = ""
     if report.tokens is not None:
         tokens = (
@@ -193,6 +193,7 @@ def validation_text(report: "ValidationReport", *, tokenizer: str | None) -> str
         )
     lines = {
         "Rows": f"{report.num_rows:,} = {report.num_ok:,} ok + {report.num_bad:,} bad",
+        "Errors": _counts_text(report.error_codes),
         "Choices": f"{report.num_choices:,}" if report.num_choices != report.num_ok else "",
         "Models": _counts_text(report.models),
         "Prompts": f"{report.num_prompt_chars:,} characters",

@@ -130,6 +130,15 @@ def worker_config(
     )
 
 
+def context_lengths(models: "Sequence[ModelRef]", ctx: int | None) -> dict[str, int]:
+    """Tokens that a sequence of each model can hold where `--ctx` is this; without those whose file does not say."""
+    from batcher.gguf import trained_context_length
+    from workers.engine.settings import context_limit
+
+    trained = {model.name: trained_context_length(model.path) for model in models}
+    return {name: context_limit(ctx, trained=found) for name, found in trained.items() if found is not None}
+
+
 def choose_models(specs: Sequence[str], *, needed: set[str] | None = None) -> list["ModelRef"]:
     """The models that `--model` gives; with none given, those `needed` by name, else the only known one."""
     from batcher.models import known_models, parse_model

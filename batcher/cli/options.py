@@ -3,7 +3,7 @@
 import functools
 import math
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -163,7 +163,7 @@ context_option = option(
 )
 
 #: How prompts are read from the input files. Parameters: prompt_column, id_column, template, chat, system, fields,
-#: strict, shard_rows.
+#: allow_bad_rows, strict, shard_rows.
 input_options = _chain(
     prompt_column_option,
     option("--id-column", metavar="NAME", help="Column that holds the custom_id. [default: custom_id, else the row]"),
@@ -186,6 +186,11 @@ input_options = _chain(
         callback=_split_names,
         help="Columns of plain rows that are fields of the request, e.g. top_k,min_p; other columns are your own. "
         "docs/serving.md has the fields; can be given several times.",
+    ),
+    option(
+        "--allow-bad-rows",
+        is_flag=True,
+        help="Make a job of error rows also where all rows, or the first 1,000, have the same mistake.",
     ),
     option("--strict", is_flag=True, help="Refuse the whole input if a row is bad, listing the first of them."),
     option(
@@ -290,6 +295,7 @@ def submit_options(
     chat: bool,
     system: str | None,
     fields: tuple[str, ...],
+    allow_bad_rows: bool,
     strict: bool,
     shard_rows: int | None,
     max_tokens: int,
@@ -301,6 +307,7 @@ def submit_options(
     stop: tuple[str, ...],
     seed: int | None,
     row_timeout: float | None = None,
+    context_lengths: Mapping[str, int] | None = None,
 ) -> "SubmitOptions":
     """What the planner takes, from the parameters of `input_options` and `sampling_options` as click gives them.
 
@@ -309,6 +316,8 @@ def submit_options(
     from batcher.fields import MAX_STOPS
     from batcher.planner import SubmitOptions
 
+    if strict and allow_bad_rows:
+        raise click.UsageError("--strict and --allow-bad-rows contradict each other; give one of them")
     if len(stop) > MAX_STOPS:
         raise click.BadParameter(f"{len(stop)} stop strings; at most {MAX_STOPS}", param_hint="--stop")
     context = click.get_current_context(silent=True)
@@ -331,10 +340,12 @@ def submit_options(
         chat=chat,
         system=None if system is None else _read_text("--system", system, what="the message"),
         fields=fields,
+        allow_bad_rows=allow_bad_rows,
         strict=strict,
         shard_rows=shard_rows,
         seed=seed,
         row_timeout_s=row_timeout,
+        context_lengths=context_lengths or {},
         # The documented default would cut off most answers of a chat.
         chat_max_tokens=None if is_default else max_tokens,
     )

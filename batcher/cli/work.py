@@ -16,6 +16,7 @@ import click
 from batcher.cli import EXIT_INTERRUPTED
 from batcher.cli.engines import (
     choose_models,
+    context_lengths,
     engine_options,
     models_option,
     needed_extras,
@@ -101,7 +102,11 @@ def run_command(
     check_id(job.path.name, what="name of the job directory")
     names = frozenset(model.name for model in chosen)
     submission = submit_options(
-        default_model=chosen[0].name, known_models=names, row_timeout=engine["row_timeout_s"], **options
+        default_model=chosen[0].name,
+        known_models=names,
+        row_timeout=engine["row_timeout_s"],
+        context_lengths=context_lengths(chosen, engine["context_length"]),
+        **options,
     )
     config = worker_config(chosen, job.path.parent, home=job.path, quiet=True, **engine)
     again = f"batcher resume {shlex.quote(str(output))}{_model_arguments(chosen)}" if "-" in files else typed_command()

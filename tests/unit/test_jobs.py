@@ -14,8 +14,9 @@ import pytest
 
 from batcher.cli import cli
 from batcher.cli.options import read_template
-from batcher.planner import SubmitOptions, ValidationReport, validate
+from batcher.planner import SubmitOptions
 from batcher.types import SamplingParams
+from batcher.validation import ValidationReport, validate
 
 ROOT = Path(__file__).parents[2]
 JOBS = ROOT / "jobs"

@@ -10,10 +10,11 @@ import pytest
 
 from batcher.export import ExportFormat, export
 from batcher.jobdir import JobDir
-from batcher.planner import submit, validate
+from batcher.planner import submit
 from batcher.repair import repair
 from batcher.results import read_file
 from batcher.summary import finalize
+from batcher.validation import validate
 from tests.completing import complete
 from tests.manual_engine import ManualEngine
 from tests.submitted import make_options, rows_of, write_lines

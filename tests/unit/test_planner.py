@@ -16,9 +16,10 @@ import pytest
 from batcher import planner, staging
 from batcher.errors import InputError, JobError
 from batcher.jobdir import JobDir, Manifest
-from batcher.planner import commit_refused, fingerprint, submit, validate
+from batcher.planner import commit_refused, fingerprint, submit
 from batcher.results import read_counts, read_file, result_schema
-from batcher.types import ErrorCode, SamplingParams
+from batcher.types import ErrorCode, Request, RowError, SamplingParams
+from batcher.validation import TokenTotals, validate
 from tests.submitted import carried_of, make_options, names_in, rows_of, write_lines
 
 
@@ -409,8 +410,8 @@ def test_progress_counts_rows(tmp_path: Path, job: JobDir) -> None:
 # -- validate ---------------------------------------------------------------------------------------------------------
 
 
-def count_words(text: str) -> int:
-    return len(text.split())
+def count_words(request: Request) -> tuple[int, ...]:
+    return tuple(len(prompt.split()) for prompt in request.prompts)
 
 
 def test_validate_counts_what_submit_would_make_and_writes_nothing(tmp_path: Path) -> None:
@@ -423,7 +424,7 @@ def test_validate_counts_what_submit_would_make_and_writes_nothing(tmp_path: Pat
     path = write_lines(tmp_path / "p.jsonl", *lines)
     before = names_in(tmp_path)
 
-    report = validate([path], make_options(), limit=1, count_tokens=count_words)
+    report = validate([path], make_options(), limit=1, examine=count_words)
 
     assert names_in(tmp_path) == before
     assert (report.num_rows, report.num_ok, report.num_bad, report.num_choices) == (4, 2, 2, 3)
@@ -431,14 +432,24 @@ def test_validate_counts_what_submit_would_make_and_writes_nothing(tmp_path: Pat
     assert report.bad == (f"{path}:3: not JSON (expected value at position 1); write one JSON object on each line",)
     assert report.models == {"tiny": 2}
     assert report.carried == pa.schema([("x", pa.float64())])
-    assert report.tokens == planner.TokenTotals(num_prompt_tokens=6, num_at_most=6 + 5 + 16 + 16, longest_prompt=3)
+    assert report.tokens == TokenTotals(num_prompt_tokens=6, num_at_most=6 + 5 + 16 + 16, longest_prompt=3)
     assert validate([path], make_options()).tokens is None
 
 
-def test_validate_counts_token_ids_as_they_are(tmp_path: Path) -> None:
-    path = write_lines(tmp_path / "p.jsonl", {"prompt": [[70, 80, 90], [5]], "max_tokens": 4})
-    report = validate([path], make_options(), count_tokens=count_words)
-    assert report.tokens == planner.TokenTotals(num_prompt_tokens=4, num_at_most=4 + 2 * 4, longest_prompt=3)
+def test_rows_that_their_model_could_not_complete_are_bad(tmp_path: Path) -> None:
+    def examine(request: Request) -> tuple[int, ...] | RowError:
+        if request.row == 1:
+            return RowError(ErrorCode.CONTEXT_LENGTH_EXCEEDED, "too long")
+        return count_words(request)
+
+    path = write_lines(tmp_path / "p.jsonl", {"prompt": "a b"}, {"prompt": "c d e"}, b"bad")
+
+    report = validate([path], make_options(), examine=examine)
+
+    assert (report.num_ok, report.num_bad, report.num_refused, report.num_choices) == (1, 2, 1, 1)
+    assert report.error_codes == {"context_length_exceeded": 1, "invalid_request": 1}
+    assert report.bad[0] == f"{path}:2: too long"
+    assert report.tokens == TokenTotals(num_prompt_tokens=2, num_at_most=2 + 16, longest_prompt=2)
 
 
 def test_validate_refuses_what_submit_refuses(tmp_path: Path) -> None:

@@ -173,8 +173,7 @@ class Model:
     @property
     def chat_template(self) -> str | None:
         """The Jinja source that the GGUF carries; None where it has none."""
-        source = llama_cpp.llama_model_chat_template(self._model, None)
-        return source.decode("utf-8", errors="replace") if source else None
+        return _chat_template(self._model)
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -298,6 +297,11 @@ class Tokenizer(Vocabulary):
         self._vocab_model = _load(path, num_gpu_layers=0, vocab_only=True)
         super().__init__(self._vocab_model)
 
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja source that the GGUF carries; None where it has none."""
+        return _chat_template(self._vocab_model)
+
 
 def supports_gpu() -> bool:
     """Whether llama-cpp-python was built for a GPU."""
@@ -326,6 +330,11 @@ def free_gpu_memory() -> int | None:
             memory(device, ctypes.byref(free), ctypes.byref(total))
             found.append(free.value)
     return sum(found) or None
+
+
+def _chat_template(model: Any) -> str | None:
+    source = llama_cpp.llama_model_chat_template(model, None)
+    return source.decode("utf-8", errors="replace") if source else None
 
 
 def _load(path: Path, *, num_gpu_layers: int, vocab_only: bool) -> Any:

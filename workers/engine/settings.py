@@ -192,6 +192,13 @@ def choose_settings(config: EngineConfig, situation: Situation, *, tuned: TunedV
     )
 
 
+def context_limit(context_length: int | None, *, trained: int) -> int:
+    """Tokens that a sequence can hold: as `--ctx` says, else the default or what the model was trained for."""
+    asked = min(trained, DEFAULT_CONTEXT_LENGTH) if context_length is None else context_length
+    # llama.cpp rounds up.
+    return -(-asked // CELLS_STEP) * CELLS_STEP
+
+
 def _choose_context_length(config: EngineConfig, situation: Situation) -> Setting:
     if config.context_length is not None:
         return Setting(config.context_length, "--ctx")
