@@ -77,4 +77,6 @@ for major in 1 2 3; do
     "$python" -m venv --without-pip ".venv/openai-$major"
     pip --python ".venv/openai-$major/bin/python" install "openai>=$major,<$((major + 1))"
 done
+# What many programs speak the API through; tests/acceptance/test_clients.py has it talk to the server.
+"$python" -m venv --without-pip .venv/clients && pip --python .venv/clients/bin/python install litellm langchain-openai
 touch .venv/.ready

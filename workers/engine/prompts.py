@@ -119,7 +119,9 @@ class Prompts:
         if num_chars <= self._limit * _FEW_CHARS or num_chars <= self._limit * self._vocabulary.most_bytes:
             return None
         num_tokens = num_chars // self._vocabulary.most_bytes
-        return self._too_long(f"the prompt has {num_chars} characters, so at least {num_tokens} tokens; shorten it")
+        return self._too_long(
+            f"the prompt is too long: it has {num_chars} characters, so at least {num_tokens} tokens; shorten it"
+        )
 
     def _fill_in(self, text: str, suffix: str) -> Tokens | RowError:
         """Prefix, suffix, and then the middle, by the marks that the model was trained with."""
@@ -137,14 +139,17 @@ class Prompts:
         if len(prompt) + (1 if params.clips_max_tokens else params.max_tokens) <= self._limit:
             return prompt
         if params.clips_max_tokens:
-            return self._too_long(f"the prompt has {len(prompt)} tokens and leaves no room for an answer; shorten it")
+            return self._too_long(
+                f"the prompt is too long: it has {len(prompt)} tokens and leaves no room for an answer; shorten it"
+            )
         return self._too_long(
             f"you asked for {len(prompt) + params.max_tokens} tokens ({len(prompt)} in the prompt, {params.max_tokens} "
-            "of max_tokens); shorten the prompt, lower max_tokens"
+            "of max_tokens): the prompt is too long, or max_tokens too large; shorten the prompt, lower max_tokens"
         )
 
     def _too_long(self, problem: str) -> RowError:
-        # Clients know the error by how OpenAI's begins: litellm falls back to a model with a larger context then.
+        # Clients know the error by its words, and may fall back to a model with a larger context then: litellm by how
+        # OpenAI's begins, langchain by "prompt is too long".
         return RowError(
             ErrorCode.CONTEXT_LENGTH_EXCEEDED,
             f"This model's maximum context length is {self._limit} tokens, but {problem}, or start the worker with a "
