@@ -197,7 +197,7 @@ _OF_BODIES = (
         of=Of.TEXT,
         values="boolean",
         default="false",
-        meaning="the prompt in front of the text; not with `logprobs`",
+        meaning="the prompt in front of the text, token ids as what they stand for; with it `max_tokens` may be 0",
     ),
     _honoured(
         "suffix",

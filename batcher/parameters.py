@@ -22,6 +22,7 @@ from pydantic import (
     create_model,
 )
 
+from batcher.body_field import integer
 from batcher.chat_messages import Message
 from batcher.fields import BY_NAME, MAX_MAX_TOKENS, MAX_MESSAGES, PARAM_FIELDS
 
@@ -142,8 +143,12 @@ class ChatBody(Body):
 
 def _parameters(names: Iterable[str], *, is_chat: bool) -> dict[str, Any]:
     """The fields of these names as pydantic's `create_model` takes them; those that are not honoured as anything."""
-    found = (BY_NAME[is_chat][name] for name in names)
-    return {field.name: (Any if field.annotation is None else field.annotation | None, None) for field in found}
+    found = [BY_NAME[is_chat][name] for name in names]
+    made = {field.name: (Any if field.annotation is None else field.annotation | None, None) for field in found}
+    if "echo" in made and not is_chat:
+        # A prompt that is echoed may be all that is wanted.
+        made["max_tokens"] = (integer(0, MAX_MAX_TOKENS) | None, None)
+    return made
 
 
 def _body_model(base: type[Body], *, is_chat: bool) -> type[Body]:

@@ -25,7 +25,7 @@ from batcher.chat_messages import Message, find_empty, normalize
 from batcher.errors import InvalidBodyError
 from batcher.fields import BY_NAME, closest
 from batcher.parameters import BODIES, CHAT_URL, CONTENT_REMEDY, Body, ChatBody, CompletionBody, explain, shown
-from batcher.request_params import check_echo, check_refused, merge_params, refuse
+from batcher.request_params import check_refused, merge_params, refuse
 from batcher.types import DEFAULT_CHAT_MAX_TOKENS, Request, SamplingParams
 
 #: Fields of messages that answers have; templates do not ask for them.
@@ -132,7 +132,6 @@ def build_request(body: Body, *, row: int, custom_id: str, model: str, defaults:
         return Request(row, custom_id, model, (compact_json(normalize(body.messages)),), False, params, is_chat=True)
     assert isinstance(body, CompletionBody)
     prompts, is_array, is_token_ids = split_prompt(body.prompt)
-    check_echo(params, is_token_ids=is_token_ids)
     return Request(row, custom_id, model, prompts, is_array, params, is_token_ids=is_token_ids)
 
 

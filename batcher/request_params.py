@@ -37,17 +37,13 @@ def merge_params(found: BaseModel, defaults: SamplingParams, *, is_chat: bool) -
     params = replace(defaults, **given) if given else defaults
     if params.best_of is not None and params.best_of < params.n:
         refuse("best_of", f"is {params.best_of}; use at least n, which is {params.n}")
-    if params.echo and params.logprobs is not None:
-        refuse("echo", "is not supported together with logprobs; leave out one of them")
+    if not params.max_tokens and not params.echo:
+        refuse("max_tokens", "is 0; use a positive integer, or give echo true as well")
+    if params.echo and params.logprobs is not None and params.suffix:
+        refuse("suffix", "is not supported together with echo and logprobs; leave out one of them")
     if params.min_tokens > params.max_tokens:
         refuse("min_tokens", f"is {params.min_tokens}; use at most max_tokens, which is {params.max_tokens}")
     return params
-
-
-def check_echo(params: SamplingParams, *, is_token_ids: bool) -> None:
-    """Raises InvalidBodyError for a prompt that can't be echoed."""
-    if params.echo and is_token_ids:
-        refuse("echo", "is not supported together with token ids; leave it out, or send the prompt as text")
 
 
 def check_refused(field: BodyField, value: Any) -> None:

@@ -6,7 +6,7 @@ bytes are no UTF-8 is written `bytes:\\xe2\\x80`, as the API does.
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -90,8 +90,8 @@ def logprobs_object(
 ) -> dict[str, Any] | None:
     """The documented `logprobs` of a choice, or None. Offsets of tokens count from `num_chars_before`.
 
-    In a completion, `top_logprobs` is null where none were asked for (`logprobs` 0), and holds the token itself as
-    well as the likeliest ones.
+    In a completion, `top_logprobs` holds the token itself as well as the likeliest ones, so that with `logprobs` 0 it
+    has one entry. The first token of an echoed prompt has null in both.
     """
     if logprobs is None:
         return None
@@ -103,11 +103,10 @@ def logprobs_object(
         # A token that goes on with a character begins where that does.
         offsets.append(num_chars - 1 if num_chars and token.token and _continues(token.token[0]) else num_chars)
         num_chars += count_chars(token.token)
-    has_top = any(token.top for token in logprobs)
     return {
         "tokens": [token_text(token.token) for token in logprobs],
-        "token_logprobs": [_finite(token.logprob) for token in logprobs],
-        "top_logprobs": [_top(token) for token in logprobs] if has_top else None,
+        "token_logprobs": [None if token.logprob is None else _finite(token.logprob) for token in logprobs],
+        "top_logprobs": [None if token.logprob is None else _top(token, token.logprob) for token in logprobs],
         "text_offset": offsets,
     }
 
@@ -236,7 +235,7 @@ class ChunkStream:
         if request.is_chat:
             role = {"role": "assistant", "content": ""}
             return [self._chat_chunk(index, role) for index in range(request.num_choices)]
-        if not request.params.echo:
+        if not request.params.echo or request.is_echoed_by_engine:
             return []
         n = request.params.n
         return [self._text_chunk(index, request.prompts[index // n]) for index in range(request.num_choices)]
@@ -314,6 +313,7 @@ def _error_object(error: RowError, *, param: str | None) -> dict[str, Any]:
 
 def _chat_token(token: TokenLogprob) -> dict[str, Any]:
     top = [_token_object(other, logprob) for other, logprob in token.top]
+    assert token.logprob is not None, "a chat echoes no prompt"
     return {**_token_object(token.token, token.logprob), "top_logprobs": top}
 
 
@@ -321,17 +321,12 @@ def _token_object(token: bytes, logprob: float) -> dict[str, Any]:
     return {"token": token_text(token), "logprob": _finite(logprob), "bytes": list(token)}
 
 
-def _top(token: TokenLogprob) -> dict[str, float]:
+def _top(token: TokenLogprob, logprob: float) -> dict[str, float]:
     """The likeliest tokens by their texts, and the token itself; of tokens with the same text the likelier one."""
     found: dict[str, float] = {}
-    for other, logprob in _and_itself(token):
-        found.setdefault(token_text(other), _finite(logprob))
+    for other, value in (*token.top, (token.token, logprob)):
+        found.setdefault(token_text(other), _finite(value))
     return found
-
-
-def _and_itself(token: TokenLogprob) -> Iterable[tuple[bytes, float]]:
-    yield from token.top
-    yield token.token, token.logprob
 
 
 def _finite(logprob: float) -> float:

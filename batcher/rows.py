@@ -22,7 +22,6 @@ from batcher.ids import MODEL_NAME_REMEDY, is_model_name
 from batcher.parameters import CHAT_URL, COMPLETIONS_URL, ROW_FIELDS, BatchLine, float_id, shown
 from batcher.plain import plain_table
 from batcher.prompts import MAX_LINE_BYTES, LineBatch, Origin, TableBatch
-from batcher.request_params import check_echo
 from batcher.row_params import RowParams, check_fields, table_values
 from batcher.shards import ShardRow
 from batcher.template import Template
@@ -295,7 +294,6 @@ class RowParser:
             prompt = self._chats.prompt(values) if is_chat else fields["prompt"]
         prompts, is_array, is_token_ids = protocol.split_prompt(prompt)
         params = self._row_params.merge(found, is_chat=is_chat)
-        check_echo(params, is_token_ids=is_token_ids)
         return ShardRow(
             Request(
                 row,

@@ -138,6 +138,17 @@ class Request:
     def num_choices(self) -> int:
         return len(self.prompts) * self.params.n
 
+    @property
+    def scores_prompts(self) -> bool:
+        """Whether the log-probabilities of its prompts' tokens are wanted."""
+        return self.params.echo and self.params.logprobs is not None
+
+    @property
+    def is_echoed_by_engine(self) -> bool:
+        """Whether the engine is to put the prompts in front of the texts: only it knows the texts of token ids, and
+        what goes along with log-probabilities."""
+        return self.params.echo and (self.is_token_ids or self.params.logprobs is not None)
+
     def choice_seed(self, index: int, *, job_seed: int) -> int:
         """The 32-bit seed of sequence `index`: the same on every attempt, different for every sequence of a job.
 
@@ -168,14 +179,14 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A generated token by its bytes, its natural log-probability, and the likeliest tokens at its place.
+    """A token by its bytes, its natural log-probability, and the likeliest tokens at its place.
 
-    The probabilities are the model's own, before temperature, top_p, bias and penalties. `top` is sorted, the likeliest
-    first.
+    The first token of a prompt has none: `logprob` is None and `top` empty. The probabilities are the model's own,
+    before temperature, top_p, bias and penalties. `top` is sorted, the likeliest first.
     """
 
     token: bytes
-    logprob: float
+    logprob: float | None
     top: tuple[tuple[bytes, float], ...] = ()
 
 
@@ -183,7 +194,8 @@ class TokenLogprob:
 class Choice:
     """One completed prompt. `latency_ms` runs from its first prefill to its last token.
 
-    `logprobs` has an entry for each token of the text, if they were asked for.
+    `logprobs` has an entry for each token of the text, if they were asked for; with an echo those of the prompt come
+    first, and the token by which the model ended its text last.
     """
 
     index: int

@@ -56,6 +56,7 @@ class InstantModel:
 
     path = Path("instant.gguf")
     chat_template: str | None = None
+    max_scored_tokens = 0
 
     def __init__(self, shape: Shape) -> None:
         self.vocabulary = FakeVocabulary(shape.vocab_size)

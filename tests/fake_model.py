@@ -34,6 +34,9 @@ class FakeVocabulary:
     def piece(self, token: int) -> bytes:
         return chr(token).encode(errors="surrogatepass")
 
+    def written(self, token: int) -> bytes:
+        return self.piece(token)
+
     def detokenize(self, tokens: Tokens) -> bytes:
         return b"".join(map(self.piece, tokens.tolist()))
 
@@ -43,6 +46,9 @@ class FakeModel:
 
     path = Path("fake.gguf")
     chat_template: str | None = None
+
+    #: As few as make chunks of most prompts.
+    max_scored_tokens = 7
 
     def __init__(self, *, num_slots: int, vocab_size: int = 97, can_cut: bool = True) -> None:
         self.vocabulary = FakeVocabulary(vocab_size)
@@ -73,7 +79,8 @@ class FakeModel:
                 says.append(next_token(cells, self.vocabulary.size))
         self.num_decoded += len(batch.tokens)
         self.batch_sizes.append(len(batch.tokens))
-        assert len(says) == len(batch.ready)
+        assert len(says) == batch.num_logits
+        assert len(says) <= len(self.cells) + self.max_scored_tokens
         logits = np.zeros((len(says), self.vocabulary.size), np.float32)
         logits[np.arange(len(says)), says] = 1.0
         return logits

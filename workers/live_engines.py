@@ -41,8 +41,9 @@ from workers.sweeper import RootSweep, Sweeper
 
 logger = logging.getLogger(__name__)
 
-#: Bytes of a frame at most; one holds a whole text, or what a single step has added to it.
-_MAX_FRAME_BYTES = 64 << 20
+#: Bytes of a frame at most; one holds a whole text, or what a single step has added to it. The log-probabilities of a
+#: prompt of 131,072 tokens take some 40 MB.
+_MAX_FRAME_BYTES = 512 << 20
 
 #: Seconds. An engine's process that does not say how it is for so long counts as away.
 _STATS_TIMEOUT_S = 5.0

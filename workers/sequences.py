@@ -39,6 +39,8 @@ def sequence_requests(
             is_live=is_live,
             is_chat=request.is_chat,
             is_token_ids=request.is_token_ids,
+            is_echoing=request.is_echoed_by_engine,
+            scores_prompt=request.scores_prompts,
         )
 
 
@@ -72,23 +74,24 @@ class Gathering:
         found = sorted(self._found, key=lambda choice: choice.index)
         num_drawn = self._request.params.num_drawn
         drawn = (found[start : start + num_drawn] for start in range(0, len(found), num_drawn))
-        best = [choice for group in drawn for choice in _best(group, self._request.params.n)]
+        best = [choice for group in drawn for choice in self._best(group)]
         return tuple(self.finish(replace(choice, index=index)) for index, choice in enumerate(best))
 
     def finish(self, choice: Choice) -> Choice:
         """What the caller gets of a choice that is numbered as such: echoed if that was asked for."""
         params = self._request.params
-        if params.echo:
+        if params.echo and not self._request.is_echoed_by_engine:
             choice = replace(choice, text=self._request.prompts[choice.index // params.n] + choice.text)
         # Those of `best_of` were taken to choose by.
         return replace(choice, logprobs=None) if params.logprobs is None and choice.logprobs is not None else choice
 
+    def _best(self, drawn: list[Choice]) -> list[Choice]:
+        """The likeliest of the completions of one prompt, the likeliest first; as they are where all are wanted."""
+        number = self._request.params.n
+        return drawn if len(drawn) <= number else sorted(drawn, key=self._mean_logprob, reverse=True)[:number]
 
-def _best(drawn: list[Choice], number: int) -> list[Choice]:
-    """The likeliest of the completions of one prompt, the likeliest first; as they are where all are wanted."""
-    return drawn if len(drawn) <= number else sorted(drawn, key=_mean_logprob, reverse=True)[:number]
-
-
-def _mean_logprob(choice: Choice) -> float:
-    values = [token.logprob for token in choice.logprobs or ()]
-    return sum(values) / len(values) if values else 0.0
+    def _mean_logprob(self, choice: Choice) -> float:
+        # Of what was generated: the prompt's come first.
+        num_echoed = choice.usage.prompt_tokens if self._request.scores_prompts else 0
+        values = [token.logprob or 0.0 for token in (choice.logprobs or ())[num_echoed:]]
+        return sum(values) / len(values) if values else 0.0

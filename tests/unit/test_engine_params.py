@@ -47,7 +47,7 @@ class Heard:
 
     choices: dict[int, Choice] = field(default_factory=dict)
     deltas: dict[int, str] = field(default_factory=lambda: defaultdict(str))
-    logprobs: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
+    logprobs: dict[int, list[float | None]] = field(default_factory=lambda: defaultdict(list))
 
     def take(self, result: SequenceResult | EngineError) -> None:
         assert isinstance(result, SequenceResult)

@@ -106,6 +106,7 @@ def test_logprobs_are_those_of_the_models_softmax(engine: Engine, model: Path) -
     assert len(found.logprobs) == found.usage.completion_tokens == 8
     for ours, value in zip(found.logprobs, expected["token_logprobs"], strict=True):
         assert value is not None
+        assert ours.logprob is not None
         assert math.isclose(ours.logprob, value, abs_tol=0.02)
         assert ours.top[0] == (ours.token, ours.logprob), "greedy takes the likeliest"
         assert [p for _, p in ours.top] == sorted((p for _, p in ours.top), reverse=True)

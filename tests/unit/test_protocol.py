@@ -130,6 +130,9 @@ def test_body_takes_every_parameter() -> None:
     )
     assert (request.prompts, request.is_array, request.num_sequences) == (("x", "y"), True, 6)
     assert parse(TEXT | {"logprobs": 5}).request.params.logprobs == 5
+    scored = parse(TEXT | {"echo": True, "logprobs": 0, "max_tokens": 0}).request
+    assert scored.params == SamplingParams(max_tokens=0, echo=True, logprobs=0)
+    assert scored.scores_prompts
 
 
 @pytest.mark.parametrize("body", [TEXT, CHAT])
@@ -270,7 +273,14 @@ def test_usage_comes_only_in_a_stream_that_asks_for_it() -> None:
         (TEXT | {"echo": 1}, "echo is 1; use true or false"),
         (TEXT | {"logprobs": 6}, "logprobs is 6; use an integer from 0 to 5"),
         (TEXT | {"logprobs": True}, "logprobs is true; use an integer from 0 to 5"),
-        (TEXT | {"echo": True, "logprobs": 0}, "echo is not supported together with logprobs; leave out one of them"),
+        (TEXT | {"max_tokens": 0}, "max_tokens is 0; use a positive integer, or give echo true as well"),
+        (TEXT | {"max_tokens": 0, "echo": False}, "max_tokens is 0; use a positive integer, or give echo true as well"),
+        (TEXT | {"max_tokens": -1, "echo": True}, "max_tokens is -1; use a positive integer"),
+        (CHAT | {"max_tokens": 0}, "max_tokens is 0; use a positive integer"),
+        (
+            TEXT | {"echo": True, "logprobs": 0, "suffix": "end"},
+            "suffix is not supported together with echo and logprobs; leave out one of them",
+        ),
         (
             TEXT | {"best_of": 2, "stream": True},
             "best_of is 2, more than n, which a stream can't give; leave out stream or best_of",

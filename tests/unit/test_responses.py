@@ -142,7 +142,7 @@ def test_legacy_logprobs_hold_the_token_itself_among_the_likeliest() -> None:
     assert logprobs_object(tokens("a"), is_chat=False) == {
         "tokens": ["a"],
         "token_logprobs": [-1.0],
-        "top_logprobs": None,
+        "top_logprobs": [{"a": -1.0}],
         "text_offset": [0],
     }
 

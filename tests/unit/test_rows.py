@@ -202,7 +202,10 @@ def test_batch_line_without_id_is_refused(change: dict[str, None]) -> None:
             batch_line({"messages": [{"role": "me", "content": "x"}]}, url="/v1/chat/completions"),
             'body.messages[0].role is "me"; use "system", "developer", "user", "assistant", "tool" or "function"',
         ),
-        (batch_line({"prompt": "p", "max_tokens": 0}), "body.max_tokens is 0; use a positive integer"),
+        (
+            batch_line({"prompt": "p", "max_tokens": 0}),
+            "body.max_tokens is 0; use a positive integer, or give echo true as well",
+        ),
         (batch_line({}), "body.prompt is missing; use a string, or a non-empty array of strings or of token ids"),
         (
             batch_line({"prompt": [1, "b"]}),

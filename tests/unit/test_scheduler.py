@@ -34,7 +34,9 @@ def make_sequence(
 
 
 def make_scheduler(*, slots: int = 4, cells: int = 64, batch: int = 16) -> Scheduler:
-    return Scheduler(KvCache(num_slots=slots, cells_per_sequence=cells), max_batch_tokens=batch)
+    return Scheduler(
+        KvCache(num_slots=slots, cells_per_sequence=cells), max_batch_tokens=batch, max_scored_tokens=batch
+    )
 
 
 def compute(scheduler: Scheduler, batch: StepBatch) -> list[Sequence]:

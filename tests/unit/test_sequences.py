@@ -66,6 +66,21 @@ def test_echo_puts_the_prompt_in_front() -> None:
     assert [choice.text for choice in gathering.choices()] == ["p p-0", "q q-1"]
 
 
+def test_best_is_by_what_was_generated_and_not_by_the_prompt_before_it() -> None:
+    asked = request("p", best_of=2, echo=True, logprobs=0)
+    prompt = (TokenLogprob(b"p", None), TokenLogprob(b"q", -20.0))
+    gathering = Gathering(asked)
+    for sequence, generated in zip(sequences(asked), ([-1.0], [-1.5] * 30), strict=True):
+        logprobs = (*prompt, *(TokenLogprob(b"t", value) for value in generated))
+        choice = Choice(sequence.key[1], f"pq{len(generated)}", FinishReason.STOP, Usage(2, 1), 1.0, logprobs)
+        gathering.add(SequenceResult(sequence.key, choice))
+
+    (best,) = gathering.choices()
+
+    assert best.text == "pq1", "echoed once, by the engine"
+    assert best.logprobs == (*prompt, TokenLogprob(b"t", -1.0))
+
+
 def test_one_failed_sequence_fails_the_request() -> None:
     asked = request("p", n=2)
     first, second = sequences(asked)

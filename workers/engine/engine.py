@@ -15,6 +15,7 @@ import numpy as np
 
 from batcher.errors import EngineError, ModelError
 from batcher.types import EngineStats, FinishReason, RowError, SamplingParams, TokenLogprob
+from workers.engine.echo import echo_of
 from workers.engine.gate import Gate
 from workers.engine.kv_cache import KvCache, Placement
 from workers.engine.model import Model
@@ -81,7 +82,7 @@ class Engine:
         self._prompts = Prompts(model.vocabulary, chat_template=model.chat_template, limit=cache.cells_per_sequence)
         self._cache = cache
         self._max_batch_tokens = max_batch_tokens
-        self._scheduler = Scheduler(cache, max_batch_tokens=max_batch_tokens)
+        self._scheduler = Scheduler(cache, max_batch_tokens=max_batch_tokens, max_scored_tokens=model.max_scored_tokens)
         self._sampler = Sampler(model.vocabulary.size)
         self._twins = Twins() if is_deduplicating else None
         self._gate = gate or Gate()
@@ -168,15 +169,35 @@ class Engine:
                 tell = None if on_delta is None else partial(_tell, on_delta, request.key)
                 adjustment = self._prompts.adjust(request.params, prompt)
                 transcript = transcript_of(
-                    request.params, piece=self._vocabulary.piece, tell=tell, adjustment=adjustment
+                    request.params,
+                    piece=self._vocabulary.piece,
+                    tell=tell,
+                    adjustment=adjustment,
+                    is_echoing=request.is_echoing,
                 )
                 fitted = self._prompts.fit(request, prompt)
-                sequences.append(Sequence(fitted, prompt, sink, ticket, on_start, transcript=transcript))
+                sequence = Sequence(fitted, prompt, sink, ticket, on_start, transcript=transcript)
+                if fitted.params.max_tokens or fitted.scores_prompt:
+                    sequences.append(sequence)
+                else:
+                    self._answer_uncomputed(sequence)
         with self._changed:
             self._check_alive()
             self._inbox.extend(sequences)
             self._changed.notify()
         return ticket
+
+    def _answer_uncomputed(self, sequence: Sequence) -> None:
+        """Answer a request that wants nothing generated and nothing to be known of its prompt."""
+        sequence.started_at = self._clock()
+        text = ""
+        if sequence.transcript is not None:
+            if sequence.request.is_echoing:
+                sequence.transcript.begin(echo_of(sequence, self._vocabulary, self._cache.scores))
+            text, _ = sequence.transcript.finish()
+        sequence.answer(
+            sequence.choice(text, FinishReason.LENGTH, num_completion_tokens=0, now=sequence.started_at, logprobs=None)
+        )
 
     def close(self) -> None:
         """Stop the thread after its current step and free the model. What is unfinished gets an EngineError."""
@@ -262,6 +283,14 @@ class Engine:
             sequence.start(now)
         self._place(batch)
         logits = self._model.decode(batch)
+        if (wanted := batch.to_score) is not None:
+            self._cache.scores.put(
+                *(logits, wanted.rows),
+                slots=wanted.slots,
+                positions=wanted.positions,
+                next_tokens=wanted.next_tokens,
+            )
+            logits = logits[wanted.ready_rows]
         ready = batch.ready
         rows = self._adjust(logits, ready) if any(s.transcript for s in ready) else logits
         tokens = self._sampler.sample(rows, [s.request.params for s in ready], [s.draws for s in ready])
@@ -317,15 +346,26 @@ class Engine:
         is_end = self._vocabulary.is_end[tokens]
         is_stopped = is_end.copy()
         for at, sequence in enumerate(batch.ready):
-            if sequence.transcript is None:
-                continue
-            if is_end[at]:
-                is_end[at] = is_stopped[at] = sequence.transcript.ends_at(sampled[at])
-            if not is_end[at]:
-                is_stopped[at] = sequence.transcript.append(sampled[at], logits[at])
+            if sequence.transcript is not None:
+                is_stopped[at], is_end[at] = self._note(sequence, sampled[at], logits[at], is_end=bool(is_end[at]))
         is_full = self._scheduler.advance(batch, tokens, is_end=is_end)
         for at in np.flatnonzero(is_stopped | is_full).tolist():
             self._finish(batch.ready[at], FinishReason.STOP if is_stopped[at] else FinishReason.LENGTH)
+
+    def _note(self, sequence: Sequence, token: int, logits: Floats, *, is_end: bool) -> tuple[bool, bool]:
+        """Tell a transcript of a sampled token. Returns whether the text is at its end, and whether the token is none
+        of its own."""
+        transcript, request = sequence.transcript, sequence.request
+        assert transcript is not None
+        if request.is_echoing and not sequence.is_echoed:
+            transcript.begin(echo_of(sequence, self._vocabulary, self._cache.scores))
+            sequence.is_echoed = True
+        if not request.params.max_tokens:
+            return False, True
+        if not (is_end and transcript.ends_at(token)):
+            return transcript.append(token, logits), False
+        transcript.append_end(token, logits)
+        return True, True
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         tokens = self._scheduler.completion(sequence)

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from workers.engine.scores import ScoreTable
+
 #: Token ids, or positions: llama.cpp's int32.
 Tokens = npt.NDArray[np.int32]
 
@@ -64,6 +66,8 @@ class KvCache:
     num_computed  how many of them are in KV cells: `[0, num_computed)`
     num_prompt    how many are the prompt of the running sequence; 0 where the slot is free
     limit         prompt and max_tokens of the running sequence
+    num_to_score  how many tokens of the running sequence's prompt are to have scores: all but the last, or none
+    num_scored    how many have: `[0, num_scored)`
 
     Without `is_sharing` no prompt starts from another's cells: llama.cpp can't cut the memory of some models.
     """
@@ -78,6 +82,9 @@ class KvCache:
         self.num_computed: Tokens = np.zeros(num_slots, np.int32)
         self.num_prompt: Tokens = np.zeros(num_slots, np.int32)
         self.limit: Tokens = np.zeros(num_slots, np.int32)
+        self.num_to_score: Tokens = np.zeros(num_slots, np.int32)
+        self.num_scored: Tokens = np.zeros(num_slots, np.int32)
+        self.scores = ScoreTable(num_slots=num_slots, cells=cells_per_sequence)
         self._free = list(range(num_slots))
         #: By slot, the number of the admission that last wrote or copied its cells.
         self._last_use: Tokens = np.zeros(num_slots, np.int32)
@@ -87,10 +94,11 @@ class KvCache:
     def num_free_slots(self) -> int:
         return len(self._free)
 
-    def match(self, prompt: Tokens) -> Match:
+    def match(self, prompt: Tokens, *, is_scoring: bool = False) -> Match:
         """Where the beginning of `prompt` is. Never all of it: the last token is computed anew, for its logits.
 
-        Less than `min_shared_tokens` in common counts as nothing.
+        Less than `min_shared_tokens` in common counts as nothing. With `is_scoring` only tokens count that have scores
+        as well, or get them.
         """
         num_head, limit = self.min_shared_tokens, len(prompt) - 1
         if not self.is_sharing or limit < num_head:
@@ -100,8 +108,14 @@ class KvCache:
             return NO_MATCH
         differs = self.tokens[slots, :limit] != prompt[:limit]
         num_common = np.where(differs.any(axis=1), differs.argmax(axis=1), limit)
-        cached = np.minimum(num_common, self.num_computed[slots])
-        coming = int(np.minimum(num_common, self.num_prompt[slots]).max())
+        if is_scoring:
+            # Not the last in common: its row has the log-probability of a token that follows in the other prompt.
+            num_common = num_common - 1
+            cached = np.minimum(num_common, self.num_scored[slots])
+            coming = int(np.minimum(num_common, np.maximum(self.num_scored, self.num_to_score)[slots]).max())
+        else:
+            cached = np.minimum(num_common, self.num_computed[slots])
+            coming = int(np.minimum(num_common, self.num_prompt[slots]).max())
         best = int(cached.argmax())
         num_cached = int(cached[best])
         if num_cached < num_head:
@@ -114,17 +128,19 @@ class KvCache:
         *,
         limit: int,
         num_generated: int = 0,
+        num_to_score: int = 0,
         match: Match = NO_MATCH,
         takes_any: bool = False,
     ) -> Placement:
         """Give a sequence a slot, its cells taken over from where `match` found them. Mutates.
 
-        Of its `known` tokens the last `num_generated` are no prompt; it has at most `limit` in all. The slot is the
+        Of its `known` tokens the last `num_generated` are no prompt; it has at most `limit` in all. The first
+        `num_to_score` are to be scored; `match` was found accordingly. The slot is the
         lowest free one. With `takes_any` it is the matching one if that is free, as no copy is needed there, else the
         free one whose cells were of no use for longest.
         """
         num_known = len(known)
-        assert num_known < limit <= self.cells_per_sequence
+        assert num_known <= limit <= self.cells_per_sequence
         target = self._free[0]
         if takes_any:
             is_in_place = match.num_cached > 0 and not self.num_prompt[match.slot]
@@ -138,19 +154,22 @@ class KvCache:
         self.num_prompt[target] = num_known - num_generated
         self.num_computed[target] = match.num_cached
         self.limit[target] = limit
+        self.num_to_score[target] = num_to_score
+        self.num_scored[target] = match.num_cached if num_to_score else 0
+        self.scores.copy(source, target, int(self.num_scored[target]))
         return Placement(source, target, match.num_cached)
 
     def release(self, slot: int) -> None:
         """Give back a slot; what was computed stays in its cells until it is given away. Mutates."""
         assert self.num_prompt[slot]
         self.num_tokens[slot] = self.num_computed[slot]
-        self.num_prompt[slot] = self.limit[slot] = 0
+        self.num_prompt[slot] = self.limit[slot] = self.num_to_score[slot] = 0
         bisect.insort(self._free, slot)
 
     def forget(self, slot: int) -> None:
         """Have no prompt start from the cells of a free slot. Mutates."""
         assert not self.num_prompt[slot]
-        self.num_tokens[slot] = self.num_computed[slot] = 0
+        self.num_tokens[slot] = self.num_computed[slot] = self.num_scored[slot] = 0
 
     def lowest_free(self) -> int:
         """The slot given next; `num_slots` if none is free."""
@@ -159,8 +178,12 @@ class KvCache:
     def move(self, source: int) -> Placement:
         """Move a running sequence to the lowest free slot. Mutates."""
         target = self._free.pop(0)
-        for column in (self.tokens, self.num_tokens, self.num_computed, self.num_prompt, self.limit):
+        for column in (
+            *(self.tokens, self.num_tokens, self.num_computed, self.num_prompt, self.limit),
+            *(self.num_to_score, self.num_scored),
+        ):
             column[target] = column[source]
+        self.scores.copy(source, target, int(self.num_scored[target]))
         self.release(source)
         return Placement(source, target, int(self.num_computed[target]))
 
@@ -176,5 +199,9 @@ class KvCache:
         assert (self.num_prompt <= self.num_tokens)[running].all()
         assert (self.num_tokens <= self.limit)[running].all()
         assert (self.limit <= self.cells_per_sequence).all()
+        assert (self.num_scored <= self.num_computed).all()
+        assert (self.num_to_score <= np.maximum(self.num_prompt - 1, 0)).all()
+        is_right = self.num_scored == np.minimum(self.num_to_score, self.num_computed)
+        assert is_right[running].all()
         for slot in range(self.num_slots):
             assert (self.tokens[slot, : self.num_tokens[slot]] >= 0).all()

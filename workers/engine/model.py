@@ -18,6 +18,7 @@ import numpy.typing as npt
 from batcher.errors import EngineError, MissingPackageError, ModelError
 from workers.engine.kv_cache import Placement, Tokens
 from workers.engine.scheduler import StepBatch
+from workers.engine.scores import max_scored_tokens
 
 # Before libgomp is loaded with llama.cpp. By default its threads spin at each barrier for long, and where anything else
 # wants the processor too (a second worker, a browser) decoding becomes several times slower; not to spin at all is slow
@@ -130,6 +131,10 @@ class Vocabulary:
             piece = self._pieces[token] = self._read_piece(token)
         return piece
 
+    def written(self, token: int) -> bytes:
+        """As `piece`, but a special token is written by its name."""
+        return self.piece(token) or self._written(token)
+
     @cached_property
     def is_end(self) -> npt.NDArray[np.bool_]:
         """Of each token, whether the model ends its text with it. Shape: (size,)."""
@@ -139,11 +144,14 @@ class Vocabulary:
         text = None if token is None else llama_cpp.llama_vocab_get_text(self._vocab, token)
         return text.decode("utf-8", errors="replace") if text else ""
 
-    def _read_piece(self, token: int) -> bytes:
+    def _written(self, token: int) -> bytes:
+        return self._read_piece(token, is_special_written=True)
+
+    def _read_piece(self, token: int, *, is_special_written: bool = False) -> bytes:
         capacity = 64
         while True:
             buffer = ctypes.create_string_buffer(capacity)
-            count = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, capacity, 0, False)
+            count = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, capacity, 0, is_special_written)
             if count >= 0:
                 return buffer.raw[:count]
             capacity = -count
@@ -162,6 +170,8 @@ class Model:
         self.vocabulary = Vocabulary(self._model)
         self.trained_context_length: int = llama_cpp.llama_model_n_ctx_train(self._model)
         self.num_bytes: int = llama_cpp.llama_model_size(self._model)
+        #: Tokens whose logits one decode may give beside one for each slot.
+        self.max_scored_tokens = max_scored_tokens(self.vocabulary.size)
 
     @property
     def description(self) -> str:
@@ -191,7 +201,7 @@ class Model:
         params.n_ubatch = size.max_micro_batch_tokens
         params.n_seq_max = size.num_slots
         # Otherwise the logits buffer holds a row of the vocabulary for each token of a batch.
-        params.n_outputs_max = size.num_slots
+        params.n_outputs_max = size.num_slots + self.max_scored_tokens
         params.n_threads = params.n_threads_batch = size.num_threads
         # One stream per sequence: each attends to its own cells only. In a unified cache a shared prefix needs no copy,
         # but every sequence looks at the cells of all others, if only to find them masked.
@@ -225,7 +235,7 @@ class Model:
         code = llama_cpp.llama_decode(self._context, self._batch.struct)
         if code != 0:
             raise EngineError(f"llama_decode gave {code} for {len(batch.tokens)} tokens: {_last_errors()}")
-        num_outputs = len(batch.ready)
+        num_outputs = batch.num_logits
         if not num_outputs:
             return np.empty((0, self.vocabulary.size), np.float32)
         logits = llama_cpp.llama_get_logits(self._context)

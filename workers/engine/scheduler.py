@@ -42,12 +42,28 @@ _MIN_TOKENS_TO_MOVE = 2
 
 
 @dataclass(frozen=True, slots=True)
+class PromptLogits:
+    """The tokens of prompts whose logits a step wants, to score the tokens behind them.
+
+    One entry a token: `rows` says where its logits are among those of the step, `next_tokens` what follows it.
+    `ready_rows` has the rows of the sequences that get a token sampled, in their order.
+    """
+
+    rows: npt.NDArray[np.intp]
+    slots: Tokens
+    positions: Tokens
+    next_tokens: Tokens
+    ready_rows: npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True)
 class StepBatch:
     """What one decode computes, after `placements` were made in their order.
 
     One entry a token, in ascending order of slots: `tokens`, `positions`, `slots` and `wants_logits`. `counts` has how
     many of them belong to each running sequence, by slot. `ready` are the sequences that get a token sampled, in order
-    of their slots; `started` those of which nothing was computed before.
+    of their slots; `started` those of which nothing was computed before. `to_score` None: no logits are wanted but
+    those to sample from.
     """
 
     tokens: Tokens
@@ -58,15 +74,22 @@ class StepBatch:
     ready: tuple[Sequence, ...]
     started: tuple[Sequence, ...]
     placements: tuple[Placement, ...]
+    to_score: PromptLogits | None = None
+
+    @property
+    def num_logits(self) -> int:
+        """How many tokens want logits."""
+        return len(self.ready) + (0 if self.to_score is None else len(self.to_score.rows))
 
 
 class Scheduler:
     """Holds waiting and running sequences. All calls from the engine's thread."""
 
-    def __init__(self, cache: KvCache, *, max_batch_tokens: int) -> None:
+    def __init__(self, cache: KvCache, *, max_batch_tokens: int, max_scored_tokens: int) -> None:
         assert max_batch_tokens >= cache.num_slots
         self._cache = cache
         self._max_batch_tokens = max_batch_tokens
+        self._max_scored_tokens = max_scored_tokens
         #: Each entry is either sequences that may go in any order, or one that must be alone.
         self._waiting: deque[list[Sequence]] = deque()
         self._live: list[Sequence] = []
@@ -80,6 +103,8 @@ class Scheduler:
         self._slots: Tokens = np.zeros(0, np.int32)
         self._by_slot: list[Sequence] = []
         self._is_changed = False
+        #: Whether any of them has a prompt to be scored.
+        self._is_scoring = False
 
     @property
     def has_work(self) -> bool:
@@ -132,7 +157,8 @@ class Scheduler:
     def schedule(self) -> StepBatch | None:
         """Admit what may enter and lay out the next step; None if nothing runs. Mutates.
 
-        At most `max_batch_tokens` in all: one for each decoding sequence, the rest goes to prompts, oldest first.
+        At most `max_batch_tokens` in all: one for each decoding sequence, the rest goes to prompts, oldest first. Of
+        prompts to be scored at most `max_scored_tokens`, and one for each.
         """
         admitted = self._admit_live()
         admitted += self._admit()
@@ -143,6 +169,7 @@ class Scheduler:
             self._is_changed = False
             self._slots = np.array(sorted(self._running), np.int32)
             self._by_slot = [self._running[slot] for slot in self._slots.tolist()]
+            self._is_scoring = bool(self._cache.num_to_score[self._slots].any())
         started = tuple(sequence for sequence, _ in admitted if not sequence.was_preempted)
         return self._lay_out(started, tuple([p for _, p in admitted] + moves))
 
@@ -159,7 +186,16 @@ class Scheduler:
         token_slots = np.repeat(slots, counts)
         positions = np.arange(ends[-1], dtype=np.int32) - np.repeat(ends - counts - computed, counts)
         wants_logits = np.zeros(len(positions), np.int8)
-        wants_logits[ends[is_ready] - 1] = 1
+        ready_at = ends[is_ready] - 1
+        wants_logits[ready_at] = 1
+        to_score = None
+        if self._is_scoring:
+            scored_at = np.flatnonzero(positions < cache.num_to_score[token_slots])
+            wants_logits[scored_at] = 1
+            rows = np.cumsum(wants_logits, dtype=np.intp) - 1
+            at_slots, at_positions = token_slots[scored_at], positions[scored_at]
+            next_tokens = cache.tokens[at_slots, at_positions + 1]
+            to_score = PromptLogits(rows[scored_at], at_slots, at_positions, next_tokens, rows[ready_at])
         return StepBatch(
             tokens=cache.tokens[token_slots, positions],
             positions=positions,
@@ -169,12 +205,14 @@ class Scheduler:
             ready=tuple(itertools.compress(self._by_slot, is_ready)),
             started=started,
             placements=placements,
+            to_score=to_score,
         )
 
     def _share(self, pending: Tokens) -> Tokens:
         """How many tokens beyond the first each running sequence gets, by slot. The oldest prompt goes first, a live
         one before others."""
         budget = self._max_batch_tokens - len(pending)
+        score_budget = self._max_scored_tokens
         extra = np.zeros_like(pending)
         at = {slot: position for position, slot in enumerate(self._slots.tolist())}
         has_live = False
@@ -185,8 +223,12 @@ class Scheduler:
             elif has_live:
                 has_live, budget = False, min(budget, _MAX_PROMPT_TOKENS_BESIDE_LIVE)
             position = at[sequence.slot]
-            extra[position] = min(int(pending[position]) - 1, budget)
-            budget -= int(extra[position])
+            count = min(int(pending[position]) - 1, budget)
+            if self._is_scoring and self._cache.num_to_score[sequence.slot] > self._cache.num_computed[sequence.slot]:
+                count = min(count, score_budget)
+                score_budget -= count
+            extra[position] = count
+            budget -= count
         return extra
 
     def advance(self, batch: StepBatch, sampled: Tokens, *, is_end: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
@@ -196,6 +238,9 @@ class Scheduler:
         """
         cache = self._cache
         cache.num_computed[self._slots] += batch.counts
+        if batch.to_score is not None:
+            slots = self._slots
+            cache.num_scored[slots] = np.minimum(cache.num_to_score[slots], cache.num_computed[slots])
         ready = np.fromiter((sequence.slot for sequence in batch.ready), np.int32, len(batch.ready))
         going, kept = (ready, sampled) if not is_end.any() else (ready[~is_end], sampled[~is_end])
         cache.tokens[going, cache.num_tokens[going]] = kept
@@ -245,6 +290,7 @@ class Scheduler:
             assert (self._cache.tokens[slot, : len(sequence.prompt)] == sequence.prompt).all()
             assert self._cache.num_prompt[slot] == len(sequence.prompt)
             assert self._cache.limit[slot] == sequence.num_cells
+            assert self._cache.num_to_score[slot] in (0, len(sequence.prompt) - 1)
             assert len(self._running) == 1 or not sequence.request.is_alone
 
     def _in_order(self, group: list[Sequence]) -> list[Sequence]:
@@ -285,7 +331,7 @@ class Scheduler:
         able.sort(key=lambda s: (not s.was_preempted, -int(self._cache.num_computed[s.slot])))
         admitted: list[tuple[Sequence, Placement]] = []
         for sequence in list(self._live):
-            match = self._cache.match(sequence.prompt)
+            match = self._cache.match(sequence.prompt, is_scoring=sequence.num_to_score > 0)
             if self._is_coming(match):
                 continue
             if len(admitted) >= room or not (self._cache.num_free_slots or able):
@@ -343,7 +389,7 @@ class Scheduler:
         # Not beyond those that fill all slots a step later: the first of another prefix would be computed now, and its
         # cells overwritten before its own followers come.
         while at < min(len(group), cache.num_free_slots):
-            match = cache.match(group[at].known)
+            match = cache.match(group[at].known, is_scoring=group[at].num_to_score > 0)
             if self._is_coming(match):
                 at += 1
             else:
@@ -356,6 +402,7 @@ class Scheduler:
         placement = self._cache.admit(
             sequence.known,
             num_generated=len(sequence.generated),
+            num_to_score=sequence.num_to_score,
             limit=sequence.num_cells,
             match=match,
             takes_any=takes_any,

@@ -22,7 +22,8 @@ class SequenceRequest:
 
     Its tokens are drawn by its own `seed`; the `seed`, `n`, `best_of` and `echo` of `params` are the caller's business,
     so that many requests can have the same `params`. Of a chat (`is_chat`) the prompt is the JSON text of its messages,
-    of token ids (`is_token_ids`) that of an array of them.
+    of token ids (`is_token_ids`) that of an array of them. With `is_echoing` the text of the answer begins with the
+    prompt's, and with `scores_prompt` its log-probabilities with those of the prompt's tokens.
     `timeout_s` runs from its first prefill. `is_live`: somebody waits for it, so it goes before those that are not.
     `is_alone`: nothing else may be computed in this process from its first token to its last.
     """
@@ -36,6 +37,8 @@ class SequenceRequest:
     is_live: bool = False
     is_chat: bool = False
     is_token_ids: bool = False
+    is_echoing: bool = False
+    scores_prompt: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,8 @@ class Sequence:
     transcript: Transcript | None = None
     generated: Tokens = field(default_factory=lambda: _NO_TOKENS)
     was_preempted: bool = False
+    #: Whether its prompt is in its transcript, for a request that is to echo it.
+    is_echoed: bool = False
     draws: Draws = field(init=False)
 
     def __post_init__(self) -> None:
@@ -115,6 +120,11 @@ class Sequence:
     def num_cells(self) -> int:
         """The KV cells it may need: prompt and `max_tokens`."""
         return len(self.prompt) + self.request.params.max_tokens
+
+    @property
+    def num_to_score(self) -> int:
+        """How many tokens of its prompt are to be scored: those that another follows, or none."""
+        return len(self.prompt) - 1 if self.request.scores_prompt and not self.is_echoed else 0
 
     @property
     def known(self) -> Tokens:

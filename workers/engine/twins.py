@@ -16,6 +16,8 @@ from workers.engine.sequence import Sequence, TwinKey
 #: Answers kept, and the characters of text in them: some 20 MB, or a few times that with long texts.
 MAX_REMEMBERED = 32_768
 MAX_REMEMBERED_CHARS = 16_000_000
+#: A log-probability takes about the room of so many characters.
+_CHARS_A_LOGPROB = 100
 
 #: What shapes no completion, or only by the seed of its sequence or the tokens of its prompt, which are compared.
 UNSHAPING = frozenset(
@@ -69,10 +71,10 @@ class Twins:
         if key is None or not self.drop(sequence):
             return
         self._answers[key] = choice
-        self._num_chars += len(choice.text)
+        self._num_chars += _num_chars(choice)
         while len(self._answers) > self._max_remembered or self._num_chars > self._max_chars:
             _, oldest = self._answers.popitem(last=False)
-            self._num_chars -= len(oldest.text)
+            self._num_chars -= _num_chars(oldest)
 
     def drop(self, sequence: Sequence) -> bool:
         """Let no more twins join a sequence. Returns whether any could until now."""
@@ -83,9 +85,18 @@ class Twins:
         return True
 
 
+def _num_chars(choice: Choice) -> int:
+    """About as many characters as take the room of an answer."""
+    listed = choice.logprobs or ()
+    return len(choice.text) + _CHARS_A_LOGPROB * (len(listed) + sum(len(token.top) for token in listed))
+
+
 def _key(sequence: Sequence) -> TwinKey:
     params, timeout_s = sequence.request.params, sequence.request.timeout_s
     digest = hashlib.blake2b(sequence.prompt.tobytes(), digest_size=16).digest()
+    request = sequence.request
+    # The same tokens are echoed as the text that they were, or as what they stand for.
+    echo = (request.is_token_ids, request.scores_prompt) if request.is_echoing else None
     if is_greedy(params):
-        return digest, timeout_s, _shaping_greedy(params)
-    return digest, timeout_s, sequence.request.seed, _shaping(params)
+        return digest, timeout_s, echo, _shaping_greedy(params)
+    return digest, timeout_s, echo, request.seed, _shaping(params)
