@@ -6,7 +6,7 @@ of attempts it lists those of shards without a part, and reads only ends that ar
 """
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -77,7 +77,9 @@ class Status:
     `num_quarantined` the rows that were set aside because they ended it. `failures` are of shards that nobody has tried
     again since. `workers` are those that hold shards of the job, and while it goes on those that could. `tokens_per_s`
     counts completion tokens over the last seconds (over the whole job at the first reading, and once it is complete).
-    `eta_s` is None where nothing is known to progress.
+    `unserved_models` are those that rows wait for and no worker has that is alive, with the number of these rows;
+    `served_models` are those that such workers have. `eta_s` is None where nothing is known to progress, and
+    where rows wait for a model that is not served.
     """
 
     job_id: str
@@ -106,6 +108,8 @@ class Status:
     elapsed_s: float
     workers: tuple[WorkerStatus, ...]
     failures: tuple[ShardFailure, ...]
+    unserved_models: dict[str, int]
+    served_models: tuple[str, ...]
 
     @property
     def is_complete(self) -> bool:
@@ -159,6 +163,11 @@ class StatusReader:
         tokens_per_s, rows_per_s, elapsed_s = self._rates(counts, state=state, now=now)
         left = manifest.num_rows - counts.num_rows
         ends = [end for history in self._histories.values() for end in history.ends]
+        reports = self._read_heartbeats(pending)
+        served = {name for report in reports if report.health is not Health.GONE for name in report.beat.models}
+        is_going_on = state in (JobState.WAITING, JobState.RUNNING)
+        unserved = self._rows_waiting(pending, served) if is_going_on else {}
+        has_eta = rows_per_s and state is JobState.RUNNING and not unserved
         return Status(
             job_id=manifest.job_id,
             state=state,
@@ -180,12 +189,14 @@ class StatusReader:
             num_quarantined=counts.error_codes.get(ErrorCode.WORKER_CRASHED.value, 0),
             tokens_per_s=round(tokens_per_s, 2),
             rows_per_s=round(rows_per_s, 3),
-            eta_s=round(left / rows_per_s, 1) if rows_per_s and state is JobState.RUNNING else None,
+            eta_s=round(left / rows_per_s, 1) if has_eta else None,
             created_at=manifest.created_at,
             started_at=self._started_at,
             elapsed_s=round(elapsed_s, 3),
-            workers=self._workers(pending, state),
+            workers=self._workers(reports, pending, state),
             failures=tuple(failure for info in pending if (failure := self._failure(info.shard)) is not None),
+            unserved_models=unserved,
+            served_models=tuple(sorted(served)),
         )
 
     def _count_rows(self) -> tuple[list[ShardInfo], Counts]:
@@ -227,19 +238,32 @@ class StatusReader:
             return None
         return ShardFailure(shard, end.attempt, end.worker, end.detail, end.at, end.is_retriable)
 
-    def _workers(self, pending: list[ShardInfo], state: JobState) -> tuple[WorkerStatus, ...]:
+    def _rows_waiting(self, pending: list[ShardInfo], served: set[str]) -> dict[str, int]:
+        """The rows that are not done of each model that is not served, by name; refused rows have none."""
+        found: Counter[str] = Counter()
+        for info in pending:
+            if info.model is not None and info.model not in served:
+                num_done = sum(counts.num_rows for counts in self._chunks.get(info.shard, {}).values())
+                found[info.model] += max(0, info.num_rows - num_done)
+        return dict(sorted(found.items()))
+
+    def _read_heartbeats(self, pending: list[ShardInfo]) -> list[WorkerReport]:
+        """Those of the job's own workers, then those of its root; none where nothing is left to do."""
+        # absolute(): the parent of `.` is `.`.
+        homes = (self._job.path, self._job.path.absolute().parent) if pending else ()
+        return [report for home in homes for report in read_heartbeats(home)]
+
+    def _workers(
+        self, reports: list[WorkerReport], pending: list[ShardInfo], state: JobState
+    ) -> tuple[WorkerStatus, ...]:
         """The workers that matter to the job, those of its own first: who holds a shard of it, and who could take one.
 
         One that is gone holds its shards until somebody else has claimed them, and could take none.
         """
-        if not pending:
-            return ()
         last_attempts = {info.shard: self._histories[info.shard].num_attempts for info in pending}
         models = {info.model for info in pending}
-        # absolute(): the parent of `.` is `.`.
-        homes = (self._job.path, self._job.path.absolute().parent)
         found = []
-        for report in (report for home in homes for report in read_heartbeats(home)):
+        for report in reports:
             held = [each for each in report.beat.shards if each.job_id == self._job.job_id]
             # Not `==`: it may have claimed one since the attempts were listed.
             shards = [each.shard for each in held if each.attempt >= last_attempts.get(each.shard, each.attempt + 1)]

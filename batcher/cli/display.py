@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import click
 
+from batcher.cli.unserved import unserved_text
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as RichProgress
@@ -151,6 +153,7 @@ def status_text(job: "JobDir", status: "Status") -> str:
         "Attempts": attempts,
         "Failures": _failures_text(status),
         "Workers": _workers_text(job, status),
+        "Unserved": unserved_text(status, jobs_dir=shown_path(job.path.absolute().parent)),
         "Created": utc_text(status.created_at),
         "Elapsed": duration_text(status.elapsed_s) if status.started_at else "",
         "Where": shown_path(job.path),

@@ -43,6 +43,7 @@ from batcher.cli.options import (
     sampling_options,
     submit_options,
 )
+from batcher.cli.unserved import warn_of_unserved
 from batcher.errors import InputError
 from batcher.installation import check_installed
 
@@ -171,6 +172,7 @@ def submit_command(
     commit_refused(job)
     enqueue(make_app(broker), job, job.pending_shards())
     click.echo(job.job_id)
+    warn_of_unserved(job, broker)
     return wait_for_job(job, broker, quiet=quiet) if is_waiting else 0
 
 
@@ -267,6 +269,7 @@ def resume_command(
         _open_again(found)
         number = enqueue(make_app(broker), found, found.pending_shards())
         click.echo(f"Enqueued {number:,} shards; `batcher status {quoted(found)} --watch` shows how they go.")
+        warn_of_unserved(found, broker)
         return 0
     repair_parts(found)
     needed = {info.model for info in found.pending_shards() if info.model is not None}

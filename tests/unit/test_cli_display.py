@@ -120,6 +120,7 @@ def test_status_lines_up_several_workers_attempts_and_failures(workplace: Path) 
         num_quarantined=1234,
         failures=failures,
         workers=(WORKER, replace(WORKER, name="worker-2")),
+        unserved_models={},
     )
 
     assert """
@@ -148,6 +149,25 @@ def test_status_of_a_job_that_nobody_works_on_says_how_it_goes_on(workplace: Pat
     assert hint not in status_text(job, replace(status, workers=(gone, WORKER)))
     assert "Workers" not in status_text(job, replace(status, state=JobState.CANCELLED))
     assert "Workers" not in status_text(job, replace(status, num_committed=2))
+
+
+def test_status_names_the_models_that_no_worker_has_and_the_line_that_starts_one(workplace: Path) -> None:
+    job = running_job(workplace / "jobs" / "job")
+    status = replace(
+        read_status(job), workers=(WORKER,), unserved_models={"gemma3:27b": 2, "the model": 1}, served_models=("tiny",)
+    )
+
+    assert """
+Unserved  2 rows wait for the model gemma3:27b, which no worker has that is alive (they have tiny); start one with:
+            batcher worker --model gemma3:27b=PATH --broker URL --jobs-dir jobs
+          1 row waits for the model the model, which no worker has that is alive (they have tiny); start one with:
+            batcher worker --model 'the model=PATH' --broker URL --jobs-dir jobs
+Created """ in status_text(job, status)
+    many = replace(status, unserved_models={f"m{n}": 1 for n in range(10)}, served_models=())
+    assert "1 row waits for the model m0, and no worker is alive; start one with:" in status_text(job, many)
+    assert "... and 7 more models; --json shows them" in status_text(job, many)
+    evil = replace(status, served_models=("\x1b[2Jred",))
+    assert "\x1b" not in status_text(job, evil)
 
 
 def test_status_of_a_fleet_names_those_that_are_not_well_and_counts_the_others(tmp_path: Path) -> None:

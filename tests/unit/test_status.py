@@ -16,6 +16,7 @@ from batcher.status import RATE_WINDOW_S, JobState, StatusReader, read_status
 from batcher.summary import finalize
 from batcher.types import ErrorCode
 from tests.unit.job_files import complete_job, failed, make_job, ok, result_table, write_chunk, write_part
+from tests.unit.test_status_workers import give_sign
 
 
 class Clock:
@@ -206,6 +207,7 @@ def test_part_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 def test_rates_and_eta_follow_the_last_seconds(tmp_path: Path) -> None:
     job = make_job(tmp_path / "job", (100,))
+    give_sign(tmp_path, "w")
     job.claim_attempt(0, worker="w")
     clock = Clock(job)
     reader = StatusReader(job, clock=clock)
@@ -225,6 +227,7 @@ def test_rates_and_eta_follow_the_last_seconds(tmp_path: Path) -> None:
 
 def test_first_reading_gives_the_average_of_the_whole_job(tmp_path: Path) -> None:
     job = make_job(tmp_path / "job", (20, 1), models=["tiny", None])
+    give_sign(tmp_path, "w")
     write_file(job.part_path(1), result_table([failed(20)]))
     job.claim_attempt(0, worker="w")
     write_chunk(job, 0, [ok(row) for row in range(4)])

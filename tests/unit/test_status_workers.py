@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from batcher.cli.unserved import warn_of_unserved
 from batcher.heartbeats import Health, HeldShard, WorkerHeartbeat, WorkerState, heartbeat_path, utc_now, write_heartbeat
 from batcher.jobdir import JobDir
 from batcher.status import read_status
-from tests.unit.job_files import make_job, ok, write_part
+from tests.submitted import write_lines
+from tests.unit.conftest import Run
+from tests.unit.job_files import failed, make_job, ok, write_chunk, write_part
 
 
 def give_sign(
@@ -112,3 +115,83 @@ def test_job_that_is_the_working_directory_finds_the_workers_of_its_root(
     monkeypatch.chdir(running.path)
 
     assert [worker.name for worker in read_status(JobDir(Path())).workers] == ["w"]
+
+
+# -- models that nobody serves ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> JobDir:
+    """A job of two models and a refused row; of the second model one row of three is done."""
+    job = make_job(tmp_path / "jobs" / "job", (2, 3, 1), models=["tiny", "large", None])
+    write_part(job, 2, [failed(5)])
+    for shard in (0, 1):
+        job.claim_attempt(shard, worker="w")
+    write_chunk(job, 1, [ok(2)])
+    return job
+
+
+def test_rows_of_a_model_that_no_living_worker_has_are_counted_and_there_is_no_eta(mixed: JobDir) -> None:
+    root = mixed.path.parent
+    assert read_status(mixed).unserved_models == {"large": 2, "tiny": 2}
+    give_sign(root, "a", models=("tiny", "other"))
+    give_sign(root, "gone", models=("large",), age_s=80)
+
+    found = read_status(mixed)
+
+    assert (found.unserved_models, found.served_models) == ({"large": 2}, ("other", "tiny"))
+    assert found.rows_per_s > 0
+    assert found.eta_s is None
+
+
+@pytest.mark.parametrize("state", [WorkerState.LOADING, WorkerState.STALLED, WorkerState.RESTARTING])
+def test_worker_that_lives_serves_its_models_whatever_it_does(mixed: JobDir, state: WorkerState) -> None:
+    give_sign(mixed.path, "own", state=state, models=("large", "tiny"))
+
+    found = read_status(mixed)
+
+    assert found.unserved_models == {}
+    assert found.eta_s is not None
+
+
+def test_nothing_is_unserved_once_nothing_is_to_be_done(mixed: JobDir) -> None:
+    mixed.cancel()
+    assert read_status(mixed).unserved_models == {}
+    mixed.uncancel()
+    write_part(mixed, 0, [ok(0), ok(1)])
+    write_part(mixed, 1, [ok(2), ok(3), ok(4)])
+    assert read_status(mixed).unserved_models == {}
+
+
+def test_submit_names_the_model_that_no_worker_has(run: Run, broker_url: str, tmp_path: Path) -> None:
+    """Given a worker with one model, when rows ask for two, then the other is named with the line that starts it."""
+    write_lines(tmp_path / "p.jsonl", {"prompt": "a", "model": "large"}, {"prompt": "b"}, {"prompt": "c"})
+    line = f"submit p.jsonl --model tiny --broker {broker_url} --jobs-dir jobs"
+    code, out, none = run(f"{line} --job-id first --quiet")
+    give_sign(tmp_path / "jobs", "w")
+    _, _, other = run(f"{line} --job-id second --quiet")
+    give_sign(tmp_path / "jobs", "w", models=("large", "tiny"))
+    _, _, all_served = run(f"{line} --job-id third --quiet")
+
+    assert (code, out) == (0, "first\n")
+    command = f"  batcher worker --model large=PATH --broker {broker_url} --jobs-dir {tmp_path / 'jobs'}\n"
+    assert none == (
+        f"Warning: 1 row waits for the model large, and no worker is alive; start one with:\n{command}"
+        f"Warning: 2 rows wait for the model tiny, and no worker is alive; start one with:\n"
+        f"{command.replace('large', 'tiny')}"
+    )
+    assert other == (
+        "Warning: 1 row waits for the model large, which no worker has that is alive (they have tiny); start one "
+        f"with:\n{command}"
+    )
+    assert all_served == ""
+
+
+def test_password_of_the_broker_is_not_in_the_line_that_starts_a_worker(
+    mixed: JobDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    warn_of_unserved(mixed, "redis://user:secret@host:6379/0")
+
+    err = capsys.readouterr().err
+    assert f"batcher worker --model large=PATH --jobs-dir {mixed.path.parent}\n" in err
+    assert "secret" not in err

@@ -1,0 +1,69 @@
+"""What a person is told of models that rows wait for and no worker has."""
+
+import shlex
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from batcher.jobdir import JobDir
+    from batcher.status import Status
+
+#: Models that are named; more are counted.
+MAX_NAMED = 3
+#: Models of workers that are named.
+MAX_SERVED = 10
+
+
+def unserved_text(status: "Status", *, jobs_dir: str) -> str:
+    """For each model what waits for it, and the line that starts a worker; "" where every row can be served."""
+    lines = []
+    for problem, model in _problems(status):
+        lines += [f"{problem}; start one with:", f"  {worker_line(model, broker='URL', jobs_dir=jobs_dir)}"]
+    if len(status.unserved_models) > MAX_NAMED:
+        lines.append(f"... and {len(status.unserved_models) - MAX_NAMED:,} more models; --json shows them")
+    return "\n".join(lines)
+
+
+def warn_of_unserved(job: "JobDir", broker: str) -> None:
+    """Say on stderr which rows of a job wait for a model that no worker has, and the line that starts one."""
+    from batcher.broker_url import has_secret
+    from batcher.status import read_status
+
+    status = read_status(job)
+    root = str(job.path.absolute().parent)
+    for problem, model in _problems(status):
+        # A password may not stand on a command line: it comes from the environment or a file there, too.
+        line = worker_line(model, broker=None if has_secret(broker) else broker, jobs_dir=root)
+        click.echo(f"Warning: {problem}; start one with:\n  {line}", err=True)
+    if len(status.unserved_models) > MAX_NAMED:
+        click.echo(
+            f"... and {len(status.unserved_models) - MAX_NAMED:,} more models; `batcher status --json` shows them.",
+            err=True,
+        )
+
+
+def _problems(status: "Status") -> list[tuple[str, str]]:
+    """What waits for a model, and its name, of the first models."""
+    # What stands in a sign of life could be anything.
+    served = ["".join(each if each.isprintable() else "?" for each in name[:256]) for name in status.served_models]
+    they = ", ".join(served[:MAX_SERVED]) + (", ..." if len(served) > MAX_SERVED else "")
+    found = []
+    for model, num_rows in list(status.unserved_models.items())[:MAX_NAMED]:
+        rows = "1 row waits" if num_rows == 1 else f"{num_rows:,} rows wait"
+        why = f"which no worker has that is alive (they have {they})" if they else "and no worker is alive"
+        found.append((f"{rows} for the model {model}, {why}", model))
+    return found
+
+
+def worker_line(model: str, *, broker: str | None, jobs_dir: str) -> str:
+    """The command that starts a worker for a model; without a broker it takes that of its environment."""
+    words = ["batcher", "worker", "--model", _with_path(model)]
+    words += ["--broker", broker] if broker is not None else []
+    return shlex.join([*words, "--jobs-dir", jobs_dir])
+
+
+def _with_path(model: str) -> str:
+    from batcher.models import known_models
+
+    return model if model in {known.name for known in known_models()} else f"{model}=PATH"
