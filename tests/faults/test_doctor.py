@@ -231,7 +231,7 @@ def test_broker_that_is_a_replica_fails(doctor: Doctor, client: redis.Redis, red
 
     report = doctor(broker=redis_url)
 
-    assert (report.code, report.bad()) == (3, {"broker writes": "fail"})
+    assert (report.code, report.bad()) == (1, {"broker writes": "fail"})
     assert "read only" in report.findings["broker writes"].message
     assert "primary" in report.findings["broker writes"].remedy
 
@@ -245,7 +245,7 @@ def test_broker_whose_user_may_not_do_what_we_do_fails(
 
     report = doctor(broker=redis_url.replace("//", "//poor:secret@"))
 
-    assert (report.code, report.bad()) == (3, {"broker writes": "fail"})
+    assert (report.code, report.bad()) == (1, {"broker writes": "fail"})
     assert "permission" in report.findings["broker writes"].message
     assert "ACL" in report.findings["broker writes"].remedy
 
@@ -268,7 +268,7 @@ def test_broker_with_another_password_fails(doctor: Doctor, client: redis.Redis,
 
     report = doctor(broker=redis_url.replace("//", f"//{login}"))
 
-    assert (report.code, report.bad()) == (3, {"broker": "fail"})
+    assert (report.code, report.bad()) == (1, {"broker": "fail"})
     assert "wrong or missing password" in report.findings["broker"].message
     assert "redis://:PASSWORD@" in report.findings["broker"].remedy
     assert "wr0ng" not in repr(report)
@@ -279,7 +279,7 @@ def test_broker_that_is_gone_fails(doctor: Doctor, redis_server: RedisServer) ->
 
     report = doctor(broker=redis_server.url)
 
-    assert (report.code, report.bad()) == (3, {"broker": "fail"})
+    assert (report.code, report.bad()) == (1, {"broker": "fail"})
     assert redis_server.url in report.findings["broker"].message
     assert "Connection refused" in report.findings["broker"].message
 
@@ -292,7 +292,7 @@ def test_broker_that_hangs_is_found_within_15_seconds(doctor: Doctor, client: re
     report = doctor(broker=redis_url)
 
     assert time.monotonic() - started_at < HANG_LIMIT_S
-    assert (report.code, report.bad()) == (3, {"broker": "fail"})
+    assert (report.code, report.bad()) == (1, {"broker": "fail"})
     assert f"{redis_url}: no answer within 5 s" in report.findings["broker"].message
     assert "stopped" in report.findings["broker"].remedy
     os.kill(pid, signal.SIGCONT)
@@ -314,7 +314,7 @@ def test_address_where_something_else_answers_fails(doctor: Doctor, family: Fami
         finally:
             server.kill()
 
-    assert (report.code, report.bad()) == (3, {"broker": "fail"})
+    assert (report.code, report.bad()) == (1, {"broker": "fail"})
 
 
 # -- jobs folder --------------------------------------------------------------------------------------------------
@@ -329,7 +329,7 @@ def test_jobs_folder_that_is_mounted_read_only_fails(doctor: Doctor, family: Fam
 
     report = doctor(prefix=prefix)
 
-    assert (report.code, report.bad()) == (3, {"jobs folder": "fail"})
+    assert (report.code, report.bad()) == (1, {"jobs folder": "fail"})
     assert report.findings["jobs folder"].message == f"{jobs}: cannot write: Read-only file system"
     assert "mount -o remount,rw" in report.findings["jobs folder"].remedy
 
@@ -343,7 +343,7 @@ def test_jobs_folder_of_another_fails(doctor: Doctor, family: Family) -> None:
 
     report = doctor(prefix=skip_unless_possible(prefix) if prefix else ())
 
-    assert (report.code, report.bad()) == (3, {"jobs folder": "fail"})
+    assert (report.code, report.bad()) == (1, {"jobs folder": "fail"})
     assert "Permission denied" in report.findings["jobs folder"].message
     assert "chown" in report.findings["jobs folder"].remedy
 
@@ -357,7 +357,7 @@ def test_jobs_folder_that_is_full_fails(doctor: Doctor, family: Family) -> None:
 
     report = doctor(prefix=prefix)
 
-    assert (report.code, report.bad()) == (3, {"jobs folder": "fail"})
+    assert (report.code, report.bad()) == (1, {"jobs folder": "fail"})
     assert "No space left on device" in report.findings["jobs folder"].message
     assert "inodes" in report.findings["jobs folder"].remedy
 
@@ -369,7 +369,7 @@ def test_jobs_folder_without_hard_links_fails(doctor: Doctor, family: Family) ->
 
     report = doctor(prefix=prefix)
 
-    assert (report.code, report.bad()) == (3, {"jobs folder": "fail"})
+    assert (report.code, report.bad()) == (1, {"jobs folder": "fail"})
     assert "Operation not permitted" in report.findings["jobs folder"].message
     assert "hard links" in report.findings["jobs folder"].remedy
     assert list((family.folder / "jobs").iterdir()) == []
@@ -464,7 +464,7 @@ def test_slots_that_a_containers_memory_has_no_room_for_fail(
     free, limited = doctor(*wishes), doctor(*wishes, prefix=memory_limit(500 * 2**20))
 
     assert (free.code, free.bad()) == (0, {})
-    assert (limited.code, limited.bad()) == (3, {"memory for tiny": "fail"})
+    assert (limited.code, limited.bad()) == (1, {"memory for tiny": "fail"})
     assert re.search(r"of 500\.0 MiB memory available", limited.findings["machine"].message)
     assert re.search(
         r"takes 1\.0 GiB .*256 slots x 8,192 tokens.* has 500\.0 MiB for it",

