@@ -4,13 +4,17 @@ The syntax is that of `str.format` reduced to plain names: `{{` and `}}` stand f
 access, conversions and format specifications are refused when the template is parsed, not row by row.
 """
 
-import string
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from batcher.errors import InputError, InvalidRowError
 from batcher.values import json_text
+
+#: A pair stands for one that is text.
+_BRACES = re.compile(r"\{\{|\}\}|[{}]")
+_NEWLINE = "\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,34 +43,58 @@ class Template:
 
 
 def parse_template(text: str) -> Template:
-    """Parse a template. Raises InputError saying what in it can't be used."""
-    try:
-        fields = list(string.Formatter().parse(text))
-    except ValueError as exc:
-        raise InputError(f"template {_shown(text)}: {exc}; write {{{{ and }}}} for literal braces") from exc
-    pieces = []
-    for literal, name, spec, conversion in fields:
-        if name is not None:
-            _check_field(text, name, spec or "", conversion)
+    """Parse a template. Raises InputError saying what in it can't be used, and where."""
+    pieces: list[tuple[str, str | None]] = []
+    literal = ""
+    start = 0
+    while brace := _BRACES.search(text, start):
+        literal += text[start : brace.start()]
+        start = brace.end()
+        if brace[0] in ("{{", "}}"):
+            literal += brace[0][0]
+            continue
+        end = text.find("}", start)
+        name = text[start:end]
+        if problem := _problem(brace[0], name, is_closed=end >= 0):
+            raise _error(text, f"{_place(text, brace.start())}: {problem}")
         pieces.append((literal, name))
-    if all(name is None for _, name in pieces):
-        raise InputError(f"template {_shown(text)}: it uses no column; name one in braces, as in 'Summarize: {{text}}'")
+        literal, start = "", end + 1
+    if not pieces:
+        raise _error(text, "it uses no column")
+    if literal or start < len(text):
+        pieces.append((literal + text[start:], None))
     return Template(tuple(pieces))
 
 
-def _check_field(text: str, name: str, spec: str, conversion: str | None) -> None:
-    field = "{" + name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "") + "}"
+def _problem(brace: str, name: str, *, is_closed: bool) -> str | None:
+    if brace == "}":
+        return "a } without its {"
+    if not is_closed:
+        return "a { without its }"
+    if "{" in name:
+        return "a { with another before its }"
+    field = _shown("{" + name + "}")
     if not name:
-        problem = "a pair of braces names no column"
-    elif conversion:
-        problem = f"{field} has a conversion"
-    elif spec:
-        problem = f"{field} has a format specification"
-    elif "." in name or "[" in name:
-        problem = f"{field} reaches into a value"
-    else:
-        return
-    raise InputError(f"template {_shown(text)}: {problem}; use a plain column name in braces, as in {{text}}")
+        return "a pair of braces names no column"
+    if "!" in name:
+        return f"{field} has a conversion"
+    if ":" in name:
+        return f"{field} has a format specification"
+    if "." in name or "[" in name:
+        return f"{field} reaches into a value"
+    return None
+
+
+def _place(text: str, position: int) -> str:
+    before = text[:position]
+    return f"line {before.count(_NEWLINE) + 1}, character {position - (before.rfind(_NEWLINE) + 1) + 1}"
+
+
+def _error(text: str, problem: str) -> InputError:
+    return InputError(
+        f"template {_shown(text)}: {problem}; name columns in single braces, as in 'Summarize: {{text}}', and write "
+        "{{ and }} for braces that are text, as in JSON"
+    )
 
 
 def _as_text(column: str, value: Any, values: Mapping[str, Any]) -> str:

@@ -1,6 +1,10 @@
 """Prompt templates."""
 
+import string
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from batcher.errors import InputError, InvalidRowError
 from batcher.template import parse_template
@@ -47,10 +51,12 @@ def test_row_without_a_value_is_refused(values: dict[str, object], problem: str)
         ("{a[0]}", "reaches into a value"),
         ("{a!r}", "has a conversion"),
         ("{a:>5}", "has a format specification"),
-        ("{a:{b}}", "has a format specification"),
+        ("{a:{b}}", "a { with another before its }"),
         ("{}", "names no column"),
-        ("{a", "expected '}'"),
-        ("a}", "Single '}'"),
+        ("{a", "line 1, character 1: a { without its }"),
+        ("a}", "line 1, character 2: a } without its {"),
+        ('As JSON:\n\n  {"q": {text}}', "line 3, character 3: a { with another before its }"),
+        ('{text} as {"a": 1}', "line 1, character 11: '{\"a\": 1}' has a format specification"),
         ("no column", "uses no column"),
         ("", "uses no column"),
     ],
@@ -59,3 +65,28 @@ def test_what_is_more_than_a_column_name_is_refused_up_front(text: str, problem:
     with pytest.raises(InputError, match=r"^template ") as caught:
         parse_template(text)
     assert problem in str(caught.value)
+
+
+@given(st.text(st.sampled_from(["{", "}", "a", " ", "\n", '"']), max_size=12))
+def test_templates_are_read_as_format_strings_are(text: str) -> None:
+    try:
+        fields = [(literal, name) for literal, name, _, _ in string.Formatter().parse(text)]
+    except ValueError:
+        fields = []
+    is_plain = any(name is not None for _, name in fields) and all(
+        name != "" and "{" not in (name or "") for _, name in fields
+    )
+    values = {name: f"<{name}>" for _, name in fields if name is not None}
+    if is_plain:
+        assert parse_template(text).render(values) == "".join(
+            literal + ("" if name is None else values[name]) for literal, name in fields
+        )
+    else:
+        with pytest.raises(InputError):
+            parse_template(text)
+
+
+@given(st.text(st.sampled_from(["{", "}", "a", ":", "!", '"', "\n"]), max_size=12))
+def test_remedy_for_braces_that_are_text_holds(text: str) -> None:
+    doubled = text.replace("{", "{{").replace("}", "}}")
+    assert parse_template(doubled + "{x}").render({"x": "v"}) == text + "v"
