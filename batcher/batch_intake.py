@@ -136,7 +136,7 @@ def _find_no_json(files: FileStore, record: BatchRecord) -> list[BatchError]:
         if not file.read(1):
             return [BatchError("empty_file", f"{record.filename}: is empty; write a request on each line")]
         file.seek(0)
-        batch = next(prompts.read_batches([prompts.STDIN], stdin=file, stdin_name=record.filename))
+        batch = next(prompts.read_batches([prompts.InputFile(prompts.STDIN)], stdin=file, stdin_name=record.filename))
     assert isinstance(batch, prompts.LineBatch), "Parquet is refused as a stream"
     if any(line is None or _is_object(line) for line in batch.lines):
         return []

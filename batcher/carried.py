@@ -4,7 +4,7 @@ Parquet columns keep their Arrow types. JSONL has none, so the type of a column 
 unified over the whole input as it goes by: integers widen to doubles where that loses nothing, and where rows
 disagree in any other way the column becomes a string column, strings as they are and other values as JSON text.
 Arrays of one scalar type become lists; objects and mixed arrays become JSON text. A column that never has a value
-becomes a string column.
+becomes a string column. CSV has text only; its columns are integers or doubles by a stricter rule (see `cells`).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from batcher.cells import are_cells, cell_type, typed
 from batcher.errors import InputError
 from batcher.results import RESULT_FIELDS
 from batcher.shards import conform
@@ -76,7 +77,7 @@ class CarriedColumns:
     def rename(self, table: pa.Table) -> pa.Table:
         """`table` (of `plain_table`) with its columns under their result names."""
         self._name_all(table.column_names)
-        fields = [field.with_name(self._names[field.name]) for field in table.schema]
+        fields = [field.with_name(self._names[field.name]).with_nullable(True) for field in table.schema]
         return table_of(table.columns, pa.schema(fields), num_rows=table.num_rows)
 
     def join(self, rows: Sequence[CarriedRow]) -> pa.Table:
@@ -90,12 +91,27 @@ class CarriedColumns:
                 table_rows = [row for row in group if isinstance(row, TableRow)]
                 pieces.append((_take(table_rows), len(table_rows)))
         kinds: dict[str, _Kind] = {}
+        types: dict[str, pa.Field] = {}
+        texts: set[str] = set()
         for piece, _ in pieces:
             for field in piece.schema:
-                _learn(kinds, field.name, _kind_of(piece[field.name], field.metadata))
+                if are_cells(field):
+                    kind = _kind_of_cells(piece[field.name])
+                else:
+                    kind = _kind_of(piece[field.name], field.metadata)
+                if kind is not None:
+                    _learn(kinds, field.name, kind)
+                # Cells stay text until the type of the column is known.
+                if are_cells(field) or field.name in texts:
+                    texts.add(field.name)
+                    types[field.name] = pa.field(field.name, pa.string())
+                else:
+                    types[field.name] = pa.field(
+                        field.name, kinds[field.name].type, metadata=kinds[field.name].extension
+                    )
         for name, kind in kinds.items():
             _learn(self._kinds, name, kind)
-        schema = pa.schema([pa.field(name, kind.type, metadata=kind.extension) for name, kind in kinds.items()])
+        schema = pa.schema(list(types.values()))
         return concat_rows([conform(piece, schema, num_rows=num_rows) for piece, num_rows in pieces])
 
     def _infer(self, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
@@ -201,6 +217,14 @@ def _kind_of(column: pa.ChunkedArray, extension: Mapping[bytes, bytes] | None) -
         ends = pc.min_max(values).as_py()
         is_big = any(end is not None and abs(end) > _EXACT_IN_DOUBLE for end in ends.values())
     return _Kind(column.type, is_big, extension)
+
+
+def _kind_of_cells(column: pa.ChunkedArray) -> _Kind | None:
+    """None: all of the cells are empty."""
+    found = cell_type(column)
+    if pa.types.is_null(found):
+        return None
+    return _kind_of(typed(column, found), None) if pa.types.is_integer(found) else _Kind(found)
 
 
 def _take(rows: Sequence[TableRow]) -> pa.Table:

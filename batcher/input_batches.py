@@ -1,9 +1,12 @@
 """What the readers of input files give: batches of raw rows, each row with its source."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import pyarrow as pa
+
+#: A value that a file gives to all of its rows, from its path.
+FileValue = str | int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,15 +24,27 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class LineBatch:
-    """Lines of a JSONL file, none of them blank. None stands for a line longer than `MAX_LINE_BYTES`."""
+    """Lines of a JSONL file, none of them blank. None stands for a line longer than `MAX_LINE_BYTES`.
+
+    `columns` are those that the file gives to all of its rows. A key that a row has itself goes before them, but no
+    row may have the one called `file_column`.
+    """
 
     origin: Origin
     lines: list[bytes | None]
+    columns: Mapping[str, FileValue] = field(default_factory=dict)
+    file_column: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TableBatch:
-    """Consecutive rows of a Parquet file."""
+    """Consecutive rows of a Parquet or CSV file.
+
+    `is_text`: the columns are the cells of a CSV file, text without a type (see `cells`). `broken` says of rows, by
+    their position, why they could not be read; in the table they are null.
+    """
 
     origin: Origin
     table: pa.Table
+    is_text: bool = False
+    broken: Mapping[int, str] = field(default_factory=dict)

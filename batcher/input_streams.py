@@ -1,12 +1,18 @@
 """Streams of bytes that input is read from: what compression they have, and what they hold without it."""
 
 import io
+import zlib
 from typing import Protocol
 
 import pyarrow as pa
 
-_CODECS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
-_CODEC_SUFFIXES = {".gz": "gzip", ".zst": "zstd"}
+_GZIP = b"\x1f\x8b"
+_ZSTD = b"\x28\xb5\x2f\xfd"
+#: zlib: the window of a stream in the format of gzip, header and checksum included.
+_GZIP_WBITS = 31
+_GZIP_BLOCK_BYTES = 64 << 10
+
+BOM = b"\xef\xbb\xbf"
 
 
 class Readable(Protocol):
@@ -32,15 +38,53 @@ class Prefixed(io.RawIOBase):
         return self._stream.read(size)
 
 
-def decompressed(head: bytes, stream: Readable, *, suffix: str) -> Readable:
-    """What `stream` holds; `head` is what was read of it before, `suffix` that of its name."""
+class _GzipStream:
+    """What the members of a gzip file hold, one after another. Zeros behind a member, as tapes pad it, are left out.
+
+    Raises OSError for a file that is cut short or damaged. Not pyarrow's: it takes zeros for a damaged member.
+    """
+
+    def __init__(self, stream: Readable) -> None:
+        self._stream = stream
+        self._member = zlib.decompressobj(wbits=_GZIP_WBITS)
+        self._packed = b""
+        self._is_between = False
+
+    def read(self, size: int = -1, /) -> bytes:
+        while True:
+            if not self._packed:
+                self._packed = self._stream.read(_GZIP_BLOCK_BYTES)
+                if not self._packed:
+                    if not self._is_between:
+                        raise OSError("the gzip data ends in the middle")
+                    return b""
+            if self._is_between:
+                self._packed = self._packed.lstrip(b"\0")
+                if not self._packed:
+                    continue
+                self._member = zlib.decompressobj(wbits=_GZIP_WBITS)
+                self._is_between = False
+            try:
+                data = self._member.decompress(self._packed, max(0, size))
+            except zlib.error as exc:
+                raise OSError(f"the gzip data is damaged: {exc}") from exc
+            self._packed = self._member.unused_data if self._member.eof else self._member.unconsumed_tail
+            self._is_between = self._member.eof
+            if data:
+                return data
+
+
+def is_compressed(head: bytes) -> bool:
+    """Whether a file that begins with these 4 bytes is compressed in a way that `decompressed` knows."""
+    return head.startswith((_GZIP, _ZSTD))
+
+
+def decompressed(head: bytes, stream: Readable) -> Readable:
+    """What `stream` holds without its compression, if it has one; `head` are the first 4 bytes, read before."""
     whole = Prefixed(head, stream)
-    codec = _codec(head, suffix)
-    return pa.CompressedInputStream(pa.PythonFile(whole, mode="r"), codec) if codec else whole
-
-
-def _codec(head: bytes, suffix: str) -> str | None:
-    for magic, codec in _CODECS.items():
-        if head.startswith(magic):
-            return codec
-    return _CODEC_SUFFIXES.get(suffix) if head else None
+    if head.startswith(_GZIP):
+        return _GzipStream(whole)
+    if head.startswith(_ZSTD):
+        unpacked: Readable = pa.CompressedInputStream(pa.PythonFile(whole, mode="r"), "zstd")
+        return unpacked
+    return whole

@@ -22,6 +22,9 @@ def read_tables(file: BinaryIO, name: str) -> Iterator[TableBatch]:
         # Buffered: without it, a column of a row group is held whole.
         parquet = pq.ParquetFile(file, buffer_size=1 << 20)
         names = parquet.schema_arrow.names
+    except pa.ArrowNotImplementedError as exc:
+        # pyarrow says neither which column it is, nor anything else of the file.
+        raise InputError(f"{name}: {_unreadable_type(exc, name)}") from exc
     except (OSError, pa.ArrowException) as exc:
         raise InputError(
             f"{name}: cannot be read as Parquet: {first_line(exc)}; it may be cut short: write or copy it again"
@@ -35,6 +38,18 @@ def read_tables(file: BinaryIO, name: str) -> Iterator[TableBatch]:
             numbers = range(first, first + batch.num_rows)
             first += batch.num_rows
             yield TableBatch(Origin(name, ": row ", numbers), pa.Table.from_batches([batch]))
+
+
+def _unreadable_type(exc: pa.ArrowNotImplementedError, name: str) -> str:
+    problem = f"holds a type that pyarrow {pa.__version__} cannot read: {first_line(exc)}"
+    if "64 bits" not in str(exc):
+        return f"{problem}; write the file again with another type"
+    # Polars is what writes these.
+    program = (
+        f"import polars as pl; pl.read_parquet({name!r}).with_columns(pl.col(pl.Int128, pl.UInt128).cast(pl.String))"
+        ".write_parquet('readable.parquet')"
+    )
+    return f'{problem}; write such columns as text or as 64 bits, with Polars: python3 -c "{program}"'
 
 
 def _rows_at_once(metadata: Any) -> int:

@@ -20,8 +20,10 @@ from batcher.carried import CarriedColumns
 from batcher.custom_ids import CustomIds
 from batcher.errors import InputError, JobError
 from batcher.ids import check_id, check_model_name
+from batcher.input_files import shown_path
 from batcher.jobdir import JobDir, Manifest, ShardInfo, encode_schema
-from batcher.prompts import Readable
+from batcher.parameters import ROW_FIELDS
+from batcher.prompts import Readable, ReadOptions
 from batcher.rows import RowBatch, RowParser
 from batcher.shards import Shard, read_shard, write_shard
 from batcher.splitter import Splitter
@@ -54,7 +56,8 @@ class SubmitOptions:
     chat that does not say; None: the usual ones, or fewer in a small context. A row meant for another `endpoint` is an
     error row; None: each goes to its own. `chat` makes the prompts of plain rows the user's messages of chats; `system`
     is the text of the message that goes before those of a plain row without a system message. `fields` are columns of
-    plain rows that are fields of the request, such as `top_k`, rather than the user's own.
+    plain rows that are fields of the request, such as `top_k`, rather than the user's own. `reading` is how the files
+    are read.
 
     Without `allow_bad_rows` an input whose rows, or first thousand rows, all have the same mistake is refused as a
     whole. `context_lengths` are those of the models that will run, in tokens, as far as they are known: a mistake is
@@ -78,6 +81,7 @@ class SubmitOptions:
     fields: tuple[str, ...] = ()
     allow_bad_rows: bool = True
     context_lengths: Mapping[str, int] = field(default_factory=dict)
+    reading: ReadOptions = field(default_factory=ReadOptions)
 
 
 def submit(
@@ -96,7 +100,7 @@ def submit(
     is writing it; InputError if the input can't be used, and then nothing is left behind.
     """
     check_id(job.job_id, what="job id")
-    source = Input(inputs, options, stdin, stdin_name=stdin_name)
+    source = Input(inputs, options, stdin, stdin_name=stdin_name, own=job.path)
     if not job.exists():
         with staging.locked(job):
             # Another submit may have written the job while this one waited to look.
@@ -138,12 +142,14 @@ class Input:
         stdin: Readable | None,
         *,
         stdin_name: str = prompts.STDIN_NAME,
+        own: Path | None = None,
     ) -> None:
-        self.inputs = tuple(inputs)
+        self.inputs = tuple(map(shown_path, inputs))
         self.options = options
         self._stdin_name = stdin_name
-        self._files = prompts.expand(inputs)
-        self._stdin = _HashedStream(stdin) if stdin is not None and prompts.STDIN in self._files else None
+        self._files = prompts.expand(inputs, own=own)
+        self._stdin = _HashedStream(stdin) if stdin is not None and prompts.STDIN in inputs else None
+        _check_file_column(options)
         if options.default_model is not None:
             check_model_name(options.default_model)
         self._parser = RowParser(
@@ -164,7 +170,9 @@ class Input:
         """The validated rows. Raises InputError for a file that can't be read, and at the end for repeated ids."""
         num_rows = 0
         with CustomIds() as ids:
-            for raw in prompts.read_batches(self._files, stdin=self._stdin, stdin_name=self._stdin_name):
+            for raw in prompts.read_batches(
+                self._files, self.options.reading, stdin=self._stdin, stdin_name=self._stdin_name
+            ):
                 batch = self._parser.parse(raw, first_row=num_rows)
                 num_rows += len(batch.rows)
                 ids.add([row.request.custom_id for row in batch.rows], batch.origin)
@@ -175,13 +183,16 @@ class Input:
 
     def fingerprint(self) -> str:
         """See `fingerprint`. Of standard input it reads what is left, so that it covers all of it."""
-        digests = []
-        for name in self._files:
-            if name == prompts.STDIN and self._stdin is not None:
+        options = self.options
+        digests: list[object] = []
+        for file in self._files:
+            if file.name == prompts.STDIN and self._stdin is not None:
                 digests.append(self._stdin.finish())
             else:
-                digests.append("stream" if prompts.is_stream(name) else _digest(Path(name)))
-        options = self.options
+                digests.append("stream" if prompts.is_stream(file.name) else _digest(Path(file.name)))
+            # What the name of a file says of its rows counts.
+            if columns := prompts.file_columns(file, options.reading):
+                digests.append(dict(columns))
         # Not known_models, context_lengths and shard_rows: they change where the rows run, not what they are. Nor
         # row_timeout_s: who finds it too short should be able to go on with the job.
         settings = [
@@ -201,6 +212,8 @@ class Input:
             settings.append({"chat": options.chat, "system": options.system})
         if options.fields:
             settings.append({"fields": sorted(set(options.fields))})
+        if options.reading != ReadOptions():
+            settings.append(asdict(options.reading))
         halves = (json.dumps(half).encode() for half in (digests, settings))
         return "-".join(hashlib.sha256(half).hexdigest()[:32] for half in halves)
 
@@ -339,6 +352,14 @@ class _HashedStream:
         while self.read(1 << 20):
             pass
         return self._hash.hexdigest()
+
+
+def _check_file_column(options: SubmitOptions) -> None:
+    """Raise InputError for a column of file names that has the name of a field of the request."""
+    name = options.reading.file_column
+    fields = {*ROW_FIELDS, *options.fields, "messages", options.prompt_column, options.id_column}
+    if name is not None and (name in fields or not name):
+        raise InputError(f"--file-column {name}: that column is a field of the request; choose another name")
 
 
 def _digest(path: Path) -> str:

@@ -11,9 +11,9 @@ from typing import Any
 
 import pyarrow as pa
 from pydantic import ValidationError
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
-from batcher import parameters, protocol
+from batcher import cells, parameters, protocol
 from batcher.chats import MESSAGES, ChatRows
 from batcher.columns import bad_positions, field_values, id_values, template_values, without_bad_text
 from batcher.errors import InputError, InvalidBodyError, InvalidRowError
@@ -130,9 +130,12 @@ class RowParser:
         for position, line in enumerate(batch.lines):
             row = first_row + position
             try:
+                if batch.columns:
+                    line = _with_columns(line, batch)
                 parsed, extras = self._parse_line(line, row)
             except (ValueError, InvalidRowError, InvalidBodyError) as exc:
                 parsed, extras = self._refuse_line(line, exc, row, batch.origin.source(position))
+                extras = {key: item for key, item in batch.columns.items() if key not in self._fields} | extras
             rows.append(parsed)
             carried.append(extras)
         return RowBatch(batch.origin, rows, carried, [len(line) if line else 0 for line in batch.lines])
@@ -214,7 +217,7 @@ class RowParser:
         origin = batch.origin
         self._check_table(origin.file, batch.table.column_names)
         try:
-            table = plain_table(batch.table)
+            table = batch.table if batch.is_text else plain_table(batch.table)
         except InputError as exc:
             raise InputError(f"{origin.file}: {exc}; cast it, or leave it out") from exc
         can_be_chats = self._chats.is_among(table.column_names)
@@ -225,7 +228,7 @@ class RowParser:
             if self._prompt_column not in table.column_names:
                 taken.add(MESSAGES)
         names = [name for name in table.column_names if name in read]
-        columns = [self._values(name, table[name]) for name in names]
+        columns = [self._values(name, table[name], is_text=batch.is_text) for name in names]
         carried, unreadable = without_bad_text(table.select([n for n in table.column_names if n not in taken]))
         for name, column in zip(names, columns, strict=True):
             unreadable |= bad_positions(name, column)
@@ -234,6 +237,8 @@ class RowParser:
             values = dict(zip(names, row_values, strict=True))
             row = first_row + position
             try:
+                if position in batch.broken:
+                    raise InvalidRowError(batch.broken[position])
                 if position in unreadable:
                     name = unreadable[position]
                     problem = f"{name} is not UTF-8 text; write the column as UTF-8"
@@ -265,8 +270,10 @@ class RowParser:
             remedy = "correct --id-column"
         raise InputError(f"{file}: no column {missing[0]!r}; it has: {', '.join(columns) or 'none'}; {remedy}")
 
-    def _values(self, name: str, column: pa.ChunkedArray) -> list[Any]:
+    def _values(self, name: str, column: pa.ChunkedArray, *, is_text: bool) -> list[Any]:
         field = self._fields.get(name)
+        if is_text and (field is not None or name == MESSAGES):
+            return cells.field_values(field or name, column.to_pylist())
         if field == "custom_id":
             return id_values(column)
         if name == MESSAGES and self._chats.reads_messages:
@@ -404,6 +411,20 @@ def _check_columns(
             raise InputError(f"{option} {column}: that column is a parameter of the request; rename the column")
     if template is None and (prompt_column or "prompt") == (id_column or "custom_id"):
         raise InputError(f"column {prompt_column or 'prompt'!r} can't be both prompt and id; name another")
+
+
+def _with_columns(line: bytes | None, batch: LineBatch) -> bytes | None:
+    """The line with the columns of its file, where it has no such keys itself. One that is no object stays as it is."""
+    try:
+        value = from_json(line or b"")
+    except ValueError:
+        return line
+    if not isinstance(value, dict):
+        return line
+    if batch.file_column in value:
+        remedy = "choose another name for --file-column"
+        raise InvalidRowError(f"has a key {batch.file_column!r}, which would get the file's path; {remedy}")
+    return to_json({**batch.columns, **value}, inf_nan_mode="constants")
 
 
 def _cant_have_system(what: str, remedy: str) -> InvalidRowError:

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batcher import sealed, storage
+from batcher.cells import typed
 from batcher.errors import CorruptFileError
 from batcher.sealed import MissingFileError
 from batcher.tables import table_of
@@ -182,7 +183,7 @@ def conform(table: pa.Table, schema: pa.Schema, *, num_rows: int) -> pa.Table:
 def _widen(column: pa.ChunkedArray, target: pa.DataType) -> pa.ChunkedArray:
     if pa.types.is_string(target):
         return pa.chunked_array([pa.array(text_values(column), pa.string())])
-    return pc.cast(column, target)
+    return typed(column, target) if pa.types.is_string(column.type) else pc.cast(column, target)
 
 
 def _request_array(rows: Sequence[ShardRow]) -> pa.StructArray:

@@ -59,6 +59,12 @@ def _split_names(ctx: click.Context, param: click.Parameter, values: tuple[str, 
     return tuple(name.strip() for value in values for name in value.split(",") if name.strip())
 
 
+def _one_character(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    if value is not None and (len(value.encode(errors="replace")) != 1 or value in '"\r\n'):
+        raise click.BadParameter(f"{value!r} is not one ASCII character that can separate cells", ctx, param)
+    return value
+
+
 def _chain(*decorators: Decorator) -> Decorator:
     """One decorator for several options, listed in `--help` in this order."""
 
@@ -162,8 +168,39 @@ context_option = option(
     "--ctx", type=click.IntRange(min=1), help="Tokens of a prompt and its completion together. [default: 2048]"
 )
 
+_reading_options = _chain(
+    option("--file-column", metavar="NAME", help="Carry the path of each row's file along, in a column of this name."),
+    option(
+        "--csv-delimiter",
+        metavar="CHAR",
+        callback=_one_character,
+        help="What separates the cells of CSV and TSV files; in bash, $'\\t' is a tab. [default: , and for TSV a tab]",
+    ),
+    option(
+        "--input-format",
+        type=click.Choice(["jsonl", "csv", "tsv"]),
+        help="What standard input and files without a known suffix are. [default: jsonl]",
+    ),
+)
+
+
+def reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """How files are read. Parameter: reading, a `ReadOptions`."""
+
+    @functools.wraps(command)
+    def with_reading(
+        *args: Any, file_column: str | None, csv_delimiter: str | None, input_format: str | None, **kwargs: Any
+    ) -> Any:
+        from batcher.prompts import ReadOptions
+
+        reading = ReadOptions(file_column=file_column, csv_delimiter=csv_delimiter, format=input_format)
+        return command(*args, reading=reading, **kwargs)
+
+    return _reading_options(with_reading)
+
+
 #: How prompts are read from the input files. Parameters: prompt_column, id_column, template, chat, system, fields,
-#: allow_bad_rows, strict, shard_rows.
+#: reading, allow_bad_rows, strict, shard_rows.
 input_options = _chain(
     prompt_column_option,
     option("--id-column", metavar="NAME", help="Column that holds the custom_id. [default: custom_id, else the row]"),
@@ -187,6 +224,7 @@ input_options = _chain(
         help="Columns of plain rows that are fields of the request, e.g. top_k,min_p; other columns are your own. "
         "docs/serving.md has the fields; can be given several times.",
     ),
+    reading_options,
     option(
         "--allow-bad-rows",
         is_flag=True,
@@ -270,11 +308,15 @@ def read_template(value: str | None) -> str | None:
 
 def _read_text(option: str, value: str, *, what: str) -> str:
     """The text that an option gives: its value, or what is in `@FILE`. Raises InputError."""
+    from batcher.input_files import shown_path
+
     if not value.startswith("@"):
         return value
     path = Path(value[1:]).expanduser()
+    value = shown_path(value)
     try:
-        text = path.read_text(encoding="utf-8")
+        # Not "utf-8": Windows' editors put a byte order mark in front, which would be in every prompt.
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as exc:
         raise InputError(f"{option} {value}: not UTF-8 at byte {exc.start}; save the file as UTF-8") from exc
     except OSError as exc:
@@ -289,15 +331,10 @@ def submit_options(
     *,
     default_model: str | None,
     known_models: frozenset[str] | None,
-    prompt_column: str | None,
-    id_column: str | None,
     template: str | None,
-    chat: bool,
     system: str | None,
-    fields: tuple[str, ...],
     allow_bad_rows: bool,
     strict: bool,
-    shard_rows: int | None,
     max_tokens: int,
     temperature: float,
     top_p: float,
@@ -305,13 +342,14 @@ def submit_options(
     min_p: float,
     repetition_penalty: float,
     stop: tuple[str, ...],
-    seed: int | None,
     row_timeout: float | None = None,
     context_lengths: Mapping[str, int] | None = None,
+    **others: Any,
 ) -> "SubmitOptions":
     """What the planner takes, from the parameters of `input_options` and `sampling_options` as click gives them.
 
-    A command declares `**rows: Any` and calls `submit_options(default_model=..., known_models=..., **rows)`.
+    A command declares `**rows: Any` and calls `submit_options(default_model=..., known_models=..., **rows)`. `others`
+    are taken as they are, under their names.
     """
     from batcher.fields import MAX_STOPS
     from batcher.planner import SubmitOptions
@@ -334,20 +372,15 @@ def submit_options(
             repetition_penalty=repetition_penalty,
         ),
         known_models=known_models,
-        prompt_column=prompt_column,
-        id_column=id_column,
         template=read_template(template),
-        chat=chat,
         system=None if system is None else _read_text("--system", system, what="the message"),
-        fields=fields,
         allow_bad_rows=allow_bad_rows,
         strict=strict,
-        shard_rows=shard_rows,
-        seed=seed,
         row_timeout_s=row_timeout,
         context_lengths=context_lengths or {},
         # The documented default would cut off most answers of a chat.
         chat_max_tokens=None if is_default else max_tokens,
+        **others,
     )
 
 

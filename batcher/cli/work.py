@@ -83,7 +83,8 @@ def run_command(
 ) -> int:
     """Complete the prompts of FILE... on this machine. The same command again resumes what was interrupted.
 
-    FILE is Parquet, JSONL (.gz, .zst), a glob, or - for stdin. Results are in OUT/results as Parquet.
+    FILE is Parquet, JSONL or CSV (.gz, .zst), a folder of these, a glob, or - for stdin. Results are in OUT/results
+    as Parquet.
 
     \b
     Example:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from batcher.api.app import make_app
-from batcher.prompts import STDIN, read_batches
+from batcher.prompts import STDIN, InputFile, read_batches
 from batcher.responses import batch_output_line
 from batcher.results import build_table
 from batcher.rows import RowParser
@@ -73,7 +73,7 @@ def line_of(line: dict[str, Any]) -> dict[str, Any]:
     """The line that comes out of a batch for one that is refused."""
     parser = RowParser(params=SamplingParams(), default_model=None, known_models=frozenset({"tiny"}))
     data = json.dumps(line).encode() + b"\n"
-    [batch] = read_batches([STDIN], stdin=io.BytesIO(data))
+    [batch] = read_batches([InputFile(STDIN)], stdin=io.BytesIO(data))
     [row] = parser.parse(batch, first_row=0).rows
     assert row.error is not None
     table = build_table(

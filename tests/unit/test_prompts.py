@@ -109,7 +109,7 @@ def test_globs_are_sorted_and_folders_skipped(tmp_path: Path) -> None:
     for name in ("b.jsonl", "a.jsonl", "c.txt"):
         (tmp_path / name).write_text("{}")
     (tmp_path / "z.jsonl").mkdir()
-    assert expand([f"{tmp_path}/*.jsonl", "-", f"{tmp_path}/c.txt"]) == [
+    assert [file.name for file in expand([f"{tmp_path}/*.jsonl", "-", f"{tmp_path}/c.txt"])] == [
         f"{tmp_path}/a.jsonl",
         f"{tmp_path}/b.jsonl",
         "-",
@@ -120,7 +120,7 @@ def test_globs_are_sorted_and_folders_skipped(tmp_path: Path) -> None:
 def test_file_whose_name_looks_like_a_pattern_is_taken_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "a[1].jsonl"
     path.write_text("{}")
-    assert expand([str(path)]) == [str(path)]
+    assert [file.name for file in expand([str(path)])] == [str(path)]
 
 
 @pytest.mark.parametrize(
@@ -136,8 +136,13 @@ def test_file_whose_name_looks_like_a_pattern_is_taken_as_it_is(tmp_path: Path) 
         ("cut.parquet", b"PAR1" + b"\x00" * 100, "cannot be read as Parquet"),
         ("cut.jsonl.gz", gzip.compress(os.urandom(100_000))[:50_000], "cannot be read"),
         ("cut.jsonl.zst", zstd(os.urandom(100_000))[:50_000], "cannot be read"),
-        ("table.csv", b"prompt\nx\n", "CSV is not read"),
         ("x.jsonl.bz2", b"BZh9", "bzip2 is not read"),
+        ("x.jsonl", b"BZh9", "is compressed with bzip2"),
+        ("book.xlsx", b"PK\x03\x04", "a spreadsheet is not read; save the sheet as CSV"),
+        ("book", b"PK\x03\x04", "is a zip file or a spreadsheet"),
+        ("wide.jsonl", '{"prompt": "p"}'.encode("utf-16"), "is UTF-16 text; save it as UTF-8"),
+        ("plain.jsonl.gz", b'{"prompt": "p"}', "is not compressed, but its name says so"),
+        ("junk.gz", gzip.compress(b"{}\n", mtime=0) + b"junk", "cannot be read: the gzip data is damaged"),
     ],
 )
 def test_unusable_file_is_named_with_what_is_wrong(
@@ -153,7 +158,7 @@ def test_unusable_file_is_named_with_what_is_wrong(
 
 
 def test_folder_and_empty_list_and_stdin_twice_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is a folder; name its files"):
+    with pytest.raises(InputError, match=r"is a folder without a file to read; name one that has \.parquet"):
         expand([str(tmp_path)])
     with pytest.raises(InputError, match="no input"):
         expand([])
@@ -170,7 +175,7 @@ def test_parquet_from_standard_input_is_refused() -> None:
 def test_parquet_rows_are_numbered_over_row_groups(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     pq.write_table(pa.table({"prompt": [str(i) for i in range(10)]}), path, row_group_size=4)
-    batches = list(read_batches([str(path)]))
+    batches = list(read_batches(expand([str(path)])))
     assert all(isinstance(batch, TableBatch) for batch in batches)
     sources = [batch.origin.source(i) for batch in batches for i in range(len(batch.origin.numbers))]
     assert sources == [f"{path}: row {number}" for number in range(1, 11)]
@@ -180,7 +185,7 @@ def test_parquet_with_large_rows_comes_in_small_batches(tmp_path: Path, monkeypa
     monkeypatch.setattr(parquet_files, "_TABLE_BYTES", 100_000)
     path = tmp_path / "large.parquet"
     pq.write_table(pa.table({"prompt": [str(i) * 10_000 for i in range(50)]}), path, use_dictionary=False)
-    sizes = [len(batch.origin.numbers) for batch in read_batches([str(path)])]
+    sizes = [len(batch.origin.numbers) for batch in read_batches(expand([str(path)]))]
     assert sum(sizes) == 50
     assert max(sizes) <= 10
 
@@ -192,11 +197,11 @@ def test_parquet_damaged_inside_is_named(tmp_path: Path) -> None:
     data[10:400] = b"\xff" * 390
     path.write_bytes(data)
     with pytest.raises(InputError, match="cannot be read"):
-        list(read_batches([str(path)]))
+        list(read_batches(expand([str(path)])))
 
 
 def test_parquet_without_rows_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "none.parquet"
     pq.write_table(pa.table({"prompt": pa.array([], pa.string())}), path)
     with pytest.raises(InputError, match="holds no rows"):
-        list(read_batches([str(path)]))
+        list(read_batches(expand([str(path)])))
