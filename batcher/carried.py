@@ -7,6 +7,7 @@ Arrays of one scalar type become lists; objects and mixed arrays become JSON tex
 becomes a string column. CSV has text only; its columns are integers or doubles by a stricter rule (see `cells`).
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
@@ -24,6 +25,9 @@ from batcher.values import json_text
 
 #: Each is a column of every result file, so more than this is a mistake in the input.
 MAX_COLUMNS = 1000
+
+_OUR_NAMES = frozenset(RESULT_FIELDS.names)
+_PREFIXES = re.compile("^(input_)+")
 
 #: Integers up to here are exact as doubles.
 _EXACT_IN_DOUBLE = 2**53
@@ -60,13 +64,16 @@ class _Kind:
 class CarriedColumns:
     """Learns names and types of the carried columns as the rows go by. Mutable; one for each input.
 
-    A column whose name is that of a result column gets the prefix `input_`, again and again while that is taken. Names
-    are given in order of appearance and then stay, because shard files are written before the whole input is known.
+    A column whose name is that of a result column gets the prefix `input_`, again and again while that is taken; one
+    whose name another column has gets `_2`, `_3` and so on. Upper and lower case count as the same, as they do for
+    DuckDB and Spark. Names are given in order of appearance and then stay, because shard files are written before the
+    whole input is known.
     """
 
     def __init__(self) -> None:
         self._names: dict[str, str] = {}
-        self._taken = set(RESULT_FIELDS.names)
+        #: In lower case.
+        self._taken = set(_OUR_NAMES)
         self._kinds: dict[str, _Kind] = {}
 
     @property
@@ -127,17 +134,22 @@ class CarriedColumns:
     def _name_all(self, names: Iterable[str]) -> None:
         new = [name for name in names if name not in self._names]
         # Names that collide come last, so that their prefix does not take the name of a column beside them.
-        for name in sorted(new, key=lambda name: name in self._taken):
-            chosen = name
-            while chosen in self._taken:
-                chosen = f"input_{chosen}"
-            self._names[name] = chosen
-            self._taken.add(chosen)
+        for name in sorted(new, key=lambda name: name.lower() in self._taken):
+            chosen = self._names[name] = self._free_name(name)
+            self._taken.add(chosen.lower())
         if len(self._names) > MAX_COLUMNS:
             raise InputError(
                 f"the input has more than {MAX_COLUMNS} columns beside those of the request "
                 f"(one is {new[-1][:60]!r}); put what is open-ended into one column that holds an object"
             )
+
+    def _free_name(self, name: str) -> str:
+        chosen, number = name, 1
+        is_ours = _PREFIXES.sub("", name.lower()) in _OUR_NAMES
+        while chosen.lower() in self._taken:
+            number += 1
+            chosen = f"input_{chosen}" if is_ours else f"{name}_{number}"
+        return chosen
 
     def _settled(self, name: str) -> pa.Field:
         kind = self._kinds.get(name) or _Kind(pa.string())

@@ -1,5 +1,6 @@
 """Parquet -> batches of rows."""
 
+import struct
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -8,16 +9,21 @@ import pyarrow.parquet as pq
 
 from batcher.errors import InputError, first_line
 from batcher.input_batches import Origin, TableBatch
+from batcher.values import unique_names
 
 #: What every Parquet file begins with.
 MAGIC = b"PAR1"
 #: Of the rows of a file, about this much is in memory at once.
 _TABLE_BYTES = 8 << 20
 _MAX_TABLE_ROWS = 4096
+#: Parquet's interval: months, days and milliseconds, each without a sign.
+_INTERVAL = struct.Struct("<III")
 
 
 def read_tables(file: BinaryIO, name: str) -> Iterator[TableBatch]:
-    """The rows of a file, in bounded memory. Messages call it `name`."""
+    """The rows of a file, in bounded memory. Messages call it `name`. Of columns that are called `x`, the second is
+    `x_2`.
+    """
     try:
         # Buffered: without it, a column of a row group is held whole.
         parquet = pq.ParquetFile(file, buffer_size=1 << 20)
@@ -25,19 +31,37 @@ def read_tables(file: BinaryIO, name: str) -> Iterator[TableBatch]:
     except pa.ArrowNotImplementedError as exc:
         # pyarrow says neither which column it is, nor anything else of the file.
         raise InputError(f"{name}: {_unreadable_type(exc, name)}") from exc
+    except UnicodeDecodeError as exc:
+        raise InputError(f"{name}: the name of a column is not UTF-8; write the file again with another") from exc
     except (OSError, pa.ArrowException) as exc:
         raise InputError(
             f"{name}: cannot be read as Parquet: {first_line(exc)}; it may be cut short: write or copy it again"
         ) from exc
-    twice = next((column for column in names if names.count(column) > 1), None)
-    if twice is not None:
-        raise InputError(f"{name}: two columns are called {twice!r}; rename one")
+    names = unique_names(names)
+    intervals = _intervals(parquet)
     first = 1
     for batch in parquet.iter_batches(batch_size=_rows_at_once(parquet.metadata)):
         if batch.num_rows:
             numbers = range(first, first + batch.num_rows)
             first += batch.num_rows
-            yield TableBatch(Origin(name, ": row ", numbers), pa.Table.from_batches([batch]))
+            table = pa.Table.from_batches([batch]).rename_columns(names)
+            for position in intervals:
+                table = table.set_column(position, names[position], _read_intervals(table.column(position)))
+            yield TableBatch(Origin(name, ": row ", numbers), table)
+
+
+def _intervals(parquet: pq.ParquetFile) -> list[int]:
+    """The positions of columns of Parquet's own intervals, as DuckDB writes them. pyarrow gives them as bytes."""
+    leaves = (parquet.schema.column(i) for i in range(len(parquet.schema.names)))
+    paths = {leaf.path for leaf in leaves if leaf.converted_type == "INTERVAL"}
+    is_bytes = [field.type == pa.binary(_INTERVAL.size) for field in parquet.schema_arrow]
+    return [i for i, name in enumerate(parquet.schema_arrow.names) if name in paths and is_bytes[i]]
+
+
+def _read_intervals(column: pa.ChunkedArray) -> pa.Array:
+    parts = (None if value is None else _INTERVAL.unpack(value) for value in column.to_pylist())
+    values = [None if part is None else (part[0], part[1], part[2] * 1_000_000) for part in parts]
+    return pa.array(values, pa.month_day_nano_interval())
 
 
 def _unreadable_type(exc: pa.ArrowNotImplementedError, name: str) -> str:

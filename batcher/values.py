@@ -86,12 +86,13 @@ def expanded_positions(array: pa.Array) -> list[int]:
 def union_positions(array: pa.Array) -> Iterator[tuple[int, int]]:
     """The child and the position in it of each element of a union."""
     children = {code: child for child, code in enumerate(array.type.type_codes)}
+    # Not `type_codes` and `offsets`: those of a slice begin where those of the whole do.
+    here = slice(array.offset, array.offset + len(array))
+    _, codes, *rest = array.buffers()
     positions: Iterable[int] = range(len(array))
     if array.type.mode == "dense":
-        # Not `offsets`, which of a slice are those of the whole.
-        offsets = memoryview(array.buffers()[2]).cast("i")
-        positions = offsets[array.offset : array.offset + len(array)].tolist()
-    for code, position in zip(array.type_codes.to_pylist(), positions, strict=True):
+        positions = memoryview(rest[0]).cast("i")[here]
+    for code, position in zip(memoryview(codes).cast("b")[here], positions, strict=True):
         yield children[code], position
 
 

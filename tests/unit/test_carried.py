@@ -120,6 +120,32 @@ def test_name_given_in_an_earlier_shard_stays() -> None:
     assert table.to_pydict() == {"input_text": [1, None], "input_input_text": [None, 2]}
 
 
+def test_names_that_differ_in_case_alone_are_told_apart() -> None:
+    table = settle([{"Text": 1, "name": 2, "NAME": 3, "Input_Row": 4}], [{"Name": 5, "row": 6, "name_2": 7}])
+    assert table.to_pydict() == {
+        "name": [2, None],
+        "Input_Row": [4, None],
+        "input_Text": [1, None],
+        "NAME_2": [3, None],
+        "Name_3": [None, 5],
+        "input_input_row": [None, 6],
+        "name_2_2": [None, 7],
+    }
+
+
+keys = st.sampled_from(["a", "A", "a_2", "A_2", "a_2_2", "Text", "text", "input_text", "INPUT_TEXT", "row", ""])
+
+
+@given(st.lists(st.lists(keys, min_size=1, max_size=6, unique=True), min_size=1, max_size=4))
+def test_every_column_has_a_name_of_its_own_whatever_its_case(shards: list[list[str]]) -> None:
+    columns = CarriedColumns()
+    for shard in shards:
+        columns.join([dict.fromkeys(shard, "v")])
+    names = [name.lower() for name in columns.schema.names]
+    assert len(set(names)) == len(names) == len({key for shard in shards for key in shard})
+    assert not set(names) & set(RESULT_FIELDS.names)
+
+
 def test_too_many_columns_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(carried, "MAX_COLUMNS", 3)
     with pytest.raises(InputError, match="more than 3 columns"):
