@@ -24,8 +24,9 @@ from batcher.errors import InputError
 from batcher.export import ExportFormat, export, finished_tables, json_rows
 from batcher.jobdir import JobDir
 from batcher.plain import plain_table, plain_type
-from batcher.planner import submit, validate
+from batcher.planner import submit
 from batcher.results import RESULT_FIELDS
+from batcher.validation import validate
 from batcher.values import json_text, json_values, text_values, unique_names
 from tests.any_arrays import FOREIGN, LEAVES, NESTED, arrays, names
 from tests.completing import complete

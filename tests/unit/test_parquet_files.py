@@ -9,7 +9,8 @@ import pytest
 
 from batcher.errors import InputError
 from batcher.jobdir import JobDir
-from batcher.planner import submit, validate
+from batcher.planner import submit
+from batcher.validation import validate
 from batcher.values import json_values
 from tests.completing import complete
 from tests.manual_engine import ManualEngine
