@@ -40,16 +40,18 @@ class TextBuffer:
         Unless the piece `may_stop` the text, stop strings that it completes are text as any other.
         """
         assert self._end is None
-        num_before = len(self._bytes)
-        self._bytes += piece
-        if not (may_stop and self._stops):
-            return False
-        # A stop string that `piece` completes begins at most this far back.
-        starts = (self._bytes.find(stop, max(0, num_before - len(stop) + 1)) for stop in self._stops)
-        found = [(at, at + len(stop)) for at, stop in zip(starts, self._stops, strict=True) if at >= 0]
-        if found:
-            start, end = min(found)
-            self._end = end if self._includes_stop else start
+        data = self._bytes
+        num_before = len(data)
+        data += piece
+        if may_stop:
+            first: tuple[int, int] | None = None
+            for stop in self._stops:
+                # One that `piece` completes begins at most this far back.
+                at = data.find(stop, max(0, num_before - len(stop) + 1))
+                if at >= 0 and (first is None or (at, at + len(stop)) < first):
+                    first = at, at + len(stop)
+            if first is not None:
+                self._end = first[self._includes_stop]
         return self._end is not None
 
     def take(self) -> str:
