@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -242,6 +243,33 @@ def _parsed(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
+
+
+cell_names = names.filter(lambda name: not is_a_field(name) and name != "" and name == name.strip("\r\n\ufeff"))
+
+
+@given(st.data(), st.lists(cell_names, min_size=1, max_size=3, unique=True))
+@settings(max_examples=20, **SLOW)
+def test_csv_with_any_text_comes_out_as_it_went_in(data: st.DataObject, keys: list[str]) -> None:
+    texts = (
+        st.none() | st.text(st.characters(exclude_categories=["Cs"]), max_size=5) | st.sampled_from(["", "007", "1.0"])
+    )
+    columns = {key: data.draw(st.lists(texts, min_size=NUM_ROWS, max_size=NUM_ROWS)) for key in keys}
+    with folder() as path:
+        table = pa.table({"prompt": PROMPTS} | {key: pa.array(cells, pa.string()) for key, cells in columns.items()})
+        pacsv.write_csv(table, path / "in.csv")
+        job = JobDir(path / "job")
+        submit(job, [str(path / "in.csv")], make_options())
+        complete(job, engine)
+        export(job, path / "out.jsonl")
+
+        lines = [json.loads(line) for line in (path / "out.jsonl").read_text("utf-8").splitlines()]
+        carried = CarriedColumns()
+        for key, name in zip(keys, carried.rename(table.drop_columns("prompt")).column_names, strict=True):
+            shown = f"input_{name}" if name in ("choices", "usage", "error") else name
+            found = [json_text(line[shown]) for line in lines]
+            # In a column of numbers there is no empty string.
+            assert [cell or "" for cell in found] == [cell or "" for cell in columns[key]]
 
 
 def test_strategies_have_every_type_of_arrow() -> None:
