@@ -80,9 +80,12 @@ class ChatRows:
         return protocol.compact_json(value) if isinstance(value, list) else value if isinstance(value, str) else None
 
     def _has_messages(self, values: Mapping[str, Any]) -> bool:
-        if not self.reads_messages or values.get(MESSAGES) is None:
+        """Whether a row is to be read by its messages: they may be wrong, but there is no prompt."""
+        if not self.reads_messages or MESSAGES not in values:
             return False
-        return self.prompt_column is None or values.get(self.prompt_column) is None
+        if self.prompt_column is None or self.prompt_column not in values:
+            return True
+        return values[self.prompt_column] is None and values[MESSAGES] is not None
 
     def _of_messages(self, messages: Any, column: str) -> str:
         try:

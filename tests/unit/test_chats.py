@@ -120,6 +120,7 @@ def test_messages_are_a_column_of_the_users_where_the_prompt_comes_from_elsewher
 @pytest.mark.parametrize(
     ("messages", "problem"),
     [
+        (None, "messages is null; use an array of 1 to 2048 objects with role and content"),
         ([], "messages is []; use an array of 1 to 2048 objects with role and content"),
         (5, "messages is 5; use an array of 1 to 2048 objects with role and content"),
         ([{"role": "boss", "content": "x"}], 'messages[0].role is "boss"; use "system"'),
@@ -134,7 +135,7 @@ def test_bad_messages_are_refused_as_in_a_batch_line(messages: Any, problem: str
     assert message(row).startswith(f"in.jsonl:1: {problem}")
     assert in_body.replace(" body.", " ") == message(row)
     assert (row.request.custom_id, row.request.is_chat) == ("a", True)
-    assert row.request.prompts == ((json.dumps(messages, separators=(",", ":")),) if messages != 5 else ())
+    assert row.request.prompts == ((json.dumps(messages, separators=(",", ":")),) if isinstance(messages, list) else ())
 
 
 # -- chats of prompts -------------------------------------------------------------------------------------------------
