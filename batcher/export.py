@@ -8,6 +8,7 @@ sees it whole.
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from enum import StrEnum
 from itertools import groupby
 from pathlib import Path
@@ -35,7 +36,7 @@ ROW_GROUP_BYTES = 32 << 20
 SUFFIXES = (".parquet", ".jsonl", ".csv")
 
 #: Keys of an exported response object; a carried column of such a name gets the prefix `input_`, as at submit.
-_BODY_KEYS = frozenset({*RESULT_FIELDS.names, "choices", "usage", "error"})
+_BODY_KEYS = frozenset({*RESULT_FIELDS.names, "system_fingerprint", "choices", "usage", "error"})
 
 
 _NO_FACTS = RequestFacts()
@@ -227,8 +228,19 @@ def _shard_requests(
     # The shard's file is read only where it says more than the results.
     is_asked = table.num_rows and (info.model is None or _has_errors(table) or _may_have_n(table))
     facts = read_request_facts(job.shard_path(info.shard)) if is_asked else {}
+    # By attempt, as each had one engine.
+    fingerprints = {
+        attempt: job.system_fingerprint(info.shard, attempt)
+        for attempt in pc.unique(table["attempts"]).to_pylist()
+        if attempt is not None
+    }
+    usual = {attempt: RequestFacts(system_fingerprint=known) for attempt, known in fingerprints.items()}
     for rows in _requests(table):
-        yield rows, facts.get(rows[0]["row"], _NO_FACTS)
+        row, attempt = rows[0]["row"], rows[0]["attempts"]
+        if row in facts:
+            yield rows, replace(facts[row], system_fingerprint=fingerprints.get(attempt))
+        else:
+            yield rows, usual.get(attempt, _NO_FACTS)
 
 
 def _has_errors(table: pa.Table) -> bool:

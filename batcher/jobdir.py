@@ -107,11 +107,12 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """A worker's durable claim of a shard."""
+    """A worker's durable claim of a shard. `system_fingerprint` says what engine it has; None: that is not known."""
 
     attempt: int
     worker: str
     claimed_at: datetime
+    system_fingerprint: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,15 +308,20 @@ class JobDir:
 
     # -- attempts -----------------------------------------------------------------------------------------------
 
-    def claim_attempt(self, shard: int, *, worker: str) -> int:
+    def claim_attempt(self, shard: int, *, worker: str, system_fingerprint: str | None = None) -> int:
         """Create the next attempt record of `shard` and return its number, from 1. Durable."""
         number = self.num_attempts(shard) + 1
         while True:
-            record = Attempt(number, worker, datetime.now(UTC))
+            record = Attempt(number, worker, datetime.now(UTC), system_fingerprint)
             path = self.attempts_dir(shard) / f"{number:04d}.json"
             if storage.create_if_absent(path, _ATTEMPT.dump_json(record), guard=self.check_exists):
                 return number
             number += 1
+
+    def system_fingerprint(self, shard: int, attempt: int) -> str | None:
+        """What engine an attempt had; None where that was not noted, or can't be read any more."""
+        record = _read_attempt(self.attempts_dir(shard) / f"{attempt:04d}.json")
+        return None if record is None else record.system_fingerprint
 
     def num_attempts(self, shard: int) -> int:
         """The highest attempt number of `shard`, 0 before its first claim."""
@@ -431,8 +437,13 @@ def unset_success(job: JobDir) -> None:
 
 def _claimed_at(record: Path) -> datetime | None:
     """When an attempt was claimed; None where the record is damaged: its number counts, and that is in its name."""
+    attempt = _read_attempt(record)
+    return None if attempt is None else attempt.claimed_at
+
+
+def _read_attempt(record: Path) -> Attempt | None:
     try:
-        return _ATTEMPT.validate_json(record.read_bytes()).claimed_at
+        return _ATTEMPT.validate_json(record.read_bytes())
     except (OSError, ValidationError):
         return None
 

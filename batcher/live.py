@@ -49,6 +49,10 @@ class LiveEngine(Protocol):
         """Whether its process has loaded the models."""
         ...
 
+    def system_fingerprint(self, model: str) -> str | None:
+        """What computes for one of `models`, in a few characters; None while its process is away."""
+        ...
+
     def complete(
         self, request: Request, *, is_streaming: bool, timeout_s: float | None = None
     ) -> AsyncIterator[Delta | Choice]:

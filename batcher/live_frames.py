@@ -1,9 +1,9 @@
 """The channel between the server and the process of its engines: a frame is a line of JSON, in both directions.
 
-The server sends `Submit`, `Cancel` and `AskStats`, numbering its requests; the other side answers with `Progress`,
-`Finished`, `Failed` and `Stats` under the same number. A request ends with the last of its choices or with `Failed`;
-after a `Cancel` frames that were on their way may still come. Both sides are of one installation, so there is no
-version. Bytes (of tokens, in log-probabilities) travel as base64.
+The other side begins with a `Hello`. The server sends `Submit`, `Cancel` and `AskStats`, numbering its requests; the
+other side answers with `Progress`, `Finished`, `Failed` and `Stats` under the same number. A request ends with the last
+of its choices or with `Failed`; after a `Cancel` frames that were on their way may still come. Both sides are of one
+installation, so there is no version. Bytes (of tokens, in log-probabilities) travel as base64.
 """
 
 from collections.abc import Sequence
@@ -75,6 +75,15 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
+class Hello:
+    """The first frame of the engines' process: their fingerprints, by model. It answers nothing: no number is -1."""
+
+    system_fingerprints: dict[str, str | None]
+    number: int = -1
+    kind: Literal["hello"] = "hello"
+
+
+@dataclass(frozen=True, slots=True)
 class Stats:
     """The engines, by model."""
 
@@ -84,7 +93,7 @@ class Stats:
 
 
 Question = Submit | Cancel | AskStats
-Answer = Progress | Finished | Failed | Stats
+Answer = Hello | Progress | Finished | Failed | Stats
 
 _QUESTION: TypeAdapter[Question] = TypeAdapter(Annotated[Question, Field(discriminator="kind")], config=_CONFIG)
 _ANSWER: TypeAdapter[Answer] = TypeAdapter(Annotated[Answer, Field(discriminator="kind")], config=_CONFIG)

@@ -76,6 +76,7 @@ def completion_object(completion: Completion) -> dict[str, Any]:
         "object": CHAT_OBJECT if request.is_chat else COMPLETION_OBJECT,
         "created": completion.created,
         "model": request.model,
+        "system_fingerprint": completion.system_fingerprint,
         "choices": choices,
         "usage": _usage_object(
             prompt_tokens=sum(usage.prompt_tokens for usage in prompts),
@@ -153,6 +154,7 @@ def completion_body(rows: Sequence[Mapping[str, Any]], *, facts: RequestFacts = 
         "object": first["object"],
         "created": int(created.timestamp()) if isinstance(created, datetime) else created,
         "model": first["model"],
+        "system_fingerprint": facts.system_fingerprint,
         "choices": choices,
         "usage": _usage_object(
             prompt_tokens=sum(row["prompt_tokens"] for row in prompts),
@@ -215,7 +217,15 @@ class ChunkStream:
     First `opening`, then `delta` and `end` as the engine has them, at last `usage`, if that was asked for.
     """
 
-    def __init__(self, request: Request, *, completion_id: str, created: int, includes_usage: bool) -> None:
+    def __init__(
+        self,
+        request: Request,
+        *,
+        completion_id: str,
+        created: int,
+        includes_usage: bool,
+        system_fingerprint: str | None = None,
+    ) -> None:
         self._request = request
         self._includes_usage = includes_usage
         self._head = {
@@ -223,6 +233,7 @@ class ChunkStream:
             "object": _CHAT_CHUNK_OBJECT if request.is_chat else COMPLETION_OBJECT,
             "created": created,
             "model": request.model,
+            "system_fingerprint": system_fingerprint,
         }
         self._num_chars = [0] * request.num_choices
         self._num_prompt_tokens = 0

@@ -83,13 +83,14 @@ class RequestFacts:
     """What a response says of its request that no result row does.
 
     `num_choices_each` are the choices of each prompt (`n`); of a row that was refused at submit (`is_refused`)
-    `error_param` is the field that is wrong.
+    `error_param` is the field that is wrong. `system_fingerprint` says what computed it, where that is known.
     """
 
     num_choices_each: int = 1
     is_chat: bool = False
     is_refused: bool = False
     error_param: str | None = None
+    system_fingerprint: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -210,7 +210,8 @@ class Choice:
 class Completion:
     """The answer to one request: all its choices in order of index, or the error that replaced them.
 
-    `id` is the response's id ("cmpl-...", of a chat "chatcmpl-..."); `created` is in Unix seconds.
+    `id` is the response's id ("cmpl-...", of a chat "chatcmpl-..."); `created` is in Unix seconds. `system_fingerprint`
+    says what computed it, where that is known.
     """
 
     request: Request
@@ -218,6 +219,7 @@ class Completion:
     created: int
     choices: tuple[Choice, ...] = ()
     error: RowError | None = None
+    system_fingerprint: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ class ManualEngine:
 
     def __init__(self, answer: Answer = lambda request: f"<{request.prompt}>", *, allowance: int | None = None) -> None:
         self.num_steps = 0
+        self.system_fingerprint: str | None = "fp_manual"
         self.longest_step_s = 0.0
         self.seen: list[SequenceRequest] = []
         self.failure: EngineError | None = None

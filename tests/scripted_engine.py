@@ -78,6 +78,9 @@ class ScriptedEngine:
         finally:
             self.num_open -= 1
 
+    def system_fingerprint(self, model: str) -> str | None:
+        return f"fp_{model}"
+
     async def stats(self) -> Mapping[str, EngineStats]:
         stats = EngineStats(
             num_slots=4,

@@ -152,6 +152,7 @@ def _load_engines(config: WorkerConfig) -> tuple[dict[str, Any], list[str]]:
     """The engines by name, not yet started, and how each was set up, in a line."""
     from workers.engine import loader
     from workers.engine.gate import Gate
+    from workers.fingerprint import system_fingerprint
     from workers.profile import find_tuned
 
     wishes = loader.EngineConfig(
@@ -174,7 +175,8 @@ def _load_engines(config: WorkerConfig) -> tuple[dict[str, Any], list[str]]:
             num_prompts=config.num_prompts,
             longest_request=config.longest_request,
         )
-        engines[name] = loader.make_engine(name, model, settings, gate=gate)
+        fingerprint = system_fingerprint(Path(path), backend=loader.describe_backend(wishes))
+        engines[name] = loader.make_engine(name, model, settings, gate=gate, system_fingerprint=fingerprint)
         texts.append(f"{name}: {settings}")
         logger.info("%s", texts[-1])
     return engines, texts

@@ -21,6 +21,7 @@ from batcher.live_frames import (
     Cancel,
     Failed,
     Finished,
+    Hello,
     Progress,
     Question,
     Stats,
@@ -80,6 +81,7 @@ class LiveRequests:
         ]
 
     def start(self) -> None:
+        self._answers.put(Hello({name: engine.system_fingerprint for name, engine in self._engines.items()}))
         for thread in self._threads:
             thread.start()
 

@@ -25,6 +25,7 @@ from batcher.live_frames import (
     Cancel,
     Failed,
     Finished,
+    Hello,
     Progress,
     Question,
     Stats,
@@ -61,6 +62,8 @@ class Channel:
     def __init__(self, writer: asyncio.StreamWriter) -> None:
         self._writer = writer
         self._inboxes: dict[int, asyncio.Queue[Answer | None]] = {}
+        #: By model; None until the process has said them, which it does first.
+        self.system_fingerprints: Mapping[str, str | None] | None = None
 
     def ask(self, question: Question, inbox: asyncio.Queue[Answer | None]) -> None:
         """Send a question, whose answers go into `inbox` until `forget`. Does not wait."""
@@ -80,6 +83,8 @@ class Channel:
         try:
             while line := await reader.readline():
                 answer = decode_answer(line)
+                if isinstance(answer, Hello):
+                    self.system_fingerprints = answer.system_fingerprints
                 inbox = self._inboxes.get(answer.number)
                 if inbox is not None:
                     inbox.put_nowait(answer)
@@ -105,7 +110,12 @@ class ProcessEngines:
     @property
     def is_ready(self) -> bool:
         """Whether its process has loaded the models, and lives."""
-        return self._is_loaded and self._channel is not None
+        return self._is_loaded and self._channel is not None and self._channel.system_fingerprints is not None
+
+    def system_fingerprint(self, model: str) -> str | None:
+        channel = self._channel
+        known = channel.system_fingerprints if channel is not None else None
+        return known.get(model) if known is not None else None
 
     def note_loaded(self, is_loaded: bool) -> None:
         """Take the supervisor's word for it. The end of the channel is known sooner than the end of the process."""

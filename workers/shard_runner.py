@@ -81,6 +81,9 @@ class EngineLike(Protocol):
     @property
     def longest_step_s(self) -> float: ...
 
+    @property
+    def system_fingerprint(self) -> str | None: ...
+
     def submit(
         self, requests: Iterable[SequenceRequest], sink: Sink, *, on_start: OnStart, is_alone: bool
     ) -> TicketLike: ...
@@ -127,7 +130,7 @@ def run_shard(job: JobDir, shard: int, engine: EngineLike, around: Surroundings)
         # The first renewal after the broker is back claims it.
         logger.warning("shard %d of %s runs without a lease: %s", shard, job.job_id, exc)
     try:
-        attempt = job.claim_attempt(shard, worker=around.worker)
+        attempt = job.claim_attempt(shard, worker=around.worker, system_fingerprint=engine.system_fingerprint)
         around.on_claim(job, shard, attempt)
         try:
             return _run_attempt(job, shard, engine, around, lease=lease, attempt=attempt)

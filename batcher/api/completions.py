@@ -63,9 +63,14 @@ class Completions:
         headers = _ignored(parsed)
         response_id = completion_id(secrets.token_hex(12), is_chat=is_chat)
         created = int(time.time())
+        fingerprint = self._exchanges.system_fingerprint(parsed.request.model)
         if parsed.is_streaming:
             chunks = ChunkStream(
-                parsed.request, completion_id=response_id, created=created, includes_usage=parsed.includes_usage
+                parsed.request,
+                completion_id=response_id,
+                created=created,
+                includes_usage=parsed.includes_usage,
+                system_fingerprint=fingerprint,
             )
             return EventStream(
                 *(self._exchanges, parsed.request, chunks),
@@ -74,7 +79,7 @@ class Completions:
                 headers=headers,
             )
         choices = await self._collect(parsed, request)
-        completion = Completion(parsed.request, response_id, created, choices)
+        completion = Completion(parsed.request, response_id, created, choices, system_fingerprint=fingerprint)
         return JSONAnswer(completion_object(completion), headers=headers)
 
     async def _collect(self, parsed: ParsedBody, request: Request) -> tuple[Choice, ...]:

@@ -139,6 +139,9 @@ class Exchanges:
     def models(self) -> tuple[str, ...]:
         return self._engine.models if self._engine is not None else ()
 
+    def system_fingerprint(self, model: str) -> str | None:
+        return self._engine.system_fingerprint(model) if self._engine is not None else None
+
     def begin(self, request: Request, receive: Receive, *, is_streaming: bool) -> "_Counted":
         """The exchange of `request`, as a context. Raises ApiError for want of room, and once the server stops."""
         assert self._engine is not None, "a request for a model that is not served"

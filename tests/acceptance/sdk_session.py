@@ -26,6 +26,7 @@ def complete() -> dict[str, object]:
     several = client.completions.create(model=MODEL, prompt=["One, two,", "A, B,"], max_tokens=4, temperature=0, n=2)
     return {
         "object": completion.object,
+        "system_fingerprint": completion.system_fingerprint,
         "text": completion.choices[0].text,
         "finish_reason": completion.choices[0].finish_reason,
         "usage": completion.usage.model_dump(include={"prompt_tokens", "completion_tokens", "total_tokens"}),
@@ -50,6 +51,7 @@ def stream() -> dict[str, object]:
         "text": "".join(chunk.choices[0].text for chunk in told),
         "finish_reasons": [chunk.choices[0].finish_reason for chunk in told],
         "completion_tokens": chunks[-1].usage.completion_tokens,
+        "system_fingerprint": chunks[0].system_fingerprint,
     }
 
 

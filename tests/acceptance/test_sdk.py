@@ -1,6 +1,7 @@
 """The OpenAI SDK, in each of its major versions, with a server of the real model."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -68,6 +69,10 @@ def test_sdk_works_unchanged_but_for_base_url_and_key(server: Server, batch_file
     assert found["models"] == {"ids": [MODEL], "one": MODEL}
     check_completions(found)
     check_batch(found["batch"])
+    # The same model file and engine, live and in lines.
+    fingerprints = {line["response"]["body"]["system_fingerprint"] for line in found["batch"]["output"]}
+    assert fingerprints == {found["completion"]["system_fingerprint"]} == {found["stream"]["system_fingerprint"]}
+    assert re.fullmatch(r"fp_[0-9a-f]{12}", fingerprints.pop())
     assert found["cancelled"] in {"cancelling", "cancelled"}
     assert found["errors"] == {
         "wrong key": "AuthenticationError 401 invalid_api_key",

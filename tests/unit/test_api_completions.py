@@ -38,6 +38,7 @@ def test_completion_has_the_documented_fields() -> None:
     assert body == {
         "object": "text_completion",
         "model": "tiny",
+        "system_fingerprint": "fp_tiny",
         "choices": [{"text": "<a b>", "index": 0, "logprobs": None, "finish_reason": "stop"}],
         "usage": {
             "prompt_tokens": 3,
@@ -74,6 +75,7 @@ def test_stream_ends_with_done_and_has_a_finish_reason_only_at_last() -> None:
     assert done == "[DONE]"
     choices = [json.loads(chunk)["choices"][0] for chunk in chunks]
     assert "".join(c["text"] for c in choices) == "<a b>"
+    assert {json.loads(chunk)["system_fingerprint"] for chunk in chunks} == {"fp_tiny"}
     assert [c["finish_reason"] for c in choices] == [None, None, "stop"]
 
 

@@ -128,6 +128,7 @@ def test_jsonl_holds_a_response_object_a_request(tmp_path: Path) -> None:
         "object": "text_completion",
         "created": CREATED,
         "model": "tiny",
+        "system_fingerprint": None,
         "choices": [
             {"text": "text 3.0", "index": 0, "logprobs": None, "finish_reason": "length"},
             {"text": "text 3.1", "index": 1, "logprobs": None, "finish_reason": "length"},
@@ -146,6 +147,23 @@ def test_jsonl_holds_a_response_object_a_request(tmp_path: Path) -> None:
     assert lines[1]["error"]["message"] == "row 1: timeout"
     assert "choices" not in lines[1]
     assert lines[1]["topic"] == "topic-1"
+
+
+@pytest.mark.parametrize("layout", ExportFormat)
+def test_each_line_has_the_fingerprint_of_the_engine_that_computed_it(tmp_path: Path, layout: ExportFormat) -> None:
+    # Given a shard whose rows are of two attempts, by different engines, and one of a Batcher that noted none
+    job = make_job(tmp_path / "job", (3,))
+    assert job.claim_attempt(0, worker="w1", system_fingerprint="fp_1") == 1
+    assert job.claim_attempt(0, worker="w2", system_fingerprint="fp_2") == 2
+    assert job.claim_attempt(0, worker="w3") == 3
+    for attempt in (1, 2, 3):
+        write_chunk(job, 0, [ok(attempt - 1, num_choices=attempt)], attempt=attempt)
+
+    export(job, tmp_path / "out.jsonl", layout=layout, partial=True)
+
+    lines = read_lines(tmp_path / "out.jsonl")
+    bodies = [line["response"]["body"] if layout is ExportFormat.OPENAI else line for line in lines]
+    assert [body["system_fingerprint"] for body in bodies] == ["fp_1", "fp_2", None]
 
 
 def test_openai_lines_are_those_of_a_batch_output_file(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from batcher.live_frames import (
     AskStats,
     Failed,
     Finished,
+    Hello,
     Progress,
     Stats,
     Submit,
@@ -46,7 +47,7 @@ def server() -> Iterator[Server]:
     ours, theirs = socket.socketpair()
     server = Server(ours)
     cache = KvCache(num_slots=2, cells_per_sequence=512)
-    engine = Engine("fake", FakeModel(num_slots=2), cache=cache, max_batch_tokens=64)  # type: ignore[arg-type]
+    engine = Engine("fake", FakeModel(num_slots=2), cache=cache, max_batch_tokens=64, system_fingerprint="fp_fake")  # type: ignore[arg-type]
     engine.start()
     LiveRequests(
         theirs,
@@ -55,6 +56,7 @@ def server() -> Iterator[Server]:
         on_engine_failure=lambda exc: None,
         on_end=server.has_ended.set,
     ).start()
+    assert decode_answer(server.lines.readline()) == Hello({"fake": "fp_fake"})
     yield server
     server.hang_up()
     assert server.has_ended.wait(PATIENCE_S)

@@ -36,8 +36,8 @@ from tests.unit.job_files import carried_of
 
 TEXT = Request(0, "a", "m", ("p", "q"), True, SamplingParams(n=2))
 CHAT = Request(0, "a", "m", ("[]",), False, SamplingParams(n=2), is_chat=True)
-HEAD = {"id": "cmpl-1", "object": "text_completion", "created": 5, "model": "m"}
-CHAT_HEAD = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 5, "model": "m"}
+HEAD = {"id": "cmpl-1", "object": "text_completion", "created": 5, "model": "m", "system_fingerprint": None}
+CHAT_HEAD = HEAD | {"id": "chatcmpl-1", "object": "chat.completion.chunk"}
 
 
 def result_row(**changes: Any) -> dict[str, Any]:
@@ -258,6 +258,7 @@ def test_completion_body_groups_choices_and_adds_up_usage() -> None:
         "object": "text_completion",
         "created": 1767312000,
         "model": "m",
+        "system_fingerprint": None,
         "choices": [
             {"text": " world", "index": 0, "logprobs": None, "finish_reason": "stop"},
             {"text": " moon", "index": 1, "logprobs": None, "finish_reason": "length"},

@@ -55,7 +55,7 @@ class Engine:
 
     Engines of one process share a `gate`. `num_steps` and `longest_step_s` may be read by any thread: how often the
     engine has moved, and the longest that it took so far or, at first, what its largest step is expected to take.
-    Without `is_deduplicating` equal requests are decoded each for itself.
+    Without `is_deduplicating` equal requests are decoded each for itself. `system_fingerprint` says what computes.
     """
 
     #: Tokens that the model is tried out with.
@@ -70,9 +70,11 @@ class Engine:
         max_batch_tokens: int,
         is_deduplicating: bool = True,
         gate: Gate | None = None,
+        system_fingerprint: str | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
+        self.system_fingerprint = system_fingerprint
         self.num_steps = 0
         self.longest_step_s = 0.0
         self._num_prompt_tokens = self._num_cached_tokens = self._num_completion_tokens = 0

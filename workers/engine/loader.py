@@ -8,7 +8,7 @@ from batcher.machine import read_cores, read_memory
 from workers.engine.engine import Engine
 from workers.engine.gate import Gate
 from workers.engine.kv_cache import KvCache
-from workers.engine.model import ContextSize, Model, Tokenizer, free_gpu_memory, supports_gpu
+from workers.engine.model import ContextSize, Model, Tokenizer, describe_build, free_gpu_memory, supports_gpu
 from workers.engine.settings import (
     DEFAULT_CONTEXT_LENGTH,
     DEFAULT_NUM_SLOTS,
@@ -28,6 +28,7 @@ __all__ = [
     "EngineConfig",
     "available_memory",
     "choose",
+    "describe_backend",
     "load_engine",
     "load_model",
     "load_tokenizer",
@@ -88,7 +89,13 @@ def choose(
 
 
 def make_engine(
-    name: str, model: Model, settings: EngineSettings, *, is_deduplicating: bool = True, gate: Gate | None = None
+    name: str,
+    model: Model,
+    settings: EngineSettings,
+    *,
+    is_deduplicating: bool = True,
+    gate: Gate | None = None,
+    system_fingerprint: str | None = None,
 ) -> Engine:
     """Open the context and make an engine of the model, not yet started. Raises ModelError."""
     size = ContextSize(
@@ -107,12 +114,18 @@ def make_engine(
         max_batch_tokens=size.max_batch_tokens,
         is_deduplicating=is_deduplicating,
         gate=gate,
+        system_fingerprint=system_fingerprint,
     )
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
     """The vocabulary of a GGUF, for counting tokens without loading the weights. Raises ModelError."""
     return Tokenizer(path)
+
+
+def describe_backend(config: EngineConfig) -> str:
+    """What computes: its build, and whether on a GPU."""
+    return f"{describe_build()} {'GPU' if uses_gpu(config) else 'CPU'}"
 
 
 def uses_gpu(config: EngineConfig) -> bool:

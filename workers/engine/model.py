@@ -313,6 +313,11 @@ class Tokenizer(Vocabulary):
         return _chat_template(self._vocab_model)
 
 
+def describe_build() -> str:
+    """The version of llama.cpp's binding, and what of this processor the library was built to use."""
+    return f"llama-cpp-python {llama_cpp.__version__}, {llama_cpp.llama_print_system_info().decode()}"
+
+
 def supports_gpu() -> bool:
     """Whether llama-cpp-python was built for a GPU."""
     return bool(llama_cpp.llama_supports_gpu_offload())
