@@ -404,8 +404,9 @@ def _by_name(request: Of) -> dict[str, BodyField]:
 #: By whether the request is a chat, then by name.
 BY_NAME: Mapping[bool, Mapping[str, BodyField]] = {False: _by_name(Of.TEXT), True: _by_name(Of.CHAT)}
 #: The fields that set one parameter each, by whether the request is a chat.
-PARAMETERS: Mapping[bool, tuple[BodyField, ...]] = {
-    is_chat: tuple(field for field in known.values() if field.param is not None) for is_chat, known in BY_NAME.items()
+PARAMETERS: Mapping[bool, Mapping[str, BodyField]] = {
+    is_chat: {name: field for name, field in known.items() if field.param is not None}
+    for is_chat, known in BY_NAME.items()
 }
 
 #: The fields that a plain row has anyway, beside its prompt and model, and those that it has where it is asked to.

@@ -54,6 +54,8 @@ class RowParams:
 
     def merge(self, found: BaseModel, *, is_chat: bool) -> SamplingParams:
         """The parameters of a checked row. Raises InvalidBodyError for those that contradict each other."""
+        if self.opted:
+            return self._merge_opted(found, is_chat)
         if self.names.isdisjoint(found.__pydantic_fields_set__):
             return self._defaults[is_chat]
         fields = found.__dict__
@@ -61,20 +63,10 @@ class RowParams:
         if type(stop) is list:
             stop = tuple(stop)
         key = (is_chat, max_tokens, temperature, top_p, stop, seed)
-        if self.opted:
-            opted = [fields[name] for name in self.opted]
-            key += tuple(tuple(value) if type(value) is list else value for value in opted)
-        try:
-            # Most rows are sampled like others before them, and to look that up is faster than to build it.
-            merged = self._merged.get(key)
-        except TypeError:
-            # Objects can't be looked up.
-            return self._merge_opted(found, is_chat)
+        # Most rows are sampled like others before them, and to look that up is faster than to build it.
+        merged = self._merged.get(key)
         if merged is None:
-            if self.opted:
-                merged = self._merge_opted(found, is_chat)
-            else:
-                merged = self._merge_usual(is_chat, max_tokens, temperature, top_p, stop, seed)
+            merged = self._merge_usual(is_chat, max_tokens, temperature, top_p, stop, seed)
             if len(self._merged) >= _MAX_MERGED:
                 self._merged.clear()
             self._merged[key] = merged
