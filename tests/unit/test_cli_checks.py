@@ -129,6 +129,12 @@ def test_chats_have_a_default_of_their_own_unless_one_is_given(
         ("validate prompts.jsonl --temperature nan", "Invalid value for '--temperature'"),
         ("validate prompts.jsonl --top-p 1.5", "Invalid value for '--top-p'"),
         ("validate prompts.jsonl --top-p nan", "Invalid value for '--top-p'"),
+        ("validate prompts.jsonl --top-k -2", "Invalid value for '--top-k'"),
+        ("validate prompts.jsonl --min-p nan", "nan is not a number"),
+        ("validate prompts.jsonl --repetition-penalty 0", "Invalid value for '--repetition-penalty'"),
+        ("validate prompts.jsonl --fields min_p,topk", "--fields topk: there is no such field; did you mean top_k?"),
+        ("validate prompts.jsonl --fields user", "--fields user: rows can't have that field; they can have "),
+        ("validate prompts.jsonl --fields top_k --id-column top_k", "--id-column top_k: that column is a parameter"),
         ("validate prompts.jsonl --max-tokens 0", "Invalid value for '--max-tokens'"),
         ("validate prompts.jsonl --stop ''", "an empty stop string"),
         ("validate prompts.jsonl" + " --stop x" * 17, "17 stop strings; at most 16"),
@@ -148,6 +154,18 @@ def test_bad_usage_names_the_option_and_the_value(
 
     assert (code, out) == (2, "")
     assert message in err
+
+
+def test_columns_that_fields_names_are_checked_as_fields(run: Run, workplace: Path) -> None:
+    rows = [{"prompt": "one", "top_k": 5, "n": "mine"}, {"prompt": "two", "top_k": -5, "min_p": 2}]
+    (workplace / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    without = run("validate own.jsonl --model qwen")
+    opted = run("validate own.jsonl --model qwen --fields top_k --fields min_p,seed")
+
+    assert without[0] == 0
+    assert opted[0] == 1
+    assert "own.jsonl:2: top_k is -5; use a positive integer, or 0 for all tokens" in opted[1]
 
 
 def test_template_file_loses_only_the_newline_that_editors_add(workplace: Path) -> None:

@@ -6,9 +6,11 @@ The lists are those of the installed SDK, which is locked: an upgrade shows here
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from functools import cache
 from typing import Any, get_args
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,9 +22,10 @@ from batcher.body_field import BodyField, Use
 from batcher.errors import InputError, InvalidBodyError
 from batcher.fields import BY_NAME, FIELDS, OPTIONAL_ROW_FIELDS, PARAM_FIELDS
 from batcher.parameters import CHAT_URL, COMPLETIONS_URL
-from batcher.prompts import LineBatch, Origin
+from batcher.prompts import LineBatch, Origin, TableBatch
 from batcher.protocol import body_schema, parse_body
 from batcher.rows import RowParser
+from batcher.shards import ShardRow
 from batcher.types import Request, SamplingParams
 
 BASES: dict[bool, dict[str, Any]] = {
@@ -367,3 +370,49 @@ def test_defaults_of_the_job_stay_where_a_row_says_something_else() -> None:
 def test_schema_has_every_field_of_the_table_and_no_other(is_chat: bool) -> None:
     assert set(body_schema(is_chat)["properties"]) == set(BY_NAME[is_chat])
     assert len({field.name for field in FIELDS}) > 150
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([[("7", 1.5)], None], pa.map_(pa.string(), pa.float64())),
+        pa.array([[(7, 1.5)], None], pa.map_(pa.int32(), pa.float64())),
+        pa.array([{"7": 1.5, "8": None}, None], pa.struct([("7", pa.float64()), ("8", pa.float64())])),
+        pa.array(['{"7": 1.5}', None]),
+    ],
+)
+def test_object_of_a_table_is_read_however_the_table_has_it(column: pa.Array) -> None:
+    rows = of_table({"logit_bias": column}, num_rows=2)
+
+    assert [row.request.params.logit_bias for row in rows] == [((7, 1.5),), ()]
+
+
+def test_columns_of_a_table_that_opt_in_are_parameters() -> None:
+    columns = {
+        "top_k": pa.array([5.0, None]),
+        "min_p": pa.array([Decimal("0.25"), Decimal("0.00")]),
+        "stop_token_ids": pa.array(["[7, 8]", None]),
+        "bad_words": pa.array([["a"], []]),
+        "ignore_eos": pa.array([True, None]),
+    }
+
+    rows = of_table(columns, num_rows=2)
+
+    first = SamplingParams(top_k=5, min_p=0.25, stop_token_ids=(7, 8), bad_words=("a",), ignore_eos=True)
+    assert [row.request.params for row in rows] == [first, SamplingParams()]
+    assert [row.error for row in rows] == [None, None]
+
+
+def test_text_that_is_no_array_is_refused_as_it_is() -> None:
+    [row] = of_table({"stop_token_ids": pa.array(["7, 8"])}, num_rows=1)
+
+    assert row.error is not None
+    assert row.error.message == 'f:1: stop_token_ids is "7, 8"; use an array of at most 1024 token ids'
+
+
+def of_table(columns: dict[str, pa.Array], *, num_rows: int) -> list[ShardRow]:
+    table = pa.table({"prompt": pa.array(["x"] * num_rows), "model": pa.array(["m"] * num_rows), **columns})
+    batch = parser(OPTIONAL_ROW_FIELDS).parse(TableBatch(Origin("f", ":", range(1, num_rows + 1)), table), first_row=0)
+    assert isinstance(batch.carried, pa.Table)
+    assert batch.carried.num_columns == 0
+    return batch.rows

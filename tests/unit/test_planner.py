@@ -290,6 +290,18 @@ def test_command_without_a_seed_finds_the_job_that_it_made_when_the_default_was_
     assert fingerprint([path], make_options(default_model="m")).endswith(f"-{older}")
 
 
+def test_fields_tell_jobs_apart_in_whatever_order_they_are_named(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "p.jsonl", {"prompt": "a", "top_k": 5})
+
+    found = [
+        fingerprint([path], make_options(fields=fields))
+        for fields in ((), ("top_k",), ("top_k", "min_p"), ("min_p", "top_k", "top_k"))
+    ]
+
+    assert len(set(found)) == 3
+    assert found[2] == found[3]
+
+
 @pytest.mark.parametrize(
     ("content", "changes", "differs"),
     [
