@@ -11,8 +11,7 @@ import numpy as np
 
 from workers.engine.kv_cache import Tokens
 
-#: Words of a request, and the characters in all of them. Each token that is generated is checked against them.
-MAX_BAD_WORDS = 1000
+#: Characters in all words of a request, whose number is bounded where it comes in: some 0.1 s to tokenize, once.
 MAX_BAD_WORD_CHARS = 20_000
 
 _NO_TOKENS: Tokens = np.zeros(0, np.int32)
@@ -47,10 +46,9 @@ NO_BAD_WORDS = BadWords()
 
 def bad_words_of(words: Sequence[str], tokenize: Callable[[str], Tokens]) -> BadWords:
     """The tokens of `words`. Raises ValueError that says why a word can't be ruled out."""
-    if len(words) > MAX_BAD_WORDS:
-        raise ValueError(f"bad_words has {len(words):,} words; give at most {MAX_BAD_WORDS:,}")
-    if sum(map(len, words)) > MAX_BAD_WORD_CHARS:
-        raise ValueError(f"bad_words has {sum(map(len, words)):,} characters; give at most {MAX_BAD_WORD_CHARS:,}")
+    num_chars = sum(map(len, words))
+    if num_chars > MAX_BAD_WORD_CHARS:
+        raise ValueError(f"bad_words has {num_chars:,} characters in all; give at most {MAX_BAD_WORD_CHARS:,}")
     found: dict[tuple[int, ...], None] = {}
     for word in words:
         bare = tuple(tokenize(word.lstrip()).tolist()) if word.lstrip() else ()
