@@ -16,7 +16,7 @@ from batcher.planner import fingerprint, submit
 from batcher.types import DEFAULT_CHAT_MAX_TOKENS, SamplingParams
 from tests.submitted import carried_of, make_options, rows_of, write_lines
 from tests.unit.conftest import Run
-from tests.unit.test_rows import batch_line, message, parse_line, parse_lines, parse_table
+from tests.unit.parsing import batch_line, message, parse_line, parse_lines, parse_table
 
 USER = {"role": "user", "content": "Who?"}
 SYSTEM = {"role": "system", "content": "Be brief."}
