@@ -3,11 +3,11 @@
 And what its parameters say in words or numbers of tokens, checked and translated for this model's vocabulary.
 """
 
+import json
 from dataclasses import replace
 from functools import cached_property, lru_cache
 
 import numpy as np
-from pydantic_core import from_json
 
 from batcher.types import ErrorCode, RowError, SamplingParams
 from workers.engine.adjustment import Adjustment, adjustment_of
@@ -84,7 +84,7 @@ class Prompts:
         """The tokens as they are: no BOS is put before them."""
         if suffix:
             return _invalid("suffix: a prompt of token ids can't be filled in by it; send the prompt as text")
-        tokens = np.array(from_json(text), np.int32)
+        tokens = np.array(json.loads(text), np.int32)
         highest = int(tokens.max())
         if highest >= self._vocabulary.size:
             return _invalid(
