@@ -44,7 +44,12 @@ def json_values(column: pa.Array | pa.ChunkedArray) -> list[Any]:
 
 def text_values(column: pa.Array | pa.ChunkedArray) -> list[str | None]:
     """The values of a column as text, None for null. Where JSON has a string, that; else what JSON has, as JSON."""
-    if pa.types.is_floating(column.type):
+    found = column.type
+    if _is_text(found):
+        return column.to_pylist()  # type: ignore[no-any-return]
+    if pa.types.is_integer(found) or pa.types.is_boolean(found):
+        return column.cast(pa.string()).to_pylist()  # type: ignore[no-any-return]
+    if pa.types.is_floating(found):
         return _each(str, float_values(column))
     return [json_text(value) for value in json_values(column)]
 
@@ -53,7 +58,9 @@ def float_values(column: pa.Array | pa.ChunkedArray) -> list[float | None]:
     """The numbers of a column of floats: the shortest that are these in their own precision, so 0.1 also in 32 bits."""
     if pa.types.is_float32(column.type):
         return _each(float, column.cast(pa.string()).to_pylist())
-    return _each(float, column.to_pylist())
+    values: list[float | None] = column.to_pylist()
+    # Older pyarrow gives numpy's floats for those of 16 bits.
+    return _each(float, values) if pa.types.is_float16(column.type) else values
 
 
 def unique_names(names: Iterable[str]) -> list[str]:
@@ -205,6 +212,10 @@ def _runs(array: pa.Array) -> list[Any]:
 def _unions(array: pa.Array) -> list[Any]:
     children = [_json_values(array.field(i)) for i in range(array.type.num_fields)]
     return [children[child][position] for child, position in union_positions(array)]
+
+
+def _is_text(found: pa.DataType) -> bool:
+    return bool(pa.types.is_string(found) or pa.types.is_large_string(found) or found == pa.string_view())
 
 
 def _is_list(found: pa.DataType) -> bool:
