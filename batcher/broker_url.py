@@ -115,7 +115,7 @@ class RedactingFormatter(logging.Formatter):
 def read_url_file(path: Path) -> str:
     """The URL in the first line of `path`, which may hold a password. Raises InputError."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as exc:
         raise InputError(f"--broker-file {path}: not UTF-8; its first line must be a broker URL") from exc
     except OSError as exc:

@@ -41,8 +41,9 @@ def _read_head(stream: Readable) -> bytes:
     head = b""
     while len(head) < _BLOCK_BYTES and (piece := stream.read(_BLOCK_BYTES - len(head))):
         head += piece
-        text = head.removeprefix(BOM).lstrip()
-        if text.count(b"\n") >= (2 if text.startswith(b"[") else 1):
+        first, newline, rest = head.removeprefix(BOM).lstrip().partition(b"\n")
+        # Of what may be an array, the second line is needed, too.
+        if newline and (not first.startswith(b"[") or b"\n" in rest.lstrip()):
             break
     return head
 

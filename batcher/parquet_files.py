@@ -73,7 +73,7 @@ def _unreadable_type(exc: pa.ArrowNotImplementedError, name: str) -> str:
         f"import polars as pl; pl.read_parquet({name!r}).with_columns(pl.col(pl.Int128, pl.UInt128).cast(pl.String))"
         ".write_parquet('readable.parquet')"
     )
-    return f'{problem}; write such columns as text or as 64 bits, with Polars: python3 -c "{program}"'
+    return f'{problem}; write such columns as text or with 64 bits, for instance with Polars: python3 -c "{program}"'
 
 
 def _rows_at_once(metadata: Any) -> int:

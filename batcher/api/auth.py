@@ -70,7 +70,7 @@ def read_keys(file: Path | None, listed: str) -> ApiKeys | None:
 
 def _read_file(file: Path) -> list[tuple[str, str]]:
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
         mode = stat.S_IMODE(file.stat().st_mode)
     except UnicodeDecodeError as exc:
         raise InputError(f"--api-keys-file {file}: not UTF-8 at byte {exc.start}; write one key a line") from exc

@@ -85,7 +85,7 @@ def test_keys_never_reach_the_log(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_keys_come_from_file_and_environment(tmp_path: Path) -> None:
     file = tmp_path / "keys"
-    file.write_text(f"# ours\n\n{KEY}  # of Ann\n")
+    file.write_text(f"\ufeff{KEY}  # of Ann\n\n# ours\n", encoding="utf-8")
     file.chmod(0o600)
 
     keys = read_keys(file, f" {OTHER} ,")

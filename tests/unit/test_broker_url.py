@@ -190,7 +190,7 @@ def test_command_that_an_old_server_repeats_is_not_shown() -> None:
 
 def test_url_file_is_read_up_to_its_first_newline(tmp_path: Path) -> None:
     file = tmp_path / "broker"
-    file.write_text(" redis://:geheim@host:6379/0 \r\nof the queue\n")
+    file.write_text("\ufeff redis://:geheim@host:6379/0 \r\nof the queue\n")
 
     assert read_url_file(file) == "redis://:geheim@host:6379/0"
 

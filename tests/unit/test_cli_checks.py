@@ -168,8 +168,15 @@ def test_columns_that_fields_names_are_checked_as_fields(run: Run, workplace: Pa
     assert "own.jsonl:2: top_k is -5; use a positive integer, or 0 for all tokens" in opted[1]
 
 
-def test_template_file_loses_only_the_newline_that_editors_add(workplace: Path) -> None:
-    for content, text in ((b"a {b}\n", "a {b}"), (b"a\r\n", "a"), (b"a\n\n", "a\n"), (b"a", "a"), (b"", "")):
+def test_template_file_loses_only_what_editors_add(workplace: Path) -> None:
+    for content, text in (
+        (b"\xef\xbb\xbfa\n", "a"),
+        (b"a {b}\n", "a {b}"),
+        (b"a\r\n", "a"),
+        (b"a\n\n", "a\n"),
+        (b"a", "a"),
+        (b"", ""),
+    ):
         (workplace / "t.txt").write_bytes(content)
         assert read_template("@t.txt") == text
     assert read_template("plain {text}\n") == "plain {text}\n"
