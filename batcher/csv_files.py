@@ -23,8 +23,8 @@ from batcher.errors import InputError
 from batcher.input_batches import Origin, TableBatch
 from batcher.input_streams import BOM, Readable
 
-#: pyarrow holds a few blocks at a time, and no row can be longer than one.
-_BLOCK_BYTES = 8 << 20
+#: pyarrow reads up to 32 blocks ahead, and no row can be longer than one.
+_BLOCK_BYTES = 2 << 20
 _MAX_HEADER_BYTES = 1 << 20
 #: As many rows are handed on at a time.
 _MAX_TABLE_ROWS = 4096
