@@ -152,6 +152,9 @@ class BatchReader:
                 return self._with_outputs(job, record, BatchStatus.FINALIZING, times, counts)
             return self._with_outputs(job, record, BatchStatus.IN_PROGRESS, {}, counts)
         at = unix(cancellation.at)
+        if cancellation.is_expiry and _is_held(status):
+            # Its workers still save what they have: until they stop, the error file would name rows that are finished.
+            return self._with_outputs(job, record, BatchStatus.FINALIZING, {"finalizing_at": at}, counts)
         if cancellation.is_expiry:
             return self._with_outputs(job, record, BatchStatus.EXPIRED, {"expired_at": at}, _without_hope(counts))
         ended_at = read_cancelled_at(job, cancellation)

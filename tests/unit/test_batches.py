@@ -11,6 +11,7 @@ from batcher.batch_records import BatchStatus
 from batcher.batches import BatchEndedError, BatchRequestError, NoSuchThingError
 from batcher.errors import BrokerError
 from batcher.exclusive import exclusive
+from batcher.heartbeats import HeldShard, WorkerHeartbeat, WorkerState, remove_heartbeat, utc_now, write_heartbeat
 from batcher.jobdir import JobDir
 from batcher.retry import reopen_selection, select
 from tests.unit.batch_bench import TIMEOUT, BatchBench, line, lines, output_lines, work, work_partly
@@ -289,6 +290,25 @@ def test_each_request_of_a_batch_that_ended_early_is_in_one_of_its_files(
     assert len({one["id"] for one in output + errors}) == 91
     told = {one["custom_id"] for one in errors} - {one["custom_id"] for one in unrun}
     assert told == {"id-40", "bad"}
+
+
+def test_expired_batch_has_no_files_while_a_worker_still_saves_its_rows(bench: BatchBench) -> None:
+    batch = bench.started(GOOD, completion_window="2m")
+    now = utc_now()
+    held = (HeldShard(batch.id, 0, 1),)
+    beat = WorkerHeartbeat("w1", "host", 17, "0.1", ("tiny",), now, now, WorkerState.WORKING, 5.0, 0.0, held)
+    write_heartbeat(bench.root, beat)
+    bench.clock.now += 121
+    bench.batches.tick()
+
+    saving = bench.get(batch.id)
+    work_partly(bench.job(batch.id), 2)
+    remove_heartbeat(bench.root, "w1")
+    expired = bench.get(batch.id)
+
+    assert (saving.status, saving.error_file_id, saving.counts.failed) == (BatchStatus.FINALIZING, None, 0)
+    assert (expired.status, expired.counts.completed, expired.counts.failed) == (BatchStatus.EXPIRED, 2, 1)
+    assert [one["custom_id"] for one in output_lines(bench, expired.error_file_id)] == ["c"]
 
 
 def test_requests_that_never_ran_leave_the_error_file_when_the_batch_is_taken_up_again(bench: BatchBench) -> None:
