@@ -29,8 +29,8 @@ class BodyField:
     """A field of a body.
 
     `remedy` ends every message about a wrong value: what to do instead. `values`, `default` and `meaning` are for the
-    documentation; of a harmless field `meaning` is why it is. `nothing` are the values of a refused field that ask for
-    nothing, beside null.
+    documentation; of a harmless field `meaning` is what it is about. `nothing` are the values of a refused field that
+    ask for nothing, beside null.
 
     Of an honoured field `annotation` is the pydantic type of its value, None where `parameters` declares it by hand;
     `param` is the field of `SamplingParams` that it sets, None where it is not as simple as that; `convert` makes the

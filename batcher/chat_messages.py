@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 MAX_TOOL_CALLS = 128
 
 _NO_CONTENT_ROLE = "assistant"
+#: What servers and templates call the thoughts before an answer.
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 _ROLES = {"developer": "system", "function": "tool"}
 
 
@@ -72,6 +74,9 @@ class Message(BaseModel):
     tool_calls: _ToolCalls | None = None
     function_call: FunctionCall | None = None
     tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    thinking: str | None = None
     audio: None = None
 
     @property
@@ -88,7 +93,7 @@ def find_empty(messages: Sequence[Message]) -> int | None:
 
 
 def normalize(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """The messages as the prompt of a chat has them: role, content (null beside calls), and where given name and calls.
+    """The messages as the prompt of a chat has them: role, content (null beside calls), and what else is given.
 
     The texts of an array of parts are joined by newlines.
     """
@@ -109,6 +114,7 @@ def _normalize(message: Message) -> dict[str, Any]:
             found["tool_calls"] = [_call(message.function_call, None)]
     if message.tool_call_id is not None:
         found["tool_call_id"] = message.tool_call_id
+    found |= {name: value for name in _THOUGHTS if (value := getattr(message, name)) is not None}
     return found
 
 

@@ -29,8 +29,8 @@ from batcher.request_params import check_refused, merge_params, refuse
 from batcher.types import DEFAULT_CHAT_MAX_TOKENS, Request, SamplingParams
 
 #: Fields of messages that answers have; templates do not ask for them.
-_IGNORED_IN_MESSAGES = frozenset({"refusal", "annotations"})
-_IGNORED_IN_PARTS = frozenset({"annotations", "prompt_cache_breakpoint"})
+_IGNORED_IN_MESSAGES = frozenset({"refusal", "annotations", "provider_specific_fields", "cache_control"})
+_IGNORED_IN_PARTS = frozenset({"annotations", "prompt_cache_breakpoint", "cache_control"})
 
 #: What `ignored` lists at most, and how much of each name.
 _MAX_IGNORED = 20

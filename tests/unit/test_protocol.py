@@ -142,50 +142,6 @@ def test_null_is_the_default_of_every_field(body: dict[str, Any]) -> None:
     assert parse(nulls | body, is_chat=body is CHAT) == parse(body)
 
 
-def test_body_takes_what_the_ecosystem_sends() -> None:
-    given: dict[str, Any] = {"top_k": -1, "min_p": 0.1, "repeat_penalty": 1.1, "repetition_penalty": 1.1}
-    given |= {"min_tokens": 3, "ignore_eos": True, "stop_token_ids": [7, 5, 7], "include_stop_str_in_output": True}
-    given |= {"bad_words": ["x", "y", "x"]}
-    expected = SamplingParams(
-        min_p=0.1,
-        repetition_penalty=1.1,
-        min_tokens=3,
-        ignore_eos=True,
-        stop_token_ids=(7, 5),
-        include_stop_str_in_output=True,
-        bad_words=("x", "y"),
-    )
-    assert parse(TEXT | given).request.params == expected
-    chat = parse(CHAT | given | {"max_tokens": 16}).request.params
-    assert chat == expected
-    assert parse(TEXT | {"top_k": 40}).request.params.top_k == 40
-
-
-@pytest.mark.parametrize(
-    ("given", "opens", "goes_on", "variables"),
-    [
-        ({}, True, False, ""),
-        ({"add_generation_prompt": False}, False, False, ""),
-        ({"continue_final_message": True}, False, True, ""),
-        ({"continue_final_message": True, "add_generation_prompt": False}, False, True, ""),
-        ({"chat_template_kwargs": {}}, True, False, ""),
-        ({"chat_template_kwargs": {"b": [1], "a": "é"}}, True, False, '{"a":"é","b":[1]}'),
-        ({"reasoning_effort": "low"}, True, False, '{"enable_thinking":true,"reasoning_effort":"low"}'),
-        ({"reasoning_effort": "none"}, True, False, '{"enable_thinking":false,"reasoning_effort":"none"}'),
-        (
-            {"reasoning_effort": "none", "chat_template_kwargs": {"enable_thinking": True}, "verbosity": "low"},
-            *(True, False, '{"enable_thinking":true,"reasoning_effort":"none","verbosity":"low"}'),
-        ),
-    ],
-)
-def test_chat_says_how_its_template_is_written(
-    given: dict[str, Any], opens: bool, goes_on: bool, variables: str
-) -> None:
-    params = parse(CHAT | given).request.params
-    assert (params.add_generation_prompt, params.continue_final_message) == (opens, goes_on)
-    assert params.chat_template_kwargs == variables
-
-
 @pytest.mark.parametrize(
     ("params", "name", "value"),
     [
