@@ -12,6 +12,7 @@ import pytest
 
 from batcher.errors import InputError
 from batcher.types import ErrorCode, SamplingParams
+from batcher.values import json_values
 from tests.unit.parsing import batch_line, make_parser, message, parse_line, parse_lines, parse_table
 
 
@@ -380,6 +381,14 @@ def test_bad_text_in_a_carried_column_is_refused_and_left_out(values: list[Any])
     assert message(batch.rows[1]) == "in.parquet: row 2: note is not UTF-8 text; write the column as UTF-8"
     assert isinstance(batch.carried, pa.Table)
     assert batch.carried["note"].to_pylist() == [values[0], None]
+
+
+def test_odd_values_that_are_no_text_are_carried_as_they_are() -> None:
+    times = pa.array([90_000_000], pa.int32()).view(pa.time32("ms"))
+    batch = parse_table({"prompt": ["p"], "note": times})
+    assert batch.rows[0].error is None
+    assert isinstance(batch.carried, pa.Table)
+    assert json_values(batch.carried["note"]) == ["25:00:00"]
 
 
 @pytest.mark.parametrize(
