@@ -22,10 +22,10 @@ Doubles = npt.NDArray[np.float64]
 #: The likeliest tokens that are kept of each row: as many as the documented API gives.
 NUM_TOP = 5
 
-#: Bytes of logits of prompts in one step: where chunks are so long that more per step are hardly faster.
+#: Bytes of logits of prompts in one step, of the largest vocabularies.
 _MAX_LOGITS_BYTES = 64 << 20
-#: Rows in one step at most; beyond, steps get longer and nothing gets faster.
-_MAX_ROWS = 256
+#: Rows in one step: a longer one would hold up those that run beside it.
+_MAX_ROWS = 128
 
 #: Of a large vocabulary only the blocks with the highest maxima are looked through for the likeliest tokens.
 _BLOCK = 256
