@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pv
 
 from batcher.cells import cells_table
-from batcher.errors import InputError
+from batcher.errors import InputError, InvalidRowError
 from batcher.input_batches import Origin, TableBatch
 from batcher.input_streams import BOM, Readable
 
@@ -193,7 +193,7 @@ class _OddRows:
 
     end: str
     mark: str
-    found: deque[tuple[int, str]] = field(default_factory=deque)
+    found: deque[tuple[int, InvalidRowError]] = field(default_factory=deque)
     has_ended: bool = False
     is_full: bool = False
 
@@ -214,9 +214,10 @@ class _OddRows:
         return "skip"
 
 
-def _describe(expected: int, actual: int, text: str) -> str:
+def _describe(expected: int, actual: int, text: str) -> InvalidRowError:
     shown = text if len(text) <= _SHOWN_CHARS else text[: _SHOWN_CHARS - 3] + "..."
-    return f"the row has {actual} {'cell' if actual == 1 else 'cells'}, the header {expected}: {shown!r}; {QUOTE_CELLS}"
+    cells = "1 cell" if actual == 1 else f"{actual} cells"
+    return InvalidRowError(f"the row has {cells}, the header {expected}: {shown!r}; {QUOTE_CELLS}", kind="cells")
 
 
 @dataclass(slots=True)
@@ -233,7 +234,7 @@ class _Rows:
         """A batch of these rows and the odd ones before and among them; None: only of odd ones, behind the last."""
         num_rows = 0 if table is None else table.num_rows
         positions: list[int | None] = []
-        broken: dict[int, str] = {}
+        broken: dict[int, InvalidRowError] = {}
         taken = 0
         while taken < num_rows or (table is None and self.odd.found and len(positions) < _MAX_TABLE_ROWS):
             if self.odd.found and self.odd.found[0][0] == self.next + len(positions):
@@ -252,14 +253,15 @@ class _Rows:
         self.next += len(positions)
         return TableBatch(origin, table, is_text=True, broken=broken)
 
-    def _without_marks(self, table: pa.Table, broken: dict[int, str]) -> pa.Table:
+    def _without_marks(self, table: pa.Table, broken: dict[int, InvalidRowError]) -> pa.Table:
         """`table` with nulls in place of cells that are no UTF-8, whose rows are added to `broken`."""
         for index, column in enumerate(table.columns):
             is_bad = pc.fill_null(pc.match_substring(column, self.source.mark), fill_value=False)
             if pc.any(is_bad).as_py():
                 name = self.header[index]
+                problem = f"{name} is not UTF-8 text; save the file as UTF-8"
                 for position in pc.indices_nonzero(is_bad).to_pylist():
-                    broken.setdefault(position, f"{name} is not UTF-8 text; save the file as UTF-8")
+                    broken.setdefault(position, InvalidRowError(problem, param=name, kind="not_utf8"))
                 clean = pc.if_else(is_bad, pa.scalar(None, column.type), column)
                 table = table.set_column(index, table.schema.field(index), clean)
         return table

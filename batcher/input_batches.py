@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
+from batcher.errors import InvalidRowError
+
 #: A value that a file gives to all of its rows, from its path.
 FileValue = str | int | None
 
@@ -47,4 +49,4 @@ class TableBatch:
     origin: Origin
     table: pa.Table
     is_text: bool = False
-    broken: Mapping[int, str] = field(default_factory=dict)
+    broken: Mapping[int, InvalidRowError] = field(default_factory=dict)

@@ -238,7 +238,7 @@ class RowParser:
             row = first_row + position
             try:
                 if position in batch.broken:
-                    raise InvalidRowError(batch.broken[position])
+                    raise batch.broken[position]
                 if position in unreadable:
                     name = unreadable[position]
                     problem = f"{name} is not UTF-8 text; write the column as UTF-8"
@@ -423,7 +423,9 @@ def _with_columns(line: bytes | None, batch: LineBatch) -> bytes | None:
         return line
     if batch.file_column in value:
         remedy = "choose another name for --file-column"
-        raise InvalidRowError(f"has a key {batch.file_column!r}, which would get the file's path; {remedy}")
+        raise InvalidRowError(
+            f"has a key {batch.file_column!r}, which would get the file's path; {remedy}", kind="file_column"
+        )
     return to_json({**batch.columns, **value}, inf_nan_mode="constants")
 
 

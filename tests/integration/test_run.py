@@ -1,5 +1,6 @@
 """`batcher run` from end to end, and what is left when it is stopped, killed, or run twice."""
 
+import csv
 import os
 import signal
 import time
@@ -54,6 +55,30 @@ def test_run_completes_a_file_and_says_so_when_run_again(family: Family, model: 
     assert "The job is complete" in again.stderr
     assert again.stdout == first.stdout
     assert {path: path.stat().st_mtime_ns for path in job.results_dir.iterdir()} == parts
+
+
+def test_run_of_a_folder_of_csv_carries_cells_and_folders_and_resumes(family: Family, model: Path) -> None:
+    for lang, start in (("de", 0), ("en", 40)):
+        folder = family.folder / "tickets" / f"lang={lang}"
+        folder.mkdir(parents=True)
+        with (folder / "tickets.csv").open("w", newline="") as file:
+            rows = [[f"{i:03d}", f'It says:\n"no, {i}"', i] for i in range(start, start + 40)]
+            csv.writer(file).writerows([["custom_id", "prompt", "priority"], *rows])
+    (family.folder / "tickets" / "_SUCCESS").touch()
+    job = JobDir(family.folder / "tickets" / "out")
+    family.jobs.append(job.path)
+    arguments = ["run", family.folder / "tickets", "-o", job.path, "--model", f"tiny={model}", "--max-tokens", 2]
+
+    first, again = (family.run(*arguments, "--file-column", "file") for _ in range(2))
+
+    assert first.process.returncode == 0, first.stderr
+    assert again.process.returncode == 0, again.stderr
+    assert "The job is complete" in again.stderr
+    results = result_rows(job)
+    assert [row["custom_id"] for row in results] == [f"{i:03d}" for i in range(80)]
+    assert [row["prompt"] for row in results] == [f'It says:\n"no, {i}"' for i in range(80)]
+    assert [(row["priority"], row["lang"]) for row in results] == [(i, "de" if i < 40 else "en") for i in range(80)]
+    assert {row["file"] for row in results[40:]} == {str(family.folder / "tickets" / "lang=en" / "tickets.csv")}
 
 
 def test_two_runs_of_a_file_share_no_id_and_no_draw_and_the_seed_of_one_draws_it_again(

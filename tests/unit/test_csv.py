@@ -355,3 +355,11 @@ def test_validate_counts_rows_and_not_lines_and_names_the_bad_one(run: Run, work
     assert code == 1
     assert "Rows     3 = 2 ok + 1 bad" in out
     assert "tickets.csv: row 2: the row has 1 cell, the header 2" in out
+
+
+def test_file_of_odd_rows_makes_no_job(run: Run, workplace: Path) -> None:
+    (workplace / "odd.csv").write_text("prompt,n\n" + "one, two, three\n" * 5)
+    code, out, err = run("submit odd.csv --model m --broker redis://127.0.0.1:1/0")
+    assert code != 0
+    code, out, err = run("validate odd.csv --model m")
+    assert (code, "odd.csv: row 1: the row has 3 cells, the header 2" in out + err) == (2, True)
