@@ -13,8 +13,11 @@ from batcher.errors import EngineError
 from batcher.types import Choice, SamplingParams
 from tests.plain_decoding import LIKELY, TableModel, decode_plainly
 from tests.unit.test_engine_property import STEMS, SYSTEM, check, make_engine
+from tests.unit.test_sharing import other_value
 from workers.engine.engine import Engine
+from workers.engine.sampler import MIN_TEMPERATURE
 from workers.engine.sequence import SequenceDelta, SequenceRequest, SequenceResult
+from workers.engine.twins import DRAWING, UNSHAPING
 
 words = st.text(" ABC", min_size=1, max_size=3)
 
@@ -164,6 +167,17 @@ def test_request_that_rules_every_token_out_does_not_end_the_engine() -> None:
     assert first.usage.completion_tokens == 5, "after min_tokens the first that comes is one to stop at"
     assert second.usage.completion_tokens <= 6
     assert other.text == decode_plainly("AB", SamplingParams(max_tokens=6), seed=2).text
+
+
+@pytest.mark.parametrize("name", sorted((UNSHAPING | DRAWING) - {"suffix"}))
+def test_parameters_that_twins_may_differ_in_change_no_completion(name: str) -> None:
+    """Given prompts that are no chats, as a chat's parameters shape its prompt, and a suffix would, too."""
+    params = SamplingParams(max_tokens=20, temperature=1.0 if name in UNSHAPING else 0.0)
+    value: Any = MIN_TEMPERATURE / 2 if name == "temperature" else other_value(getattr(params, name))
+
+    one, other = (complete([("ABC", each)] * 4) for each in (params, replace(params, **{name: value})))
+
+    assert [choice.text for choice in one] == [choice.text for choice in other]
 
 
 @pytest.mark.parametrize("penalty", [5e-324, 1e-30, 1e30, 1.7e308])
