@@ -204,8 +204,8 @@ def check_others(body: Body, *, ignores_unknown: bool = False) -> tuple[str, ...
 def body_schema(is_chat: bool, *, ignores_unknown: bool = False, models: Collection[str] = ()) -> dict[str, Any]:
     """The JSON schema of a body, self-contained and without references, for OpenAPI.
 
-    `models` are the names that `model` can have, if they are known. What fields may not be together (`echo` with
-    `logprobs`, `best_of` below `n`) can't be said in it.
+    `models` are the names that `model` can have, if they are known. What fields may not be together (`max_tokens` 0
+    without `echo`, `best_of` below `n`) can't be said in it.
     """
     schema: dict[str, Any] = BODIES[is_chat].model_json_schema()
     definitions = schema.pop("$defs", {})
