@@ -42,7 +42,7 @@ def read_cells(stream: Readable, name: str, *, delimiter: str, is_guess: bool) -
 
     Raises InputError for a header that can't be used, and for a quote that is never closed.
     """
-    source = _Source(stream)
+    source = _Source(stream, name)
     header = _read_header(source.head, name, delimiter=delimiter, is_guess=is_guess)
     if not header:
         return
@@ -113,7 +113,7 @@ def _open(source: "_Source", header: Sequence[str], odd: "_OddRows", *, delimite
         ),
     )
     if reader.schema.names != header:
-        raise InputError(f"{source}: the header is read as {reader.schema.names}")
+        raise InputError(f"{source.name}: the header is not clear; put each name in quotes, and each quote in it twice")
     yield from reader
 
 
@@ -125,7 +125,8 @@ class _Source(io.RawIOBase):
     say which rows have them.
     """
 
-    def __init__(self, stream: Readable) -> None:
+    def __init__(self, stream: Readable, name: str) -> None:
+        self.name = name
         self._stream = stream
         self.mark = f"\ufdd0{secrets.token_hex(4)}"
         self.has_marks = False

@@ -363,3 +363,29 @@ def test_file_of_odd_rows_makes_no_job(run: Run, workplace: Path) -> None:
     assert code != 0
     code, out, err = run("validate odd.csv --model m")
     assert (code, "odd.csv: row 1: the row has 3 cells, the header 2" in out + err) == (2, True)
+
+
+fragments = st.sampled_from(
+    [b"prompt", b",", b'"', b"\n", b"\r", b'""', b"x", b"1", b"\xff", "é€".encode(), b"\0", b"\xef\xbb\xbf", b" "]
+)
+
+
+@given(st.lists(fragments, max_size=14))
+def test_whatever_bytes_are_rows_or_a_clear_refusal(
+    tmp_path_factory: pytest.TempPathFactory, pieces: list[bytes]
+) -> None:
+    path = tmp_path_factory.mktemp("csv") / "in.csv"
+    path.write_bytes(b"".join(pieces))
+    batches: list[TableBatch] = []
+    refusal = ""
+    try:
+        batches = read(path)
+    except InputError as exc:
+        refusal = str(exc)
+    assert bool(batches) != refusal.startswith(f"{path}: ")
+    numbers = [number for batch in batches for number in batch.origin.numbers]
+    assert numbers == list(range(1, len(numbers) + 1))
+    for batch in batches:
+        assert batch.table.num_rows == len(batch.origin.numbers)
+        batch.table.validate(full=True)
+        assert all(0 <= position < batch.table.num_rows for position in batch.broken)
