@@ -83,11 +83,14 @@ class TrialConfig:
         values = json.loads(data)
         prompts = []
         for prompt in values["prompts"]:
-            given = prompt["params"]
-            # JSON has made lists of the tuples.
-            tuples = {"stop": tuple(given["stop"]), "logit_bias": tuple(map(tuple, given["logit_bias"]))}
-            prompts.append(TrialPrompt(prompt["text"], SamplingParams(**{**given, **tuples})))
+            given = {name: _with_tuples(value) for name, value in prompt["params"].items()}
+            prompts.append(TrialPrompt(prompt["text"], SamplingParams(**given)))
         return cls(values["model"], EngineConfig(**values["engine"]), tuple(prompts), values["seconds"])
+
+
+def _with_tuples(value: Any) -> Any:
+    """A value of a parameter, as it was before JSON made lists of its tuples."""
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True, slots=True)

@@ -211,7 +211,8 @@ def test_meter_waits_for_prompts_to_begin_but_not_for_ever() -> None:
 
 
 def test_what_is_to_be_measured_travels_whole() -> None:
-    config = TrialConfig("/m.gguf", EngineConfig(num_slots=3), (PROMPT, replace(PROMPT, text="é\n")), 0.5)
+    params = SamplingParams(logit_bias=((5, 1.0), (6, -1.0)), stop_token_ids=(3,), bad_words=("a b",))
+    config = TrialConfig("/m.gguf", EngineConfig(num_slots=3), (PROMPT, TrialPrompt("é\n", params)), 0.5)
 
     line = config.to_json()
 
