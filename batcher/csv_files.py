@@ -59,6 +59,8 @@ def read_cells(stream: Readable, name: str, *, delimiter: str, is_guess: bool) -
                 f"{name}: from row {odd.found[0][0]} on, {_MAX_ODD_ROWS:,} rows and more have another number of cells "
                 "than the header; correct the header, or give --csv-delimiter"
             ) from exc
+        if "Empty CSV" in str(exc):
+            raise InputError(f"{name}: a quote in the header is not closed; {_CLOSE_IT}") from exc
         if "straddl" not in str(exc):
             raise
         raise InputError(

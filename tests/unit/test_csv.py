@@ -160,6 +160,7 @@ def test_odd_and_unreadable_rows_become_error_rows_in_their_place(tmp_path: Path
         ("open.csv", b'prompt,n\nx,1\n"y,2\nz,3\n', "row 2: a quote in it is not closed before the end"),
         ("open.csv", b'prompt,n\nx,1\ny,"2\nz,3\n', "row 2: a quote in it is not closed before the end"),
         ("open.csv", b'prompt\n"y\n', "row 1: a quote in it is not closed before the end"),
+        ("head.csv", b'"prompt,n\nx,1\n', "a quote in the header is not closed"),
         ("twice.csv", b"prompt,x,x\np,1,2\n", "two columns are called 'x'; rename one"),
         ("latin.csv", "prompt,größe\np,1\n".encode("latin-1"), r"the name of a column is not UTF-8: gr\xf6\xdfe"),
         ("only-header.csv", b"prompt,n\n", "holds no rows"),
