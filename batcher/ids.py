@@ -32,7 +32,8 @@ def check_id(value: str, *, what: str) -> str:
 
 def is_model_name(value: str) -> bool:
     """Whether `value` can name a model: printable characters, no blank of any kind, not too many."""
-    return 0 < len(value) <= MAX_MODEL_NAME_CHARS and value.isprintable() and not any(map(str.isspace, value))
+    # Of all blanks only the space is printable to Python.
+    return 0 < len(value) <= MAX_MODEL_NAME_CHARS and value.isprintable() and " " not in value
 
 
 def check_model_name(value: str) -> str:
