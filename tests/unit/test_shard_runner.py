@@ -96,8 +96,12 @@ def test_stop_saves_finished_rows_and_the_next_attempt_computes_only_the_others(
     assert bench.run(second, worker="w2") is Outcome.COMMITTED
 
     assert [request.prompt for request in second.seen] == ["p4", "p5"]
+    # They draw as they would have.
+    seeds = {request.prompt: request.seed for request in engine.seen}
+    assert [request.seed for request in second.seen] == [seeds["p4"], seeds["p5"]]
     part = bench.part()
     assert part["row"] == list(range(ROWS))
+    assert part["id"] == [f"cmpl-{bench.job.manifest.response_digits(row)}" for row in range(ROWS)]
     assert part["attempts"] == [1, 1, 1, 1, 2, 2]
     assert part["worker"] == ["w1"] * 4 + ["w2"] * 2
 
