@@ -37,6 +37,12 @@ _MAX_IGNORED = 20
 _MAX_NAME_CHARS = 60
 _MAX_LISTED_MODELS = 20
 
+#: An escape of JSON: two surrogates that make a character, one of them without the other, or another.
+_ESCAPE = re.compile(
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?P<half>u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
+    re.DOTALL,
+)
+
 
 @dataclass(frozen=True, slots=True)
 class ParsedBody:
@@ -239,7 +245,16 @@ def not_json(data: bytes, exc: ValueError) -> str:
         data.decode()
     except UnicodeDecodeError as bad:
         return f"not UTF-8 (byte 0x{data[bad.start]:02x} at position {bad.start + 1})"
+    if "hex escape" in str(exc) and (half := _half_of_a_pair(data)):
+        # What JavaScript writes of a text that it cut in the middle of an emoji.
+        place = f"{half[0].decode()} at position {half.start() + 1}"
+        return f"not JSON ({place} is half of a character; cut texts between whole ones)"
     return f"not JSON ({exc})"
+
+
+def _half_of_a_pair(data: bytes) -> re.Match[bytes] | None:
+    """The first escape of a surrogate that has not its other half beside it."""
+    return next((escape for escape in _ESCAPE.finditer(data) if escape["half"]), None)
 
 
 def _read_object(data: bytes) -> dict[str, Any]:

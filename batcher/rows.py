@@ -3,6 +3,7 @@
 Every input row gives exactly one `ShardRow`: a request, or what is known of it together with the error that refuses it.
 """
 
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -185,7 +186,7 @@ class RowParser:
             value = from_json(line) if line is not None else None
         except ValueError as json_error:
             no_json = InvalidRowError(_not_json(line or b"", json_error), kind="not_json")
-            return self._refused({}, no_json, row, source), {}
+            return self._refused({self._id_column: _unread_id(line or b"", self._id_column)}, no_json, row, source), {}
         if not isinstance(value, dict):
             if line is not None:
                 problem = f"not a JSON object but {shown(value)}; write one object on each line"
@@ -399,6 +400,21 @@ def _known_id(custom_id: Any) -> str | None:
     if type(custom_id) is float:
         return None if math.isinf(custom_id) else float_id(custom_id)
     return str(custom_id) if isinstance(custom_id, str) or type(custom_id) is int else None
+
+
+def _unread_id(line: bytes, id_column: str) -> Any:
+    """The id in a line that holds what can't be read, such as half of an emoji or a byte of Latin-1; None if not found.
+
+    Python's parser goes on where the other stops, so that whoever sent the line finds its error by the id.
+    """
+    try:
+        value = json.loads(line.decode(errors="surrogateescape"))
+        custom_id = value.get(id_column) if isinstance(value, dict) else None
+        # It may itself be what can't be read.
+        str(custom_id).encode()
+    except (ValueError, RecursionError):
+        return None
+    return custom_id
 
 
 def _check_columns(

@@ -361,7 +361,12 @@ def test_sequences_of_a_request_are_bounded() -> None:
         (b'{"a":' * 100_000, "the body is not JSON (recursion limit exceeded"),
         (b'{"x": ' + b"9" * 5000 + b"}", "the body is not JSON (number out of range"),
         (b'{"x": NaN}', "the body is not JSON (expected value"),
-        (b'{"prompt": "\\ud800"}', "the body is not JSON (unexpected end of hex escape"),
+        (
+            b'{"prompt": "\\ud83d\\ude00\\ud83d"}',
+            r"the body is not JSON (\ud83d at position 25 is half of a character; cut",
+        ),
+        (b'{"prompt": "\\ude00"}', r"the body is not JSON (\ude00 at position 13 is half of a character; cut"),
+        (b'{"prompt": "\\\\ud83d \\uzzzz"}', "the body is not JSON (invalid escape"),
         (b'["x"]', 'the body is not a JSON object but ["x"]; send one JSON object'),
         (b'{"model": "m", "prompt": "x", "model": "m"}', '"model" is given twice in one object; give it once'),
         (b'{"model": "m", "prompt": "x", "metadata": {"a": 1, "a": 2}}', '"a" is given twice in one object'),

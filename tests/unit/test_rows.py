@@ -245,7 +245,10 @@ def test_name_that_can_be_no_models_is_refused(name: str) -> None:
         (b'{"prompt": "p"', "not JSON (EOF while parsing an object at position 14)"),
         (b'{"prompt": "p"} x', "not JSON (trailing characters at position 17)"),
         (b'{"prompt": "\xff"}', "not UTF-8 (byte 0xff at position 13); save the file as UTF-8"),
-        (b'{"prompt": "\\ud800"}', "not JSON (unexpected end of hex escape"),
+        (
+            b'{"prompt": "\\ud83d x"}',
+            r"not JSON (\ud83d at position 13 is half of a character; cut texts between whole",
+        ),
         (b'["prompt"]', 'not a JSON object but ["prompt"]; write one object on each line'),
         (b"5", "not a JSON object but 5"),
         (b"null", "not a JSON object but null"),
@@ -261,6 +264,21 @@ def test_broken_line_becomes_an_error_row(line: bytes, problem: str) -> None:
     row = parse_line(line)
     assert message(row).startswith(f"in.jsonl:1: {problem}")
     assert (row.request.custom_id, row.request.prompts) == ("row-0", ())
+
+
+@pytest.mark.parametrize("text", [b"half of an emoji, \\ud83d", b"half, \\ude00", b"Latin-1, \xe9", b"\xf0\x9f\x98"])
+@pytest.mark.parametrize(
+    "line", [b'{"custom_id": "a", "prompt": "%s"}', b'{"method": "POST", "body": {"prompt": "%s"}, "custom_id": "a"}']
+)
+def test_line_whose_text_cant_be_read_is_found_by_its_id(line: bytes, text: bytes) -> None:
+    assert parse_line(line % text).request.custom_id == "a"
+
+
+@pytest.mark.parametrize("custom_id", [b'"\\ud83d"', b'"\xe9"', b"{}", b"null", b"9" * 5000, b'{"a":' * 100_000])
+def test_id_that_cant_be_read_is_none(custom_id: bytes) -> None:
+    row = parse_line(b'{"prompt": "\xff", "custom_id": ' + custom_id + b"}")
+    assert "not UTF-8 (byte 0xff" in message(row)
+    assert row.request.custom_id == "row-0"
 
 
 def test_error_row_keeps_what_is_known_of_it() -> None:
