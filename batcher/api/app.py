@@ -111,7 +111,8 @@ async def _http_error(request: Request, exc: Exception) -> JSONAnswer:
         404: f"there is no {path}; GET /docs lists what there is",
         405: f"{path} can't be asked with {method}; GET /docs lists what there is",
     }.get(exc.status_code, str(exc.detail))
-    headers = dict(exc.headers or {})
+    # In small letters, so that none is there twice.
+    headers = {name.lower(): value for name, value in (exc.headers or {}).items()}
     if exc.status_code == 405:
         headers["allow"] = ", ".join(sorted(_methods_of(request)))
     return error_answer(ApiError(exc.status_code, message, headers=headers))

@@ -19,8 +19,8 @@ ANY_ORIGIN = "*"
 _ORIGIN = re.compile(r"^[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?\Z")
 _OWN_PORTS = {"http": ":80", "https": ":443"}
 
-#: Headers of answers that a page may read, beside those that every page may.
-_EXPOSED = ("x-request-id", "retry-after", "x-batcher-ignored")
+#: Headers of answers that a page may read, beside those that every page may: all that clients go by.
+_EXPOSED = ("x-request-id", "retry-after", "x-should-retry", "x-batcher-ignored", "allow")
 
 
 def parse_origins(texts: Iterable[str]) -> tuple[str, ...]:
@@ -49,4 +49,6 @@ def allow_origins(origins: tuple[str, ...]) -> Middleware:
         # SDKs send a dozen headers about themselves.
         allow_headers=("*",),
         expose_headers=_EXPOSED,
+        # Browsers that ask by it mean a page of the internet and a server of this machine or network.
+        allow_private_network=True,
     )

@@ -40,6 +40,20 @@ def test_listed_page_gets_its_preflight_answered_without_a_key() -> None:
     assert "access-control-allow-credentials" not in answer.headers
 
 
+def test_listed_page_of_the_internet_may_ask_a_server_of_this_machine() -> None:
+    headers = {
+        "origin": PAGE,
+        "access-control-request-method": "GET",
+        "access-control-request-private-network": "true",
+    }
+    answer = ask(service(PAGE), "OPTIONS", "/v1/models", headers=headers)
+
+    assert (answer.status_code, answer.headers["access-control-allow-private-network"]) == (200, "true")
+    other = ask(service(PAGE), "OPTIONS", "/v1/models", headers=headers | {"origin": OTHER_PAGE})
+    assert other.status_code >= 400
+    assert "access-control-allow-origin" not in other.headers
+
+
 @pytest.mark.parametrize(("origins", "page"), [((), PAGE), ((PAGE,), OTHER_PAGE), ((PAGE,), f"{PAGE}.evil.example")])
 def test_other_pages_get_no_leave(origins: tuple[str, ...], page: str) -> None:
     one = service(*origins)
@@ -61,7 +75,8 @@ def test_answer_to_a_listed_page_is_for_it_and_shows_what_clients_read() -> None
 
     assert answer.status_code == 200
     assert answer.headers["access-control-allow-origin"] == PAGE
-    assert "x-request-id" in answer.headers["access-control-expose-headers"]
+    shown = set(answer.headers["access-control-expose-headers"].split(", "))
+    assert {"x-request-id", "retry-after", "x-should-retry", "x-batcher-ignored"} <= shown
     assert "Origin" in answer.headers["vary"]
 
 
