@@ -4,7 +4,9 @@ Exit codes: 0 all rows ok, 1 the job ended with error rows, 2 bad usage or input
 130 interrupted.
 """
 
+import atexit
 import importlib
+import os
 import sys
 from typing import Any, NoReturn
 
@@ -71,7 +73,32 @@ def cli() -> None:
 def main() -> NoReturn:
     """Entry point: what Batcher raises on purpose becomes one line and an exit code, never a traceback."""
     start_fast()
-    sys.exit(run_cli(sys.argv[1:]))
+    # What is registered first is called last, after the threads have ended.
+    ending = _Ending()
+    atexit.register(ending)
+    ending.code = run_cli(sys.argv[1:])
+    sys.exit(ending.code)
+
+
+class _Ending:
+    """Ends the process without the destructors of C++ libraries, once Python has done all that it does at an end.
+
+    Now and then one of pyarrow's threads is still being started then, and its destructor ends a command that has done
+    its work with SIGABRT ("terminate called without an active exception"). Mutable.
+    """
+
+    def __init__(self) -> None:
+        self.code: int | None = None
+
+    def __call__(self) -> None:
+        if self.code is None:
+            return  # A fault of ours, which Python shows.
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        except (OSError, ValueError):
+            return  # Nobody reads them any more; Python knows what to do then.
+        os._exit(self.code)
 
 
 def run_cli(args: list[str]) -> int:
