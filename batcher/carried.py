@@ -140,7 +140,8 @@ class CarriedColumns:
         if len(self._names) > MAX_COLUMNS:
             raise InputError(
                 f"the input has more than {MAX_COLUMNS} columns beside those of the request "
-                f"(one is {new[-1][:60]!r}); put what is open-ended into one column that holds an object"
+                f"(one is {new[-1][:60]!r}); leave some out, or put what is open-ended into one column that holds an "
+                "object"
             )
 
     def _free_name(self, name: str) -> str:

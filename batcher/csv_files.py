@@ -77,6 +77,11 @@ def read_cells(stream: Readable, name: str, *, delimiter: str, is_guess: bool) -
 def _read_header(head: bytes, name: str, *, delimiter: str, is_guess: bool) -> list[str]:
     """The names of the columns; none if there is no header."""
     text = head.decode("utf-8", errors="surrogateescape")
+    if excels := re.match(r'"?sep=(.)"?[\r\n]', text, re.IGNORECASE):
+        raise InputError(
+            f"{name}: its first line, sep={excels[1]}, speaks to Excel alone; delete that line"
+            + ("" if excels[1] == delimiter else f", and give --csv-delimiter {_option(excels[1])}")
+        )
     try:
         header = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
     except csv.Error as exc:
@@ -91,13 +96,16 @@ def _read_header(head: bytes, name: str, *, delimiter: str, is_guess: bool) -> l
     if is_guess and len(header) == 1:
         other = next((mark for mark in _OTHER_DELIMITERS if mark != delimiter and mark in header[0]), None)
         if other is not None:
-            option = "$'\\t'" if other == "\t" else f"'{other}'"
             raise InputError(
                 f"{name}: its one column is called {header[0][:_SHOWN_CHARS]!r}; if the columns are separated by "
-                f"{other!r}, give --csv-delimiter {option}; if it is one, --csv-delimiter "
-                + ("$'\\t'" if delimiter == "\t" else f"'{delimiter}'")
+                f"{other!r}, give --csv-delimiter {_option(other)}; if it is one, --csv-delimiter {_option(delimiter)}"
             )
     return header
+
+
+def _option(delimiter: str) -> str:
+    """A delimiter as a shell takes it."""
+    return "$'\\t'" if delimiter == "\t" else f"'{delimiter}'"
 
 
 def _open(source: "_Source", header: Sequence[str], odd: "_OddRows", *, delimiter: str) -> Iterator[pa.RecordBatch]:

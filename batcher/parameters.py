@@ -230,11 +230,17 @@ def explain(
     value: Any = values
     if field == "prompt" and fields and key not in values:
         remedy += ", or say with --prompt-column or --template where it comes from"
+    elif field == "prompt" and fields and isinstance(values[key], list) and any(map(_is_object, values[key])):
+        remedy += "; with --chat an array of messages is a chat"
     for part in path:
         if isinstance(value, dict) and part not in value:
             return Problem(label, f"{label} is missing; {remedy}", is_missing=True)
         value = value[part]
     return Problem(label, f"{label} is {shown(value)}; {remedy}")
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
 
 
 def _path_in(values: Mapping[str, Any], loc: Sequence[str | int]) -> tuple[str | int, ...]:

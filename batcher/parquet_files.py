@@ -40,7 +40,7 @@ def read_tables(file: BinaryIO, name: str) -> Iterator[TableBatch]:
     names = unique_names(names)
     intervals = _intervals(parquet)
     first = 1
-    for batch in parquet.iter_batches(batch_size=_rows_at_once(parquet.metadata)):
+    for batch in _batches(parquet, name):
         if batch.num_rows:
             numbers = range(first, first + batch.num_rows)
             first += batch.num_rows
@@ -48,6 +48,31 @@ def read_tables(file: BinaryIO, name: str) -> Iterator[TableBatch]:
             for position in intervals:
                 table = table.set_column(position, names[position], _read_intervals(table.column(position)))
             yield TableBatch(Origin(name, ": row ", numbers), table)
+
+
+def _batches(parquet: pq.ParquetFile, name: str) -> Iterator[pa.RecordBatch]:
+    try:
+        yield from parquet.iter_batches(batch_size=_rows_at_once(parquet.metadata))
+    except pa.ArrowInvalid as exc:
+        column = _unreadable_column(parquet)
+        if column is None:
+            raise
+        raise InputError(
+            f"{name}: column {column!r} cannot be read by pyarrow {pa.__version__}: {first_line(exc)}; leave it out, "
+            "or write it again with another type (lists of any length in place of arrays of a fixed one)"
+        ) from exc
+
+
+def _unreadable_column(parquet: pq.ParquetFile) -> str | None:
+    """The first column that cannot be read alone, where others can."""
+    bad = []
+    for name in parquet.schema_arrow.names:
+        try:
+            for _ in parquet.iter_batches(batch_size=_rows_at_once(parquet.metadata), columns=[name]):
+                pass
+        except (OSError, pa.ArrowException):
+            bad.append(name)
+    return bad[0] if bad and len(bad) < len(parquet.schema_arrow.names) else None
 
 
 def _intervals(parquet: pq.ParquetFile) -> list[int]:

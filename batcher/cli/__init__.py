@@ -103,6 +103,7 @@ class _Ending:
 
 def run_cli(args: list[str]) -> int:
     """Run one command line and return its exit code."""
+    stdout = sys.stdout
     try:
         result: Any = cli.main(args=args, prog_name="batcher", standalone_mode=False)
     except click.exceptions.Abort:
@@ -120,4 +121,9 @@ def run_cli(args: list[str]) -> int:
         # The reader of our output (head, less) has what it wanted.
         sys.stderr.close()
         return 0
+    except SystemExit:
+        # So it is where click finds that out: it puts something in the place of stdout, and exits with 1.
+        if sys.stdout is not stdout:
+            return 0
+        raise
     return result if isinstance(result, int) else 0

@@ -194,6 +194,11 @@ def test_prompt_that_makes_no_chat_is_refused(prompt: Any, problem: str) -> None
     )
 
 
+def test_messages_in_the_place_of_a_prompt_are_told_of_chat() -> None:
+    told = message(parse_line({"prompt": [{"role": "user", "content": "hi"}]}))
+    assert told.endswith("of token ids; with --chat an array of messages is a chat")
+
+
 def test_system_message_that_a_row_can_not_take_is_not_dropped() -> None:
     rows = parse_lines({"prompt": "p"}, batch_line({"prompt": "p"}), system="Be brief.").rows
     table = parse_table({"prompt": ["p"]}, system="Be brief.").rows

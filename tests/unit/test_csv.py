@@ -45,6 +45,21 @@ def carried_in(tmp_path: Path, *inputs: str, **options: Any) -> dict[str, list[A
     return values
 
 
+@pytest.mark.parametrize("mark", [";", ",", "\t"])
+def test_line_for_excel_is_to_be_deleted(tmp_path: Path, mark: str) -> None:
+    path = tmp_path / "excel.csv"
+    rows = f"prompt{mark}n\r\nx{mark}1\r\n"
+    path.write_text(f"sep={mark}\r\n{rows}")
+
+    with pytest.raises(InputError, match=r"its first line, sep=., speaks to Excel alone; delete that line") as told:
+        read(path)
+
+    # When the remedy is followed
+    path.write_text(rows)
+    assert ("--csv-delimiter" in str(told.value)) == (mark != ",")
+    assert rows_in(path, csv_delimiter=mark) == [["x", "1"]]
+
+
 # -- cells ------------------------------------------------------------------------------------------------------------
 
 

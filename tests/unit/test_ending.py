@@ -1,5 +1,6 @@
 """How a command's process ends."""
 
+import os
 import subprocess
 import sys
 
@@ -13,6 +14,20 @@ libc.__cxa_atexit(libc.abort, None, None)
 from batcher.cli import main
 main()
 """
+
+
+def test_reader_that_wants_no_more_is_no_failure() -> None:
+    # Given a pipe whose reader is gone, as `head` is when it has its lines
+    reader, writer = os.pipe()
+    os.close(reader)
+
+    # When
+    command = [sys.executable, "-c", "from batcher.cli import main; main()", "--help"]
+    ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+
+    # Then
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(("args", "code"), [(["--version"], 0), (["results", "no-such-job"], 2)])

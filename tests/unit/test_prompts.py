@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -198,6 +199,20 @@ def test_parquet_damaged_inside_is_named(tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(InputError, match="cannot be read"):
         list(read_batches(expand([str(path)])))
+
+
+def test_column_that_pyarrow_cannot_read_is_named_with_the_remedy(tmp_path: Path) -> None:
+    # Given an array of a fixed length that is null, as DuckDB writes it and pyarrow cannot read it
+    path = tmp_path / "fixed.parquet"
+    rows = "select [1, 2, 3]::{} as a, 'x' as prompt union all select null, 'y'"
+    duckdb.sql(f"copy ({rows.format('int[3]')}) to '{path}'")
+
+    with pytest.raises(InputError, match=r"fixed\.parquet: column 'a' cannot be read by pyarrow .* any length"):
+        list(read_batches(expand([str(path)])))
+
+    # When the remedy is followed
+    duckdb.sql(f"copy ({rows.format('int[]')}) to '{path}'")
+    assert len(list(read_batches(expand([str(path)])))) == 1
 
 
 def test_parquet_without_rows_is_refused(tmp_path: Path) -> None:
