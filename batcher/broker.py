@@ -60,6 +60,10 @@ _MAX_SOCKET_PATH = 103
 _START_TIMEOUT_S = 10.0
 #: Seconds. It takes milliseconds, and nothing that the server holds is needed any more.
 _STOP_TIMEOUT_S = 1.0
+#: Seconds for which a lock may outlive its owner: a process that the owner was just starting has it until it has become
+#: its program, which takes milliseconds unless the machine is busy.
+_LOCK_REMAINS_S = 5.0
+_LOCK_POLL_INTERVAL_S = 0.01
 #: Seconds between two looks whether the server lives.
 _POLL_INTERVAL_S = 0.05
 #: Deaths of the server in a row that are borne; one after a long life (seconds) is the first of its row.
@@ -200,7 +204,8 @@ def own_folder(job_root: Path) -> Iterator[Path]:
     descriptor = _lock_folder(folder, job_root)
     try:
         for leftover in folder.iterdir():
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            # A killed owner's server, which is ending, may remove its socket meanwhile.
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
         try:
             (folder / "pid").write_text(str(os.getpid()))
         except OSError as exc:
@@ -213,7 +218,11 @@ def own_folder(job_root: Path) -> Iterator[Path]:
 
 
 def _lock_folder(folder: Path, job_root: Path) -> int:
-    """Create or take over `folder` and lock it. Returns the descriptor that holds the lock."""
+    """Create or take over `folder` and lock it. Returns the descriptor that holds the lock.
+
+    Blocks a few seconds at most, where the lock remains of an owner that was killed.
+    """
+    deadline = time.monotonic() + _LOCK_REMAINS_S
     while True:
         with contextlib.suppress(FileExistsError):
             folder.mkdir(mode=0o700)
@@ -229,8 +238,12 @@ def _lock_folder(folder: Path, job_root: Path) -> int:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
+            owner = _owner(folder)
+            if _has_ended(owner) and time.monotonic() < deadline:
+                time.sleep(_LOCK_POLL_INTERVAL_S)
+                continue
             raise BrokerBusyError(
-                f"{job_root}: another run (pid {_owner(folder)}) is working on this job; wait for it, or stop it"
+                f"{job_root}: another run (pid {owner}) is working on this job; wait for it, or stop it"
             ) from None
         except BaseException:
             os.close(descriptor)
@@ -261,6 +274,17 @@ def _owner(folder: Path) -> str:
         return (folder / "pid").read_text().strip() or "unknown"
     except OSError:
         return "unknown"
+
+
+def _has_ended(owner: str) -> bool:
+    """Whether there is no process of this number any more; not where the number is unknown."""
+    try:
+        os.kill(int(owner), 0)
+    except ProcessLookupError:
+        return True
+    except (ValueError, OSError, OverflowError):
+        return False
+    return False
 
 
 class _Keeper:

@@ -1,10 +1,13 @@
 """The embedded broker's life, and what a client says when a broker can't be used."""
 
+import fcntl
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -196,6 +199,40 @@ def test_everything_of_a_killed_owner_and_server_is_taken_over(tmp_path: Path) -
 
     with embedded_broker(tmp_path) as url:
         connect(url).close()
+
+
+def test_lock_that_a_killed_owner_left_to_a_process_it_was_starting_is_waited_for(tmp_path: Path) -> None:
+    holder = start_holder(tmp_path)
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.communicate()
+    folder = folder_for(tmp_path)
+    # As between fork and exec: the folder is locked, its owner is gone.
+    remains = os.open(folder, os.O_RDONLY)
+    fcntl.flock(remains, fcntl.LOCK_EX)
+    release = threading.Timer(0.1, os.close, [remains])
+    release.start()
+
+    with embedded_broker(tmp_path) as url:
+        connect(url).close()
+
+    release.join()
+
+
+def test_lock_that_stays_when_its_owner_has_ended_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("batcher.broker._LOCK_REMAINS_S", 0.05)
+    holder = start_holder(tmp_path)
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.communicate()
+    folder = folder_for(tmp_path)
+    remains = os.open(folder, os.O_RDONLY)
+    fcntl.flock(remains, fcntl.LOCK_EX)
+
+    with pytest.raises(BrokerError, match=rf"another run \(pid {holder.pid}\)"), embedded_broker(tmp_path):
+        pass
+
+    os.close(remains)
+    wait_for(lambda: not servers_in(folder), what="the killed owner's server is gone")
+    shutil.rmtree(folder)
 
 
 def test_error_inside_the_block_still_ends_the_server(tmp_path: Path) -> None:
