@@ -10,11 +10,12 @@ demo: setup
 	$(BIN)/batcher run jobs/completions/prompts.jsonl -o $(DEMO) --model smollm2-135m --max-tokens 48
 	$(BIN)/batcher results $(DEMO) --limit 5
 
-# In this order, for what fails soonest. Fault tests mostly wait, so four at a time; the real model wants all cores.
+# In this order, for what fails soonest. Fault tests mostly wait, so several at a time. So do chaos and servers in the
+# acceptance tests, beside which those that compute have the cores; each file shares its server or its texts.
 test: check
 	$(BIN)/pytest -n 2 tests/unit tests/integration
 	$(BIN)/pytest -n 4 tests/faults
-	$(BIN)/pytest tests/acceptance
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder tests/acceptance
 
 check: setup
 	$(BIN)/ruff format --check .

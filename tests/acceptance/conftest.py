@@ -33,6 +33,12 @@ def clean_environment() -> dict[str, str]:
     return environment
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest: several run at a time, each by one process."""
+    first = ("test_readme.py", "test_chaos.py", "test_bench.py")
+    items.sort(key=lambda item: first.index(item.path.name) if item.path.name in first else len(first))
+
+
 @pytest.fixture
 def batcher(tmp_path: Path) -> Batcher:
     def run(*arguments: object, stdin: bytes | None = None) -> "subprocess.CompletedProcess[str]":
