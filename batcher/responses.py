@@ -200,8 +200,8 @@ class Unrun(StrEnum):
 
 
 _UNRUN_MESSAGES = {
-    Unrun.EXPIRED: "the completion window was over before this request was run; send it in another batch",
-    Unrun.CANCELLED: "the batch was cancelled before this request was run; send it in another batch",
+    Unrun.EXPIRED: "the completion window was over before this request was completed; send it in another batch",
+    Unrun.CANCELLED: "the batch was cancelled before this request was completed; send it in another batch",
 }
 
 

@@ -446,7 +446,7 @@ def _with_columns(line: bytes | None, batch: LineBatch) -> bytes | None:
 
 
 def _cant_have_system(what: str, remedy: str) -> InvalidRowError:
-    return InvalidRowError(f"{what}, to which --system can't be added; {remedy}", kind="system")
+    return InvalidRowError(f"{what}, to which --system can't be added; {remedy}", kind=f"system: {what}")
 
 
 def _not_json(line: bytes, exc: ValueError) -> str:

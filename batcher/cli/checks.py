@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     multiple=True,
     envvar="BATCHER_MODEL",
     metavar="NAME|[NAME=]PATH",
-    help="Model of rows which name none, as in run and submit; of one on this machine the tokens are counted too.",
+    help="Model of rows which name none, as in run and submit; of one on this machine the tokens are counted too. "
+    "[default: the only one that `batcher models` lists, and other names are taken as submit takes them]",
 )
 @sampling_options
 @input_options
@@ -67,7 +68,11 @@ def validate_command(
     default = chosen[0][0] if chosen else only[0].name if len(only) == 1 else None
     # As `run` with models of this machine, else as `submit`, which takes the names of models elsewhere.
     known = frozenset(name for name, _ in chosen) if chosen and all(model for _, model in chosen) else None
-    here = [model for _, model in chosen if model is not None]
+    here = [model for _, model in chosen if model is not None] if chosen or len(only) != 1 else only
+    if not chosen:
+        click.echo(
+            "Note: checked as for submit, whose models are its workers'; --model NAME checks as run does.", err=True
+        )
     lengths = context_lengths(here, ctx)
     options = submit_options(default_model=default, known_models=known, context_lengths=lengths, **rows)
     examine = _examiner(here, lengths)
