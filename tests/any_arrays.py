@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
@@ -56,9 +57,12 @@ def _mask(draw: Draw, num_rows: int) -> pa.Array:
 
 def _lists(make_list: Any, offset_type: pa.DataType, draw: Draw, num_rows: int, depth: int) -> pa.Array:
     lengths = draw(st.lists(st.integers(0, 2), min_size=num_rows, max_size=num_rows))
+    mask = _mask(draw, num_rows)
+    if not _are_elements_of_nulls_held:
+        lengths = [0 if is_null else length for length, is_null in zip(lengths, mask.to_pylist(), strict=True)]
     offsets = [sum(lengths[:i]) for i in range(num_rows + 1)]
     elements = any_array(draw, offsets[-1], depth - 1)
-    return make_list.from_arrays(pa.array(offsets, offset_type), elements, mask=_mask(draw, num_rows))
+    return make_list.from_arrays(pa.array(offsets, offset_type), elements, mask=mask)
 
 
 def _list_views(make_list: Any, offset_type: pa.DataType, draw: Draw, num_rows: int, depth: int) -> pa.Array:
@@ -86,7 +90,10 @@ def _maps(draw: Draw, num_rows: int, depth: int) -> pa.Array:
     keys = draw(st.lists(st.integers(0, 9), min_size=offsets[-1], max_size=offsets[-1]))
     keys_type = draw(st.sampled_from([pa.int64(), pa.string(), pa.date32(), pa.float32()]))
     key_array = pa.array(keys, pa.int32()).cast(keys_type)
-    return pa.MapArray.from_arrays(pa.array(offsets, pa.int32()), key_array, any_array(draw, offsets[-1], depth - 1))
+    values = any_array(draw, offsets[-1], depth - 1)
+    if not _are_zones_in_maps_held and "tz=" in str(values.type):
+        values = pa.nulls(len(values))
+    return pa.MapArray.from_arrays(pa.array(offsets, pa.int32()), key_array, values)
 
 
 def _dictionaries(draw: Draw, num_rows: int, depth: int) -> pa.Array:
@@ -120,14 +127,45 @@ _intervals = st.tuples(
 )
 _zones = (None, "UTC", "Europe/Berlin", "+05:30", "Foo/Bar", "")
 
+
+def _is_held(sample: pa.Array) -> bool:
+    """Whether this pyarrow writes it to Parquet and reads it again. Older ones that we take may not."""
+    return _reread(sample) is not None
+
+
+def _reread(sample: pa.Array) -> pa.DataType | None:
+    """The type by which a column comes back from Parquet; None where it can't be written or read."""
+    sink = pa.BufferOutputStream()
+    try:
+        pq.write_table(pa.table({"x": sample}), sink)
+        return pq.read_table(sink.getvalue()).schema.field("x").type
+    except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
+        return None
+
+
+_SMALL_DECIMALS: list[Make] = [_decimals(pa.decimal32(9, 4)), _decimals(pa.decimal64(18, 0))]
+_LIST_VIEWS: list[Make] = [
+    partial(_list_views, pa.ListViewArray, pa.int32()),
+    partial(_list_views, pa.LargeListViewArray, pa.int64()),
+]
+_FIXED_LISTS: list[Make] = [_fixed_lists]
+_FIXED_TENSORS: list[Make] = [_stored(_tensor, _tensors)]
+_null_among_fixed_lists = pa.array([[1, 2], None], pa.list_(pa.int8(), 2))
+_elements_of_a_null = pa.ListArray.from_arrays([0, 1, 2, 3], pa.nulls(3), mask=pa.array([False, True, False]))
+_are_elements_of_nulls_held = _is_held(_elements_of_a_null)
+_zones_in_maps = pa.map_(pa.int8(), pa.timestamp("ms", "Europe/Berlin"))
+_are_zones_in_maps_held = "Europe/Berlin" in str(_reread(pa.nulls(1, _zones_in_maps)))
+_are_decimals_held = _is_held(pa.nulls(1, pa.decimal32(9, 4)))
+_are_list_views_held = _is_held(pa.nulls(1, pa.list_view(pa.int8())))
+_are_fixed_lists_held = _is_held(_null_among_fixed_lists)
+
 LEAVES: list[Make] = [
     lambda draw, num_rows, depth: pa.nulls(num_rows),
     _of(pa.bool_(), st.booleans()),
     *(_of(pa.type_for_alias(f"int{n}"), st.integers(-(2 ** (n - 1)), 2 ** (n - 1) - 1)) for n in (8, 16, 32, 64)),
     *(_of(pa.type_for_alias(f"uint{n}"), st.integers(0, 2**n - 1)) for n in (8, 16, 32, 64)),
     *(_of(pa.type_for_alias(f"float{bits}"), st.floats(width=bits)) for bits in (16, 32, 64)),
-    _decimals(pa.decimal32(9, 4)),
-    _decimals(pa.decimal64(18, 0)),
+    *(_SMALL_DECIMALS if _are_decimals_held else []),
     _decimals(pa.decimal128(38, 10)),
     _decimals(pa.decimal256(76, 38)),
     _ticks(pa.date32(), 2**31),
@@ -146,7 +184,7 @@ LEAVES: list[Make] = [
     _stored(pa.uuid(), _of(pa.binary(16), st.binary(min_size=16, max_size=16))),
     _stored(pa.json_(), _of(pa.string(), st.sampled_from(["{}", "[1]", '"a"']))),
     _stored(pa.bool8(), _of(pa.int8(), st.integers(-128, 127))),
-    _stored(_tensor, _tensors),
+    *(_FIXED_TENSORS if _are_fixed_lists_held else []),
     _stored(pa.opaque(pa.int8(), "name", "vendor"), _of(pa.int8(), st.integers(0, 9))),
     _dictionaries,
 ]
@@ -154,9 +192,8 @@ LEAVES: list[Make] = [
 NESTED: list[Make] = [
     partial(_lists, pa.ListArray, pa.int32()),
     partial(_lists, pa.LargeListArray, pa.int64()),
-    partial(_list_views, pa.ListViewArray, pa.int32()),
-    partial(_list_views, pa.LargeListViewArray, pa.int64()),
-    _fixed_lists,
+    *(_LIST_VIEWS if _are_list_views_held else []),
+    *(_FIXED_LISTS if _are_fixed_lists_held else []),
     _structs,
     _maps,
 ]
@@ -167,6 +204,13 @@ FOREIGN: list[Make] = [
     _runs,
     partial(_unions, "sparse"),
     partial(_unions, "dense"),
+]
+
+#: What Parquet holds by newer versions of pyarrow than this one.
+LATER: list[Make] = [
+    *([] if _are_decimals_held else _SMALL_DECIMALS),
+    *([] if _are_list_views_held else _LIST_VIEWS),
+    *([] if _are_fixed_lists_held else _FIXED_LISTS + _FIXED_TENSORS),
 ]
 
 

@@ -29,7 +29,7 @@ from batcher.planner import submit
 from batcher.results import RESULT_FIELDS
 from batcher.validation import validate
 from batcher.values import json_text, json_values, text_values, unique_names
-from tests.any_arrays import FOREIGN, LEAVES, NESTED, arrays, names
+from tests.any_arrays import FOREIGN, LATER, LEAVES, NESTED, arrays, names
 from tests.completing import complete
 from tests.manual_engine import ManualEngine
 from tests.submitted import make_options, rows_of, write_lines
@@ -154,7 +154,8 @@ def test_what_parquet_cannot_hold_has_values_too(data: st.DataObject) -> None:
         assert json_values(array.slice(start)) == json_values(array)[start:]
     sink = pa.BufferOutputStream()
     pq.write_table(plain, sink)
-    assert pq.read_table(sink.getvalue())["x"].to_pylist() == plain["x"].to_pylist()
+    # Not as Python's own, which has no times before the year 1 or after 9999.
+    assert json_values(pq.read_table(sink.getvalue())["x"]) == json_values(plain["x"])
 
 
 @given(st.data())
@@ -284,14 +285,14 @@ def test_strategies_have_every_type_of_arrow() -> None:
     @given(st.data())
     @settings(max_examples=1, **SLOW)
     def draw_each(data: st.DataObject) -> None:
-        for make in LEAVES + NESTED + FOREIGN:
+        for make in LEAVES + NESTED + FOREIGN + LATER:
             walk(make(data.draw, 1, 1).type)
 
     draw_each()
-    # These two are of no Python class, and pyarrow makes no array of them.
+    # These two are of no Python class, and pyarrow makes no array of them; pyarrow 21 doesn't name them either.
     without_array = {"Type_INTERVAL_MONTHS", "Type_INTERVAL_DAY_TIME"}
     known = {name: getattr(pa.lib, name) for name in dir(pa.lib) if name.startswith("Type_")}
-    assert {name for name, id_ in known.items() if id_ not in found} == without_array
+    assert {name for name, id_ in known.items() if id_ not in found} <= without_array
 
 
 def test_extension_types_of_arrow_are_all_known() -> None:
