@@ -103,8 +103,11 @@ def run_batch() -> dict[str, object]:
 
 
 def cancel_batch() -> str:
-    with BATCH_FILE.open("rb") as file:
-        uploaded = client.files.create(file=file, purpose="batch")
+    # More than could be completed before the cancellation comes.
+    body = {"model": MODEL, "prompt": "Count on.", "max_tokens": 1000}
+    frame = {"method": "POST", "url": "/v1/completions", "body": body}
+    lines = [json.dumps({"custom_id": f"request-{number}", **frame}) for number in range(500)]
+    uploaded = client.files.create(file=("long.jsonl", "\n".join(lines).encode()), purpose="batch")
     batch = client.batches.create(input_file_id=uploaded.id, endpoint="/v1/completions", completion_window="24h")
     return client.batches.cancel(batch.id).status
 
