@@ -237,6 +237,8 @@ def _shard_rows(requests: pa.StructArray) -> tuple[ShardRow, ...]:
     What the file has no column for is at its default in all rows.
     """
     num_rows = len(requests)
+    if not num_rows:
+        return ()
     found = {requests.type.field(i).name for i in range(requests.type.num_fields)}
     arrays = {name: requests.field(name) for name in REQUEST_FIELDS.names if name in found}
     same = {name: _absent(name) for name in REQUEST_FIELDS.names if name not in found}

@@ -107,6 +107,11 @@ def test_shard_of_a_batcher_that_knew_fewer_parameters_is_read_with_their_defaul
     assert read_request_facts(path) == {0: RequestFacts()}
 
 
+def test_shard_without_rows_is_read_as_such(tmp_path: Path) -> None:
+    write_shard(tmp_path / "00000.parquet", Shard((), NO_COLUMNS.slice(0, 0)))
+    assert read_shard(tmp_path / "00000.parquet", carried=pa.schema([])).rows == ()
+
+
 def make_shard(carried: pa.Table = NO_COLUMNS) -> Shard:
     request = Request(0, "a", "m", ("p",), False, SamplingParams())
     return Shard((ShardRow(request),) * max(1, carried.num_rows), carried)
