@@ -5,7 +5,7 @@ the template, which knows how its model writes them. What is older is told in to
 `tool_calls`, the role `function` becomes `tool`, and a developer is a `system`, as templates have it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,6 +16,14 @@ _NO_CONTENT_ROLE = "assistant"
 #: What servers and templates call the thoughts before an answer.
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 _ROLES = {"developer": "system", "function": "tool"}
+#: What a message, a part of one, a call and its function may hold that no template asks for. Most of it clients were
+#: answered, and send back.
+IGNORED: Mapping[str, frozenset[str]] = {
+    "message": frozenset({"refusal", "annotations", "provider_specific_fields", "cache_control"}),
+    "part": frozenset({"annotations", "prompt_cache_breakpoint", "cache_control"}),
+    "call": frozenset({"index", "provider_specific_fields", "extra_content", "cache_control"}),
+    "function": frozenset({"parsed_arguments", "provider_specific_fields"}),
+}
 
 
 class TextPart(BaseModel):
@@ -90,6 +98,27 @@ def find_empty(messages: Sequence[Message]) -> int | None:
         if message.content is None and not (message.role == _NO_CONTENT_ROLE and message.has_calls):
             return index
     return None
+
+
+def find_unknown(messages: Sequence[Message]) -> Iterator[tuple[str, str]]:
+    """The fields in messages that are not known: where each is (`messages[3].tool_calls[0]`), and its name."""
+    for index, message in enumerate(messages):
+        place = f"messages[{index}]"
+        yield from _unknown(message, place, "message")
+        if isinstance(message.content, list):
+            for number, part in enumerate(message.content):
+                yield from _unknown(part, f"{place}.content[{number}]", "part")
+        for number, call in enumerate(message.tool_calls or ()):
+            yield from _unknown(call, f"{place}.tool_calls[{number}]", "call")
+            yield from _unknown(call.function, f"{place}.tool_calls[{number}].function", "function")
+        if message.function_call is not None:
+            yield from _unknown(message.function_call, f"{place}.function_call", "function")
+
+
+def _unknown(model: BaseModel, place: str, kind: str) -> Iterator[tuple[str, str]]:
+    for name, value in (model.__pydantic_extra__ or {}).items():
+        if value is not None and name not in IGNORED[kind]:
+            yield place, name
 
 
 def normalize(messages: Sequence[Message]) -> list[dict[str, Any]]:

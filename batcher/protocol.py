@@ -12,31 +12,28 @@ asks for it. In a body they are fields, and `fields` says what becomes of each: 
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic_core import from_json, to_json
 
 from batcher.body_field import Use
-from batcher.chat_messages import Message, find_empty, normalize
+from batcher.chat_messages import IGNORED, find_empty, find_unknown, normalize
 from batcher.errors import InvalidBodyError
 from batcher.fields import BY_NAME, closest
 from batcher.parameters import BODIES, CHAT_URL, CONTENT_REMEDY, Body, ChatBody, CompletionBody, explain, shown
 from batcher.request_params import check_refused, merge_params, refuse
 from batcher.types import DEFAULT_CHAT_MAX_TOKENS, Request, SamplingParams
 
-#: Fields of messages that answers have; templates do not ask for them.
-_IGNORED_IN_MESSAGES = frozenset({"refusal", "annotations", "provider_specific_fields", "cache_control"})
-_IGNORED_IN_PARTS = frozenset({"annotations", "prompt_cache_breakpoint", "cache_control"})
-
 #: What `ignored` lists at most, and how much of each name.
 _MAX_IGNORED = 20
 _MAX_NAME_CHARS = 60
 _MAX_LISTED_MODELS = 20
 
+_INDEX = re.compile(r"\[\d+\]")
 #: An escape of JSON: two surrogates that make a character, one of them without the other, or another.
 _ESCAPE = re.compile(
     rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?P<half>u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
@@ -178,8 +175,8 @@ def chat_prompt(messages: Any, *, system: str | None = None) -> str:
 def check_others(body: Body, *, ignores_unknown: bool = False) -> tuple[str, ...]:
     """Check what a body holds beside honoured fields. Raises InvalidBodyError for what is refused, and what is unknown.
 
-    With `ignores_unknown` it returns the names of unknown ones instead, those in messages as `messages[].field`, in
-    ASCII.
+    With `ignores_unknown` it returns the names of unknown ones instead, those in any message as `messages[].field`,
+    in ASCII.
     """
     is_chat = isinstance(body, ChatBody)
     if not body.__pydantic_extra__ and not is_chat:
@@ -200,10 +197,10 @@ def check_others(body: Body, *, ignores_unknown: bool = False) -> tuple[str, ...
         refuse(_ascii(unknown[0]), f"is not a field of this request; {remedy}")
     found = dict.fromkeys(map(_ascii, unknown[:_MAX_IGNORED]))
     if isinstance(body, ChatBody):
-        in_messages = (name for message in body.messages for name in _message_extras(message))
-        found |= dict.fromkeys(islice(in_messages, _MAX_IGNORED))
-    if found and not ignores_unknown:
-        refuse(next(iter(found)), "is not known here; remove it")
+        for place, name in islice(find_unknown(body.messages), _MAX_IGNORED):
+            if not ignores_unknown:
+                refuse(f"{place}.{_ascii(name)}", "is not known here; remove it")
+            found[f"{_INDEX.sub('[]', place)}.{_ascii(name)}"] = None
     return tuple(found)[:_MAX_IGNORED]
 
 
@@ -227,10 +224,7 @@ def body_schema(is_chat: bool, *, ignores_unknown: bool = False, models: Collect
     if not ignores_unknown:
         _close(schema)
         if is_chat:
-            message = properties["messages"]["items"]
-            _close(message, _IGNORED_IN_MESSAGES)
-            _, parts, _ = message["properties"]["content"]["anyOf"]
-            _close(parts["items"], _IGNORED_IN_PARTS)
+            _close_message(properties["messages"]["items"])
     return schema
 
 
@@ -295,19 +289,6 @@ def _served_model(model: str | None, models: Collection[str]) -> str:
     return model
 
 
-def _message_extras(message: Message) -> Iterator[str]:
-    yield from _extras(message, "messages[].", _IGNORED_IN_MESSAGES)
-    if isinstance(message.content, list):
-        for part in message.content:
-            yield from _extras(part, "messages[].content[].", _IGNORED_IN_PARTS)
-
-
-def _extras(model: BaseModel, prefix: str, ignored: Collection[str]) -> Iterator[str]:
-    for key, value in (model.__pydantic_extra__ or {}).items():
-        if value is not None and key not in ignored:
-            yield prefix + _ascii(key)
-
-
 def _ascii(name: str) -> str:
     """A name from outside that can stand in a header and on a terminal."""
     return json.dumps(name[:_MAX_NAME_CHARS])[1:-1]
@@ -328,3 +309,14 @@ def _close(schema: dict[str, Any], ignored: Collection[str] = ()) -> None:
     """Let an object have no other fields than those it names and the ignored ones, but null ones."""
     schema["properties"] |= {name: {} for name in sorted(ignored)}
     schema["additionalProperties"] = {"type": "null"}
+
+
+def _close_message(message: dict[str, Any]) -> None:
+    of = message["properties"]
+    _, parts, _ = of["content"]["anyOf"]
+    calls, call = of["tool_calls"]["anyOf"][0]["items"], of["function_call"]["anyOf"][0]
+    _close(message, IGNORED["message"])
+    _close(parts["items"], IGNORED["part"])
+    _close(calls, IGNORED["call"])
+    for function in (calls["properties"]["function"], call):
+        _close(function, IGNORED["function"])

@@ -6,11 +6,16 @@ from typing import Any
 import pytest
 
 from batcher.errors import InvalidBodyError
-from batcher.parameters import CONTENT_REMEDY
-from batcher.protocol import ParsedBody, parse_body
+from batcher.parameters import CHAT_URL, CONTENT_REMEDY
+from batcher.protocol import ParsedBody, body_schema, parse_body, parse_line_body
 
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
-CALL = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city":"Ulm"}'}}
+CALL: dict[str, Any] = {
+    "id": "call_1",
+    "type": "function",
+    "function": {"name": "weather", "arguments": '{"city":"Ulm"}'},
+}
+PART = {"type": "text", "text": "x"}
 
 
 def parse(body: dict[str, Any]) -> ParsedBody:
@@ -92,3 +97,58 @@ def test_wrong_message_names_field_value_and_remedy(body: dict[str, Any], messag
         parse(body)
     assert str(caught.value) == message
     assert caught.value.param == message.split(" ", 1)[0]
+
+
+def chat_with(call: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return CHAT | {
+        "messages": [*CHAT["messages"], {"role": "assistant", "content": None, "tool_calls": [call], **more}]
+    }
+
+
+@pytest.mark.parametrize(
+    ("body", "label"),
+    [
+        (CHAT | {"messages": [*CHAT["messages"] * 3, {"role": "user", "content": "x", "foo": 1}]}, "messages[3].foo"),
+        (
+            CHAT | {"messages": [*CHAT["messages"], {"role": "user", "content": [PART, PART | {"foo": 1}]}]},
+            "messages[1].content[1].foo",
+        ),
+        (chat_with(CALL | {"foo": 1}), "messages[1].tool_calls[0].foo"),
+        (chat_with(CALL | {"function": CALL["function"] | {"foo": 1}}), "messages[1].tool_calls[0].function.foo"),
+        (chat_with(CALL, function_call=CALL["function"] | {"foo": 1}), "messages[1].function_call.foo"),
+    ],
+)
+def test_unknown_field_in_a_message_is_named_with_its_place(body: dict[str, Any], label: str) -> None:
+    for check in (parse, lambda wrong: parse_line_body(wrong, url=CHAT_URL)):
+        with pytest.raises(InvalidBodyError) as caught:
+            check(body)
+        assert str(caught.value) == f"{label} is not known here; remove it"
+        assert caught.value.param == label
+
+
+def test_what_clients_send_back_with_a_call_is_left_out() -> None:
+    answered = CALL | {
+        "index": 0,
+        "custom": None,
+        "provider_specific_fields": {"thought_signature": "x"},
+        "function": CALL["function"] | {"parsed_arguments": {"city": "Ulm"}},
+    }
+
+    assert parse(chat_with(answered)).request == parse(chat_with(CALL)).request
+
+
+def test_server_that_ignores_unknown_fields_names_those_of_calls_without_their_index() -> None:
+    body = chat_with(CALL | {"foo": 1, "function": CALL["function"] | {"bar": 1}}, foo=2)
+
+    parsed = parse_body(json.dumps(body).encode(), is_chat=True, models={"m"}, max_prompts=8, ignores_unknown=True)
+
+    assert parsed.ignored == ("messages[].foo", "messages[].tool_calls[].foo", "messages[].tool_calls[].function.bar")
+
+
+def test_schema_of_messages_names_what_may_be_in_a_call() -> None:
+    message = body_schema(True)["properties"]["messages"]["items"]
+    call = message["properties"]["tool_calls"]["anyOf"][0]["items"]
+
+    for schema in (call, call["properties"]["function"], message["properties"]["function_call"]["anyOf"][0]):
+        assert schema["additionalProperties"] == {"type": "null"}
+    assert {"id", "index", "provider_specific_fields"} <= call["properties"].keys()

@@ -125,7 +125,7 @@ def test_messages_are_a_column_of_the_users_where_the_prompt_comes_from_elsewher
         (5, "messages is 5; use an array of 1 to 2048 objects with role and content"),
         ([{"role": "boss", "content": "x"}], 'messages[0].role is "boss"; use "system"'),
         ([USER, {"role": "user"}], "messages[1].content is missing; use a string"),
-        ([USER | {"mood": "bad"}], "messages[].mood is not known here; remove it"),
+        ([USER | {"mood": "bad"}], "messages[0].mood is not known here; remove it"),
     ],
 )
 def test_bad_messages_are_refused_as_in_a_batch_line(messages: Any, problem: str) -> None:

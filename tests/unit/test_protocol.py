@@ -322,7 +322,7 @@ UNKNOWN_MESSAGE = {"role": "user", "content": [{"type": "text", "text": "x", "y"
         ({"colour": 1, "nothing": None}, "colour is not a field of this request; remove it"),
         ({"top_kk": 5}, "top_kk is not a field of this request; did you mean top_k?"),
         ({"a\nb: é": 1}, "a\\nb: \\u00e9 is not a field of this request; remove it"),
-        ({"messages": [UNKNOWN_MESSAGE]}, "messages[].z is not known here; remove it"),
+        ({"messages": [UNKNOWN_MESSAGE]}, "messages[0].z is not known here; remove it"),
     ],
 )
 def test_unknown_field_is_refused_the_same_live_and_in_a_line(extra: dict[str, Any], message: str) -> None:
