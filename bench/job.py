@@ -31,7 +31,7 @@ from bench.peers import cpu_model, llama_version
 from bench.sides import Pass, Setup, Side, measure_in_child
 from bench.tables import markdown
 from bench.workloads import WORDS, Row, write_rows, write_workload
-from tests.tiny_gguf import write_tiny_gguf
+from tests.support.tiny_gguf import write_tiny_gguf
 
 WORKLOAD = "ragged"
 #: Of the jobs of `--growth`: words of a prompt, and new tokens.

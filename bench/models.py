@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from batcher.models import known_models
+from batcher.model_files import known_models
 
 
 def requantize(target: Path) -> Path:

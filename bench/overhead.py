@@ -20,12 +20,12 @@ import numpy as np
 import numpy.typing as npt
 
 from batcher.types import SamplingParams
-from tests.fake_model import FakeVocabulary
-from workers.engine.engine import Engine
-from workers.engine.kv_cache import KvCache, Placement
-from workers.engine.model import BatchArrays
-from workers.engine.scheduler import StepBatch
-from workers.engine.sequence import SequenceRequest
+from tests.support.fake_model import FakeVocabulary
+from workers.engines.llama.engine import Engine
+from workers.engines.llama.kv_cache import KvCache, Placement
+from workers.engines.llama.model import BatchArrays
+from workers.engines.llama.scheduler import StepBatch
+from workers.engines.llama.sequence import SequenceRequest
 
 MAX_BATCH_TOKENS = 2048
 MAX_TOKENS = 64

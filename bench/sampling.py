@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batcher.types import SamplingParams
-from workers.engine.sampler import Draws, Sampler
+from workers.engines.llama.sampling.sampler import Draws, Sampler
 
 VOCABULARIES = (49_152, 152_064)
 ROWS = (32, 256)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.workloads import Row, read_rows
-from workers.environment import engine_environment
+from workers.process.environment import engine_environment
 
 #: Tokens the loop computes at once when it reads a prompt; its default.
 LOOP_BATCH = 512
@@ -125,8 +125,8 @@ def run_ours(rows: list[Row], setup: Setup, side: Side) -> Pass:
     """All prompts submitted to one engine at once. Raises UnavailableError."""
     from batcher.errors import EngineError
     from batcher.types import SamplingParams, Usage
-    from workers.engine.loader import EngineConfig, load_engine
-    from workers.engine.sequence import SequenceRequest, SequenceResult
+    from workers.engines.llama.loader import EngineConfig, load_engine
+    from workers.engines.llama.sequence import SequenceRequest, SequenceResult
 
     config = EngineConfig(num_slots=setup.slots, num_threads=setup.threads, context_length=setup.ctx)
     if side is Side.OURS_NO_DEDUP:

@@ -72,9 +72,9 @@ def read_bare(path: Path, folder: Path) -> int:
 
 def submit(path: Path, folder: Path) -> int:
     """Make a job of the file. Returns the number of rows."""
-    from batcher.jobdir import JobDir
-    from batcher.planner import SubmitOptions
-    from batcher.planner import submit as submit_job
+    from batcher.jobdir.folder import JobDir
+    from batcher.submission.planner import SubmitOptions
+    from batcher.submission.planner import submit as submit_job
     from batcher.types import SamplingParams
 
     options = SubmitOptions(default_model="model", params=SamplingParams(), known_models=None)
@@ -88,7 +88,7 @@ MEASURED = {"bare pyarrow read": read_bare, "batcher submit": submit}
 
 def run_child(name: str, path: Path, folder: Path) -> None:
     """In the fresh process: do the work once and print rows and seconds."""
-    for module in ("pyarrow.json", "batcher.planner"):
+    for module in ("pyarrow.json", "batcher.submission.planner"):
         importlib.import_module(module)  # Imports are not what is measured.
     start = time.perf_counter()
     num_rows = MEASURED[name](path, folder)

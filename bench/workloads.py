@@ -197,7 +197,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def main() -> None:
-    from workers.engine.loader import load_tokenizer
+    from workers.engines.llama.loader import load_tokenizer
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=WORKLOADS)

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from batcher.broker import folder_for
-from tests.family import Family
-from tests.redis_server import RedisServer
-from tests.tiny_gguf import write_tiny_gguf
+from batcher.broker.client import folder_for
+from tests.support.family import Family
+from tests.support.redis_server import RedisServer
+from tests.support.tiny_gguf import write_tiny_gguf
 
 # A gate that draws other examples each time is passed or failed by chance, one with a deadline by the machine's load.
 # `pytest --hypothesis-profile=explore` looks for new examples.

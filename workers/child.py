@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING, Any
 
 from batcher.errors import BatcherError, EngineError
 from batcher.startup import start_fast
-from workers.events import Beat, Event, EventKind, OpenAttempt, WorkerConfig
+from workers.process.events import Beat, Event, EventKind, OpenAttempt, WorkerConfig
 
 if TYPE_CHECKING:
-    from batcher.jobdir import JobDir
-    from workers.shard_runner import Surroundings
+    from batcher.jobdir.folder import JobDir
+    from workers.shard.runner import Surroundings
 
 # Not __name__, which is `__main__` here, and so none of those that `_set_up_logging` lets speak.
 logger = logging.getLogger("workers.child")
@@ -42,11 +42,11 @@ BEAT_INTERVAL_S = 1.0
 EXIT_ENGINE_FAILED = 70
 #: The largest of those that the work needs; each brings many more.
 NEEDED_MODULES = (
-    "workers.engine.loader",
-    "workers.profile",
-    "workers.tasks",
-    "workers.messages",
-    "batcher.summary",
+    "workers.engines.llama.loader",
+    "workers.engines.profile",
+    "workers.queue.tasks",
+    "workers.queue.messages",
+    "batcher.manage.finish",
     "celery.apps.worker",
     "celery.app.log",
     "celery.concurrency.thread",
@@ -92,7 +92,7 @@ def main() -> int:
 
 
 def _work(config: WorkerConfig, reporter: Reporter) -> int:
-    from batcher.models import verify_sha256
+    from batcher.model_files import verify_sha256
 
     for name, digest in config.model_sha256:
         verify_sha256(Path(dict(config.models)[name]), digest)
@@ -127,7 +127,7 @@ class EngineFailures:
 
 
 def _answer_live(descriptor: int, engines: dict[str, Any], reporter: Reporter, failures: EngineFailures) -> None:
-    from workers.live import LiveRequests
+    from workers.live.engine_end import LiveRequests
 
     LiveRequests(
         socket.socket(fileno=descriptor),
@@ -150,10 +150,10 @@ def _wait_for_stop(config: WorkerConfig, engines: dict[str, Any], reporter: Repo
 
 def _load_engines(config: WorkerConfig) -> tuple[dict[str, Any], list[str]]:
     """The engines by name, not yet started, and how each was set up, in a line."""
-    from workers.engine import loader
-    from workers.engine.gate import Gate
-    from workers.fingerprint import system_fingerprint
-    from workers.profile import find_tuned
+    from workers.engines.fingerprint import system_fingerprint
+    from workers.engines.llama import loader
+    from workers.engines.llama.gate import Gate
+    from workers.engines.profile import find_tuned
 
     wishes = loader.EngineConfig(
         num_slots=config.num_slots,
@@ -195,9 +195,9 @@ def _beat(engines: list[Any], reporter: Reporter) -> None:
 def _take_shards(config: WorkerConfig, engines: dict[str, Any], reporter: Reporter, failures: EngineFailures) -> int:
     from celery import signals
 
-    from batcher.broker import queue_name
-    from workers.app import WORKER_OPTIONS, concurrency, make_app
-    from workers.tasks import register
+    from batcher.broker.client import queue_name
+    from workers.queue.app import WORKER_OPTIONS, concurrency, make_app
+    from workers.queue.tasks import register
 
     # Set in a signal handler, which runs in the main thread: safe, as that thread never waits on it.
     stopping = threading.Event()
@@ -233,10 +233,10 @@ def _take_shards(config: WorkerConfig, engines: dict[str, Any], reporter: Report
 
 
 def _surroundings(config: WorkerConfig, reporter: Reporter, stopping: threading.Event) -> "Surroundings":
-    from batcher.broker import open_client
-    from batcher.lease import BackgroundLeases
-    from batcher.summary import finalize
-    from workers.shard_runner import Surroundings
+    from batcher.broker.client import open_client
+    from batcher.broker.leases import BackgroundLeases
+    from batcher.manage.finish import finalize
+    from workers.shard.runner import Surroundings
 
     def on_attempt(kind: EventKind, job: "JobDir", shard: int, attempt: int) -> None:
         reporter.send(Event(kind, attempt=OpenAttempt(str(job.path), shard, attempt)))
@@ -308,7 +308,7 @@ def _set_up_logging(config: WorkerConfig) -> None:
     from celery import signals
     from celery.exceptions import SecurityWarning
 
-    from batcher.broker_url import RedactingFormatter
+    from batcher.broker.url import RedactingFormatter
 
     logging.basicConfig(
         level=logging.WARNING, format=f"%(asctime)s {config.name} %(levelname)s %(message)s", stream=sys.stderr

@@ -19,16 +19,16 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
 
-from batcher.broker import connect, embedded_broker, own_folder
+from batcher.broker.client import connect, embedded_broker, own_folder
+from batcher.broker.leases import LEASE_TTL_S, Pace
 from batcher.errors import BatcherError, BrokerError, JobCancelledError
-from batcher.heartbeats import sweep_heartbeats
-from batcher.jobdir import JobDir
-from batcher.lease import LEASE_TTL_S, Pace
-from batcher.status import Status, StatusReader
-from batcher.summary import Summary, finalize
-from workers.events import WorkerConfig
-from workers.supervisor import Supervisor, end_idle, stop_all
-from workers.sweeper import JobSweep, RootSweep, Sweeper
+from batcher.jobdir.folder import JobDir
+from batcher.jobdir.heartbeats import sweep_heartbeats
+from batcher.manage.finish import Summary, finalize
+from batcher.manage.status import Status, StatusReader
+from workers.process.events import WorkerConfig
+from workers.process.supervisor import Supervisor, end_idle, stop_all
+from workers.queue.sweeper import JobSweep, RootSweep, Sweeper
 
 logger = logging.getLogger(__name__)
 

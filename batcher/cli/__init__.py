@@ -25,11 +25,11 @@ EXIT_INTERRUPTED = 130
 #: Command name -> module under `batcher.cli` whose attribute of the same name (with `_command`) it is.
 #: In the order in which `--help` lists them.
 _COMMANDS = {
-    "run": "work",
-    "submit": "work",
-    "worker": "work",
-    "resume": "work",
-    "serve": "serving",
+    "run": "run",
+    "submit": "run",
+    "worker": "run",
+    "resume": "run",
+    "serve": "serve",
     "status": "jobs",
     "list": "jobs",
     "results": "jobs",
@@ -39,7 +39,7 @@ _COMMANDS = {
     "delete": "jobs",
     "validate": "checks",
     "models": "checks",
-    "tune": "tuning",
+    "tune": "tune",
     "doctor": "checks",
 }
 

@@ -23,9 +23,9 @@ from batcher.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from batcher.doctor import Check
-    from batcher.models import ModelRef
-    from batcher.validation import Examine
+    from batcher.cli.doctor import Check
+    from batcher.model_files import ModelRef
+    from batcher.submission.validation import Examine
 
 
 @click.command("validate")
@@ -58,10 +58,10 @@ def validate_command(
       batcher validate prompts.jsonl --model smollm2-135m --max-tokens 64
     """
     from batcher.cli import EXIT_ERROR_ROWS
-    from batcher.cli.display import validation_json, validation_text
+    from batcher.cli.texts import validation_json, validation_text
     from batcher.errors import InputError
-    from batcher.models import known_models
-    from batcher.validation import validate
+    from batcher.model_files import known_models
+    from batcher.submission.validation import validate
 
     chosen = [_find_model(spec) for spec in models]
     only = known_models()
@@ -90,7 +90,7 @@ def validate_command(
 def _find_model(spec: str) -> "tuple[str, ModelRef | None]":
     """The name that `--model` gives, and its file, if it is on this machine."""
     from batcher.errors import ModelError
-    from batcher.models import is_bare_name, parse_model
+    from batcher.model_files import is_bare_name, parse_model
 
     try:
         model = parse_model(spec)
@@ -110,7 +110,7 @@ def _examiner(models: "Sequence[ModelRef]", lengths: Mapping[str, int]) -> "Exam
         return None
     try:
         check_installed("that", "worker")
-        from workers.examiner import Examiner
+        from workers.shard.examiner import Examiner
     except (ImportError, OSError, RuntimeError) as exc:
         click.echo(f"Note: tokens are not counted: {exc}", err=True)
         return None
@@ -132,8 +132,8 @@ def models_command(*, as_json: bool) -> int:
     Example:
       BATCHER_MODELS_DIR=/data/models batcher models
     """
-    from batcher.cli.display import size_text, table_text
-    from batcher.models import MODELS_DIR_VARIABLE, known_models, quantization
+    from batcher.cli.texts import size_text, table_text
+    from batcher.model_files import MODELS_DIR_VARIABLE, known_models, quantization
 
     found = [(model, model.path.stat().st_size, quantization(model.path)) for model in known_models()]
     if as_json:
@@ -184,9 +184,9 @@ def doctor_command(
       batcher doctor --broker redis://queue:6379/0 --jobs-dir /mnt/jobs --model llama=/data/llama.gguf
     """
     from batcher.cli import EXIT_CHECK_FAILED
-    from batcher.doctor import Check, EngineWishes, Level, run_checks
+    from batcher.cli.doctor import Check, EngineWishes, Level, run_checks
     from batcher.errors import ModelError
-    from batcher.models import known_models, parse_model
+    from batcher.model_files import known_models, parse_model
 
     refs, checks = [], []
     for spec in models:
@@ -213,7 +213,7 @@ def doctor_command(
 
 def _check_text(check: "Check") -> str:
     """A finding in a line, and its remedy in another."""
-    from batcher.doctor import Level
+    from batcher.cli.doctor import Level
 
     marks = {Level.OK: ("ok  ", "green"), Level.WARN: ("warn", "yellow"), Level.FAIL: ("FAIL", "red")}
     mark, color = marks[check.level]

@@ -17,8 +17,8 @@ from batcher.cli.options import (
 from batcher.errors import ModelError
 
 if TYPE_CHECKING:
-    from batcher.models import ModelRef
-    from workers.events import WorkerConfig
+    from batcher.model_files import ModelRef
+    from workers.process.events import WorkerConfig
 
 #: Seconds that a stopped worker gets by default. With the embedded broker's own end, `run` stops within 10.
 DEFAULT_GRACE_S = 8.0
@@ -88,7 +88,7 @@ def needed_extras(broker: str | None) -> tuple[str, ...]:
 
 def take_engine_options(options: dict[str, Any]) -> dict[str, Any]:
     """Move the parameters of `engine_options` out of `options`, named as `WorkerConfig` has them."""
-    from batcher.lease import LEASE_TTL_S
+    from batcher.broker.leases import LEASE_TTL_S
 
     return {
         "num_slots": options.pop("slots"),
@@ -114,9 +114,9 @@ def worker_config(
     model_sha256: Sequence[str],
     **engine: Any,
 ) -> "WorkerConfig":
-    from batcher.models import parse_sha256
-    from workers.events import WorkerConfig
+    from batcher.model_files import parse_sha256
     from workers.local import default_worker_name
+    from workers.process.events import WorkerConfig
 
     return WorkerConfig(
         name=default_worker_name(),
@@ -133,7 +133,7 @@ def worker_config(
 def context_lengths(models: "Sequence[ModelRef]", ctx: int | None) -> dict[str, int]:
     """Tokens that a sequence of each model can hold where `--ctx` is this; without those whose file does not say."""
     from batcher.gguf import trained_context_length
-    from workers.engine.settings import context_limit
+    from workers.engines.llama.settings import context_limit
 
     trained = {model.name: trained_context_length(model.path) for model in models}
     return {name: context_limit(ctx, trained=found) for name, found in trained.items() if found is not None}
@@ -141,7 +141,7 @@ def context_lengths(models: "Sequence[ModelRef]", ctx: int | None) -> dict[str, 
 
 def choose_models(specs: Sequence[str], *, needed: set[str] | None = None) -> list["ModelRef"]:
     """The models that `--model` gives; with none given, those `needed` by name, else the only known one."""
-    from batcher.models import known_models, parse_model
+    from batcher.model_files import known_models, parse_model
 
     chosen = [parse_model(spec) for spec in specs]
     names = [model.name for model in chosen]

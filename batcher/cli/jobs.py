@@ -11,8 +11,8 @@ import click
 from batcher.cli.options import broker_option, find_job, jobs_dir_option, json_option, option
 
 if TYPE_CHECKING:
-    from batcher.jobdir import JobDir
-    from batcher.retry import Selection
+    from batcher.jobdir.folder import JobDir
+    from batcher.manage.retry import Selection
 
 #: Seconds between two looks at a watched job.
 WATCH_INTERVAL_S = 1.0
@@ -39,8 +39,8 @@ def status_command(job: str, *, watch: bool, as_json: bool, jobs_dir: Path) -> i
     Example:
       batcher status out --watch
     """
-    from batcher.cli.display import Progress, status_json, status_text
-    from batcher.status import JobState, StatusReader
+    from batcher.cli.texts import Progress, status_json, status_text
+    from batcher.manage.status import JobState, StatusReader
 
     found = find_job(job, jobs_dir)
     reader = StatusReader(found)
@@ -66,10 +66,10 @@ def list_command(*, as_json: bool, jobs_dir: Path) -> int:
     Example:
       batcher list --jobs-dir /data/jobs
     """
-    from batcher.cli.display import status_json, table_text, utc_text
+    from batcher.cli.texts import status_json, table_text, utc_text
     from batcher.errors import BatcherError
-    from batcher.jobdir import list_jobs
-    from batcher.status import read_status
+    from batcher.jobdir.folder import list_jobs
+    from batcher.manage.status import read_status
 
     statuses = []
     for job in list_jobs(jobs_dir):
@@ -108,7 +108,7 @@ def results_command(job: str, *, errors: bool, limit: int | None, as_json: bool,
     Example:
       batcher results out --errors --json
     """
-    from batcher.cli.display import print_rows, print_sample
+    from batcher.cli.texts import print_rows, print_sample
 
     found = find_job(job, jobs_dir)
     if as_json:
@@ -147,7 +147,7 @@ def export_command(job: str, *, output: Path, layout: str, partial: bool, force:
     Example:
       batcher export out -o answers.jsonl --format openai
     """
-    from batcher.export import SUFFIXES, ExportFormat, export
+    from batcher.manage.export import SUFFIXES, ExportFormat, export
 
     if output.suffix not in SUFFIXES:
         raise click.UsageError(f"-o {output}: the name must end in one of {', '.join(SUFFIXES)}")
@@ -181,13 +181,13 @@ def retry_command(job: str, *, where: tuple[str, ...], broker: str | None, jobs_
     Example:
       batcher retry out --where error_code=timeout
     """
-    from batcher import retry
-    from batcher.exclusive import exclusive
+    from batcher.jobdir.lock import exclusive
+    from batcher.manage import retry
 
     conditions = retry.parse_where(where)
     found = find_job(job, jobs_dir)
     if broker is not None:
-        from batcher.broker import connect
+        from batcher.broker.client import connect
 
         # Before anything is reopened: a mistyped URL should change nothing.
         connect(broker).close()
@@ -204,7 +204,7 @@ def retry_command(job: str, *, where: tuple[str, ...], broker: str | None, jobs_
         if_needed = "Go on with" if was_complete else "Who works on the job takes them up; if nobody does, go on with"
         click.echo(f"{if_needed}: batcher resume {_typed(found)}")
         return 0
-    from workers.app import enqueue, make_app
+    from workers.queue.app import enqueue, make_app
 
     with make_app(broker) as app:
         click.echo(f"Enqueued {enqueue(app, found, shards):,} shards.")
@@ -221,7 +221,7 @@ def cancel_command(job: str, *, jobs_dir: Path) -> int:
     Example:
       batcher cancel out
     """
-    from batcher.summary import finalize
+    from batcher.manage.finish import finalize
 
     found = find_job(job, jobs_dir)
     is_new = finalize(found) is None and found.cancel()
@@ -246,8 +246,8 @@ def delete_command(job: str, *, yes: bool, jobs_dir: Path) -> int:
     Example:
       batcher delete out --yes
     """
-    from batcher.removal import delete_job
-    from batcher.status import read_status
+    from batcher.manage.delete import delete_job
+    from batcher.manage.status import read_status
 
     found = _find_deletable(job, jobs_dir)
     if not yes:
@@ -263,8 +263,8 @@ def delete_command(job: str, *, yes: bool, jobs_dir: Path) -> int:
 
 def _find_deletable(job: str, jobs_dir: Path) -> "JobDir":
     """The job that JOB names, a batch that is none, or what an interrupted deletion left of it."""
-    from batcher.jobdir import JobDir
-    from batcher.removal import can_be_deleted
+    from batcher.jobdir.folder import JobDir
+    from batcher.manage.delete import can_be_deleted
 
     for path in (Path(job), jobs_dir / job):
         if can_be_deleted(JobDir(path)) and not JobDir(path).exists() and (path.name == job or path == Path(job)):
@@ -274,7 +274,7 @@ def _find_deletable(job: str, jobs_dir: Path) -> "JobDir":
 
 def repair_parts(job: "JobDir") -> None:
     """Move damaged parts aside and say so on stderr. What goes on with a job begins with it: their rows are missing."""
-    from batcher.repair import repair
+    from batcher.manage.repair import repair
 
     for damage in repair(job):
         click.echo(f"Warning: {damage}", err=True)
@@ -293,6 +293,6 @@ def _print_left_out(selection: "Selection") -> None:
 
 def _typed(job: "JobDir") -> str:
     """The job as one would type it on a command line."""
-    from batcher.cli.display import shown_path
+    from batcher.cli.texts import shown_path
 
     return shlex.quote(shown_path(job.path))

@@ -20,8 +20,8 @@ from batcher.types import (
 )
 
 if TYPE_CHECKING:
-    from batcher.jobdir import JobDir
-    from batcher.planner import SubmitOptions
+    from batcher.jobdir.folder import JobDir
+    from batcher.submission.planner import SubmitOptions
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -110,7 +110,7 @@ def broker_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def _choose_broker(url: str | None, file: Path | None) -> str | None:
     """The URL that was given; what the command line says goes before the environment. Raises InputError."""
-    from batcher.broker_url import has_secret, read_url_file
+    from batcher.broker.url import has_secret, read_url_file
 
     is_url_typed, is_file_typed = _is_typed("broker"), _is_typed("broker_file")
     if url is not None and is_url_typed and has_secret(url):
@@ -191,7 +191,7 @@ def reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
     def with_reading(
         *args: Any, file_column: str | None, csv_delimiter: str | None, input_format: str | None, **kwargs: Any
     ) -> Any:
-        from batcher.prompts import ReadOptions
+        from batcher.submission.readers.files import ReadOptions
 
         reading = ReadOptions(file_column=file_column, csv_delimiter=csv_delimiter, format=input_format)
         return command(*args, reading=reading, **kwargs)
@@ -308,7 +308,7 @@ def read_template(value: str | None) -> str | None:
 
 def _read_text(option: str, value: str, *, what: str) -> str:
     """The text that an option gives: its value, or what is in `@FILE`. Raises InputError."""
-    from batcher.input_files import shown_path
+    from batcher.submission.readers.paths import shown_path
 
     if not value.startswith("@"):
         return value
@@ -351,8 +351,8 @@ def submit_options(
     A command declares `**rows: Any` and calls `submit_options(default_model=..., known_models=..., **rows)`. `others`
     are taken as they are, under their names.
     """
-    from batcher.fields import MAX_STOPS
-    from batcher.planner import SubmitOptions
+    from batcher.openai.fields import MAX_STOPS
+    from batcher.submission.planner import SubmitOptions
 
     if strict and allow_bad_rows:
         raise click.UsageError("--strict and --allow-bad-rows contradict each other; give one of them")
@@ -387,8 +387,8 @@ def submit_options(
 def find_job(job: str, jobs_dir: Path) -> "JobDir":
     """The job that JOB names: the path of a job directory, else an id under the jobs root. Raises JobError."""
     # Here and not above: it brings pyarrow, and `--help` looks at every command.
-    from batcher.jobdir import JobDir
-    from batcher.jobs_root import locate_job
+    from batcher.jobdir.folder import JobDir
+    from batcher.jobdir.root import locate_job
 
     as_path = Path(job)
     if JobDir(as_path).exists():

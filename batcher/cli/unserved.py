@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from batcher.jobdir import JobDir
-    from batcher.status import Status
+    from batcher.jobdir.folder import JobDir
+    from batcher.manage.status import Status
 
 #: Models that are named; more are counted.
 MAX_NAMED = 3
@@ -27,8 +27,8 @@ def unserved_text(status: "Status", *, jobs_dir: str) -> str:
 
 def warn_of_unserved(job: "JobDir", broker: str) -> None:
     """Say on stderr which rows of a job wait for a model that no worker has, and the line that starts one."""
-    from batcher.broker_url import has_secret
-    from batcher.status import read_status
+    from batcher.broker.url import has_secret
+    from batcher.manage.status import read_status
 
     status = read_status(job)
     root = str(job.path.absolute().parent)
@@ -64,6 +64,6 @@ def worker_line(model: str, *, broker: str | None, jobs_dir: str) -> str:
 
 
 def _with_path(model: str) -> str:
-    from batcher.models import known_models
+    from batcher.model_files import known_models
 
     return model if model in {known.name for known in known_models()} else f"{model}=PATH"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from batcher.models import known_models
+from batcher.model_files import known_models
 
 ROOT = Path(__file__).parents[2]
 

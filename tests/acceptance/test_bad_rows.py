@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batcher.jobdir import JobDir
+from batcher.jobdir.folder import JobDir
 from tests.acceptance.conftest import Batcher
-from tests.job_reading import result_rows
-from tests.tiny_gguf import write_tiny_gguf
+from tests.support.job_reading import result_rows
+from tests.support.tiny_gguf import write_tiny_gguf
 
 #: Line, and what its row in the results must say: a code and words of the message, or None where it is carried.
 LINES: list[tuple[bytes, tuple[str, str] | None]] = [

@@ -14,15 +14,15 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from batcher.jobdir import JobDir
-from batcher.results import write_file
-from batcher.storage import TEMP_PREFIX
-from batcher.summary import finalize
-from bench.chaos_audit import InputRow, Why, Witness, audit_job
-from bench.chaos_faults import draw_faults
+from batcher.jobdir.folder import JobDir
+from batcher.jobdir.results import write_file
+from batcher.jobdir.store import TEMP_PREFIX
+from batcher.manage.finish import finalize
 from tests.acceptance.conftest import PATIENCE_S, ROOT, clean_environment
-from tests.unit.job_files import make_job, ok, result_table, write_chunk, write_part
-from tests.waiting import wait_for
+from tests.chaos.audit import InputRow, Why, Witness, audit_job
+from tests.chaos.faults import draw_faults
+from tests.support.job_files import make_job, ok, result_table, write_chunk, write_part
+from tests.support.waiting import wait_for
 
 #: Of the jobs that are audited here: three shards, and the last row has two choices.
 SIZES = (2, 3, 1)
@@ -44,7 +44,7 @@ def family_of(folder: Path, *, text: str = "") -> list[int]:
 
 def start_chaos(folder: Path, *arguments: object) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, "-m", "bench.chaos", *map(str, arguments)],
+        [sys.executable, "-m", "tests.chaos.run", *map(str, arguments)],
         cwd=ROOT,
         env={**clean_environment(), "TMPDIR": str(folder)},
         stdout=subprocess.PIPE,

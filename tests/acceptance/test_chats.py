@@ -6,10 +6,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batcher.jobdir import JobDir
+from batcher.jobdir.folder import JobDir
 from tests.acceptance.conftest import Batcher
-from tests.job_reading import result_rows
-from workers.engine.loader import load_tokenizer
+from tests.support.job_reading import result_rows
+from workers.engines.llama.loader import load_tokenizer
 
 QUESTION = "What is the capital of France?"
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tests.acceptance.conftest import PATIENCE_S, clean_environment
-from tests.family import Family
-from tests.serving import Server, serve
+from tests.support.family import Family
+from tests.support.serving import Server, serve
 
 KEY = "sk-test-0123456789"
 MODEL = "smollm2-135m"

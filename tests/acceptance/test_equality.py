@@ -8,10 +8,10 @@ import llama_cpp
 import pytest
 from llama_cpp import ChatCompletionRequestMessage
 
-from batcher.jobdir import JobDir
+from batcher.jobdir.folder import JobDir
 from tests.acceptance.conftest import ROOT, Batcher
-from tests.job_reading import result_rows
-from workers.engine.loader import load_tokenizer
+from tests.support.job_reading import result_rows
+from workers.engines.llama.loader import load_tokenizer
 
 #: Enough to tell completions apart, few enough for a test on 2 cores.
 MAX_TOKENS = 8

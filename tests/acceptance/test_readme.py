@@ -11,10 +11,10 @@ from pathlib import Path
 import click
 import pytest
 
-from batcher.broker_url import check_url
+from batcher.broker.url import check_url
 from batcher.cli import cli
 from tests.acceptance.conftest import PATIENCE_S, ROOT, clean_environment
-from tests.redis_server import RedisServer
+from tests.support.redis_server import RedisServer
 
 README = (ROOT / "README.md").read_text()
 

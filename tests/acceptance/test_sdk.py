@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from batcher.models import parse_model
+from batcher.model_files import parse_model
 from tests.acceptance.conftest import PATIENCE_S, clean_environment
-from tests.family import Family
-from tests.serving import Server, serve
+from tests.support.family import Family
+from tests.support.serving import Server, serve
 
 KEY = "sk-test-0123456789"
 #: As names are elsewhere: with a slash and a colon.

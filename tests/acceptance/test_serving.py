@@ -7,8 +7,8 @@ from typing import Any
 
 import httpx
 
-from tests.family import Family
-from tests.serving import Server, serve
+from tests.support.family import Family
+from tests.support.serving import Server, serve
 
 NUM_CLIENTS = 64
 WAIT_S = 300

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from batcher.jobdir import JobDir
-from tests.family import Family, write_prompts
+from batcher.jobdir.folder import JobDir
 from tests.faults.interruption import Interruption
+from tests.support.family import Family, write_prompts
 
 #: Options of a job that is done at once, and of one that makes several chunks in a row: one every 256 rows.
 SHORT = ("--max-tokens", 8, "--threads", 1)
@@ -35,7 +35,9 @@ def resume_line(job: JobDir, model: Path) -> list[object]:
 
 def second_chunk(family: Family) -> Interruption:
     """The moment at which a worker is about to write its second chunk, and the first is saved."""
-    return Interruption(family.folder / "moment", "batcher.storage:create_if_absent", "-0002.parquet", "workers.child")
+    return Interruption(
+        family.folder / "moment", "batcher.jobdir.store:create_if_absent", "-0002.parquet", "workers.child"
+    )
 
 
 def flip(path: Path, share: float) -> None:

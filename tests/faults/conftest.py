@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.waiting import wait_for
+from tests.support.waiting import wait_for
 
 #: A command that goes on as the one given behind it, limited in something: `Family.start(..., prefix=...)`.
 Prefix = tuple[object, ...]

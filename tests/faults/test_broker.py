@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import redis
 
-from batcher.broker import folder_for, queue_key
-from batcher.jobdir import JobDir
-from tests.family import (
+from batcher.broker.client import folder_for, queue_key
+from batcher.jobdir.folder import JobDir
+from tests.faults.injection import inject
+from tests.support.family import (
     Command,
     Family,
     assert_every_row_once,
@@ -23,9 +24,8 @@ from tests.family import (
     wait_until_ready,
     write_prompts,
 )
-from tests.faults.injection import inject
-from tests.redis_server import Proxy, RedisServer
-from tests.waiting import wait_for
+from tests.support.redis_server import Proxy, RedisServer
+from tests.support.waiting import wait_for
 
 PACE = ("--slots", 4, "--lease-ttl", 3)
 #: A worker with it computes some hundred tokens a second: a job takes the time that a test needs.
@@ -157,7 +157,7 @@ def test_flushed_broker_is_refilled_by_whoever_holds_and_sweeps(
 
 
 def test_shard_that_is_queued_fifty_times_is_run_once(family: Family, model: Path, redis_url: str) -> None:
-    from workers.app import enqueue, make_app
+    from workers.queue.app import enqueue, make_app
 
     job = submit_job(family, redis_url, shard_rows=ROWS)
     app = make_app(redis_url)

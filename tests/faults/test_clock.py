@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from batcher.broker import packaged_server
-from tests.family import Family, assert_every_row_once, has_chunks, start_worker, submit, wait_until_ready
+from batcher.broker.client import packaged_server
 from tests.faults.injection import inject
-from tests.redis_server import RedisServer
-from tests.waiting import wait_for
+from tests.support.family import Family, assert_every_row_once, has_chunks, start_worker, submit, wait_until_ready
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_for
 
 SLOTS = ("--slots", 4)
 ROWS = 120

@@ -7,14 +7,14 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from batcher import planner
-from batcher.jobdir import JobDir
-from batcher.results import read_file
-from batcher.sealed import seal
-from tests.family import Family, assert_every_row_once, start_worker, submit
+from batcher.jobdir.folder import JobDir
+from batcher.jobdir.results import read_file
+from batcher.jobdir.sealed import seal
+from batcher.submission import planner
 from tests.faults.command_lines import SHORT, flip, prompts_of, resume_line, run_line
-from tests.submitted import make_options
-from tests.waiting import wait_for
+from tests.support.family import Family, assert_every_row_once, start_worker, submit
+from tests.support.submitted import make_options
+from tests.support.waiting import wait_for
 
 
 def cut(path: Path) -> None:

@@ -19,10 +19,10 @@ import pytest
 import redis
 
 import batcher
-from batcher.broker import connect
-from tests.family import Family, start_worker, wait_until_ready
+from batcher.broker.client import connect
 from tests.faults.conftest import Prefix
-from tests.redis_server import RedisServer
+from tests.support.family import Family, start_worker, wait_until_ready
+from tests.support.redis_server import RedisServer
 
 #: Seconds in which doctor must have found that a broker hangs, and ended.
 HANG_LIMIT_S = 15.0

@@ -6,12 +6,12 @@ import re
 import signal
 from pathlib import Path
 
-from batcher.heartbeats import STALLED_AFTER_S, Health, heartbeat_path
-from batcher.jobdir import JobDir
-from batcher.status import WorkerStatus, read_status
-from tests.family import Family, assert_every_row_once, start_worker, submit
+from batcher.jobdir.folder import JobDir
+from batcher.jobdir.heartbeats import STALLED_AFTER_S, Health, heartbeat_path
+from batcher.manage.status import WorkerStatus, read_status
 from tests.faults.injection import inject
-from tests.waiting import wait_for
+from tests.support.family import Family, assert_every_row_once, start_worker, submit
+from tests.support.waiting import wait_for
 
 PACE = ("--slots", 4, "--lease-ttl", 3)
 SLOW = inject(slow_step_s=0.05)

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from batcher.attempts import Cause
-from batcher.broker import connect, queue_key
-from batcher.jobdir import JobDir
-from batcher.results import read_file
-from tests.family import (
+from batcher.broker.client import connect, queue_key
+from batcher.jobdir.attempts import Cause
+from batcher.jobdir.folder import JobDir
+from batcher.jobdir.results import read_file
+from tests.faults.injection import inject
+from tests.support.family import (
     Command,
     Family,
     assert_every_row_once,
@@ -25,10 +26,9 @@ from tests.family import (
     submit,
     wait_until_ready,
 )
-from tests.faults.injection import inject
-from tests.job_factory import make_job, make_request
-from tests.waiting import wait_for
-from workers.app import enqueue, make_app
+from tests.support.job_factory import make_job, make_request
+from tests.support.waiting import wait_for
+from workers.queue.app import enqueue, make_app
 
 #: A shard is free soon, but not where a busy disk holds up whoever is to renew its lease.
 PACE = ("--slots", 4, "--lease-ttl", 5)

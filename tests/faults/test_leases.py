@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from batcher.broker import queue_key
-from batcher.jobdir import JobDir
-from tests.family import Command, Family, assert_every_row_once, start_worker, submit, wait_until_ready
+from batcher.broker.client import queue_key
+from batcher.jobdir.folder import JobDir
 from tests.faults.injection import inject
-from tests.redis_server import RedisServer
-from tests.waiting import wait_for
+from tests.support.family import Command, Family, assert_every_row_once, start_worker, submit, wait_until_ready
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_for
 
 #: Seconds, by default, in which the shard of a worker that was killed runs elsewhere.
 BOUND_S = 35.0

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from batcher.jobdir import JobDir
-from tests.family import (
+from batcher.jobdir.folder import JobDir
+from tests.faults.injection import inject
+from tests.support.family import (
     Family,
     assert_every_row_once,
     attempt_ends,
@@ -19,8 +20,7 @@ from tests.family import (
     submit,
     write_prompts,
 )
-from tests.faults.injection import inject
-from tests.waiting import wait_for
+from tests.support.waiting import wait_for
 
 PACE = ("--slots", 4, "--lease-ttl", 5)
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from batcher.jobdir import JobDir
-from tests.family import Command, Family, assert_every_row_once, start_worker, wait_until_ready
+from batcher.jobdir.folder import JobDir
 from tests.faults.injection import inject
-from tests.job_reading import result_rows
-from tests.waiting import wait_for
+from tests.support.family import Command, Family, assert_every_row_once, start_worker, wait_until_ready
+from tests.support.job_reading import result_rows
+from tests.support.waiting import wait_for
 
 POISON = "POISON"
 SLOTS = 4

@@ -10,17 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from batcher.jobdir import JobDir
-from batcher.summary import finalize
-from tests.family import (
-    Command,
-    Family,
-    assert_every_row_once,
-    chunk_rows,
-    start_worker,
-    wait_until_ready,
-    write_prompts,
-)
+from batcher.jobdir.folder import JobDir
+from batcher.manage.finish import finalize
 from tests.faults.command_lines import (
     MANY,
     MANY_ROWS,
@@ -32,9 +23,18 @@ from tests.faults.command_lines import (
     submit_line,
 )
 from tests.faults.interruption import Interruption
-from tests.job_reading import result_rows
-from tests.unit.job_files import complete_job
-from tests.waiting import wait_for
+from tests.support.family import (
+    Command,
+    Family,
+    assert_every_row_once,
+    chunk_rows,
+    start_worker,
+    wait_until_ready,
+    write_prompts,
+)
+from tests.support.job_files import complete_job
+from tests.support.job_reading import result_rows
+from tests.support.waiting import wait_for
 
 #: Seconds by which the second of two commands starts later. It takes about one until a command does anything.
 DISTANCES_S = (0.0, 0.15, 0.6)
@@ -59,7 +59,7 @@ def let_loose(family: Family, first: list[object], second: list[object], distanc
 def test_submit_during_another_of_the_same_id_is_refused(family: Family, redis_url: str) -> None:
     job = JobDir(family.folder / "jobs" / "one")
     line = submit_line(job, redis_url, prompts_of(family, 50))
-    moment = Interruption(family.folder / "moment", "batcher.storage:create_if_absent", "manifest.json")
+    moment = Interruption(family.folder / "moment", "batcher.jobdir.store:create_if_absent", "manifest.json")
     first = family.start(*line, env=moment.env)
     moment.wait()
 
@@ -146,7 +146,9 @@ def test_resume_during_a_run_is_refused_by_pid(family: Family, model: Path) -> N
 def test_commit_on_its_way_when_the_job_is_cancelled_is_kept_and_completes_it(family: Family, model: Path) -> None:
     """Given an attempt that is about to write the last part, when the job is cancelled, then that is too late."""
     job = JobDir(family.folder / "out")
-    moment = Interruption(family.folder / "moment", "batcher.storage:create_if_absent", "part-00000", "workers.child")
+    moment = Interruption(
+        family.folder / "moment", "batcher.jobdir.store:create_if_absent", "part-00000", "workers.child"
+    )
     prompts = prompts_of(family, 20)
     run = family.start(*run_line(family, model, job, prompts, *SHORT), env=moment.env)
     moment.wait()
@@ -166,7 +168,7 @@ def test_commit_on_its_way_when_the_job_is_cancelled_is_kept_and_completes_it(fa
 
 def test_cancellation_after_the_last_commit_is_told_that_it_came_too_late(family: Family, model: Path) -> None:
     job = JobDir(family.folder / "out")
-    moment = Interruption(family.folder / "moment", "batcher.jobdir:write_summary")
+    moment = Interruption(family.folder / "moment", "batcher.jobdir.folder:write_summary")
     prompts = prompts_of(family, 20)
     run = family.start(*run_line(family, model, job, prompts, *SHORT), env=moment.env)
     moment.wait()
@@ -216,7 +218,9 @@ def test_rows_retried_during_a_run_are_run_again_by_it(family: Family, model: Pa
     lines = [{"prompt": f"hello {row}", "max_tokens": 100_000 if row < 2 else 4} for row in range(8)]
     prompts = family.folder / "prompts.jsonl"
     prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    moment = Interruption(family.folder / "moment", "batcher.storage:create_if_absent", "part-00001", "workers.child")
+    moment = Interruption(
+        family.folder / "moment", "batcher.jobdir.store:create_if_absent", "part-00001", "workers.child"
+    )
     run = family.start(
         *run_line(family, model, job, prompts, "--threads", 1, "--shard-rows", 4, "--lease-ttl", 3), env=moment.env
     )
@@ -243,7 +247,7 @@ def make_failed_job(path: Path) -> JobDir:
 
 def test_retry_during_another_is_refused(family: Family, model: Path) -> None:
     job = make_failed_job(family.folder / "out")
-    moment = Interruption(family.folder / "moment", "batcher.jobdir:unset_success")
+    moment = Interruption(family.folder / "moment", "batcher.jobdir.folder:unset_success")
     first = family.start("retry", job.path, env=moment.env)
     moment.wait()
 
@@ -339,7 +343,7 @@ def test_rows_of_a_deleted_job_do_not_get_into_the_next_of_its_name(
 ) -> None:
     """Given a worker held at its chunk, when its job is deleted and another takes its id, then no row gets over."""
     job = JobDir(family.folder / "jobs" / "one")
-    moment = Interruption(family.folder / "moment", f"batcher.storage:{at}", "chunks/", "workers.child")
+    moment = Interruption(family.folder / "moment", f"batcher.jobdir.store:{at}", "chunks/", "workers.child")
     worker = start_worker(family, redis_url, model, "w1", "--lease-ttl", 3, env=moment.env)
     wait_until_ready(worker)
     old = write_prompts(family.folder / "old.jsonl", MANY_ROWS)
@@ -364,7 +368,7 @@ def test_rows_of_a_deleted_job_do_not_get_into_the_next_of_its_name(
 def test_submit_during_a_deletion_of_its_id_is_refused(family: Family, redis_url: str) -> None:
     job = make_failed_job(family.folder / "jobs" / "one")
     prompts = prompts_of(family, 5)
-    moment = Interruption(family.folder / "moment", "batcher.removal:_remove")
+    moment = Interruption(family.folder / "moment", "batcher.manage.delete:_remove")
     delete = family.start("delete", "--yes", job.path, env=moment.env)
     moment.wait()
     line = submit_line(job, redis_url, prompts)
@@ -383,7 +387,7 @@ def test_submit_during_a_deletion_of_its_id_is_refused(family: Family, redis_url
 
 def test_deletion_killed_midway_is_finished_by_the_same_command(family: Family) -> None:
     job = make_failed_job(family.folder / "jobs" / "one")
-    moment = Interruption(family.folder / "moment", "batcher.removal:_remove", match="results", is_deadly=True)
+    moment = Interruption(family.folder / "moment", "batcher.manage.delete:_remove", match="results", is_deadly=True)
     killed = family.run("delete", "--yes", job.path, env=moment.env)
     assert killed.process.returncode < 0
     assert not job.exists()

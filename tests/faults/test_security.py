@@ -22,14 +22,14 @@ import pytest
 import redis
 from kombu.exceptions import OperationalError
 
-from batcher.broker import connect, queue_key
+from batcher.broker.client import connect, queue_key
 from batcher.errors import BrokerError
-from batcher.jobdir import JobDir
-from tests.family import Command, Family, assert_every_row_once, wait_until_ready, write_prompts
-from tests.job_factory import make_job, make_request
-from tests.redis_server import RedisServer
-from tests.waiting import wait_for
-from workers.app import RUN_SHARD, enqueue, make_app
+from batcher.jobdir.folder import JobDir
+from tests.support.family import Command, Family, assert_every_row_once, wait_until_ready, write_prompts
+from tests.support.job_factory import make_job, make_request
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_for
+from workers.queue.app import RUN_SHARD, enqueue, make_app
 
 #: With what a URL must encode, a log might quote, and a shell expand.
 PASSWORD, ENCODED = "ge/heim'$;x", "ge%2Fheim%27%24%3Bx"
@@ -322,7 +322,7 @@ def test_server_without_tls_is_named() -> None:
 def test_server_that_waits_for_more_than_tls_is_named(
     redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("batcher.broker.SOCKET_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("batcher.broker.client.SOCKET_TIMEOUT_S", 0.5)
 
     with pytest.raises(BrokerError, match=r"cannot reach it: Timeout.*or give the port where it speaks TLS"):
         connect(f"rediss://localhost:{redis_server.port}/0")

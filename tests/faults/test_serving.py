@@ -10,10 +10,10 @@ import httpx
 import openai
 import pytest
 
-from batcher.jobdir import JobDir
-from tests.family import Family, children_of, has_chunks, start_worker, wait_until_ready
-from tests.serving import Server, serve
-from tests.waiting import wait_for
+from batcher.jobdir.folder import JobDir
+from tests.support.family import Family, children_of, has_chunks, start_worker, wait_until_ready
+from tests.support.serving import Server, serve
+from tests.support.waiting import wait_for
 
 NUM_LINES = 500
 BAD_LINES = {7, 250, 499}

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from batcher.jobdir import JobDir
-from tests.family import Command, Family, assert_every_row_once
+from batcher.jobdir.folder import JobDir
 from tests.faults.injection import inject
+from tests.support.family import Command, Family, assert_every_row_once
 
 POISON = "POISON"
 SLOTS = 4

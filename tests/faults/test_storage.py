@@ -11,16 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from batcher import planner
-from batcher.jobdir import JobDir
-from tests.family import (
-    Family,
-    assert_every_row_once,
-    chunk_rows,
-    start_worker,
-    submit,
-    wait_until_ready,
-)
+from batcher.jobdir.folder import JobDir
+from batcher.submission import planner
 from tests.faults.command_lines import (
     MANY,
     MANY_ROWS,
@@ -33,9 +25,10 @@ from tests.faults.command_lines import (
     temporary_files,
 )
 from tests.faults.interruption import Interruption
-from tests.job_reading import result_rows
-from tests.submitted import make_options
-from tests.waiting import wait_for
+from tests.support.family import Family, assert_every_row_once, chunk_rows, start_worker, submit, wait_until_ready
+from tests.support.job_reading import result_rows
+from tests.support.submitted import make_options
+from tests.support.waiting import wait_for
 
 NO_SPACE = "No space left on device; free some space there"
 
@@ -163,7 +156,7 @@ def test_disk_that_is_full_at_a_durable_write_ends_the_run_and_costs_nothing_sav
     disk = mount(family.folder / "disk")
     job = JobDir(disk.path / "out")
     line = run_line(family, model, job, prompts_of(family, 20), *SHORT)
-    moment = Interruption(family.folder / "moment", "batcher.storage:create_if_absent", match)
+    moment = Interruption(family.folder / "moment", "batcher.jobdir.store:create_if_absent", match)
     run = family.start(*line, env=moment.env)
     moment.wait()
 
@@ -247,7 +240,7 @@ def test_job_whose_last_part_was_written_just_before_the_crash_is_completed(
     family: Family, model: Path, redis_url: str, by: str
 ) -> None:
     job = JobDir(family.folder / "jobs" / "out")
-    moment = Interruption(family.folder / "moment", "batcher.jobdir:write_summary")
+    moment = Interruption(family.folder / "moment", "batcher.jobdir.folder:write_summary")
     family.start(*run_line(family, model, job, prompts_of(family, 20), *SHORT), env=moment.env)
     moment.wait()
     family.kill_all()
@@ -272,7 +265,7 @@ def test_leftovers_of_a_writer_killed_in_its_file_are_swept(family: Family, mode
     job = JobDir(family.folder / "out")
     line = run_line(family, model, job, prompts_of(family, MANY_ROWS), *MANY)
     moment = Interruption(
-        family.folder / "moment", "batcher.storage:publish_if_absent", match, "workers.child", is_deadly=True
+        family.folder / "moment", "batcher.jobdir.store:publish_if_absent", match, "workers.child", is_deadly=True
     )
 
     run = family.run(*line, env=moment.env)

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from batcher.errors import BatcherError
-from batcher.fields import MAX_CHOICES
 from batcher.live import Delta, EngineAwayError, LiveRequestError
+from batcher.openai.fields import MAX_CHOICES
 from batcher.types import Choice, EngineStats, ErrorCode, Request, SamplingParams
-from tests.family import children_of
-from workers.events import WorkerConfig
-from workers.live_engines import ProcessEngines, open_engines
+from tests.support.family import children_of
+from workers.live.server_end import ProcessEngines, open_engines
+from workers.process.events import WorkerConfig
 
 WAIT_S = 60
 

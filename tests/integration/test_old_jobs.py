@@ -18,11 +18,11 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
 
-from batcher.jobdir import JobDir
-from tests.family import Command, Family, chunk_rows
-from tests.job_reading import result_rows
-from tests.serving import serve
-from tests.waiting import wait_for
+from batcher.jobdir.folder import JobDir
+from tests.support.family import Command, Family, chunk_rows
+from tests.support.job_reading import result_rows
+from tests.support.serving import serve
+from tests.support.waiting import wait_for
 
 DATA = Path(__file__).parents[1] / "data" / "job_e075c6b"
 #: The command that made the interrupted job, but for its model.

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from batcher.broker import connect, folder_for
+from batcher.broker.client import connect, folder_for
 from batcher.cli import EXIT_INTERRUPTED
-from batcher.jobdir import JobDir
-from tests.family import Family, assert_every_row_once, chunk_rows, has_chunks, write_prompts
-from tests.job_reading import result_rows
-from tests.waiting import wait_for
+from batcher.jobdir.folder import JobDir
+from tests.support.family import Family, assert_every_row_once, chunk_rows, has_chunks, write_prompts
+from tests.support.job_reading import result_rows
+from tests.support.waiting import wait_for
 
 ROWS = 400
 #: One shard of several seconds, so that a chunk appears long before its end, on a much faster machine too. One thread:

@@ -14,11 +14,11 @@ import llama_cpp
 import numpy as np
 import pytest
 
-from tests.family import Family
-from tests.serving import Server, serve
-from tests.tiny_gguf import END_OF_TEXT
-from tests.waiting import wait_for
-from workers.engine.loader import load_tokenizer
+from tests.support.family import Family
+from tests.support.serving import Server, serve
+from tests.support.tiny_gguf import END_OF_TEXT
+from tests.support.waiting import wait_for
+from workers.engines.llama.loader import load_tokenizer
 
 WAIT_S = 60
 

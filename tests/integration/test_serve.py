@@ -15,9 +15,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.family import Family, children_of
-from tests.serving import Server, serve
-from tests.waiting import wait_for
+from tests.support.family import Family, children_of
+from tests.support.serving import Server, serve
+from tests.support.waiting import wait_for
 
 KEY = "sk-0123456789abcdef"
 WAIT_S = 60

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from batcher.jobdir import JobDir
-from tests.family import Command, Family, assert_every_row_once, start_worker, wait_until_ready, write_prompts
-from tests.waiting import wait_for
-from workers import profile
+from batcher.jobdir.folder import JobDir
+from tests.support.family import Command, Family, assert_every_row_once, start_worker, wait_until_ready, write_prompts
+from tests.support.waiting import wait_for
+from workers.engines import profile
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_run_uses_what_tune_measured_and_says_so(family: Family, model: Path, pr
     assert re.fullmatch(r"default: 32 slots, \d+ threads?, batch 2048/512 +[\d,]+ +1\.00", lines[2])
     assert any(line.startswith("64 slots ") for line in lines)
     assert any(line.startswith("batch 512/512 ") for line in lines)
-    assert family.pids(text="workers.trial") == []
+    assert family.pids(text="workers.tuning.trial") == []
     (path,) = profiles.iterdir()
     assert f"Saved      {path}" in lines
 

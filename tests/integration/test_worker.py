@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from batcher.broker import connect
-from tests.family import Family, chunk_rows, has_chunks, start_worker, submit, wait_until_ready
-from tests.job_reading import result_rows
-from tests.waiting import wait_for
+from batcher.broker.client import connect
+from tests.support.family import Family, chunk_rows, has_chunks, start_worker, submit, wait_until_ready
+from tests.support.job_reading import result_rows
+from tests.support.waiting import wait_for
 
 #: Two shards of several seconds each, so that a chunk appears long before their end, on a much faster machine too.
 ROWS = 240
@@ -106,8 +106,8 @@ def test_submit_waits_and_reports_like_run(family: Family, model: Path, redis_ur
 
 
 def test_messages_that_mean_no_job_of_ours_are_dropped(family: Family, model: Path, redis_url: str) -> None:
-    from batcher.broker import queue_name
-    from workers.app import RUN_SHARD, make_app
+    from batcher.broker.client import queue_name
+    from workers.queue.app import RUN_SHARD, make_app
 
     app = make_app(redis_url)
     for message in (

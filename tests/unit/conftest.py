@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import redis
 
-from batcher.broker import embedded_broker, open_client
+from batcher.broker.client import embedded_broker, open_client
 from batcher.cli import run_cli
-from tests.unit.shard_bench import Bench
-from workers.shard_runner import Outcome
+from tests.support.shard_bench import Bench
+from workers.shard.runner import Outcome
 
 #: Runs a command line; gives its exit code, stdout and stderr.
 Run = Callable[[str], tuple[int, str, str]]

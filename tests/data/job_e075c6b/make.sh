@@ -8,7 +8,7 @@ bin=$1/.venv/bin
 # The tests' tiny model with a feed-forward part so wide that a run can be stopped between two of its rows.
 PYTHONPATH=$1 "$bin/python" -c '
 from pathlib import Path
-from tests.tiny_gguf import Shape, write_tiny_gguf
+from tests.support.tiny_gguf import Shape, write_tiny_gguf
 write_tiny_gguf(Path("tiny.gguf"), end_bias=-30.0, shape=Shape(hidden=64_000))'
 engine=(--model tiny=tiny.gguf --ctx 128 --slots 1 --threads 1)
 

@@ -33,7 +33,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-_MODULE = "workers.engine.model"
+_MODULE = "workers.engines.llama.model"
 
 
 def _segfault() -> None:
@@ -125,7 +125,7 @@ def _is_due(num_slots: int) -> bool:
 
 
 def _patch(module: Any) -> None:
-    """Put the faults into `workers.engine.model`."""
+    """Put the faults into `workers.engines.llama.model`."""
     load, decode, place, tokenize = (
         module.Model.__init__,
         module.Model.decode,

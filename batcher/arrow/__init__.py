@@ -1,0 +1,1 @@
+"""Arrow tables and their values, whatever their types."""

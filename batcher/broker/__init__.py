@@ -1,0 +1,1 @@
+"""The doorbell: a Redis-protocol broker, the leases kept in it, and the sweep that rings again."""

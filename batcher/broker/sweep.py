@@ -1,0 +1,186 @@
+"""Reaper and idle look: they find shards that nobody works on or ever will, and ring the doorbell for them again.
+
+The broker may lose a message (a flush, a crash, a worker killed between taking it and claiming), and a worker may die
+with a shard in its hands. Everybody who waits for a job sweeps it, in three ways:
+
+- *Expired*: a lease ran out, so its holder died or hangs. The shard is sent at once, also while others wait, and to the
+  front of the queue: it was begun already, and how long the queue is must not matter to it. Each expiry is handed out
+  once (see `lease`), so there is one message for each death however many sweep, and however long no worker is free.
+- *Left by the dead*: the process of a worker died and its supervisor lives to tell. Its leases are released and its
+  shards sent, without waiting for any expiry.
+- *Orphaned*: the queue of a model is empty, and a shard is neither committed nor leased; seen so twice, a sweep
+  interval apart, as a message on its way to a claim takes milliseconds. Rather than knowing which message vanished,
+  this looks at what is. It is also the way of a shard whose attempts fail (a full disk, say): its message is dropped,
+  and it comes back at growing intervals, from two looks to five minutes, until a chunk more of it is saved.
+
+A message too many costs nothing, as its claim fails. One key a shard keeps sweepers from sending the same at a time:
+
+    batcher:swept:<job>:<shard>   hash, lives for two intervals: somebody sent a message for the orphaned shard
+        interval    milliseconds from that to the next one
+        progress    how far the shard was: the number of its chunks
+        `_MARK`     asks and writes
+"""
+
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+
+import redis
+
+from batcher.broker.client import KEY_PREFIX, queue_key
+from batcher.broker.leases import LEASE_TTL_S, Leases
+from batcher.errors import BrokerError
+from batcher.jobdir.folder import JobDir, ShardInfo
+
+#: Seconds. The longest that a shard which keeps failing waits for another try.
+MAX_RESEND_INTERVAL_S = 300.0
+
+#: Sends one message for each shard of a job and returns how many.
+Enqueue = Callable[[JobDir, Sequence[ShardInfo]], int]
+
+# KEYS[1] the mark; ARGV[1] the progress, ARGV[2] and ARGV[3] the shortest and the longest interval in milliseconds.
+# Returns 1, and marks the shard as sent, where the last message for it is an interval old. The interval doubles each
+# time, and is the shortest again where the shard has made progress, or nobody sent it for two.
+_MARK = """
+local interval = tonumber(ARGV[2])
+local last = redis.call('HMGET', KEYS[1], 'interval', 'progress')
+if last[1] then
+  local age = 2 * last[1] - redis.call('PTTL', KEYS[1])
+  local is_stuck = last[2] == ARGV[1]
+  -- Below zero where the server's clock was set back: then nobody knows how old it is.
+  if age >= 0 and age < (is_stuck and tonumber(last[1]) or interval) then
+    return 0
+  end
+  if is_stuck then
+    interval = math.min(2 * last[1], tonumber(ARGV[3]))
+  end
+end
+redis.call('HSET', KEYS[1], 'interval', interval, 'progress', ARGV[1])
+redis.call('PEXPIRE', KEYS[1], 2 * interval)
+return 1
+"""
+
+# KEYS[1] a queue. The message that was sent last becomes the one that is taken next.
+_TO_FRONT = """
+local message = redis.call('LPOP', KEYS[1])
+if message then
+  redis.call('RPUSH', KEYS[1], message)
+end
+"""
+
+
+class Every:
+    """Says when a periodic task is due; the first time at once. `clock` is in seconds and only grows."""
+
+    def __init__(self, interval_s: float, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._interval_s = interval_s
+        self._clock = clock
+        self._next = clock()
+
+    def is_due(self) -> bool:
+        """Whether `interval_s` have passed since this was last true."""
+        now = self._clock()
+        if now < self._next:
+            return False
+        self._next = now + self._interval_s
+        return True
+
+
+class Sweep:
+    """Sweeps one job. Every method raises BrokerError where the broker is away, and makes up for it the next time.
+
+    Remembers between looks which shards looked orphaned, and what could not be sent. `models`: only orphans of these
+    are sent; None for all. `lease_ttl_s` gives the pace.
+    """
+
+    def __init__(
+        self,
+        job: JobDir,
+        client: redis.Redis,
+        *,
+        enqueue: Enqueue,
+        models: Collection[str] | None = None,
+        lease_ttl_s: float = LEASE_TTL_S,
+    ) -> None:
+        self.job = job
+        self._client = client
+        self._leases = Leases(client, ttl_s=lease_ttl_s)
+        self._enqueue = enqueue
+        self._models = models
+        self._orphans: frozenset[int] = frozenset()
+        self._unsent: set[int] = set()
+        self._mark = client.register_script(_MARK)
+        self._to_front = client.register_script(_TO_FRONT)
+
+    def reap(self) -> float:
+        """Send the shards whose leases expired. Returns the seconds until another can expire; infinite if none."""
+        reaped = self._leases.reap(self.job.job_id)
+        self._unsent.update(reaped.expired)
+        self._send_unsent()
+        return reaped.next_expiry_s
+
+    def bury(self, worker: str, pid: int) -> None:
+        """Release the leases of a process that is known to be dead, and send its shards."""
+        for lease in self._leases.held(self.job.job_id, self._leases.claimed(self.job.job_id)).values():
+            # By its number too: another process of that name may have claimed meanwhile.
+            if lease.is_of(worker, pid) and self._leases.release(lease):
+                self._unsent.add(lease.shard)
+        self._send_unsent()
+
+    def look(self) -> int:
+        """Send what was orphaned at the last look and still is; call it every `Pace.sweep_interval_s`.
+
+        Returns how many were sent.
+        """
+        orphans = self._find_orphans()
+        again = [info for info in orphans if info.shard in self._orphans and self._may_send(info.shard)]
+        self._orphans = frozenset(info.shard for info in orphans)
+        return self._enqueue(self.job, again) if again else 0
+
+    def _send_unsent(self) -> None:
+        """Send what is known to be in nobody's hands, to the front of the queues."""
+        if not self._unsent:
+            return
+        if not self._is_over():
+            for info in self._pending(self._unsent):
+                self._enqueue(self.job, [info])
+                assert info.model is not None, f"shard {info.shard} was leased and has no model"
+                try:
+                    self._to_front(keys=[queue_key(info.model)])
+                except redis.RedisError as exc:
+                    raise BrokerError(f"broker: the queue of {info.model} could not be written: {exc}") from exc
+        self._unsent.clear()
+
+    def _find_orphans(self) -> list[ShardInfo]:
+        """The shards without part and lease whose queue is empty."""
+        if self._is_over():
+            return []
+        pending = [info for info in self.job.pending_shards() if self._is_ours(info.model)]
+        idle = {model for model in {info.model for info in pending} if model and self._is_idle(model)}
+        waiting = [info for info in pending if info.model in idle]
+        held = self._leases.held(self.job.job_id, [info.shard for info in waiting])
+        return [info for info in waiting if info.shard not in held]
+
+    def _pending(self, shards: Iterable[int]) -> list[ShardInfo]:
+        wanted = frozenset(shards)
+        return [info for info in self.job.pending_shards() if info.shard in wanted]
+
+    def _is_over(self) -> bool:
+        return self.job.is_cancelled or self.job.is_complete
+
+    def _is_ours(self, model: str | None) -> bool:
+        return model is not None and (self._models is None or model in self._models)
+
+    def _is_idle(self, model: str) -> bool:
+        try:
+            return self._client.llen(queue_key(model)) == 0
+        except redis.RedisError as exc:
+            raise BrokerError(f"broker: the queue of {model} could not be read: {exc}") from exc
+
+    def _may_send(self, shard: int) -> bool:
+        """Whether it is time for another message; marks the shard as sent, if so."""
+        shortest_s = 2 * self._leases.pace.sweep_interval_s
+        arguments = [len(self.job.chunks(shard)), *(round(s * 1000) for s in (shortest_s, MAX_RESEND_INTERVAL_S))]
+        try:
+            return bool(self._mark(keys=[f"{KEY_PREFIX}swept:{self.job.job_id}:{shard}"], args=arguments))
+        except redis.RedisError as exc:
+            raise BrokerError(f"broker: shard {shard} could not be marked: {exc}") from exc

@@ -1,0 +1,35 @@
+"""What is wrong with this machine for Batcher, and the remedy: each check really tries the thing."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from batcher.cli.doctor.broker import check_broker, check_embedded_broker
+from batcher.cli.doctor.finding import Check, Level
+from batcher.cli.doctor.jobs_folder import check_jobs_dir, check_workers
+from batcher.cli.doctor.models import EngineWishes, check_models
+from batcher.cli.doctor.software import check_llama, check_machine, check_packages
+from batcher.model_files import ModelRef
+
+__all__ = ["Check", "EngineWishes", "Level", "run_checks"]
+
+
+def run_checks(
+    *,
+    jobs_dir: Path,
+    broker: str | None,
+    models: Sequence[ModelRef],
+    wishes: EngineWishes,
+    is_one_worker: bool,
+) -> Iterator[Check]:
+    """All checks, one after the other as they are done.
+
+    Touches disk (a probe file, removed again) and the broker (a key, removed again; without a URL a server of its own
+    is started and stopped). Reads the headers of the models, not their weights.
+    """
+    yield from check_packages()
+    yield check_llama()
+    yield check_machine()
+    yield from check_jobs_dir(jobs_dir)
+    yield check_workers(jobs_dir)
+    yield from check_broker(broker) if broker else [check_embedded_broker()]
+    yield from check_models(models, wishes, is_one_worker=is_one_worker)

@@ -1,0 +1,84 @@
+"""The packages that Batcher declares, llama.cpp's library, and the machine they run on."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+
+from packaging.requirements import Requirement
+
+from batcher.cli.doctor.finding import Check, Level, size_text
+from batcher.installation import DISTRIBUTION, install_extras, install_requirement
+from batcher.machine import read_memory, usable_cores
+
+#: Seconds. Loading the library takes well under one; a file system that is this slow is a finding too.
+IMPORT_TIMEOUT_S = 60.0
+
+_NO_WORKER = "no prompt can be completed here, only submitted"
+
+#: In a process of its own: a library built for another CPU dies of an illegal instruction.
+_PROBE_LLAMA = """
+import json, llama_cpp
+print(json.dumps([llama_cpp.__version__, bool(llama_cpp.llama_supports_gpu_offload())]))
+"""
+
+
+def check_packages() -> Iterator[Check]:
+    """Python and the packages that Batcher declares, with the versions it declares."""
+    yield Check("python", Level.OK, f"{sys.version.split()[0]} at {sys.executable}")
+    try:
+        declared = metadata.requires(DISTRIBUTION) or []
+    except metadata.PackageNotFoundError:
+        message = f"{DISTRIBUTION} is not installed as a package, so its requirements are unknown"
+        yield Check("batcher", Level.WARN, message, install_extras("worker"))
+        return
+    for requirement in map(Requirement, declared):
+        is_needed = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        is_worker = requirement.marker is not None and requirement.marker.evaluate({"extra": "worker"})
+        if is_needed or is_worker:
+            yield _check_package(requirement, is_needed=is_needed)
+
+
+def _check_package(requirement: Requirement, *, is_needed: bool) -> Check:
+    """Check a package that all commands need, or only those that complete prompts."""
+    remedy = install_requirement(requirement) if is_needed else install_extras("worker")
+    try:
+        version = metadata.version(requirement.name)
+    except metadata.PackageNotFoundError:
+        message = "not installed" if is_needed else f"not installed; {_NO_WORKER}"
+        return Check(requirement.name, Level.FAIL, message, remedy)
+    if not requirement.specifier.contains(version, prereleases=True):
+        message = f"{version}, but {requirement.specifier} is needed"
+        return Check(requirement.name, Level.FAIL, message, install_requirement(requirement))
+    return Check(requirement.name, Level.OK, version)
+
+
+def check_llama() -> Check:
+    """Whether llama.cpp's library loads, and whether it was built for a GPU."""
+    name = "llama.cpp"
+    command = [sys.executable, "-P", "-c", _PROBE_LLAMA]
+    try:
+        probe = subprocess.run(command, capture_output=True, text=True, timeout=IMPORT_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired:
+        return Check(name, Level.WARN, f"not loaded after {IMPORT_TIMEOUT_S:.0f} s", "check the disk it is on")
+    if probe.returncode < 0:
+        reason = signal.Signals(-probe.returncode).name
+        remedy = "rebuild llama-cpp-python on this machine (`make setup` after deleting .venv)"
+        return Check(name, Level.FAIL, f"loading the library died of {reason}; {_NO_WORKER}", remedy)
+    if probe.returncode:
+        last = (probe.stderr.strip().splitlines() or ["unknown error"])[-1]
+        return Check(name, Level.FAIL, f"cannot be loaded ({last}); {_NO_WORKER}", install_extras("worker"))
+    version, has_gpu = json.loads(probe.stdout)
+    return Check(name, Level.OK, f"llama-cpp-python {version}, built for {'GPU offload' if has_gpu else 'CPUs only'}")
+
+
+def check_machine() -> Check:
+    """Cores and memory that this process may use."""
+    memory = read_memory()
+    return Check(
+        "machine",
+        Level.OK,
+        f"{usable_cores()} cores, {size_text(memory.available)} of {size_text(memory.total)} memory available",
+    )

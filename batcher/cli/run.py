@@ -1,0 +1,340 @@
+"""The commands that do the work: run, submit, worker, resume."""
+
+import logging
+import re
+import secrets
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from batcher.cli import EXIT_INTERRUPTED
+from batcher.cli.engines import (
+    choose_models,
+    context_lengths,
+    engine_options,
+    models_option,
+    needed_extras,
+    take_engine_options,
+    worker_config,
+)
+from batcher.cli.jobs import repair_parts
+from batcher.cli.options import (
+    broker_option,
+    find_job,
+    input_options,
+    jobs_dir_option,
+    option,
+    row_timeout_option,
+    sampling_options,
+    submit_options,
+)
+from batcher.cli.unserved import warn_of_unserved
+from batcher.cli.watch import complete_job, how_far, log_to_stderr, quoted, report_complete, typed_command, wait_for_job
+from batcher.errors import InputError
+from batcher.installation import check_installed
+
+if TYPE_CHECKING:
+    import subprocess
+
+    from batcher.jobdir.folder import JobDir
+    from batcher.model_files import ModelRef
+    from batcher.submission.planner import SubmitOptions
+
+files_argument = click.argument("files", nargs=-1, required=True, metavar="FILE...")
+quiet_option = option("--quiet", "-q", is_flag=True, help="No progress; only the summary, and what went wrong.")
+workers_option = option(
+    "--workers", "num_workers", envvar="BATCHER_WORKERS", type=click.IntRange(min=1), default=1, help="Local workers."
+)
+
+
+@click.command("run")
+@files_argument
+@option("--output", "-o", required=True, type=click.Path(file_okay=False, path_type=Path), help="The job directory.")
+@models_option
+@sampling_options
+@input_options
+@engine_options
+@workers_option
+@broker_option
+@quiet_option
+def run_command(
+    files: tuple[str, ...],
+    *,
+    output: Path,
+    models: tuple[str, ...],
+    num_workers: int,
+    broker: str | None,
+    quiet: bool,
+    **options: Any,
+) -> int:
+    """Complete the prompts of FILE... on this machine. The same command again resumes what was interrupted.
+
+    FILE is Parquet, JSONL or CSV (.gz, .zst), a folder of these, a glob, or - for stdin. Results are in OUT/results
+    as Parquet.
+
+    \b
+    Example:
+      batcher run prompts.jsonl -o out --model smollm2-135m --max-tokens 64
+    """
+    check_installed("run", *needed_extras(broker))
+    spares = _launch_spares(num_workers)
+
+    from batcher.ids import check_id
+    from batcher.jobdir.folder import JobDir
+    from batcher.submission.planner import commit_refused
+    from workers.local import job_broker
+
+    engine = take_engine_options(options)
+    chosen = choose_models(models)
+    job = JobDir(output.resolve())
+    check_id(job.path.name, what="name of the job directory")
+    names = frozenset(model.name for model in chosen)
+    submission = submit_options(
+        default_model=chosen[0].name,
+        known_models=names,
+        row_timeout=engine["row_timeout_s"],
+        context_lengths=context_lengths(chosen, engine["context_length"]),
+        **options,
+    )
+    config = worker_config(chosen, job.path.parent, home=job.path, quiet=True, **engine)
+    again = f"batcher resume {shlex.quote(str(output))}{_model_arguments(chosen)}" if "-" in files else typed_command()
+    with job_broker(job, broker) as queue:
+        try:
+            _submit(job, files, submission, quiet=quiet)
+        except KeyboardInterrupt:
+            click.echo(
+                f"Stopped while reading the input; nothing was submitted. Start again with:\n  {again}", err=True
+            )
+            return EXIT_INTERRUPTED
+        commit_refused(job)
+        return complete_job(job, config, num_workers=num_workers, broker=queue, spares=spares, quiet=quiet, again=again)
+
+
+@click.command("submit")
+@files_argument
+@option("--job-id", help="Name of the job. [default: from the first file's name and the time]")
+@option("--model", metavar="NAME", help="Model of rows which name none.")
+@sampling_options
+@input_options
+@row_timeout_option
+@broker_option
+@jobs_dir_option
+@option("--wait", "is_waiting", envvar="BATCHER_WAIT", is_flag=True, help="Stay until the job is complete.")
+@quiet_option
+def submit_command(
+    files: tuple[str, ...],
+    *,
+    job_id: str | None,
+    model: str | None,
+    broker: str | None,
+    jobs_dir: Path,
+    is_waiting: bool,
+    quiet: bool,
+    **options: Any,
+) -> int:
+    """Submit the prompts of FILE... as a job for `batcher worker`, and print its id.
+
+    Workers need the same broker and the same --jobs-dir, so on several machines that is a shared folder.
+
+    \b
+    Example:
+      batcher submit prompts.jsonl --model qwen --broker redis://host:6379/0 --jobs-dir /mnt/jobs
+    """
+    from batcher.broker.client import connect
+    from batcher.ids import check_model_name
+    from batcher.jobdir.folder import JobDir
+    from batcher.jobdir.root import locate_job
+    from batcher.submission.planner import commit_refused
+    from workers.queue.app import enqueue, make_app
+
+    if broker is None:
+        raise click.UsageError(
+            "submit needs --broker URL (or BATCHER_BROKER); on one machine, `batcher run` needs none"
+        )
+    # Before anything is written: a mistyped URL should leave no job.
+    connect(broker).close()
+    default_model = None if model is None else check_model_name(model)
+    job = JobDir(locate_job(jobs_dir, job_id or _new_job_id(files[0])))
+    _submit(job, files, submit_options(default_model=default_model, known_models=None, **options), quiet=quiet)
+    commit_refused(job)
+    enqueue(make_app(broker), job, job.pending_shards())
+    click.echo(job.job_id)
+    warn_of_unserved(job, broker)
+    return wait_for_job(job, broker, quiet=quiet) if is_waiting else 0
+
+
+@click.command("worker")
+@models_option
+@engine_options
+@option("--name", help="What stands in the `worker` column of the results. [default: host and process id]")
+@broker_option
+@jobs_dir_option
+def worker_command(
+    *, models: tuple[str, ...], name: str | None, broker: str | None, jobs_dir: Path, **options: Any
+) -> int:
+    """Work on submitted jobs until stopped. Start as many as you like, on any machine that sees broker and jobs.
+
+    On SIGTERM or Ctrl-C the worker saves its finished rows and puts its shards back into the queue.
+
+    \b
+    Example:
+      batcher worker --model qwen=/models/qwen.gguf --broker redis://host:6379/0 --jobs-dir /mnt/jobs
+    """
+    check_installed("worker", "worker")
+    from batcher.broker.url import hide_password
+    from batcher.ids import check_id
+    from workers.local import serve
+
+    if broker is None:
+        raise click.UsageError(
+            "worker needs --broker URL (or BATCHER_BROKER); on one machine, `batcher run` needs none"
+        )
+    chosen = choose_models(models)
+    jobs_root = jobs_dir.resolve()
+    try:
+        jobs_root.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise InputError(f"--jobs-dir {jobs_dir}: cannot create the folder: {exc.strerror or exc}") from exc
+    log_to_stderr(logging.INFO, broker_url=broker)
+    config = worker_config(chosen, jobs_root, home=jobs_root, quiet=False, **take_engine_options(options))
+    config = replace(config, broker_url=broker, name=check_id(name, what="worker name") if name else config.name)
+    serve(
+        config,
+        on_ready=lambda: click.echo(
+            f"Worker {config.name} is ready: {', '.join(model.name for model in chosen)} "
+            f"from {hide_password(broker)}, jobs in {jobs_root}"
+        ),
+    )
+    click.echo("Stopped; finished rows are kept, unfinished shards are back in the queue.", err=True)
+    return 0
+
+
+@click.command("resume")
+@click.argument("job", metavar="JOB")
+@models_option
+@engine_options
+@workers_option
+@broker_option
+@jobs_dir_option
+@quiet_option
+def resume_command(
+    job: str,
+    *,
+    models: tuple[str, ...],
+    num_workers: int,
+    broker: str | None,
+    jobs_dir: Path,
+    quiet: bool,
+    **options: Any,
+) -> int:
+    """Take JOB up again: what is finished is kept, also where the job was cancelled or the broker lost.
+
+    With --broker its shards go to the workers there. Without, workers of this machine complete it, as `run` does.
+
+    \b
+    Example:
+      batcher resume out
+    """
+    if broker is None:
+        check_installed("resume", *needed_extras(broker))
+    spares = _launch_spares(num_workers if broker is None else 0)
+
+    from batcher.broker.client import connect
+    from batcher.manage.finish import finalize
+    from batcher.submission.planner import commit_refused
+    from workers.local import job_broker
+    from workers.queue.app import enqueue, make_app
+
+    engine = take_engine_options(options)
+    found = find_job(job, jobs_dir)
+    if broker is not None:
+        connect(broker).close()
+        repair_parts(found)
+        commit_refused(found)
+        if finalize(found) is not None:
+            return report_complete(found)
+        _open_again(found)
+        number = enqueue(make_app(broker), found, found.pending_shards())
+        click.echo(f"Enqueued {number:,} shards; `batcher status {quoted(found)} --watch` shows how they go.")
+        warn_of_unserved(found, broker)
+        return 0
+    repair_parts(found)
+    needed = {info.model for info in found.pending_shards() if info.model is not None}
+    config = worker_config(
+        choose_models(models, needed=needed), found.path.parent, home=found.path, quiet=True, **engine
+    )
+    with job_broker(found, None) as queue:
+        commit_refused(found)
+        if finalize(found) is not None:
+            return report_complete(found)
+        _open_again(found)
+        _say_how_far(found, quiet=quiet)
+        return complete_job(
+            *(found, config),
+            num_workers=num_workers,
+            broker=queue,
+            spares=spares,
+            quiet=quiet,
+            again=typed_command(),
+        )
+
+
+def _launch_spares(number: int) -> "list[subprocess.Popen[bytes]]":
+    """Processes for workers, to be called first of all: they get ready while this one does. Gone with the command."""
+    from workers.process.launch import spare_children
+
+    return click.get_current_context().with_resource(spare_children(number))
+
+
+# -- submitting ---------------------------------------------------------------------------------------------------
+
+
+def _submit(job: "JobDir", files: Sequence[str], options: "SubmitOptions", *, quiet: bool) -> None:
+    """Make the job exist, or find that it does; say which on stderr."""
+    from batcher.submission import planner
+
+    existed = job.exists()
+    manifest = planner.submit(job, files, options, stdin=sys.stdin.buffer, on_progress=None if quiet else _show_reading)
+    if existed:
+        repair_parts(job)
+        _open_again(job)
+        _say_how_far(job, quiet=quiet)
+    elif not quiet:
+        refused = f" ({manifest.num_refused:,} refused)" if manifest.num_refused else ""
+        click.echo(f"Submitted {manifest.num_rows:,} rows{refused} in {len(manifest.shards):,} shards.", err=True)
+
+
+def _open_again(job: "JobDir") -> None:
+    """Let workers take up what was cancelled, and what they had given up."""
+    from batcher.jobdir.attempts import forgive
+
+    job.uncancel()
+    for info in job.pending_shards():
+        forgive(job, info.shard)
+
+
+def _show_reading(num_rows: int) -> None:
+    """A count that stays on its line; nothing where nobody looks."""
+    if sys.stderr.isatty():
+        click.echo(f"\rReading: {num_rows:,} rows\r", nl=False, err=True)
+
+
+def _say_how_far(job: "JobDir", *, quiet: bool) -> None:
+    if not quiet and not job.is_complete:
+        click.echo(f"Resuming: {how_far(job)} are done.", err=True)
+
+
+def _new_job_id(file: str) -> str:
+    """A job id that says what and when, with a tail for two submitted in the same second."""
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(file).name.partition(".")[0]).strip("-_") or "job"
+    return f"{stem[:64]}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+
+
+def _model_arguments(models: Sequence["ModelRef"]) -> str:
+    return "".join(f" --model {shlex.quote(f'{model.name}={model.path}')}" for model in models)

@@ -1,0 +1,421 @@
+"""What a person sees of a job: the live bar, the summary at the end, a sample of the results.
+
+Progress goes to stderr, so that stdout holds only what was asked for. Off a terminal it is a JSON line every few
+seconds, for logs and programs.
+"""
+
+import json
+import shlex
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, fields
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import click
+
+from batcher.cli.unserved import unserved_text
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as RichProgress
+
+    from batcher.jobdir.folder import JobDir
+    from batcher.manage.finish import Summary
+    from batcher.manage.status import Status, WorkerStatus
+    from batcher.submission.validation import ValidationReport
+
+#: Seconds between two JSON lines.
+LINE_INTERVAL_S = 5.0
+
+#: Columns of plain text. Legible on any terminal, and in a log.
+TEXT_WIDTH = 100
+
+#: Characters of a prompt's tail and of a text that a sample shows.
+PROMPT_TAIL, TEXT_HEAD = 160, 600
+
+#: Workers, shards of each, and failed shards that a status names; and the characters of a message in it.
+MAX_WORKERS, MAX_SHARDS, MAX_FAILURES, MESSAGE_HEAD = 20, 8, 3, 300
+
+
+class Progress:
+    """Shows how a job proceeds, on stderr: a live bar on a terminal, elsewhere a JSON line every few seconds.
+
+        with Progress() as progress:
+            progress.update(reader.read())
+
+    The last status is always shown, when the block ends. `clock` gives seconds and need not be wall time. Text printed
+    to stdout or stderr meanwhile appears above the bar.
+    """
+
+    def __init__(
+        self,
+        *,
+        console: "Console | None" = None,
+        interval_s: float = LINE_INTERVAL_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._console = console
+        self._interval_s = interval_s
+        self._clock = clock
+        self._bar: RichProgress | None = None
+        self._last: Status | None = None
+        self._printed_at: float | None = None
+
+    def __enter__(self) -> Self:
+        if self._console is None and sys.stderr.isatty():
+            from rich.console import Console
+
+            self._console = Console(stderr=True)
+        if self._console is not None and self._console.is_terminal:
+            self._bar = _make_bar(self._console)
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exc_info: type[BaseException] | BaseException | TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+        elif self._last is not None:
+            self._print_line(self._last)
+
+    def update(self, status: "Status") -> None:
+        """Show `status` now (bar), or when the next line is due."""
+        if self._bar is not None:
+            fields: dict[str, Any] = {
+                "rows": f"{status.num_done:,}/{status.num_rows:,} rows",
+                "speed": f"{status.tokens_per_s:,.0f} tokens/s",
+                "eta": f"ETA {duration_text(status.eta_s)}" if status.eta_s is not None else status.state.value,
+                "errors": _trouble_text(status),
+            }
+            if self._bar.task_ids:
+                self._bar.update(self._bar.task_ids[0], completed=status.num_done, **fields)
+            else:
+                self._bar.add_task(status.job_id, completed=status.num_done, total=status.num_rows, **fields)
+            return
+        self._last = status
+        now = self._clock()
+        if self._printed_at is None or now - self._printed_at >= self._interval_s:
+            self._printed_at = now
+            self._print_line(status)
+
+    def _print_line(self, status: "Status") -> None:
+        click.echo(status_json(status), err=True)
+        self._last = None
+
+
+def _make_bar(console: "Console") -> "RichProgress":
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn
+    from rich.progress import Progress as RichProgress
+
+    columns = [
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=None),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[rows]}", markup=False),
+        TextColumn("{task.fields[speed]}", markup=False),
+        TextColumn("{task.fields[eta]}", markup=False),
+        TextColumn("{task.fields[errors]}", markup=False, style="red"),
+    ]
+    # Piped stdout stays what it is: redirected, it would land on the terminal and be missing in the pipe.
+    return RichProgress(*columns, console=console, expand=True, redirect_stdout=sys.stdout.isatty())
+
+
+def status_json(status: "Status") -> str:
+    """A status as one JSON line: its fields by name, times in ISO 8601."""
+    return json.dumps(asdict(status), default=_iso)
+
+
+def status_text(job: "JobDir", status: "Status") -> str:
+    """A status in a few lines."""
+    shards = f"{status.num_committed:,} of {status.num_shards:,} committed"
+    if status.num_claimed or status.num_waiting:
+        shards += f", {status.num_claimed:,} claimed, {status.num_waiting:,} waiting"
+    attempts = f"{status.num_attempts:,}" if status.num_attempts else ""
+    if status.num_crashes:
+        attempts += f", of which {status.num_crashes:,} crashed"
+    percent = 100 * status.num_done / status.num_rows if status.num_rows else 100.0
+    lines = {
+        "Job": f"{status.job_id}: {status.state.value}",
+        "Rows": f"{status.num_done:,} of {status.num_rows:,} done ({percent:.0f}%): "
+        f"{status.num_ok:,} ok, {status.num_errors:,} errors",
+        "Errors": _counts_text(status.error_codes),
+        "Set aside": _set_aside_text(job, status.num_quarantined),
+        "Tokens": _tokens_text(status.prompt_tokens, status.cached_tokens, status.completion_tokens),
+        "Speed": f"{status.tokens_per_s:,.1f} tokens/s" if status.tokens_per_s else "",
+        "ETA": duration_text(status.eta_s) if status.eta_s is not None else "",
+        "Shards": shards,
+        "Attempts": attempts,
+        "Failures": _failures_text(status),
+        "Workers": _workers_text(job, status),
+        "Unserved": unserved_text(status, jobs_dir=shown_path(job.path.absolute().parent)),
+        "Created": utc_text(status.created_at),
+        "Elapsed": duration_text(status.elapsed_s) if status.started_at else "",
+        "Where": shown_path(job.path),
+    }
+    return _aligned(lines)
+
+
+def print_summary(job: "JobDir", summary: "Summary") -> None:
+    """Print how a complete job went, where its results are, and how to read them."""
+    from batcher.types import ErrorCode
+
+    where = shown_path(job.path)
+    pattern = f"{where}/{summary.results}"
+    quoted = json.dumps(pattern, ensure_ascii=False)
+    reader = f'import duckdb; print(duckdb.read_parquet({quoted}).select("custom_id", "text").limit(5))'
+    lines = {
+        "Job": f"{summary.job_id}: complete",
+        "Rows": f"{summary.proof.rows_in:,} in = {summary.num_ok:,} ok + {summary.num_errors:,} error",
+        "Errors": _counts_text(summary.error_codes),
+        "Set aside": _set_aside_text(job, summary.error_codes.get(ErrorCode.WORKER_CRASHED.value, 0)),
+        "Choices": f"{summary.num_choices:,}" if summary.num_choices != summary.num_ok else "",
+        "Tokens": _tokens_text(summary.prompt_tokens, summary.cached_tokens, summary.completion_tokens),
+        "Speed": f"{summary.tokens_per_s:,.1f} tokens/s",
+        "Finish": _counts_text(summary.finish_reasons),
+        "Elapsed": duration_text(summary.elapsed_s),
+        "Results": f"{pattern} ({summary.num_parts:,} {'part' if summary.num_parts == 1 else 'parts'})",
+        "Read them": f"batcher results {shlex.quote(where)} --limit 5",
+        "": f"python -c {shlex.quote(reader)}",
+    }
+    click.echo(_aligned(lines))
+
+
+def validation_text(report: "ValidationReport", *, tokenizer: str) -> str:
+    """What a dry run found; `tokenizer` names the models whose tokens were counted."""
+    tokens = ""
+    if report.tokens is not None:
+        tokens = (
+            f"{report.tokens.num_prompt_tokens:,} prompt, at most {report.tokens.num_at_most:,} with completions; "
+            f"longest prompt {report.tokens.longest_prompt:,} (by {tokenizer})"
+        )
+    lines = {
+        "Rows": f"{report.num_rows:,} = {report.num_ok:,} ok + {report.num_bad:,} bad",
+        "Errors": _counts_text(report.error_codes),
+        "Choices": f"{report.num_choices:,}" if report.num_choices != report.num_ok else "",
+        "Models": _counts_text(report.models),
+        "Prompts": f"{report.num_prompt_chars:,} characters",
+        "Tokens": tokens,
+        "Carried": ", ".join(f"{field.name} ({field.type})" for field in report.carried),
+    }
+    if not report.bad:
+        return _aligned(lines)
+    title = f"Bad rows, the first {len(report.bad):,}:" if len(report.bad) < report.num_bad else "Bad rows:"
+    return "\n".join([_aligned(lines), title, *(f"  {_clean(message)}" for message in report.bad)])
+
+
+def validation_json(report: "ValidationReport") -> str:
+    """What a dry run found, as one JSON line; of carried columns the names and types."""
+    found = {field.name: getattr(report, field.name) for field in fields(report)}
+    found["carried"] = {field.name: str(field.type) for field in report.carried}
+    found["tokens"] = asdict(report.tokens) if report.tokens else None
+    return json.dumps(found, ensure_ascii=False)
+
+
+def print_sample(job: "JobDir", limit: int, *, errors_only: bool = False) -> None:
+    """Print the first `limit` result rows that exist, legibly: the tail of the prompt, then the text or the error."""
+    from batcher.manage.export import finished_tables, json_rows
+
+    rows = (row for table in finished_tables(job) for row in json_rows(_errors_of(table) if errors_only else table))
+    shown = 0
+    for row in islice(rows, limit):
+        shown += 1
+        click.echo(_sample_text(row))
+    more = next(rows, None) is not None
+    if not shown:
+        click.echo("No error rows." if errors_only else "No finished rows yet.")
+    elif more:
+        click.echo(f"... and more: --limit {limit * 5} shows more of them, --json prints all.")
+
+
+def print_rows(job: "JobDir", limit: int | None, *, errors_only: bool = False) -> None:
+    """Print result rows as JSON lines, whole."""
+    from batcher.arrow.values import json_line
+    from batcher.manage.export import finished_tables, json_rows
+
+    rows = (row for table in finished_tables(job) for row in json_rows(_errors_of(table) if errors_only else table))
+    for row in islice(rows, limit):
+        click.echo(json_line(row))
+
+
+def table_text(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """Left-aligned columns two spaces apart; the last one is never padded."""
+    lines = [header, *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def duration_text(seconds: float | None) -> str:
+    """Seconds as a person says them: `8.2 s`, `3 min 05 s`, `2 h 10 min`, `3 d 04 h`; `-` for None."""
+    if seconds is None:
+        return "-"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600:02d} h"
+
+
+def size_text(num_bytes: int) -> str:
+    """Bytes as a person says them, in decimal units as disks are sold: `98.0 MB`."""
+    size, unit = float(num_bytes), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if size < 1000:
+            break
+        size, unit = size / 1000, larger
+    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+
+
+def shown_path(path: Path) -> str:
+    """`path` relative to the working directory where it lies below it, as one would type it."""
+    try:
+        return str(path.relative_to(Path.cwd())) if path.is_absolute() else str(path)
+    except ValueError:
+        return str(path)
+
+
+def _errors_of(table: Any) -> Any:
+    """The error rows of a result table."""
+    import pyarrow.compute as pc
+
+    from batcher.types import RowStatus
+
+    return table.filter(pc.equal(table["status"], RowStatus.ERROR.value))
+
+
+def _sample_text(row: dict[str, Any]) -> str:
+    name = f"[{row['row']}]" if row["index"] == 0 else f"[{row['row']}.{row['index']}]"
+    if row["status"] == "ok":
+        detail = f"{_clean(row['custom_id'])} ({row['finish_reason']}, {row['completion_tokens']} tokens)"
+        answer = _clean(row["text"])
+    else:
+        again = f", {row['attempts']} attempts" if (row["attempts"] or 0) > 1 else ""
+        detail = f"{_clean(row['custom_id'])} (error {row['error_code']}{again})"
+        answer = _clean(row["error_message"])
+    prompt = _clean(row["prompt"] or "")
+    tail = prompt if len(prompt) <= PROMPT_TAIL else f"...{prompt[-PROMPT_TAIL:]}"
+    head = answer if len(answer) <= TEXT_HEAD else f"{answer[:TEXT_HEAD]}..."
+    return "\n".join([f"{name} {detail}", *_wrapped(tail, "    "), *_wrapped(head, " -> ")])
+
+
+def _clean(text: str) -> str:
+    """Text on one line, without the control characters by which a completion could drive the terminal."""
+    return "".join(char if char.isprintable() else " " for char in " ".join(text.split()))
+
+
+def _wrapped(text: str, start: str) -> Iterator[str]:
+    indent = " " * len(start)
+    yield from textwrap.wrap(text, TEXT_WIDTH, initial_indent=start, subsequent_indent=indent) or [start.rstrip()]
+
+
+def _aligned(lines: dict[str, str]) -> str:
+    """`label  value` lines, without those that have nothing to say. A value may have several lines."""
+    width = max(len(label) for label, value in lines.items() if value)
+    indent = "\n" + " " * (width + 2)
+    return "\n".join(
+        f"{label.ljust(width)}  {value.replace(chr(10), indent)}" for label, value in lines.items() if value
+    )
+
+
+def _counts_text(counts: dict[str, int]) -> str:
+    by_number = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{name} {number:,}" for name, number in by_number)
+
+
+def _trouble_text(status: "Status") -> str:
+    """What the live bar says of errors and crashes; nothing where there are none."""
+    texts = [f"{status.num_errors:,} errors"] if status.num_errors else []
+    if status.num_crashes:
+        texts.append("1 crash" if status.num_crashes == 1 else f"{status.num_crashes:,} crashes")
+    return ", ".join(texts)
+
+
+def _set_aside_text(job: "JobDir", number: int) -> str:
+    """Of rows that ended the process that computed them: how many, and where to see which; "" for none."""
+    if not number:
+        return ""
+    rows = "1 row that crashed its worker" if number == 1 else f"{number:,} rows that crashed their workers"
+    return f"{rows} (worker_crashed); see: batcher results {shlex.quote(shown_path(job.path))} --errors"
+
+
+def _failures_text(status: "Status") -> str:
+    lines = [
+        f"shard {failure.shard}: {_head(failure.message)} (attempt {failure.attempt} by {_head(failure.worker)})"
+        for failure in status.failures[:MAX_FAILURES]
+    ]
+    if len(status.failures) > MAX_FAILURES:
+        lines.append(f"... and {len(status.failures) - MAX_FAILURES:,} more shards; --json shows them")
+    return "\n".join(lines)
+
+
+def _workers_text(job: "JobDir", status: "Status") -> str:
+    """A line for each worker. Of many, those that are not well come first, and the last ones are only counted."""
+    from batcher.jobdir.heartbeats import Health
+    from batcher.manage.status import JobState
+
+    workers = list(status.workers)
+    if len(workers) > MAX_WORKERS:
+        workers.sort(key=lambda each: (each.health is Health.ALIVE and not each.num_crashes, not each.shards))
+    shown = workers[:MAX_WORKERS]
+    width = max((len(_head(worker.name)) for worker in shown), default=0)
+    lines = [f"{_head(worker.name).ljust(width)}  {_worker_text(worker)}" for worker in shown]
+    if len(workers) > MAX_WORKERS:
+        lines.append(f"... and {len(workers) - MAX_WORKERS:,} more; --json shows them")
+    is_going_on = status.state in (JobState.WAITING, JobState.RUNNING) and status.num_committed < status.num_shards
+    if is_going_on and all(each.health is Health.GONE for each in workers):
+        resume = f"batcher resume {shlex.quote(shown_path(job.path))}"
+        lines.append(f"none alive for its models; start a `batcher worker`, or go on here with: {resume}")
+    return "\n".join(lines)
+
+
+def _worker_text(worker: "WorkerStatus") -> str:
+    """How a worker is: `alive, working on shards 3, 4`; `gone for 1 min 20 s, held shard 9; crashed 2 times (...)`."""
+    from batcher.jobdir.heartbeats import Health, WorkerState
+
+    shards = ", ".join(str(shard) for shard in worker.shards[:MAX_SHARDS])
+    if worker.shards:
+        shards = f"shard{'s' if len(worker.shards) > 1 else ''} {shards}"
+    if len(worker.shards) > MAX_SHARDS:
+        shards += ", ..."
+    match worker.health:
+        case Health.GONE:
+            text = f"gone for {duration_text(worker.age_s)}" + (f", held {shards}" if shards else "")
+        case Health.STALLED:
+            text = f"stalled {worker.stalled_s:.0f} s" + (f", {shards}" if shards else "")
+        case Health.ALIVE if worker.state is WorkerState.WORKING:
+            text = "alive, working" + (f" on {shards}" if shards else "")
+            text += " for other jobs" if worker.is_busy_elsewhere and not shards else ""
+        case Health.ALIVE:
+            text = f"alive, {worker.state.value}" + (f", {shards}" if shards else "")
+    if worker.num_crashes:
+        times = "once" if worker.num_crashes == 1 else f"{worker.num_crashes:,} times"
+        text += f"; crashed {times}" + (f" ({_head(worker.last_crash)})" if worker.last_crash else "")
+    return text
+
+
+def _head(message: str) -> str:
+    """A message from a file, on one line and shortened."""
+    text = _clean(message)
+    return text if len(text) <= MESSAGE_HEAD else f"{text[:MESSAGE_HEAD]}..."
+
+
+def _tokens_text(prompt: int, cached: int, completion: int) -> str:
+    cached_note = f" ({cached:,} from cache)" if cached else ""
+    return f"{prompt:,} prompt{cached_note} + {completion:,} generated"
+
+
+def utc_text(moment: datetime) -> str:
+    """A moment to the second: `2026-01-31 12:00:05 UTC`."""
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _iso(value: Any) -> str:
+    return value.isoformat().replace("+00:00", "Z") if hasattr(value, "isoformat") else str(value)

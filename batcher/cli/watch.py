@@ -1,0 +1,147 @@
+"""Seeing a job through: the commands that wait for one to be completed, and how they tell of its end."""
+
+import logging
+import shlex
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from batcher.cli import EXIT_ERROR_ROWS, EXIT_INTERRUPTED
+from batcher.errors import BatcherError, JobCancelledError
+
+if TYPE_CHECKING:
+    import subprocess
+
+    from batcher.jobdir.folder import JobDir
+    from batcher.manage.finish import Summary
+    from batcher.manage.status import Status
+    from workers.local import JobBroker
+    from workers.process.events import WorkerConfig
+
+
+def how_far(job: "JobDir") -> str:
+    """The rows that are done, of how many."""
+    from batcher.manage.status import StatusReader
+
+    status = StatusReader(job).read()
+    return f"{status.num_done:,} of {status.num_rows:,} rows"
+
+
+def complete_job(
+    job: "JobDir",
+    config: "WorkerConfig",
+    *,
+    num_workers: int,
+    broker: "JobBroker",
+    spares: "list[subprocess.Popen[bytes]]",
+    quiet: bool,
+    again: str,
+) -> int:
+    """Complete the job with local workers and report. Returns the exit code."""
+    from batcher.manage.finish import finalize
+    from workers.local import StoppedError, complete
+
+    if job.is_complete and not job.pending_shards():
+        return report_complete(job)
+    log_to_stderr(logging.WARNING, broker_url=broker.url)
+    try:
+        with _Progress(quiet) as on_status:
+            summary = complete(
+                *(job, config),
+                num_workers=num_workers,
+                broker=broker,
+                spares=spares,
+                on_status=on_status,
+                on_engines=_ignore if quiet else _show_engines,
+            )
+    except StoppedError:
+        click.echo(f"Stopped: {how_far(job)} are done and kept. Resume with:\n  {again}", err=True)
+        return EXIT_INTERRUPTED
+    except BatcherError as exc:
+        # What was on its way to its commit when the workers were stopped can have been the rest.
+        if isinstance(exc, JobCancelledError) and (late := finalize(job)) is not None:
+            return report(job, late)
+        click.echo(f"Error: {exc}", err=True)
+        if job.exists():
+            click.echo(f"{how_far(job)} are done and kept. Go on with:\n  {again}", err=True)
+        return exc.exit_code
+    return report(job, summary)
+
+
+def _show_engines(text: str) -> None:
+    for line in text.splitlines():
+        click.echo(f"Engine     {line}", err=True)
+
+
+def _ignore(text: str) -> None:
+    pass
+
+
+def wait_for_job(job: "JobDir", broker: str, *, quiet: bool) -> int:
+    """Wait for workers elsewhere and report. Returns the exit code."""
+    from workers.local import StoppedError, wait
+
+    try:
+        with _Progress(quiet) as on_status:
+            summary = wait(job, broker, on_status=on_status)
+    except StoppedError:
+        click.echo(f"The job goes on without us; look at it with:\n  batcher status {quoted(job)} --watch", err=True)
+        return EXIT_INTERRUPTED
+    return report(job, summary)
+
+
+class _Progress:
+    """The progress display, or nothing."""
+
+    def __init__(self, quiet: bool) -> None:
+        from batcher.cli.texts import Progress
+
+        self._progress = None if quiet else Progress()
+
+    def __enter__(self) -> Callable[["Status"], None]:
+        return self._progress.__enter__().update if self._progress else lambda status: None
+
+    def __exit__(self, *exc_info: Any) -> None:
+        if self._progress:
+            self._progress.__exit__(*exc_info)
+
+
+def report_complete(job: "JobDir") -> int:
+    from batcher.manage.finish import read_summary
+
+    click.echo("The job is complete; nothing is left to do.", err=True)
+    return report(job, read_summary(job))
+
+
+def report(job: "JobDir", summary: "Summary") -> int:
+    """Print the summary. Returns the exit code."""
+    from batcher.cli.texts import print_summary
+
+    print_summary(job, summary)
+    return EXIT_ERROR_ROWS if summary.num_errors else 0
+
+
+def typed_command() -> str:
+    """The command line as it was given."""
+    return shlex.join(["batcher", *sys.argv[1:]])
+
+
+def quoted(job: "JobDir") -> str:
+    """The job's path as one would type it."""
+    return shlex.quote(str(job.path))
+
+
+def log_to_stderr(level: int, *, broker_url: str, role: str = "supervisor") -> None:
+    """Have our own lines from `level` and everybody's warnings on stderr, without the password of the broker.
+
+    `role` says whose lines they are.
+    """
+    from batcher.broker.url import RedactingFormatter
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(RedactingFormatter(f"%(asctime)s {role} %(levelname)s %(message)s", broker_url))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    for name in ("batcher", "workers"):
+        logging.getLogger(name).setLevel(level)

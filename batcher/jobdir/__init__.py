@@ -1,0 +1,1 @@
+"""The truth on disk: what a job is, kept in immutable files."""

@@ -1,0 +1,307 @@
+"""What an attempt leaves for those after it: its journal while it runs, and how it ended if not in good order.
+
+The journal is a text file that says what the attempt is doing, written before it is done, so that it is true after a
+SIGKILL (it is not flushed to disk: a machine that fails takes it along, and blames nobody). Rows by their number:
+
+    ? 17    the prompt of row 17 is being tokenized
+    + 17    a choice of row 17 enters the engine
+    = 17    row 17 is all that this process computes from now on
+    - 17    row 17 is finished
+    .       nothing is being tokenized, and no row is alone, any more
+    !       all rows are finished, and the part is being made
+
+An orderly end, also a stop, a cancellation or an error that has its message, deletes the journal. One that stays is
+the trace of a crash, of a worker that vanished, or of one that is frozen and may come back.
+
+Rows in flight at a crash are suspects. The next attempt computes them last, one at a time and alone; one that is alone
+at a crash again is set aside, with an error row. How much a crash weighs depends on its cause (`_WEIGHTS`): a fault is
+somebody's, a kill from outside is most likely nobody's.
+"""
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from batcher.errors import StorageError
+from batcher.jobdir import store
+from batcher.jobdir.folder import JobDir
+from batcher.types import ErrorCode, RowError
+
+logger = logging.getLogger(__name__)
+
+
+class Outcome(StrEnum):
+    """How an attempt ended that did not end in good order."""
+
+    #: Its process died, or its engine did.
+    CRASHED = "crashed"
+    #: It could not go on, and said why: a damaged file, a full disk.
+    FAILED = "failed"
+
+
+class Cause(StrEnum):
+    """What ended a crashed attempt."""
+
+    #: The process died of what it did: SIGSEGV, SIGABRT and the like.
+    FAULT = "fault"
+    #: llama.cpp reported an error that the engine does not survive.
+    ENGINE = "engine"
+    #: The engine made no step for longer than any should take.
+    STALLED = "stalled"
+    #: The kernel killed the process because memory was short.
+    MEMORY = "memory"
+    #: The process was killed by somebody.
+    KILLED = "killed"
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptEnd:
+    """The end of an attempt. `cause` is that of a crash; `detail` says in words what happened."""
+
+    attempt: int
+    worker: str
+    outcome: Outcome
+    detail: str
+    at: datetime
+    cause: Cause | None = None
+    is_retriable: bool = True
+
+
+_END = TypeAdapter(AttemptEnd)
+
+
+def record_end(
+    job: JobDir,
+    shard: int,
+    attempt: int,
+    *,
+    worker: str,
+    outcome: Outcome,
+    detail: str,
+    cause: Cause | None = None,
+    is_retriable: bool = True,
+) -> bool:
+    """Say how an attempt ended. The first to say it wins; returns whether this was. Raises StorageError."""
+    end = AttemptEnd(attempt, worker, outcome, detail, datetime.now(UTC), cause, is_retriable)
+    path = job.attempt_end_path(shard, attempt=attempt)
+    return store.create_if_absent(path, _END.dump_json(end), guard=job.check_exists)
+
+
+def read_ends(job: JobDir, shard: int) -> list[AttemptEnd]:
+    """How earlier attempts of `shard` ended, those that did not end in good order, oldest first."""
+    found = []
+    for path in sorted(job.attempts_dir(shard).glob("*.end.json")):
+        try:
+            found.append(_END.validate_json(path.read_bytes()))
+        except (OSError, ValidationError):
+            continue  # Damaged, or forgotten meanwhile: then its attempt counts as one that vanished.
+    return found
+
+
+def forgive(job: JobDir, shard: int) -> None:
+    """Let a shard be tried again that was given up; suspects stay suspects. For the user's own `resume` and `run`."""
+    for end in read_ends(job, shard):
+        journal = job.journal_path(shard, attempt=end.attempt)
+        if end.outcome is Outcome.FAILED:
+            store.delete(job.attempt_end_path(shard, attempt=end.attempt))
+        elif journal.exists() and not read_journal(journal).has_begun:
+            store.delete(journal)
+
+
+def delete_journals(job: JobDir, shard: int, *, up_to: int) -> None:
+    """Drop all suspicion that attempts up to `up_to`, which has committed `shard`, have left. Never raises."""
+    for number, path in _journals(job, shard):
+        if number <= up_to:
+            # A journal that stays beside a part means nothing.
+            store.discard(path)
+
+
+def _journals(job: JobDir, shard: int) -> list[tuple[int, Path]]:
+    """The journals of a shard's attempts, with their numbers, in order."""
+    paths = job.attempts_dir(shard).glob("*.journal")
+    return sorted((int(path.stem), path) for path in paths if path.stem.isdigit())
+
+
+class Journal:
+    """The journal of one attempt, open for writing. For all threads: a line is one write to the end of the file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._is_broken = False
+        try:
+            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        except OSError as exc:
+            raise StorageError(f"{path}: cannot create: {exc.strerror or exc}") from exc
+
+    def tokenizing(self, row: int) -> None:
+        self._write(f"? {row}\n")
+
+    def at_ease(self) -> None:
+        self._write(".\n")
+
+    def admitted(self, row: int) -> None:
+        self._write(f"+ {row}\n")
+
+    def alone(self, row: int) -> None:
+        self._write(f"= {row}\n")
+
+    def finished(self, rows: Iterable[int]) -> None:
+        self._write("".join(f"- {row}\n" for row in rows))
+
+    def committing(self) -> None:
+        self._write("!\n")
+
+    def close(self, *, is_orderly: bool) -> None:
+        """Close the file, and delete it where the attempt ends in good order."""
+        os.close(self._descriptor)
+        if is_orderly:
+            # One that could not be deleted only makes the next attempt careful.
+            store.discard(self._path)
+
+    def _write(self, line: str) -> None:
+        if self._is_broken:
+            return
+        try:
+            os.write(self._descriptor, line.encode())
+        except OSError as exc:
+            # The engine's thread is no place to fail in. What the disk refuses here it soon refuses to a chunk.
+            self._is_broken = True
+            logger.warning("%s: cannot write: %s; a crash now would be blamed on nobody", self._path, exc.strerror)
+
+
+@dataclass(frozen=True, slots=True)
+class JournalState:
+    """Where an attempt stood at its last word. `has_begun`: it had begun with its rows, and was not yet committing."""
+
+    in_flight: frozenset[int] = frozenset()
+    alone: int | None = None
+    has_begun: bool = False
+
+
+def read_journal(path: Path) -> JournalState:
+    """Read a journal to where it breaks off. One that is gone or unreadable says nothing of any row."""
+    in_flight: set[int] = set()
+    tokenizing: int | None = None
+    alone: int | None = None
+    has_begun = False
+    for mark, row in _read_lines(path):
+        if mark == "?":
+            tokenizing, has_begun = row, True
+        elif mark == ".":
+            tokenizing, alone, has_begun = None, None, True
+        elif mark == "+":
+            in_flight.add(row)
+        elif mark == "=":
+            alone, has_begun = row, True
+        elif mark == "-":
+            in_flight.discard(row)
+            alone = None if alone == row else alone
+        elif mark == "!":
+            in_flight.clear()
+            tokenizing, alone, has_begun = None, None, False
+    in_flight.update(row for row in (tokenizing, alone) if row is not None)
+    return JournalState(frozenset(in_flight), alone, has_begun)
+
+
+def _read_lines(path: Path) -> Iterator[tuple[str, int]]:
+    """Marks and rows (-1 where the mark has none), without a last line that is torn."""
+    try:
+        text = path.read_text(errors="replace")
+    except OSError:
+        return
+    for line in text.split("\n")[:-1]:
+        mark, _, row = line.partition(" ")
+        if not row:
+            yield mark, -1
+        elif row.isascii() and row.isdigit():
+            yield mark, int(row)
+
+
+#: What a crash weighs against a row that was in flight, and against one that was alone. At 2 a row is a suspect, at 6
+#: it is set aside: after one fault alone, two shortages of memory alone, three kills alone.
+_WEIGHTS = {
+    Cause.FAULT: (2, 6),
+    Cause.ENGINE: (2, 6),
+    Cause.STALLED: (2, 6),
+    Cause.MEMORY: (2, 3),
+    Cause.KILLED: (1, 2),
+}
+_SUSPECT_AT = 2
+_SET_ASIDE_AT = 6
+
+#: Crashes of a shard's attempts while it was read or committed, when no row is to blame, that end in giving it up.
+MAX_BLAMELESS_CRASHES = 5
+#: Failures of a shard that trying again can't mend.
+MAX_FAILURES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What earlier attempts mean for the next one.
+
+    `suspects` are to be computed last and alone, in ascending order; `set_aside` have an error row instead.
+    `why_hopeless` says why the shard should not be tried again at all; "" where it should.
+    """
+
+    suspects: tuple[int, ...] = ()
+    set_aside: dict[int, RowError] = field(default_factory=dict)
+    why_hopeless: str = ""
+
+
+def judge(job: JobDir, shard: int, *, attempt: int) -> Verdict:
+    """Weigh the journals and ends of the attempts of `shard` before `attempt`. Reads a folder and its few files."""
+    ends = {end.attempt: end for end in read_ends(job, shard) if end.attempt < attempt}
+    in_flight: Counter[int] = Counter()
+    alone: Counter[int] = Counter()
+    last: dict[int, AttemptEnd | None] = {}
+    num_alone: Counter[int] = Counter()
+    num_blameless = 0
+    for number, path in _journals(job, shard):
+        if number >= attempt:
+            continue
+        end = ends.get(number)
+        cause = end.cause if end is not None and end.cause is not None else Cause.KILLED
+        state = read_journal(path)
+        weight_in_flight, weight_alone = _WEIGHTS[cause]
+        in_flight.update(dict.fromkeys(state.in_flight, weight_in_flight))
+        if state.alone is not None:
+            alone[state.alone] += weight_alone
+            num_alone[state.alone] += 1
+            last[state.alone] = end
+        elif not state.has_begun and cause is not Cause.KILLED:
+            num_blameless += 1
+    set_aside = {
+        row: _row_error(last[row], num_alone=num_alone[row]) for row, weight in alone.items() if weight >= _SET_ASIDE_AT
+    }
+    suspects = sorted(row for row, weight in in_flight.items() if weight >= _SUSPECT_AT and row not in set_aside)
+    return Verdict(tuple(suspects), set_aside, _why_hopeless(list(ends.values()), num_blameless))
+
+
+def _row_error(end: AttemptEnd | None, *, num_alone: int) -> RowError:
+    """The error row of a row that ended its worker. `end` is None where its workers vanished without a word."""
+    what = end.detail if end is not None else "it vanished without a word"
+    code = ErrorCode.ENGINE_ERROR if end is not None and end.cause is Cause.ENGINE else ErrorCode.WORKER_CRASHED
+    times = "once" if num_alone == 1 else f"{num_alone} times"
+    return RowError(
+        code,
+        f"the worker died {times} while it computed this row and nothing else (the last time: {what}); "
+        "the row was in flight at a crash before that; `batcher retry` tries it again",
+    )
+
+
+def _why_hopeless(ends: list[AttemptEnd], num_blameless: int) -> str:
+    if num_blameless >= MAX_BLAMELESS_CRASHES:
+        return (
+            f"its worker died {num_blameless} times while reading or committing it (the last time: {ends[-1].detail})"
+        )
+    failures = [end for end in ends if end.outcome is Outcome.FAILED and not end.is_retriable]
+    if len(failures) >= MAX_FAILURES:
+        return f"it failed {len(failures)} times (lastly: {failures[-1].detail})"
+    return ""

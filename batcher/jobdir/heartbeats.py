@@ -1,0 +1,242 @@
+"""Signs of life of workers: what `batcher status` says of them without asking a broker or a process.
+
+    HOME/.workers/<worker name>.json     replaced every few seconds by the worker's supervisor
+
+HOME is the jobs root for `batcher worker`, the job directory for the workers of `batcher run` and of a local `resume`.
+Nothing's correctness rests on these files, so they are replaced without a flush to disk, a damaged one is passed over,
+and who can't write his goes on working.
+
+How old a sign is: by the file system's clock, which stamps each file when it is written, and never by the clocks of the
+machines: on a shared folder one of them may be a day off for good. Where the reader's own clock makes somebody look
+gone, an empty file in the folder asks the file system what time it is. Clocks that are set back or forth are borne:
+whoever lives replaces his file within an interval, so a sign that is far from now, be it in the past or in the future,
+is nobody's.
+"""
+
+import os
+import stat
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AwareDatetime, Field, TypeAdapter, ValidationError
+
+from batcher.errors import StorageError
+from batcher.ids import ID_PATTERN, check_id
+from batcher.jobdir import store
+
+#: A worker that missed so many of its own intervals in a row is gone, but not before so many seconds: intervals can be
+#: shorter than a busy machine takes to run somebody.
+MISSED_BEATS = 3
+MIN_GONE_AFTER_S = 5.0
+#: Seconds without a step of the engine, while it has work, from which a supervisor calls its worker stalled. A step
+#: takes less, but for huge models on slow machines; those are called stalled at times, which harms nobody.
+STALLED_AFTER_S = 10.0
+#: Seconds after which the file of a worker that is gone is deleted.
+FORGET_AFTER_S = 24 * 3600.0
+
+#: A sign of life has some hundred bytes; what is larger is none.
+_MAX_BYTES = 1 << 18
+
+_Seconds = Annotated[float, Field(ge=0, le=1e9)]
+_Interval = Annotated[float, Field(gt=0, le=1e6)]
+_Number = Annotated[int, Field(ge=0)]
+
+
+class WorkerState(StrEnum):
+    """What a worker does by its supervisor's account."""
+
+    LOADING = "loading"  # its child starts and loads the model
+    IDLE = "idle"  # waits for shards
+    WORKING = "working"
+    STALLED = "stalled"  # has work, and its engine has made no step for STALLED_AFTER_S
+    RESTARTING = "restarting"  # its child died, and the next one has not started yet
+    STOPPING = "stopping"
+
+
+class Health(StrEnum):
+    """What a reader makes of it: who has `gone` gave no sign of life for some intervals, whatever his state was."""
+
+    ALIVE = "alive"
+    STALLED = "stalled"
+    GONE = "gone"
+
+
+@dataclass(frozen=True, slots=True)
+class HeldShard:
+    """A shard that a worker works on."""
+
+    job_id: str
+    shard: _Number
+    attempt: _Number
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerHeartbeat:
+    """One sign of life. `started_at` and `beat_at` are by the worker's clock: good to show, not to compare.
+
+    The next one follows within `interval_s`. `stalled_s` are seconds since the engine's last step while it has work, 0
+    while it moves. `num_crashes` counts deaths of the child since the supervisor started; `last_crash` says how the
+    last one ended (`signal SIGSEGV`), "" before the first.
+    """
+
+    name: str
+    host: str
+    pid: int
+    version: str
+    models: tuple[str, ...]
+    started_at: AwareDatetime
+    beat_at: AwareDatetime
+    state: WorkerState
+    interval_s: _Interval
+    stalled_s: _Seconds = 0.0
+    shards: tuple[HeldShard, ...] = ()
+    num_crashes: _Number = 0
+    last_crash: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReport:
+    """A sign of life as a reader found it, `age_s` seconds after it was given."""
+
+    beat: WorkerHeartbeat
+    health: Health
+    age_s: float
+
+    @property
+    def stalled_s(self) -> float:
+        """Seconds that the engine has made no step, up to now; 0 where it moves, or where nobody knows."""
+        return self.beat.stalled_s + self.age_s if self.health is Health.STALLED else 0.0
+
+
+_HEARTBEAT = TypeAdapter(WorkerHeartbeat)
+
+
+def workers_dir(home: Path) -> Path:
+    """Where the workers of a jobs root, or of a job, keep their signs of life."""
+    return home / ".workers"
+
+
+def heartbeat_path(home: Path, name: str) -> Path:
+    """The file of one worker. Raises InputError for a name that is no safe file name."""
+    return workers_dir(home) / f"{check_id(name, what='worker name')}.json"
+
+
+def utc_now() -> datetime:
+    """The worker's clock, for `started_at` and `beat_at`."""
+    return datetime.now(UTC)
+
+
+def write_heartbeat(home: Path, beat: WorkerHeartbeat) -> None:
+    """Replace a worker's sign of life, atomically, not durably. Raises StorageError where the disk says no."""
+    target = heartbeat_path(home, beat.name)
+    # Without parents: the folder of a job that was deleted must not come back.
+    temp = store.temp_path(target, parents=False)
+    try:
+        temp.write_bytes(_HEARTBEAT.dump_json(beat, indent=1))
+        temp.replace(target)
+    except OSError as exc:
+        _unlink_quietly(temp)
+        raise StorageError(f"{target}: cannot write: {exc.strerror or exc}") from exc
+
+
+def remove_heartbeat(home: Path, name: str) -> None:
+    """Take leave, at an orderly end. Raises StorageError where the disk says no; a file already gone is no error."""
+    path = heartbeat_path(home, name)
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as exc:
+        raise StorageError(f"{path}: cannot delete: {exc.strerror or exc}") from exc
+
+
+def read_heartbeats(home: Path, *, now: datetime | None = None) -> list[WorkerReport]:
+    """What the workers of a jobs root, or of a job, have to say, by name; never raises.
+
+    `now` is the file system's time, for tests; it is found out where it matters. Files that are no heartbeats are
+    passed over.
+    """
+    found = [(beat, mtime) for path, mtime, _ in _files(home) if (beat := _read(path)) is not None]
+    if not found:
+        return []
+    reports = _judge(found, time.time() if now is None else now.timestamp())
+    if now is None and any(report.health is Health.GONE for report in reports):
+        # Or the clock of this machine goes wrong. Asked only now, since it means to write.
+        reports = _judge(found, _file_system_time(workers_dir(home), newest=max(mtime for _, mtime in found)))
+    return sorted(reports, key=lambda report: report.beat.name)
+
+
+def sweep_heartbeats(home: Path, *, now: datetime | None = None) -> int:
+    """Delete the files of workers that are gone for over a day, and what killed writers left. Never raises.
+
+    Returns how many. One that still lived would be back within its interval. Files of others are left alone.
+    """
+    # An empty one is what a failure of the power can leave.
+    found = {path: mtime for path, mtime, size in _files(home) if not size or _read(path) is not None}
+    found.update((path, mtime) for path, mtime, _ in _files(home, pattern=f"{store.TEMP_PREFIX}*"))
+    if not found:
+        return 0
+    moment = _file_system_time(workers_dir(home), newest=max(found.values())) if now is None else now.timestamp()
+    return sum(_unlink_quietly(path) for path, mtime in found.items() if moment - mtime > FORGET_AFTER_S)
+
+
+def _judge(found: list[tuple[WorkerHeartbeat, float]], now: float) -> list[WorkerReport]:
+    reports = []
+    for beat, mtime in found:
+        age_s = now - mtime
+        if abs(age_s) > max(MIN_GONE_AFTER_S, MISSED_BEATS * beat.interval_s):
+            health = Health.GONE
+        else:
+            health = Health.STALLED if beat.state is WorkerState.STALLED else Health.ALIVE
+        reports.append(WorkerReport(beat, health, round(max(0.0, age_s), 3)))
+    return reports
+
+
+def _files(home: Path, pattern: str = "*.json") -> Iterator[tuple[Path, float, int]]:
+    """The regular files of the folder: path, when it was written by the file system's clock (Unix seconds), bytes."""
+    try:
+        paths = list(workers_dir(home).glob(pattern))
+    except OSError:
+        return
+    for path in paths:
+        try:
+            status = path.stat()
+        except OSError:
+            continue  # Just removed.
+        if stat.S_ISREG(status.st_mode) and status.st_size <= _MAX_BYTES:
+            yield path, status.st_mtime, status.st_size
+
+
+def _read(path: Path) -> WorkerHeartbeat | None:
+    if not ID_PATTERN.match(path.stem):
+        return None
+    try:
+        beat = _HEARTBEAT.validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return None
+    return beat if beat.name == path.stem else None
+
+
+def _file_system_time(folder: Path, *, newest: float) -> float:
+    """Unix seconds by the clock that stamps the files of `folder`; not before `newest`, a stamp found in it."""
+    probe = folder / f"{store.TEMP_PREFIX}{os.getpid()}-{time.monotonic_ns()}"
+    try:
+        with probe.open("xb") as file:
+            return os.fstat(file.fileno()).st_mtime
+    except OSError:
+        # A folder to read only: two clocks that can be wrong, of which the later one is right more often.
+        return max(newest, time.time())
+    finally:
+        _unlink_quietly(probe)
+
+
+def _unlink_quietly(path: Path) -> bool:
+    """Delete a file that may be gone, or not ours to delete. Returns whether this call did."""
+    try:
+        path.unlink()
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,281 @@
+"""Results in other forms: one Parquet or CSV file of flat rows, JSONL of response objects, OpenAI batch output lines.
+
+Works shard by shard, so memory is bounded by one shard. A shard without a part is read from its chunks, each row once:
+so a running job can be looked into. The file is written under a temporary name and then renamed: whoever sees it
+sees it whole.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from enum import StrEnum
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+
+from batcher.arrow.values import json_line, json_values, text_values
+from batcher.errors import InputError, JobError, StorageError
+from batcher.jobdir import store
+from batcher.jobdir.folder import JobDir, ShardInfo
+from batcher.jobdir.results import RESULT_FIELDS, join_tables, read_chunks, result_schema
+from batcher.jobdir.shards import RequestFacts, read_custom_ids, read_request_facts
+from batcher.manage.repair import read_part
+from batcher.openai.answers import Unrun, batch_output_line, completion_body, unrun_line
+from batcher.types import RowStatus
+
+#: Bytes of rows gathered before a row group is written: parts of few rows would make many small groups.
+ROW_GROUP_BYTES = 32 << 20
+
+#: What a target's name may end in.
+SUFFIXES = (".parquet", ".jsonl", ".csv")
+
+#: Keys of an exported response object; a carried column of such a name gets the prefix `input_`, as at submit.
+_BODY_KEYS = frozenset({*RESULT_FIELDS.names, "system_fingerprint", "choices", "usage", "error"})
+
+
+_NO_FACTS = RequestFacts()
+
+
+class ExportFormat(StrEnum):
+    """What a JSONL line holds: a response object with the row's own columns, or an OpenAI batch output line."""
+
+    ROWS = "rows"
+    OPENAI = "openai"
+
+
+def export(
+    job: JobDir, target: Path, *, layout: ExportFormat = ExportFormat.ROWS, force: bool = False, partial: bool = False
+) -> int:
+    """Write the results of `job` to `target`, whose suffix says how (.parquet, .csv, .jsonl).
+
+    Returns the number of rows (Parquet and CSV: a row a choice) or lines (JSONL: a line a request) written. Refuses an
+    existing file without `force`, and a job that is not complete without `partial` (then what is finished now is
+    written). Raises InputError, JobError, StorageError.
+    """
+    if target.suffix not in SUFFIXES:
+        raise InputError(f"{target}: cannot export to {target.suffix or 'no suffix'}; name it .parquet, .jsonl or .csv")
+    if layout is ExportFormat.OPENAI and target.suffix != ".jsonl":
+        raise InputError(f"{target}: OpenAI batch output is JSONL; name it .jsonl, or use the format 'rows'")
+    if target.exists() and not force:
+        raise InputError(f"{target}: exists; --force replaces it")
+    if not partial and (not job.is_complete or job.pending_shards()):
+        raise JobError(
+            f"{job.path}: the job is not complete ({len(job.pending_shards())} of {len(job.manifest.shards)} shards "
+            "open); `batcher resume` finishes it, --partial exports what is there"
+        )
+    schema = result_schema(job.manifest.carried)
+    with _replacing(target) as temp:
+        if target.suffix == ".jsonl":
+            return _write_jsonl(temp, job, layout=layout)
+        tables = finished_tables(job)
+        return (_write_parquet if target.suffix == ".parquet" else _write_csv)(temp, tables, schema=schema)
+
+
+def finished_tables(job: JobDir) -> Iterator[pa.Table]:
+    """The result rows that exist now, a table a shard, in order: of its part, else the union of its chunks.
+
+    Every input row appears at most once. Raises CorruptFileError for a part that can't be read; chunks that can't be
+    are left out, as workers do.
+    """
+    return (table for _, table in _finished_shards(job))
+
+
+def _finished_shards(job: JobDir) -> Iterator[tuple[ShardInfo, pa.Table]]:
+    schema = result_schema(job.manifest.carried)
+    for info in job.manifest.shards:
+        table = _finished_table(job, info, schema)
+        if table.num_rows:
+            yield info, table
+
+
+def _finished_table(job: JobDir, info: ShardInfo, schema: pa.Schema) -> pa.Table:
+    part = job.part_path(info.shard)
+    if not part.exists():
+        tables = read_chunks([chunk.path for chunk in job.chunks(info.shard)], schema)
+        # Chunks vanish only after the part exists: then the part is what counts.
+        if not part.exists():
+            return join_tables(tables, schema)
+    return read_part(job, info.shard)
+
+
+def json_rows(table: pa.Table) -> Iterator[dict[str, Any]]:
+    """The rows of a result table as JSON can hold them."""
+    columns = [json_values(column) for column in table.columns]
+    return (dict(zip(table.column_names, row, strict=True)) for row in zip(*columns, strict=True))
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """A temporary name beside `target` that takes its place when the block ends well, and is gone otherwise."""
+    temp = store.temp_path(target)
+    try:
+        yield temp
+        with temp.open("rb") as file:
+            os.fsync(file.fileno())
+        temp.replace(target)
+    except OSError as exc:
+        raise StorageError(f"{target}: cannot write: {exc.strerror or exc}") from exc
+    finally:
+        temp.unlink(missing_ok=True)
+
+
+def _write_parquet(path: Path, tables: Iterable[pa.Table], *, schema: pa.Schema) -> int:
+    num_rows = 0
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        waiting: list[pa.Table] = []
+        for table in tables:
+            waiting.append(table)
+            num_rows += table.num_rows
+            if sum(one.nbytes for one in waiting) >= ROW_GROUP_BYTES:
+                writer.write_table(pa.concat_tables(waiting))
+                waiting = []
+        if waiting:
+            writer.write_table(pa.concat_tables(waiting))
+    return num_rows
+
+
+def _write_csv(path: Path, tables: Iterable[pa.Table], *, schema: pa.Schema) -> int:
+    num_rows = 0
+    flat = pa.schema([pa.field(f.name, f.type if _is_csv_type(f.type) else pa.string()) for f in schema])
+    with pacsv.CSVWriter(path, flat) as writer:
+        for table in tables:
+            columns = [_csv_column(table[f.name]) for f in schema]
+            writer.write_table(pa.Table.from_arrays(columns, schema=flat))
+            num_rows += table.num_rows
+    return num_rows
+
+
+def _is_csv_type(type_: pa.DataType) -> bool:
+    """Whether the CSV writer prints the type as one would expect it; others go as text."""
+    t = pa.types
+    return any(test(type_) for test in (t.is_boolean, t.is_integer, t.is_float32, t.is_float64, t.is_string))
+
+
+def _csv_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    if _is_csv_type(column.type):
+        return column
+    return pa.chunked_array([pa.array(text_values(column), pa.string())])
+
+
+def _write_jsonl(path: Path, job: JobDir, *, layout: ExportFormat) -> int:
+    num_lines = 0
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        for rows, facts in _finished_requests(job, with_carried=layout is ExportFormat.ROWS):
+            if layout is ExportFormat.OPENAI:
+                line = _batch_line(job, rows, facts=facts)
+            else:
+                line = _response_object(rows, facts=facts)
+            file.write(f"{json_line(line)}\n")
+            num_lines += 1
+    return num_lines
+
+
+def write_batch_output(job: JobDir, output: Path, errors: Path, *, unrun: Unrun | None = None) -> tuple[int, int]:
+    """Write the batch output lines of what is finished now: of rows that are ok into one file, of failed into another.
+
+    With `unrun`, the reason, rows that are not finished have lines among the failed, so that every custom_id is in one
+    of the files. One pass, shard by shard. Returns the lines in each. The files are written in place: for temporary
+    names.
+    """
+    schema = result_schema(job.manifest.carried)
+    num_ok = num_failed = 0
+    with (
+        output.open("w", encoding="utf-8", newline="\n") as ok_file,
+        errors.open("w", encoding="utf-8", newline="\n") as error_file,
+    ):
+        for info in job.manifest.shards:
+            table = _finished_table(job, info, schema).select(RESULT_FIELDS.names)
+            for rows, facts in _shard_requests(job, info, table):
+                is_ok = rows[0]["status"] == RowStatus.OK.value
+                line = _batch_line(job, rows, facts=facts)
+                (ok_file if is_ok else error_file).write(f"{json_line(line)}\n")
+                num_ok, num_failed = num_ok + is_ok, num_failed + (not is_ok)
+            if unrun is not None:
+                for row, custom_id in _unfinished(job, info, table):
+                    line = unrun_line(custom_id, digits=job.manifest.response_digits(row), why=unrun)
+                    error_file.write(f"{json_line(line)}\n")
+                    num_failed += 1
+    return num_ok, num_failed
+
+
+def _unfinished(job: JobDir, info: ShardInfo, table: pa.Table) -> Iterator[tuple[int, str]]:
+    """Number and custom_id of the rows of a shard that its result table lacks."""
+    finished = set(table["row"].to_pylist())
+    if len(finished) < info.num_rows:
+        yield from (named for named in read_custom_ids(job.shard_path(info.shard)) if named[0] not in finished)
+
+
+def _batch_line(job: JobDir, rows: list[dict[str, Any]], *, facts: RequestFacts) -> dict[str, Any]:
+    return batch_output_line(rows, digits=job.manifest.response_digits(rows[0]["row"]), facts=facts)
+
+
+def _finished_requests(job: JobDir, *, with_carried: bool) -> Iterator[tuple[list[dict[str, Any]], RequestFacts]]:
+    """The result rows of each request that is finished now, in order, and what they do not say of it."""
+    for info, table in _finished_shards(job):
+        yield from _shard_requests(job, info, table if with_carried else table.select(RESULT_FIELDS.names))
+
+
+def _shard_requests(
+    job: JobDir, info: ShardInfo, table: pa.Table
+) -> Iterator[tuple[list[dict[str, Any]], RequestFacts]]:
+    """The requests of a shard's result table, likewise."""
+    # The shard's file is read only where it says more than the results.
+    is_asked = table.num_rows and (info.model is None or _has_errors(table) or _may_have_n(table))
+    facts = read_request_facts(job.shard_path(info.shard)) if is_asked else {}
+    # By attempt, as each had one engine.
+    fingerprints = {
+        attempt: job.system_fingerprint(info.shard, attempt)
+        for attempt in pc.unique(table["attempts"]).to_pylist()
+        if attempt is not None
+    }
+    usual = {attempt: RequestFacts(system_fingerprint=known) for attempt, known in fingerprints.items()}
+    for rows in _requests(table):
+        row, attempt = rows[0]["row"], rows[0]["attempts"]
+        if row in facts:
+            yield rows, replace(facts[row], system_fingerprint=fingerprints.get(attempt))
+        else:
+            yield rows, usual.get(attempt, _NO_FACTS)
+
+
+def _has_errors(table: pa.Table) -> bool:
+    return bool(pc.any(pc.equal(table["status"], RowStatus.ERROR.value)).as_py())
+
+
+def _may_have_n(table: pa.Table) -> bool:
+    """Whether choices of one request have the same prompt: by its `n`, or an array that repeats it."""
+    if table.num_rows < 2 or not pc.max(table["index"]).as_py():
+        return False
+    requests = table.select(["row", "prompt"])
+    these, others = requests.slice(1), requests.slice(0, table.num_rows - 1)
+    pairs = [pc.equal(these[name], others[name]) for name in ("row", "prompt")]
+    return bool(pc.any(pc.and_(*pairs)).as_py())
+
+
+def _requests(table: pa.Table) -> Iterator[list[dict[str, Any]]]:
+    """The rows of a table, those of one request together: a row a choice, in order of index."""
+    position = table.column_names.index("created")
+    # Responses give Unix seconds.
+    unix = table.set_column(position, "created", pc.cast(table["created"], pa.int64()))
+    for _, rows in groupby(json_rows(unix), key=lambda row: row["row"]):
+        yield list(rows)
+
+
+def _response_object(rows: list[dict[str, Any]], *, facts: RequestFacts) -> dict[str, Any]:
+    """One request's documented response or error object, with its row, custom_id, status and carried columns."""
+    first = rows[0]
+    line: dict[str, Any] = {key: first[key] for key in ("row", "custom_id", "status")}
+    line |= completion_body(rows, facts=facts)
+    for name, value in first.items():
+        if name in RESULT_FIELDS.names:
+            continue
+        key = name
+        while key in _BODY_KEYS or key in line:
+            key = f"input_{key}"
+        line[key] = value
+    return line

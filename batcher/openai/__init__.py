@@ -1,0 +1,1 @@
+"""The API's words: fields, bodies and answers."""

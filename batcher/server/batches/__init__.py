@@ -1,0 +1,1 @@
+"""Batches and uploaded files of a jobs root, without HTTP."""

@@ -1,0 +1,157 @@
+"""The input of a batch becomes a job: read, validated and split by the planner, or refused as a whole.
+
+What is wrong with one line becomes an error row, which comes out in the error file. What is wrong with the file fails
+the batch: no line in it is JSON, an id is used twice, it is gone.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import BinaryIO
+
+from pydantic_core import from_json
+
+from batcher.errors import InputError, JobBusyError, JobError, RepeatedIdError, StorageError
+from batcher.jobdir.folder import JobDir
+from batcher.jobdir.lock import exclusive
+from batcher.jobdir.store import reason
+from batcher.server.batches.records import (
+    BatchError,
+    BatchFailure,
+    BatchRecord,
+    note_cancelled,
+    read_failure,
+    record_failure,
+)
+from batcher.server.batches.uploads import FileStore
+from batcher.submission.planner import SubmitOptions, submit
+from batcher.submission.readers import files as prompts
+from batcher.types import SamplingParams
+
+logger = logging.getLogger(__name__)
+
+#: How many lines that are no JSON the failure of a file that has no other lists.
+_NUM_LISTED = 10
+
+_BUSY = "another server reads the input of this batch"
+
+
+class _InterruptedError(Exception):
+    """The reading ends without a job: the batch was cancelled, or the server stops."""
+
+
+def take_up(
+    job: JobDir,
+    record: BatchRecord,
+    *,
+    files: FileStore,
+    known_models: frozenset[str] | None,
+    is_stopping: Callable[[], bool],
+    clock: Callable[[], float],
+) -> bool:
+    """Read the input of a batch that has no job yet. Returns whether this call made one.
+
+    Of several servers at once one does it. A batch that can't become a job has its failure recorded; a cancelled one,
+    that nobody reads it any more. Nothing changes where `is_stopping` says so. Raises StorageError where a later call
+    may do better, and for a batch that was deleted.
+    """
+    try:
+        job.batch_dir.mkdir(exist_ok=True)
+        with exclusive(JobDir(job.batch_dir), patience_s=0, busy=_BUSY):
+            if job.exists() or read_failure(job) is not None:
+                return False
+            if not job.is_cancelled:
+                failure = _read(job, record, files, known_models, is_stopping, clock)
+                if failure is not None and not job.exists():
+                    record_failure(job, failure)
+            if not job.exists() and (cancellation := job.cancellation) is not None and not cancellation.is_expiry:
+                note_cancelled(job, cancellation, int(clock()))
+            return job.exists()
+    except JobBusyError:
+        return False
+    except OSError as exc:
+        raise StorageError(f"{job.batch_dir}: cannot write: {reason(exc)}") from exc
+
+
+def _read(
+    job: JobDir,
+    record: BatchRecord,
+    files: FileStore,
+    known_models: frozenset[str] | None,
+    is_stopping: Callable[[], bool],
+    clock: Callable[[], float],
+) -> BatchFailure | None:
+    """Make the job. Returns why it can't be made; None where it was, or where the reading was interrupted."""
+
+    def look_up(_: int) -> None:
+        if is_stopping() or job.is_cancelled:
+            raise _InterruptedError
+
+    options = SubmitOptions(
+        default_model=None, params=SamplingParams(), known_models=known_models, endpoint=record.endpoint
+    )
+    try:
+        errors = _find_no_json(files, record)
+        if not errors:
+            with _open(files, record.input_file_id) as file:
+                submit(job, [prompts.STDIN], options, stdin=file, stdin_name=record.filename, on_progress=look_up)
+            return None
+    except _InterruptedError:
+        return None
+    except RepeatedIdError as exc:
+        errors = [BatchError("duplicate_custom_id", str(exc), line=exc.number, param="custom_id")]
+    except _InputGoneError as exc:
+        errors = [BatchError("invalid_input_file", str(exc), param="input_file_id")]
+    except InputError as exc:
+        errors = [BatchError("invalid_input_file", str(exc))]
+    except (JobBusyError, StorageError):
+        raise
+    except JobError as exc:
+        # It names folders of this machine, which are nothing for a client.
+        logger.warning("batch %s: %s", job.job_id, exc)
+        errors = [BatchError("internal_error", "the server could not make a job of the input; its log says why")]
+    except Exception:
+        # One such file must not keep all others waiting.
+        logger.exception("batch %s", job.job_id)
+        errors = [BatchError("internal_error", "a bug of Batcher; the traceback is in the server's log")]
+    return BatchFailure(int(clock()), tuple(errors))
+
+
+class _InputGoneError(InputError):
+    """The input file was deleted, or its time was over, before it was read."""
+
+
+def _open(files: FileStore, file_id: str) -> BinaryIO:
+    file = files.open(file_id)
+    if file is None:
+        raise _InputGoneError(f"input file {file_id} is gone; upload it again")
+    return file
+
+
+def _find_no_json(files: FileStore, record: BatchRecord) -> list[BatchError]:
+    """The first lines of a file whose beginning has not one JSON object: it is something else, not bad in some lines.
+
+    Looks at as many lines as are read at once. Raises InputError for a file without lines, or with none to read.
+    """
+    with _open(files, record.input_file_id) as file:
+        if not file.read(1):
+            return [BatchError("empty_file", f"{record.filename}: is empty; write a request on each line")]
+        file.seek(0)
+        batch = next(prompts.read_batches([prompts.InputFile(prompts.STDIN)], stdin=file, stdin_name=record.filename))
+    assert isinstance(batch, prompts.LineBatch), "Parquet is refused as a stream"
+    if any(line is None or _is_object(line) for line in batch.lines):
+        return []
+    return [
+        BatchError(
+            "invalid_json_line",
+            f"{batch.origin.source(position)}: not a JSON object; write one on each line",
+            line=batch.origin.numbers[position],
+        )
+        for position in range(min(_NUM_LISTED, len(batch.lines)))
+    ]
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(from_json(line), dict)
+    except ValueError:
+        return False

@@ -1,0 +1,1 @@
+"""Live completions: a request, its engine and its client."""

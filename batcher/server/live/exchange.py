@@ -1,0 +1,191 @@
+"""A live request between its engine and its client: what is ready is kept until the client takes it.
+
+A request is over when the engine has given its last choice, when it failed, when it took too long, when the client has
+hung up, or when the server stops. Whatever comes first ends it, and the engine is left at once. For the event loop's
+thread.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from itertools import chain
+from types import TracebackType
+from typing import Self
+
+from starlette.types import Receive
+
+from batcher.live import Delta, LiveEngine
+from batcher.server.guard.answers import RETRY_AWAY_S, ClientGoneError, timeout_error
+from batcher.server.guard.errors import ApiError
+from batcher.server.guard.limits import Limits, busy_error
+from batcher.types import Choice, Request
+
+#: Deltas that may wait for the client one by one. Beyond, those of a choice become one: a client that reads slowly
+#: gets larger pieces, and holds no more memory than its text takes.
+MAX_WAITING = 16
+
+
+@dataclass(frozen=True, slots=True)
+class _Pile:
+    """Deltas of one choice that go out as one."""
+
+    deltas: list[Delta]
+
+    def merged(self) -> Delta:
+        first = self.deltas[0]
+        if len(self.deltas) == 1:
+            return first
+        logprobs = None
+        if first.logprobs is not None:
+            logprobs = tuple(chain.from_iterable(delta.logprobs or () for delta in self.deltas))
+        return Delta(first.index, "".join(delta.text for delta in self.deltas), logprobs)
+
+
+class Exchange:
+    """One live request. An async context: inside it the engine works on it."""
+
+    def __init__(
+        self, items: AsyncIterator[Delta | Choice], receive: Receive, *, num_choices: int, timeout_s: float
+    ) -> None:
+        self._source = items
+        self._receive = receive
+        self._num_left = num_choices
+        self._timeout_s = timeout_s
+        self._waiting: list[_Pile | Choice] = []
+        self._last_pile: dict[int, _Pile] = {}
+        self._error: Exception | None = None
+        self._is_finished = False
+        self._changed = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        self._pulling = asyncio.create_task(self._pull())
+        self._watching = asyncio.create_task(self._watch())
+        late = timeout_error(f"the completion took longer than the {self._timeout_s:g} s that this server allows")
+        self._timer = asyncio.get_running_loop().call_later(self._timeout_s, self.fail, late)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._timer.cancel()
+        self._pulling.cancel()
+        self._watching.cancel()
+        # What they raise is told by `take`; here they only have to be over.
+        await asyncio.gather(self._pulling, self._watching, return_exceptions=True)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all choices were taken."""
+        return self._num_left == 0 and not self._waiting
+
+    async def take(self) -> list[Delta | Choice]:
+        """What is ready, in order; waits for it. Raises what ended the request before its last choice."""
+        while not (self._waiting or self._error or self._is_finished):
+            self._changed.clear()
+            await self._changed.wait()
+        if isinstance(self._error, ClientGoneError) or (self._error is not None and not self._waiting):
+            raise self._error
+        assert self._waiting, "the engine ended without all choices"
+        items = [item if isinstance(item, Choice) else item.merged() for item in self._waiting]
+        self._waiting.clear()
+        self._last_pile.clear()
+        return items
+
+    def fail(self, error: Exception) -> None:
+        """End the request, unless it is over. What is ready can still be taken."""
+        if self._error is None and not self._is_finished:
+            self._error = error
+            self._pulling.cancel()
+            self._changed.set()
+
+    async def _pull(self) -> None:
+        try:
+            async for item in self._source:
+                self._keep(item)
+        except Exception as exc:
+            self.fail(exc)
+        else:
+            self._is_finished = True
+            self._changed.set()
+
+    def _keep(self, item: Delta | Choice) -> None:
+        if isinstance(item, Choice):
+            self._num_left -= 1
+            self._last_pile.pop(item.index, None)
+            self._waiting.append(item)
+        elif len(self._waiting) >= MAX_WAITING and item.index in self._last_pile:
+            self._last_pile[item.index].deltas.append(item)
+        else:
+            pile = self._last_pile[item.index] = _Pile([item])
+            self._waiting.append(pile)
+        self._changed.set()
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.fail(ClientGoneError())
+
+
+class Exchanges:
+    """All live requests of the server: how many sequences they have together, and their end when it stops."""
+
+    def __init__(self, engine: LiveEngine | None, *, limits: Limits) -> None:
+        self._engine = engine
+        self._limits = limits
+        self._open: dict[Exchange, int] = {}
+        self._is_cut = False
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return self._engine.models if self._engine is not None else ()
+
+    def system_fingerprint(self, model: str) -> str | None:
+        return self._engine.system_fingerprint(model) if self._engine is not None else None
+
+    def begin(self, request: Request, receive: Receive, *, is_streaming: bool) -> "_Counted":
+        """The exchange of `request`, as a context. Raises ApiError for want of room, and once the server stops."""
+        assert self._engine is not None, "a request for a model that is not served"
+        if self._is_cut:
+            raise _stopping_error()
+        num_queued = sum(self._open.values())
+        # A single request is taken whatever its size: `max_sequences` has bounded that.
+        if num_queued and num_queued + request.num_sequences > self._limits.max_queued:
+            raise busy_error(
+                f"{num_queued:,} live completions are queued, of {self._limits.max_queued:,} at most; try later"
+            )
+        timeout_s = self._limits.request_timeout_s
+        items = self._engine.complete(request, is_streaming=is_streaming, timeout_s=timeout_s)
+        exchange = Exchange(items, receive, num_choices=request.num_choices, timeout_s=timeout_s)
+        return _Counted(exchange, self._open, num_sequences=request.num_sequences)
+
+    def cut(self) -> None:
+        """End all that are open with an error, and let none begin any more."""
+        self._is_cut = True
+        for exchange in list(self._open):
+            exchange.fail(_stopping_error())
+
+
+class _Counted:
+    """An exchange that is listed while it lasts."""
+
+    def __init__(self, exchange: Exchange, listed: dict[Exchange, int], *, num_sequences: int) -> None:
+        self._exchange = exchange
+        self._listed = listed
+        self._num_sequences = num_sequences
+
+    async def __aenter__(self) -> Exchange:
+        self._listed[self._exchange] = self._num_sequences
+        return await self._exchange.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            await self._exchange.__aexit__(kind, exc, traceback)
+        finally:
+            self._listed.pop(self._exchange, None)
+
+
+def _stopping_error() -> ApiError:
+    headers = {"retry-after": str(RETRY_AWAY_S)}
+    return ApiError(503, "the server is stopping; send the request again", code="stopping", headers=headers)

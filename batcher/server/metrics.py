@@ -1,0 +1,136 @@
+"""What Prometheus can ask of the server (`GET /metrics`).
+
+Requests are counted here as they happen. What engines, jobs and workers are doing is not kept but asked for when
+somebody looks, so it is never older than the answer (of jobs: than a few seconds, see `census`).
+"""
+
+from collections.abc import Iterator, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from batcher.jobdir.heartbeats import Health
+from batcher.server.census import Census
+from batcher.types import EngineStats
+
+#: Seconds. From an answer that was ready to a completion of minutes.
+_LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+
+#: Methods that are told apart; whatever else somebody sends is one more.
+_METHODS = frozenset({"GET", "POST", "DELETE", "HEAD", "OPTIONS", "PUT", "PATCH"})
+
+_ENGINE_GAUGES = {
+    "num_slots": ("batcher_slots", "Sequences that are decoded at a time"),
+    "num_running": ("batcher_sequences_running", "Sequences that hold a slot"),
+    "num_waiting": ("batcher_sequences_waiting", "Sequences that wait for a slot"),
+    "num_live_running": ("batcher_live_sequences_running", "Sequences of live requests that hold a slot"),
+    "num_live_waiting": ("batcher_live_sequences_waiting", "Sequences of live requests that wait for a slot"),
+    "num_cells": ("batcher_kv_cells", "Cells of the KV cache"),
+    "num_cells_used": ("batcher_kv_cells_used", "Cells of the KV cache that hold a token"),
+    "longest_step_s": ("batcher_longest_step_seconds", "Longest step of the engine so far"),
+}
+_ENGINE_COUNTERS = {
+    "num_steps": ("batcher_steps", "Steps of the engine"),
+    "num_prompt_tokens": ("batcher_prompt_tokens", "Tokens of prompts"),
+    "num_cached_tokens": ("batcher_cached_tokens", "Tokens of prompts that were not computed anew"),
+    "num_completion_tokens": ("batcher_completion_tokens", "Tokens generated"),
+    "num_preempted": ("batcher_preemptions", "Sequences that gave up their slot to a live one"),
+}
+
+
+class Metrics:
+    """The counts of one server, on a registry of its own: two servers in a process don't add up."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "batcher_http_requests",
+            "Requests by route, method and status (499: the client hung up)",
+            ("route", "method", "status"),
+            registry=self._registry,
+        )
+        self._latency = Histogram(
+            "batcher_http_request_seconds",
+            "Time from the request's head to the end of its answer",
+            ("route",),
+            buckets=_LATENCY_BUCKETS,
+            registry=self._registry,
+        )
+        self._first_token = Histogram(
+            "batcher_time_to_first_token_seconds",
+            "Time from a streaming request's body to its first piece of text",
+            ("model",),
+            buckets=_LATENCY_BUCKETS,
+            registry=self._registry,
+        )
+        self._open = Gauge("batcher_http_requests_open", "Requests being answered", registry=self._registry)
+
+    def begin(self) -> None:
+        self._open.inc()
+
+    def end(self, route: str, *, method: str, status: int, seconds: float) -> None:
+        """A request is over. `status` 0: it had no answer."""
+        self._open.dec()
+        self._requests.labels(route, method if method in _METHODS else "other", str(status)).inc()
+        self._latency.labels(route).observe(seconds)
+
+    def first_token(self, model: str, *, seconds: float) -> None:
+        self._first_token.labels(model).observe(seconds)
+
+    def render(self, engines: Mapping[str, EngineStats], census: Census | None) -> bytes:
+        """All that there is to say, in the text format of Prometheus."""
+        moment = CollectorRegistry()
+        moment.register(_Moment(engines, census))
+        return generate_latest(self._registry) + generate_latest(moment)
+
+
+class _Moment(Collector):
+    """Engines, jobs and workers as they are now."""
+
+    def __init__(self, engines: Mapping[str, EngineStats], census: Census | None) -> None:
+        self._engines = engines
+        self._census = census
+
+    def collect(self) -> Iterator[Metric]:
+        for attribute, (name, text) in _ENGINE_GAUGES.items():
+            yield self._fill(GaugeMetricFamily(name, text, labels=["model"]), attribute)
+        for attribute, (name, text) in _ENGINE_COUNTERS.items():
+            yield self._fill(CounterMetricFamily(name, text, labels=["model"]), attribute)
+        if self._census is not None:
+            yield from _jobs(self._census)
+            yield from _workers(self._census)
+
+    def _fill(self, family: GaugeMetricFamily | CounterMetricFamily, attribute: str) -> Metric:
+        for model, stats in self._engines.items():
+            family.add_metric([model], float(getattr(stats, attribute)))
+        return family
+
+
+def _jobs(census: Census) -> Iterator[Metric]:
+    for name, text, label, numbers in (
+        ("batcher_jobs", "Jobs of the jobs root by state", "state", census.jobs),
+        ("batcher_shards", "Shards of all jobs by state", "state", census.shards),
+        ("batcher_rows", "Rows of all jobs by status", "status", census.rows),
+    ):
+        family = GaugeMetricFamily(name, text, labels=[label])
+        for value, number in numbers.items():
+            family.add_metric([value], number)
+        yield family
+
+
+def _workers(census: Census) -> Iterator[Metric]:
+    total = GaugeMetricFamily("batcher_workers", "Workers of the jobs root by health", labels=["health"])
+    for health in Health:
+        total.add_metric([health.value], sum(report.health is health for report in census.workers))
+    up = GaugeMetricFamily("batcher_worker_up", "1 where the worker is alive and moves, else 0", labels=["worker"])
+    shards = GaugeMetricFamily("batcher_worker_shards", "Shards that the worker holds", labels=["worker"])
+    age = GaugeMetricFamily("batcher_worker_heartbeat_age_seconds", "Age of the last sign of life", labels=["worker"])
+    crashes = GaugeMetricFamily("batcher_worker_crashes", "Deaths of the worker's process", labels=["worker"])
+    for report in census.workers:
+        name = [report.beat.name]
+        up.add_metric(name, float(report.health is Health.ALIVE))
+        shards.add_metric(name, len(report.beat.shards))
+        age.add_metric(name, report.age_s)
+        crashes.add_metric(name, report.beat.num_crashes)
+    yield from (total, up, shards, age, crashes)

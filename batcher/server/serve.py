@@ -1,0 +1,311 @@
+"""The server's process: sockets, engines, broker, app, and the order in which they come and go.
+
+Coming: the sockets are bound first, so that a taken port is told before a model of gigabytes is loaded; then the
+broker; then the engines' process is started, and requests are answered at once (by 503 until the models are there).
+
+Going: no new connections; live requests may finish for the grace period, and are then ended with an error; the thread
+that keeps batches; the engines, which save their rows; the broker, which the engines need until their last word.
+"""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from batcher.broker.client import connect, embedded_broker
+from batcher.errors import BatcherError, BrokerBusyError, BrokerError, InputError
+from batcher.jobdir.folder import JobDir
+from batcher.live import LiveEngine
+from batcher.server.app import Service, make_app
+from batcher.server.batches.keeper import BatchKeeper
+from batcher.server.batches.service import Batches
+from batcher.server.batches.uploads import FileStore
+from batcher.server.census import CensusTaker
+from batcher.server.guard.auth import ApiKeys
+from batcher.server.guard.connections import connection_class
+from batcher.server.guard.limits import Limits
+from batcher.server.routes.batches import batches_router
+from batcher.server.routes.files import files_router
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from workers.process.events import WorkerConfig
+
+logger = logging.getLogger(__name__)
+
+#: Seconds that clients get to take what was said to them when their streams were cut.
+_FAREWELL_S = 1.0
+#: Seconds between two looks whether the models are there.
+_TICK_S = 0.05
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """What to serve and where. `engines` None: files and batches only, worked by others at `broker_url`.
+
+    `broker_url` None: an embedded broker. `is_working`: the engines also take shards. `keys` None: no key is asked for.
+    """
+
+    host: str
+    port: int
+    jobs_root: Path
+    engines: "WorkerConfig | None"
+    broker_url: str | None
+    is_working: bool
+    keys: ApiKeys | None
+    grace_s: float
+    ignores_unknown: bool = False
+    cors_origins: tuple[str, ...] = ()
+    limits: Limits = field(default_factory=Limits)
+
+
+def serve(config: ServerConfig, *, on_ready: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT. `on_ready` gets the server's URL once it listens and has its models.
+
+    Blocks; for the main thread. Raises BatcherError where it can't begin, and where its engines can't go on.
+    """
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(sock) for sock in bind(config.host, config.port)]
+        stack.enter_context(_signals_restored())
+        broker_url = stack.enter_context(_broker(config))
+        runner = asyncio.Runner(loop_factory=loop_factory())
+        stack.enter_context(runner).run(_Server(config, sockets, broker_url, on_ready).run())
+
+
+def bind(host: str, port: int) -> list[socket.socket]:
+    """Sockets that listen at each address of `host`. Port 0: a free one, the same for all. Raises InputError."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as exc:
+        raise InputError(f"--host {host}: no such address: {exc}") from exc
+    sockets: list[socket.socket] = []
+    try:
+        for family, kind, protocol, _, address in dict.fromkeys(found):
+            sock = socket.socket(family, kind, protocol)
+            sockets.append(sock)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            taken = sockets[0].getsockname()[1] if len(sockets) > 1 else port
+            sock.bind((address[0], taken, *address[2:]))
+            sock.set_inheritable(False)
+    except OSError as exc:
+        for sock in sockets:
+            sock.close()
+        raise InputError(
+            f"cannot listen at {host}:{port}: {exc.strerror or exc}; give another --port (0: any that is free)"
+        ) from exc
+    return sockets
+
+
+def base_url(host: str, port: int) -> str:
+    """How clients of this machine, or of the network, call the server."""
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
+    return f"http://{shown}:{port}"
+
+
+@contextlib.contextmanager
+def _signals_restored() -> Iterator[None]:
+    previous = {number: signal.getsignal(number) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _broker(config: ServerConfig) -> Iterator[str]:
+    if config.broker_url is not None:
+        connect(config.broker_url).close()
+        yield config.broker_url
+        return
+    try:
+        context = embedded_broker(config.jobs_root)
+        url = context.__enter__()
+    except BrokerBusyError as exc:
+        raise BrokerError(
+            f"{config.jobs_root}: another server of this machine runs the embedded broker of this jobs folder ({exc}); "
+            "to share the folder give both --broker URL, else give this one another --jobs-dir"
+        ) from exc
+    with contextlib.ExitStack() as stack:
+        stack.push(context.__exit__)
+        yield url
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop, where it is installed: it takes less time for each of many small writes."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn, but signals are ours: it would raise them again at its end, in the middle of our cleaning up."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class _Server:
+    """One run of the server, inside the event loop."""
+
+    def __init__(
+        self, config: ServerConfig, sockets: list[socket.socket], broker_url: str, on_ready: Callable[[str], None]
+    ) -> None:
+        self._config = config
+        self._sockets = sockets
+        self._broker_url = broker_url
+        self._on_ready = on_ready
+        self._url = base_url(config.host, sockets[0].getsockname()[1])
+        self._failure: BatcherError | None = None
+        self._num_signals = 0
+        self._service: Service | None = None
+        self._uvicorn: uvicorn.Server | None = None
+        self._timers: list[asyncio.TimerHandle] = []
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, self._on_signal)
+        try:
+            async with self._engines() as engine:
+                await self._serve(engine)
+        finally:
+            for number in _SIGNALS:
+                loop.remove_signal_handler(number)
+                # What is left, ending the broker, takes a moment and should not be cut short.
+                signal.signal(number, signal.SIG_IGN)
+        if self._failure is not None:
+            raise self._failure
+
+    async def _serve(self, engine: LiveEngine | None) -> None:
+        config = self._config
+        models = engine.models if engine is not None else ()
+        # Workers of our own broker are ours, so a batch for another model would wait for ever.
+        known = frozenset(models) if config.broker_url is None else None
+        files = FileStore(config.jobs_root)
+        batches = Batches(config.jobs_root, files, send=_sender(self._broker_url), known_models=lambda: known)
+        self._service = make_app(
+            engine,
+            keys=config.keys,
+            limits=config.limits,
+            ignores_unknown=config.ignores_unknown,
+            census=CensusTaker(config.jobs_root),
+            cors_origins=config.cors_origins,
+            routers=(files_router(files, batches, max_bytes=config.limits.max_file_bytes), batches_router(batches)),
+        )
+        self._uvicorn = _Uvicorn(_uvicorn_config(self._service.app, config))
+        # A signal, or the engines' failure, may have come before there was something to stop.
+        self._uvicorn.should_exit = self._failure is not None or self._num_signals > 0
+        with BatchKeeper(batches):
+            announcing = asyncio.create_task(self._announce(self._uvicorn, engine))
+            await self._uvicorn.serve(self._sockets)
+            announcing.cancel()
+        for timer in self._timers:
+            timer.cancel()
+
+    @contextlib.asynccontextmanager
+    async def _engines(self) -> AsyncIterator[LiveEngine | None]:
+        if self._config.engines is None:
+            yield None
+            return
+        from dataclasses import replace
+
+        from workers.live.server_end import open_engines
+
+        config = replace(self._config.engines, broker_url=self._broker_url)
+        async with open_engines(
+            config,
+            is_working=self._config.is_working,
+            on_loaded=_ignore,
+            on_failure=self._on_failure,
+            is_urgent=lambda: self._num_signals > 1,
+        ) as engine:
+            yield engine
+
+    async def _announce(self, server: uvicorn.Server, engine: LiveEngine | None) -> None:
+        """Say that the server is ready, once it is."""
+        while not (server.started and (engine is None or engine.is_ready)):
+            await asyncio.sleep(_TICK_S)
+        self._on_ready(self._url)
+
+    def _on_failure(self, failure: BatcherError) -> None:
+        self._failure = failure
+        self._stop()
+
+    def _on_signal(self) -> None:
+        self._num_signals += 1
+        if self._num_signals == 1:
+            grace_s = self._config.grace_s
+            logger.info("stopping: requests may finish within %g s; a second signal ends them now", grace_s)
+            self._stop(grace_s)
+        else:
+            self._stop()
+
+    def _stop(self, grace_s: float = 0.0) -> None:
+        """Take no more requests, and end those that are open `grace_s` from now."""
+        if self._uvicorn is None:
+            return
+        self._uvicorn.should_exit = True
+        loop = asyncio.get_running_loop()
+        self._timers += [
+            loop.call_later(grace_s, self._cut),
+            loop.call_later(grace_s + _FAREWELL_S, self._abort),
+        ]
+
+    def _cut(self) -> None:
+        if self._service is not None:
+            self._service.exchanges.cut()
+
+    def _abort(self) -> None:
+        """Cut whatever connection is left: uploads, and clients that take nothing."""
+        assert self._uvicorn is not None
+        for connection in list(self._uvicorn.server_state.connections):
+            connection.transport.abort()
+
+
+def _ignore(message: str) -> None:
+    """How the models were set up: their own process logs it."""
+
+
+def _sender(broker_url: str) -> Callable[[JobDir], None]:
+    """What has a job worked on: a message for each of its shards."""
+    from workers.queue.app import enqueue
+    from workers.queue.app import make_app as make_celery_app
+
+    celery = make_celery_app(broker_url)
+
+    def send(job: JobDir) -> None:
+        enqueue(celery, job, job.pending_shards())
+
+    return send
+
+
+def _uvicorn_config(app: "FastAPI", config: ServerConfig) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=connection_class(config.limits),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        # Who is at the other end is of no use here, and behind no proxy anyone could claim to be somebody else.
+        proxy_headers=False,
+        # Seconds, whole ones. The last resort: `_Server` has ended everything before.
+        timeout_graceful_shutdown=int(config.grace_s + _FAREWELL_S) + 5,
+    )

@@ -1,0 +1,1 @@
+"""A prompts file becomes a job."""

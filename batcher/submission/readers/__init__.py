@@ -1,0 +1,1 @@
+"""Input files -> batches of raw rows."""

@@ -1,0 +1,125 @@
+"""A jobs root with files and batches, whose rows are worked on by hand."""
+
+import json
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from batcher.jobdir.folder import JobDir, ShardInfo
+from batcher.jobdir.results import build_table, write_file
+from batcher.jobdir.shards import read_shard
+from batcher.server.batches.records import Batch
+from batcher.server.batches.service import Batches
+from batcher.server.batches.uploads import FileStore, StoredFile
+from batcher.types import Choice, Completion, ErrorCode, FinishReason, Request, RowError, Usage
+
+Answer = Callable[[Request], str | RowError]
+
+TIMEOUT = RowError(ErrorCode.TIMEOUT, "took too long")
+
+
+@dataclass
+class Clock:
+    """Starts now, as the times of files do, and goes on when it is told to."""
+
+    now: float = field(default_factory=time.time)
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class BatchBench:
+    """`sent` are the jobs that were enqueued, in order."""
+
+    def __init__(self, root: Path, *, models: frozenset[str] | None = frozenset({"tiny"})) -> None:
+        self.root = root
+        self.clock = Clock()
+        self.sent: list[str] = []
+        self.models = models
+        self.files = FileStore(root, clock=self.clock)
+        self.batches = self.server()
+
+    def server(self) -> Batches:
+        """Another server on the same root."""
+        return Batches(
+            self.root,
+            self.files,
+            send=lambda job: self.sent.append(job.job_id),
+            known_models=lambda: self.models,
+            clock=self.clock,
+        )
+
+    def upload(self, content: bytes, *, purpose: str = "batch", filename: str = "in.jsonl") -> StoredFile:
+        upload = self.files.begin()
+        upload.write(content)
+        return upload.commit(purpose=purpose, filename=filename)
+
+    def create(self, content: bytes, **changes: Any) -> Batch:
+        """A batch of an input that is uploaded first."""
+        usual = {"endpoint": "/v1/completions", "completion_window": "24h"}
+        return self.batches.create(input_file_id=self.upload(content).id, **(usual | changes))
+
+    def started(self, content: bytes, **changes: Any) -> Batch:
+        """A batch whose input is read."""
+        batch = self.create(content, **changes)
+        self.batches.tick()
+        return self.get(batch.id)
+
+    def get(self, batch_id: str) -> Batch:
+        batch = self.batches.get(batch_id)
+        assert batch is not None
+        return batch
+
+    def job(self, batch_id: str) -> JobDir:
+        return JobDir(self.root / batch_id)
+
+
+def output_lines(bench: BatchBench, file_id: str | None) -> list[dict[str, Any]]:
+    assert file_id is not None
+    opened = bench.batches.open_output(file_id)
+    assert opened is not None
+    with opened[1] as file:
+        data = file.read()
+    assert len(data) == opened[0].num_bytes
+    return [json.loads(text) for text in data.splitlines()]
+
+
+def line(custom_id: str, prompt: str = "Hello", *, url: str = "/v1/completions", **params: Any) -> dict[str, Any]:
+    body = {"model": "tiny", "prompt": prompt, "max_tokens": 4} | params
+    return {"custom_id": custom_id, "method": "POST", "url": url, "body": body}
+
+
+def lines(*rows: dict[str, Any] | bytes) -> bytes:
+    return b"".join((row if isinstance(row, bytes) else json.dumps(row).encode()) + b"\n" for row in rows)
+
+
+def work(job: JobDir, *, answer: Answer = lambda request: "text", shards: Iterable[ShardInfo] | None = None) -> None:
+    """Commit the shards that have no part, as a worker does."""
+    fresh = JobDir.open(job.path)
+    for info in list(fresh.pending_shards() if shards is None else shards):
+        shard = read_shard(fresh.shard_path(info.shard), carried=fresh.manifest.carried)
+        attempt = fresh.claim_attempt(info.shard, worker="w1")
+        completions = [_completion(row.request, answer(row.request)) for row in shard.rows]
+        table = build_table(completions, carried=shard.carried, attempt=attempt, worker="w1")
+        assert write_file(fresh.part_path(info.shard), table)
+
+
+def work_partly(job: JobDir, number: int) -> None:
+    """Finish the first rows of the first shard, in a chunk."""
+    fresh = JobDir.open(job.path)
+    shard = read_shard(fresh.shard_path(0), carried=fresh.manifest.carried)
+    attempt = fresh.claim_attempt(0, worker="w1")
+    completions = [_completion(row.request, "text") for row in shard.rows[:number]]
+    table = build_table(completions, carried=shard.carried.slice(0, number), attempt=attempt, worker="w1")
+    assert write_file(fresh.chunk_path(0, attempt=attempt, uid="ab12", sequence=1), table)
+
+
+def _completion(request: Request, answer: str | RowError) -> Completion:
+    if isinstance(answer, RowError):
+        return Completion(request, f"cmpl-{request.row}", 1_767_225_600, error=answer)
+    choices = tuple(
+        Choice(index, answer, FinishReason.STOP, Usage(5, 3, 1), 1.5) for index in range(len(request.prompts))
+    )
+    return Completion(request, f"cmpl-{request.row}", 1_767_225_600, choices)

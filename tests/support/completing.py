@@ -1,0 +1,45 @@
+"""Completes a submitted job in this process, without a broker and without a model."""
+
+import threading
+
+from batcher.broker.leases import Lease, Leases, Pace
+from batcher.jobdir.folder import JobDir
+from batcher.manage.finish import Summary, finalize
+from tests.support.manual_engine import ManualEngine
+from workers.shard.runner import Outcome, Surroundings, run_shard
+
+
+class SoleLeases(Leases):
+    """Of a worker that is the only one."""
+
+    def __init__(self) -> None:
+        self.pace = Pace()
+
+    def claim(self, lease: Lease) -> bool:
+        return True
+
+    def renew(self, lease: Lease) -> bool:
+        return True
+
+    def release(self, lease: Lease) -> bool:
+        return True
+
+
+def complete(job: JobDir, engine: ManualEngine) -> Summary:
+    """Run every shard of `job` that waits for a worker, as a worker does. Returns the job's summary."""
+    around = Surroundings(
+        worker="w1",
+        leases=SoleLeases(),
+        stopping=threading.Event(),
+        on_claim=lambda job, shard, attempt: None,
+        on_end=lambda job, shard, attempt: None,
+        on_progress=lambda: None,
+        on_set_aside=lambda: None,
+        on_commit=lambda job: None,
+    )
+    for info in job.manifest.shards:
+        if info.model is not None:
+            assert run_shard(job, info.shard, engine, around) is Outcome.COMMITTED
+    summary = finalize(job)
+    assert summary is not None
+    return summary

@@ -1,0 +1,82 @@
+"""A job of one shard, and what its runner needs: a real broker, real files, and an engine that answers when told to."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import redis
+
+from batcher.broker.leases import Leases, lease_key
+from batcher.jobdir.folder import JobDir
+from batcher.jobdir.results import read_file
+from tests.support.job_factory import make_job, make_request
+from tests.support.manual_engine import ManualEngine
+from workers.shard.runner import Outcome, Surroundings, run_shard
+
+ROWS = 6
+
+
+def wait_for(condition: Callable[[], object], *, timeout_s: float = 10) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "what the test waits for did not happen"
+        time.sleep(0.01)
+
+
+class Clock:
+    """Seconds that pass when the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.num_readings = 0
+
+    def __call__(self) -> float:
+        self.num_readings += 1
+        return self.now
+
+    def wait_for_readings(self, number: int) -> None:
+        """Block until the time was asked for `number` times more: the runner asks once a round."""
+        target = self.num_readings + number
+        wait_for(lambda: self.num_readings >= target)
+
+
+class Bench:
+    """A job of one shard, and what its runner needs."""
+
+    def __init__(self, path: Path, client: redis.Redis) -> None:
+        self.client = client
+        self.clock = Clock()
+        self.job = make_job(path / "job", [[make_request(row) for row in range(ROWS)]])
+        self.stopping = threading.Event()
+        self.commits: list[JobDir] = []
+        self.progress = threading.Semaphore(0)
+        self.around = Surroundings(
+            worker="w1",
+            leases=Leases(client),
+            stopping=self.stopping,
+            on_claim=lambda job, shard, attempt: None,
+            on_end=lambda job, shard, attempt: None,
+            on_progress=self.progress.release,
+            on_set_aside=lambda: None,
+            on_commit=self.commits.append,
+            clock=self.clock,
+        )
+
+    @property
+    def lease(self) -> bytes | None:
+        found = self.client.get(lease_key(self.job.job_id, 0))
+        assert found is None or isinstance(found, bytes)
+        return found
+
+    def run(self, engine: ManualEngine, *, worker: str = "w1") -> Outcome:
+        return run_shard(self.job, 0, engine, replace(self.around, worker=worker))
+
+    def part(self) -> dict[str, list[object]]:
+        columns: dict[str, list[object]] = read_file(self.job.part_path(0)).to_pydict()
+        return columns
+
+    def chunk_rows(self) -> list[int]:
+        tables = [read_file(chunk.path) for chunk in self.job.chunks(0)]
+        return sorted(row for table in tables for row in table["row"].to_pylist())

@@ -1,0 +1,467 @@
+"""The commands on jobs: what they print, what they change, how they end."""
+
+import csv
+import errno
+import io
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from batcher.broker.client import connect, embedded_broker, queue_key
+from batcher.cli.texts import print_sample
+from batcher.jobdir.folder import JobDir
+from batcher.jobdir.lock import exclusive
+from batcher.manage.finish import finalize
+from batcher.submission import planner
+from batcher.types import ErrorCode
+from tests.support.job_files import complete_job, failed, make_job, ok, write_chunk, write_part
+from tests.support.submitted import make_options, write_lines
+from tests.unit.conftest import Run
+
+#: The installed program.
+BATCHER = Path(sys.executable).parent / "batcher"
+
+
+@pytest.fixture
+def finished(workplace: Path) -> JobDir:
+    job = complete_job(workplace / "batcher-jobs" / "demo")
+    finalize(job)
+    return job
+
+
+def test_variable_stands_for_an_option(run: Run, finished: JobDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATCHER_JOBS_DIR", str(finished.path.parent))
+    monkeypatch.setenv("BATCHER_JSON", "1")
+    monkeypatch.chdir("/")
+
+    code, out, _ = run("status demo")
+
+    assert code == 0
+    assert json.loads(out)["job_id"] == "demo"
+
+
+# -- status and list ----------------------------------------------------------------------------------------------
+
+
+def test_status_of_a_complete_job_with_errors_succeeds_and_shows_them(run: Run, finished: JobDir) -> None:
+    code, out, err = run("status demo")
+
+    assert (code, err) == (0, "")
+    assert re.search(r"^Job +demo: complete$", out, re.M)
+    assert re.search(r"^Rows +6 of 6 done \(100%\): 4 ok, 2 errors$", out, re.M)
+    assert re.search(r"^Errors +context_length_exceeded 1, timeout 1$", out, re.M)
+    assert re.search(r"^Where +batcher-jobs/demo$", out, re.M)
+
+
+def test_status_takes_an_id_a_path_and_another_root(run: Run, finished: JobDir) -> None:
+    for line in ("status demo", f"status {finished.path}", "status batcher-jobs/demo"):
+        assert run(line)[0] == 0
+    assert run("status demo --jobs-dir elsewhere")[0] == 2
+    assert run("status demo --jobs-dir batcher-jobs")[0] == 0
+
+
+def test_status_json_is_one_line_with_stable_keys(run: Run, finished: JobDir) -> None:
+    _, out, _ = run("status demo --json")
+
+    (line,) = out.splitlines()
+    found = json.loads(line)
+    assert list(found) == [
+        "job_id", "state", "num_rows", "num_done", "num_ok", "num_errors", "num_choices", "prompt_tokens",
+        "completion_tokens", "cached_tokens", "error_codes", "num_shards", "num_committed", "num_claimed",
+        "num_waiting", "num_attempts", "num_crashes", "num_quarantined", "tokens_per_s", "rows_per_s", "eta_s",
+        "created_at", "started_at", "elapsed_s", "workers", "failures",
+        "unserved_models", "served_models",
+    ]  # fmt: skip
+    assert (found["state"], found["num_done"]) == ("complete", 6)
+    assert found["created_at"] == "2026-01-01T00:00:00Z"
+
+
+def test_watched_job_ends_when_it_is_complete(tmp_path: Path) -> None:
+    job = make_job(tmp_path / "job", (2,))
+    write_chunk(job, 0, [ok(0)])
+    command = [str(BATCHER), "status", "job", "--watch"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=tmp_path) as watcher:
+        assert watcher.stderr is not None
+        first = json.loads(watcher.stderr.readline())
+
+        write_part(job, 0, [ok(0), ok(1)])
+        finalize(job)
+        out, err = watcher.communicate(timeout=60)
+
+    assert first["num_done"] == 1
+    assert watcher.returncode == 0
+    assert json.loads(err.splitlines()[-1])["state"] == "complete"
+    assert "job: complete" in out
+
+
+def test_watching_a_complete_job_returns_at_once(run: Run, finished: JobDir) -> None:
+    code, out, err = run("status demo --watch --json")
+
+    assert code == 0
+    assert json.loads(out) == json.loads(err)
+
+
+def test_list_shows_all_jobs_and_warns_of_a_damaged_one(run: Run, finished: JobDir) -> None:
+    make_job(finished.path.parent / "waiting", (3,))
+    damaged = make_job(finished.path.parent / "damaged", (1,))
+    damaged.manifest_path.write_text("{")
+
+    code, out, err = run("list")
+
+    assert code == 0
+    header, *lines = out.splitlines()
+    assert header.split() == ["JOB", "STATE", "ROWS", "DONE", "ERRORS", "CREATED"]
+    assert sorted(line.split()[:5] for line in lines) == [
+        ["demo", "complete", "6", "6", "2"],
+        ["waiting", "waiting", "3", "0", "0"],
+    ]
+    assert "damaged/manifest.json: damaged" in err
+    assert [json.loads(line)["job_id"] for line in run("list --json")[1].splitlines()] == ["demo", "waiting"]
+
+
+def test_list_of_nothing_says_where_it_looked(run: Run) -> None:
+    assert run("list --jobs-dir nowhere") == (0, "", "No jobs under nowhere.\n")
+
+
+# -- results ------------------------------------------------------------------------------------------------------
+
+
+def test_results_are_legible(run: Run, finished: JobDir) -> None:
+    code, out, _ = run("results demo")
+
+    assert code == 0
+    assert "[0] id-0 (length, 3 tokens)\n    prompt 0.0\n -> text 0.0\n" in out
+    assert "[1] id-1 (error timeout)\n    prompt 1.0\n -> row 1: timeout\n" in out
+    assert "[3.1] id-3 (length, 3 tokens)\n    prompt 3.1\n -> text 3.1\n" in out
+    assert "more" not in out
+
+
+def test_limit_says_that_there_is_more(run: Run, finished: JobDir) -> None:
+    _, out, _ = run("results demo --limit 2")
+
+    assert "[1]" in out
+    assert "[2]" not in out
+    assert "... and more: --limit 10" in out
+
+
+def test_results_as_json_are_whole_rows(run: Run, finished: JobDir) -> None:
+    rows = [json.loads(line) for line in run("results demo --json")[1].splitlines()]
+
+    assert [(row["row"], row["index"]) for row in rows] == [(0, 0), (1, 0), (2, 0), (3, 0), (3, 1), (4, 0), (5, 0)]
+    assert rows[0]["tags"] == ["a", "0"]
+    assert rows[0]["created"] == "2026-01-01T00:00:00Z"
+    assert len(run("results demo --json --limit 3")[1].splitlines()) == 3
+
+
+def test_results_with_errors_are_only_those(run: Run, finished: JobDir) -> None:
+    rows = [json.loads(line) for line in run("results demo --errors --json")[1].splitlines()]
+
+    assert [row["error_code"] for row in rows] == ["timeout", "context_length_exceeded"]
+    assert run("results demo --errors")[1].count("(error ") == 2
+
+
+def test_row_that_was_refused_at_submit_is_legible_too(run: Run, tmp_path: Path) -> None:
+    job = JobDir(tmp_path / "job")
+    planner.submit(job, [write_lines(tmp_path / "p.jsonl", {"prompt": 5}, {"prompt": "a"})], make_options())
+    planner.commit_refused(job)
+
+    code, out, _ = run("results job --errors")
+
+    assert code == 0
+    assert "[0] row-0 (error invalid_request)\n" in out
+
+
+def test_row_that_was_set_aside_shows_its_attempts_and_what_happened(run: Run, tmp_path: Path) -> None:
+    job = make_job(tmp_path / "job", (2,))
+    for _ in range(2):
+        job.claim_attempt(0, worker="w1")
+    crashed = failed(1, ErrorCode.WORKER_CRASHED)
+    assert crashed.error is not None
+    message = "the worker died once while it computed this row and nothing else (the last time: signal SIGSEGV)"
+    write_part(job, 0, [ok(0), replace(crashed, error=replace(crashed.error, message=message))])
+
+    code, out, _ = run("results job --errors")
+
+    assert code == 0
+    assert out == (
+        "[1] id-1 (error worker_crashed, 3 attempts)\n"
+        "    prompt 1.0\n"
+        " -> the worker died once while it computed this row and nothing else (the last time: signal SIGSEGV)\n"
+    )
+    (row,) = [json.loads(line) for line in run("results job --errors --json")[1].splitlines()]
+    assert (row["error_code"], row["error_message"], row["attempts"]) == ("worker_crashed", message, 3)
+
+
+def test_results_of_a_running_job_show_each_row_once(run: Run, tmp_path: Path) -> None:
+    job = make_job(tmp_path / "job", (2, 1))
+    write_part(job, 1, [ok(2)])
+    write_chunk(job, 0, [ok(0)], attempt=1)
+    write_chunk(job, 0, [ok(0), ok(1)], attempt=2)
+
+    rows = [json.loads(line)["row"] for line in run("results job --json")[1].splitlines()]
+
+    assert rows == [0, 1, 2]
+
+
+def test_results_of_a_job_without_any_say_so(run: Run, tmp_path: Path) -> None:
+    job = make_job(tmp_path / "job", (1,))
+
+    assert run("results job")[1] == "No finished rows yet.\n"
+    write_part(job, 0, [ok(0)])
+    assert run("results job --errors")[1] == "No error rows.\n"
+
+
+def test_completion_cannot_drive_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job = make_job(tmp_path / "job", (1,))
+    completion = ok(0, text="\x1b[2Jred\r\x07\n\u202eafter")
+    write_part(job, 0, [replace(completion, request=replace(completion.request, custom_id="\x1b]0;title\x07"))])
+
+    print_sample(job, 1)
+
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert "\u202e" not in out
+    assert "red" in out
+
+
+def test_long_prompts_and_texts_are_shortened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job = make_job(tmp_path / "job", (1,))
+    write_part(job, 0, [ok(0, text="word " * 2000)])
+
+    print_sample(job, 1)
+
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 100
+    assert len(lines) < 12
+
+
+# -- export -------------------------------------------------------------------------------------------------------
+
+
+def test_export_writes_what_the_name_says(run: Run, finished: JobDir, tmp_path: Path) -> None:
+    assert run("export demo -o out.csv") == (0, "out.csv: 7 rows\n", "")
+    assert run("export demo -o out.jsonl --format openai") == (0, "out.jsonl: 6 lines\n", "")
+    assert len(list(csv.reader(io.StringIO((tmp_path / "out.csv").read_text())))) == 8
+    assert "response" in json.loads((tmp_path / "out.jsonl").read_text().splitlines()[0])
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("export demo", "Missing option '--output' / '-o'"),
+        ("export demo -o out.xlsx", "must end in one of .parquet, .jsonl, .csv"),
+        ("export demo -o out.csv --format openai", "OpenAI batch output is JSONL"),
+        ("export demo -o there.csv", "there.csv: exists; --force replaces it"),
+        ("export demo -o out.csv --format tsv", "Invalid value for '--format'"),
+        ("export running -o out.csv", "the job is not complete (1 of 1 shards open)"),
+    ],
+)
+def test_export_that_makes_no_sense_is_refused(
+    run: Run, finished: JobDir, tmp_path: Path, line: str, message: str
+) -> None:
+    make_job(finished.path.parent / "running", (1,))
+    (tmp_path / "there.csv").touch()
+
+    code, out, err = run(line)
+
+    assert (code, out) == (2, "")
+    assert message in err
+    assert not (tmp_path / "out.csv").exists()
+
+
+# -- retry, cancel, delete ----------------------------------------------------------------------------------------
+
+
+def test_retry_reopens_and_says_how_to_go_on(run: Run, finished: JobDir) -> None:
+    code, out, _ = run("retry demo --where error_code=timeout")
+
+    assert code == 0
+    assert out == "Reopened 1 rows in 1 shards.\nGo on with: batcher resume batcher-jobs/demo\n"
+    assert [info.shard for info in finished.pending_shards()] == [0]
+    assert not finished.is_complete
+
+
+def test_retry_says_which_rows_it_leaves_out(run: Run, tmp_path: Path) -> None:
+    job = make_job(tmp_path / "job", (1, 2), models=[None, "tiny"])
+    write_part(job, 0, [failed(0, ErrorCode.INVALID_REQUEST)])
+    write_part(job, 1, [failed(1, ErrorCode.INVALID_REQUEST), ok(2)])
+
+    code, out, _ = run("retry job")
+
+    assert code == 0
+    assert "1 rows were refused at submit" in out
+    assert "1 rows are left out: their error does not go away" in out
+    assert out.endswith("Nothing to retry.\n")
+    assert job.pending_shards() == []
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("retry demo --where code=timeout", "use KEY=VALUE"),
+        ("retry demo --where error_code=nope", "no such code"),
+        ("retry demo --broker redis://127.0.0.1:1/0", "cannot reach it"),
+        ("retry demo --broker nonsense", "not a broker URL"),
+    ],
+)
+def test_retry_that_cannot_work_changes_nothing(run: Run, finished: JobDir, line: str, message: str) -> None:
+    code, _, err = run(line)
+
+    assert code in (2, 3)
+    assert message in err
+    assert finished.is_complete
+    assert finished.pending_shards() == []
+
+
+def test_retry_with_a_broker_enqueues_the_reopened_shards(run: Run, finished: JobDir) -> None:
+    with embedded_broker(finished.path) as url:
+        code, out, _ = run(f"retry demo --broker {url}")
+        client = connect(url)
+        num_waiting = client.llen(queue_key("tiny"))
+        client.close()
+
+    assert code == 0
+    assert out == "Reopened 2 rows in 2 shards.\nEnqueued 2 shards.\n"
+    assert num_waiting == 2
+
+
+def test_cancel_is_said_once(run: Run, tmp_path: Path, finished: JobDir) -> None:
+    job = make_job(tmp_path / "my job", (1,))
+
+    assert "take it up again with: batcher resume 'my job'" in run("cancel 'my job'")[1]
+    assert job.is_cancelled
+    assert run("cancel 'my job'") == (0, "The job was cancelled already.\n", "")
+    assert "nothing to cancel" in run("cancel demo")[1]
+    assert not finished.is_cancelled
+
+
+def test_retry_of_a_job_that_goes_on_says_who_takes_it_up(run: Run, tmp_path: Path) -> None:
+    job = make_job(tmp_path / "job", (1, 1))
+    write_part(job, 0, [failed(0)])
+
+    _, out, _ = run("retry job")
+
+    assert out.splitlines()[1] == "Who works on the job takes them up; if nobody does, go on with: batcher resume job"
+
+
+def test_cancellation_that_comes_too_late_says_so(run: Run, tmp_path: Path) -> None:
+    job = complete_job(tmp_path / "job")  # its last worker has not finalized it yet
+
+    assert run("cancel job") == (0, "The job is complete; there is nothing to cancel.\n", "")
+    assert not job.is_cancelled
+    assert job.is_complete
+
+
+@pytest.mark.parametrize("line", ["retry demo", "delete demo --yes"])
+def test_command_that_changes_the_job_waits_for_no_other(run: Run, finished: JobDir, line: str) -> None:
+    with exclusive(finished):
+        code, _, err = run(line)
+
+    assert code == 2
+    assert "another command (submit, retry or delete) is changing this job; wait until it is done" in err
+    assert finished.is_complete
+
+
+def test_delete_asks_or_wants_yes(run: Run, finished: JobDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    code, _, err = run("delete demo")
+    assert code == 2
+    assert "give --yes" in err
+    assert finished.exists()
+
+    assert run("delete demo --yes") == (0, f"Deleted {finished.path}\n", "")
+    assert not finished.path.exists()
+
+
+@pytest.mark.parametrize(("answer", "is_deleted"), [("y", True), ("n", False), ("", False)])
+def test_delete_does_what_the_answer_says(
+    run: Run, finished: JobDir, monkeypatch: pytest.MonkeyPatch, answer: str, is_deleted: bool
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr("sys.stdin", Terminal(f"{answer}\n"))
+
+    code, out, _ = run("delete demo")
+
+    assert "(complete, 6 finished rows)? [y/N]" in out
+    assert (code == 0) is is_deleted
+    assert finished.path.exists() is not is_deleted
+
+
+def test_delete_leaves_what_is_not_the_jobs_own(run: Run, finished: JobDir) -> None:
+    (finished.path / "notes.txt").write_text("mine")
+
+    code, out, _ = run("delete demo --yes")
+
+    assert code == 0
+    assert out.endswith("left there: notes.txt\n")
+    assert [path.name for path in finished.path.iterdir()] == ["notes.txt"]
+
+
+def test_deletion_that_was_interrupted_can_be_repeated(
+    run: Run, finished: JobDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", fail)
+        code, _, err = run("delete demo --yes")
+    assert code == 3
+    assert "cannot delete: Input/output error; run the command again" in err
+    assert not finished.exists()  # workers stop meanwhile
+    assert run("status demo")[0] == 2
+
+    assert run("delete demo --yes") == (0, f"Deleted {finished.path}\n", "")
+    assert not finished.path.exists()
+
+
+# -- errors -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["status", "results", "export -o x.csv", "retry", "cancel", "delete --yes"])
+@pytest.mark.parametrize(
+    ("job", "message"),
+    [
+        ("unknown", "unknown: no job here"),
+        ("../outside", "../outside: no job here"),
+        ("'a b'", "job id 'a b' is not usable"),
+        ("damaged", "manifest.json: damaged"),
+    ],
+)
+def test_job_that_cannot_be_opened_is_one_line_without_a_traceback(
+    run: Run, tmp_path: Path, name: str, job: str, message: str
+) -> None:
+    make_job(tmp_path / "batcher-jobs" / "damaged").manifest_path.write_text('{"job_id":')
+
+    code, out, err = run(f"{name} {job}")
+
+    assert (code, out) == (2, "")
+    assert message in err
+    assert len(err.splitlines()) == 1
+
+
+def test_torn_part_is_named_by_whoever_reads_it(run: Run, finished: JobDir) -> None:
+    finished.part_path(1).write_bytes(b"torn")
+
+    for line in ("status demo", "results demo", "export demo -o x.csv", "retry demo"):
+        code, _, err = run(line)
+        assert code == 3
+        assert "part-00001.parquet" in err
+        assert "Traceback" not in err
+
+
+def test_command_line_works_as_a_program(finished: JobDir) -> None:
+    done = subprocess.run([BATCHER, "status", "unknown"], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: ")
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,88 @@
+"""What run, submit, worker and resume refuse before anything is started."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from batcher.cli import run_cli
+from batcher.cli.run import _new_job_id
+from batcher.ids import ID_PATTERN
+from tests.support.job_factory import make_job, make_request
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.gguf"
+    path.write_bytes(b"GGUF" + bytes(100))
+    return path
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "hello"}\n')
+    return path
+
+
+@pytest.mark.parametrize(
+    "file", ["prompts.jsonl", "/data/my prompts.v2.parquet", "-", "data/*.jsonl.gz", "x" * 300, "日本.jsonl"]
+)
+def test_default_job_id_is_usable_and_never_the_same(file: str) -> None:
+    first, second = _new_job_id(file), _new_job_id(file)
+
+    assert ID_PATTERN.fullmatch(first)
+    assert first != second
+
+
+def test_default_job_id_begins_with_the_name_of_the_file() -> None:
+    assert re.fullmatch(r"my-prompts-\d{8}T\d{6}Z-[0-9a-f]{6}", _new_job_id("/data/my prompts.v2.parquet"))
+
+
+@pytest.mark.parametrize("command", ["submit", "worker"])
+def test_commands_for_a_fleet_need_a_broker(
+    command: str, prompts: Path, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("BATCHER_BROKER", raising=False)
+    arguments = [str(prompts)] if command == "submit" else ["--model", str(model)]
+
+    assert run_cli([command, *arguments]) == 2
+
+    assert "--broker URL" in capsys.readouterr().err
+
+
+def test_submit_to_a_broker_that_is_away_leaves_no_job(
+    tmp_path: Path, prompts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs = tmp_path / "jobs"
+
+    assert run_cli(["submit", str(prompts), "--broker", "redis://127.0.0.1:1/0", "--jobs-dir", str(jobs)]) == 3
+
+    assert "cannot reach it" in capsys.readouterr().err
+    assert not jobs.exists()
+
+
+def test_two_models_of_one_name_are_refused(
+    tmp_path: Path, prompts: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    twice = ["--model", f"a={model}", "--model", f"a={model}"]
+
+    assert run_cli(["run", str(prompts), "-o", str(tmp_path / "out"), *twice]) == 2
+
+    assert "the same name" in capsys.readouterr().err
+
+
+def test_output_whose_name_is_no_job_id_is_refused(
+    tmp_path: Path, prompts: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_cli(["run", str(prompts), "-o", str(tmp_path / "my out"), "--model", str(model)]) == 2
+
+    assert "'my out'" in capsys.readouterr().err
+
+
+def test_resume_without_the_model_of_the_job_names_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job = make_job(tmp_path / "job", [[make_request(0, model="rare")]])
+
+    assert run_cli(["resume", str(job.path)]) == 2
+
+    assert "--model rare=PATH" in capsys.readouterr().err

@@ -1,0 +1,316 @@
+"""The progress display, and how numbers are written."""
+
+import io
+import json
+import shlex
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from batcher.cli.texts import Progress, duration_text, print_summary, size_text, status_json, status_text
+from batcher.errors import InputError
+from batcher.jobdir.folder import JobDir
+from batcher.jobdir.heartbeats import Health, WorkerState, utc_now
+from batcher.manage.finish import finalize
+from batcher.manage.status import JobState, ShardFailure, Status, WorkerStatus, read_status
+from batcher.types import ErrorCode
+from tests.support.job_files import complete_job, failed, make_job, ok, write_chunk, write_part
+
+
+def test_summary_says_what_came_out_and_how_to_read_it(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job = complete_job(workplace / "my job")
+    summary = finalize(job)
+    assert summary is not None
+    print_summary(job, summary)
+
+    lines = capsys.readouterr().out.splitlines()
+    found = {line[:11].strip(): line[11:] for line in lines[:-1]}
+    assert found["Rows"] == "6 in = 4 ok + 2 error"
+    assert found["Errors"] == "context_length_exceeded 1, timeout 1"
+    assert found["Choices"] == "5"
+    assert found["Tokens"] == "25 prompt (4 from cache) + 15 generated"
+    assert found["Finish"] == "length 5"
+    assert found["Results"] == "my job/results/*.parquet (3 parts)"
+    assert found["Read them"] == "batcher results 'my job' --limit 5"
+    python, *arguments = shlex.split(lines[-1])
+    assert python == "python"
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True)
+    assert "text 0.0" in done.stdout
+
+
+def test_summary_says_where_to_see_the_rows_that_were_set_aside(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = make_job(workplace / "my job", (2,))
+    write_part(job, 0, [failed(0, ErrorCode.WORKER_CRASHED), ok(1)])
+    summary = finalize(job)
+    assert summary is not None
+    print_summary(job, summary)
+
+    out = capsys.readouterr().out
+    assert "Set aside  1 row that crashed its worker (worker_crashed); see: batcher results 'my job' --errors\n" in out
+
+
+# -- status -------------------------------------------------------------------------------------------------------
+
+WORKER = WorkerStatus(
+    name="w1",
+    host="host",
+    pid=17,
+    health=Health.ALIVE,
+    state=WorkerState.WORKING,
+    age_s=1.0,
+    stalled_s=0.0,
+    shards=(3,),
+    is_busy_elsewhere=False,
+    num_crashes=0,
+    last_crash="",
+)
+
+
+def running_job(path: Path) -> JobDir:
+    job = make_job(path, (2, 1))
+    job.claim_attempt(0, worker="w1")
+    return job
+
+
+@pytest.mark.parametrize(
+    ("worker", "text"),
+    [
+        (WORKER, "alive, working on shard 3"),
+        (replace(WORKER, shards=(3, 4)), "alive, working on shards 3, 4"),
+        (replace(WORKER, shards=tuple(range(10))), "alive, working on shards 0, 1, 2, 3, 4, 5, 6, 7, ..."),
+        (replace(WORKER, shards=(), is_busy_elsewhere=True), "alive, working for other jobs"),
+        (replace(WORKER, state=WorkerState.IDLE, shards=()), "alive, idle"),
+        (replace(WORKER, state=WorkerState.STOPPING), "alive, stopping, shard 3"),
+        (
+            replace(WORKER, state=WorkerState.RESTARTING, shards=(), num_crashes=1, last_crash="signal SIGABRT"),
+            "alive, restarting; crashed once (signal SIGABRT)",
+        ),
+        (
+            replace(WORKER, health=Health.STALLED, state=WorkerState.STALLED, stalled_s=44.7, shards=(7,)),
+            "stalled 45 s, shard 7",
+        ),
+        (replace(WORKER, health=Health.GONE, age_s=80.2, shards=()), "gone for 1 min 20 s"),
+        (
+            replace(WORKER, health=Health.GONE, age_s=80.2, num_crashes=2, last_crash="signal SIGSEGV"),
+            "gone for 1 min 20 s, held shard 3; crashed 2 times (signal SIGSEGV)",
+        ),
+    ],
+)
+def test_status_says_how_a_worker_is(tmp_path: Path, worker: WorkerStatus, text: str) -> None:
+    job = running_job(tmp_path / "job")
+
+    shown = status_text(job, replace(read_status(job), workers=(worker,)))
+
+    assert f"\nWorkers   w1  {text}\n" in shown
+
+
+def test_status_lines_up_several_workers_attempts_and_failures(workplace: Path) -> None:
+    job = running_job(workplace / "my job")
+    failures = tuple(ShardFailure(n, 2, "w1", f"failure {n}", utc_now(), True) for n in range(5))
+    status = replace(
+        read_status(job),
+        num_attempts=12,
+        num_crashes=2,
+        num_quarantined=1234,
+        failures=failures,
+        workers=(WORKER, replace(WORKER, name="worker-2")),
+        unserved_models={},
+    )
+
+    assert """
+Set aside  1,234 rows that crashed their workers (worker_crashed); see: batcher results 'my job' --errors
+""" in status_text(job, status)
+    assert """
+Shards     0 of 2 committed, 1 claimed, 1 waiting
+Attempts   12, of which 2 crashed
+Failures   shard 0: failure 0 (attempt 2 by w1)
+           shard 1: failure 1 (attempt 2 by w1)
+           shard 2: failure 2 (attempt 2 by w1)
+           ... and 2 more shards; --json shows them
+Workers    w1        alive, working on shard 3
+           worker-2  alive, working on shard 3
+Created """ in status_text(job, status)
+
+
+def test_status_of_a_job_that_nobody_works_on_says_how_it_goes_on(workplace: Path) -> None:
+    job = running_job(workplace / "my job")
+    hint = "none alive for its models; start a `batcher worker`, or go on here with: batcher resume 'my job'"
+    status = read_status(job)
+    gone = replace(WORKER, health=Health.GONE)
+
+    assert f"\nWorkers   {hint}\n" in status_text(job, status)
+    assert f"\n          {hint}\n" in status_text(job, replace(status, workers=(gone,)))
+    assert hint not in status_text(job, replace(status, workers=(gone, WORKER)))
+    assert "Workers" not in status_text(job, replace(status, state=JobState.CANCELLED))
+    assert "Workers" not in status_text(job, replace(status, num_committed=2))
+
+
+def test_status_names_the_models_that_no_worker_has_and_the_line_that_starts_one(workplace: Path) -> None:
+    job = running_job(workplace / "jobs" / "job")
+    status = replace(
+        read_status(job), workers=(WORKER,), unserved_models={"gemma3:27b": 2, "the model": 1}, served_models=("tiny",)
+    )
+
+    assert """
+Unserved  2 rows wait for the model gemma3:27b, which no worker has that is alive (they have tiny); start one with:
+            batcher worker --model gemma3:27b=PATH --broker URL --jobs-dir jobs
+          1 row waits for the model the model, which no worker has that is alive (they have tiny); start one with:
+            batcher worker --model 'the model=PATH' --broker URL --jobs-dir jobs
+Created """ in status_text(job, status)
+    many = replace(status, unserved_models={f"m{n}": 1 for n in range(10)}, served_models=())
+    assert "1 row waits for the model m0, and no worker is alive; start one with:" in status_text(job, many)
+    assert "... and 7 more models; --json shows them" in status_text(job, many)
+    evil = replace(status, served_models=("\x1b[2Jred",))
+    assert "\x1b" not in status_text(job, evil)
+
+
+def test_status_of_a_fleet_names_those_that_are_not_well_and_counts_the_others(tmp_path: Path) -> None:
+    job = running_job(tmp_path / "job")
+    fleet = [replace(WORKER, name=f"w{n}", shards=()) for n in range(100)]
+    fleet[70] = replace(WORKER, name="w70")
+    fleet[80] = replace(WORKER, name="w80", num_crashes=1)
+    fleet[90] = replace(WORKER, name="w90", health=Health.GONE)
+
+    shown = status_text(job, replace(read_status(job), workers=tuple(fleet)))
+
+    lines = shown[shown.index("Workers") :].splitlines()
+    assert [line[10:].split()[0] for line in lines[:5]] == ["w80", "w90", "w70", "w0", "w1"]
+    assert lines[20] == "          ... and 80 more; --json shows them"
+
+
+def test_status_of_a_quiet_job_does_not_mention_trouble(tmp_path: Path) -> None:
+    job = complete_job(tmp_path / "job")
+    finalize(job)
+
+    shown = status_text(job, read_status(job))
+
+    assert "\nAttempts  3\n" in shown
+    for label in ("Workers", "Failures", "Set aside", "crashed"):
+        assert label not in shown
+
+
+def test_what_workers_say_cannot_drive_the_terminal(tmp_path: Path) -> None:
+    job = running_job(tmp_path / "job")
+    evil = "\x1b[2Jred\r\x07\n\u202e\x9bafter" + "long " * 1000
+    worker = replace(WORKER, name=evil, num_crashes=1, last_crash=evil)
+    failure = ShardFailure(1, 2, evil, evil, utc_now(), False)
+    status = replace(read_status(job), workers=(worker,), failures=(failure,))
+
+    shown = status_text(job, status)
+
+    assert all(char.isprintable() or char == "\n" for char in shown)
+    assert max(map(len, shown.splitlines())) < 1000
+    assert status_json(status).isascii()
+    assert json.loads(status_json(status))["workers"][0]["last_crash"] == evil
+
+
+def statuses(path: Path) -> list[Status]:
+    job = make_job(path, (2,))
+    first = read_status(job)
+    write_chunk(job, 0, [ok(0)])
+    second = read_status(job)
+    write_part(job, 0, [ok(0), failed(1)])
+    finalize(job)
+    return [first, second, read_status(job)]
+
+
+def test_progress_off_a_terminal_is_a_line_every_few_seconds_and_one_at_the_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 0.0
+    first, second, last = statuses(tmp_path / "job")
+    with Progress(interval_s=5, clock=lambda: now) as progress:
+        progress.update(first)
+        now = 4.9
+        progress.update(second)
+        assert len(capsys.readouterr().err.splitlines()) == 1
+        now = 5.0
+        progress.update(second)
+        assert capsys.readouterr().err == status_json(second) + "\n"
+        progress.update(last)
+        assert capsys.readouterr().err == ""
+
+    captured = capsys.readouterr()
+    assert captured.err == status_json(last) + "\n"
+    assert captured.out == ""
+
+
+def test_progress_without_a_status_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress():
+        pass
+
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_progress_on_a_terminal_is_a_bar(tmp_path: Path, width: int) -> None:
+    terminal = io.StringIO()
+    console = Console(file=terminal, force_terminal=True, width=width, color_system=None)
+    with Progress(console=console) as progress:
+        for status in statuses(tmp_path / "job"):
+            progress.update(status)
+
+    shown = terminal.getvalue()
+    assert "{" not in shown
+    if width >= 80:
+        last = next(line for line in reversed(shown.splitlines()) if "rows" in line)
+        for text in ("2/2 rows", "100%", "1 errors", "complete", "tokens/s"):
+            assert text in last
+
+
+@pytest.mark.parametrize(
+    ("num_errors", "num_crashes", "text"),
+    [(0, 0, ""), (3, 0, "3 errors"), (0, 1, "1 crash"), (3, 1200, "3 errors, 1,200 crashes")],
+)
+def test_bar_mentions_errors_and_crashes_where_there_are_some(
+    tmp_path: Path, num_errors: int, num_crashes: int, text: str
+) -> None:
+    terminal = io.StringIO()
+    console = Console(file=terminal, force_terminal=True, width=200, color_system=None)
+    status = replace(read_status(make_job(tmp_path / "job")), num_errors=num_errors, num_crashes=num_crashes)
+    with Progress(console=console) as progress:
+        progress.update(status)
+
+    last = next(line for line in reversed(terminal.getvalue().splitlines()) if "rows" in line)
+    assert last.split("waiting")[1].split("\x1b")[0].strip() == text
+
+
+def test_progress_ends_its_bar_when_the_work_fails(tmp_path: Path) -> None:
+    terminal = io.StringIO()
+    console = Console(file=terminal, force_terminal=True, width=100, color_system=None)
+
+    with pytest.raises(InputError), Progress(console=console) as progress:  # noqa: PT012 (the block is what is tested)
+        progress.update(read_status(make_job(tmp_path / "job")))
+        raise InputError("stop")
+
+    assert "\x1b[?25h" in terminal.getvalue()  # the cursor is shown again
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (None, "-"),
+        (0, "0.0 s"),
+        (8.24, "8.2 s"),
+        (59.96, "1 min 00 s"),
+        (185, "3 min 05 s"),
+        (3599.6, "1 h 00 min"),
+        (7800, "2 h 10 min"),
+        (277200, "3 d 05 h"),
+    ],
+)
+def test_durations_read_as_one_says_them(seconds: float | None, text: str) -> None:
+    assert duration_text(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(0, "0 B"), (999, "999 B"), (98_400_000, "98.4 MB"), (4 * 10**12, "4.0 TB")]
+)
+def test_sizes_read_as_one_says_them(size: int, text: str) -> None:
+    assert size_text(size) == text

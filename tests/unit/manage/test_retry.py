@@ -1,0 +1,332 @@
+"""Reopening of shards with failed rows: what is selected, and that a crash at any step loses nothing."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from batcher.errors import CorruptFileError, InputError, JobError, StorageError
+from batcher.jobdir import store
+from batcher.jobdir.attempts import Cause, Outcome, judge, record_end
+from batcher.jobdir.folder import JobDir
+from batcher.jobdir.results import join_tables, read_file, result_schema, write_file
+from batcher.manage import retry
+from batcher.manage.finish import finalize
+from batcher.manage.retry import parse_where, reopen, reopen_selection, select
+from batcher.manage.status import JobState, read_status
+from batcher.types import Completion, ErrorCode
+from tests.support.job_files import complete_job, failed, make_job, ok, result_table, write_chunk, write_part
+
+
+class ProcessDiedError(Exception):
+    """The process dies here."""
+
+
+def kept_rows(job: JobDir, shard: int) -> list[int]:
+    """The rows that a resume of a shard would not run again: those of its part, else of its chunks."""
+    if job.part_path(shard).exists():
+        return [int(row) for row in read_file(job.part_path(shard))["row"].to_pylist()]
+    chunks = [read_file(chunk.path) for chunk in job.chunks(shard)]
+    return [int(row) for row in join_tables(chunks, result_schema(job.manifest.carried))["row"].to_pylist()]
+
+
+def resume(job: JobDir) -> list[int]:
+    """Finish the job as workers do: per shard the union of its chunks, then the rows they lack. Returns rows run."""
+    ran: list[int] = []
+    schema = result_schema(job.manifest.carried)
+    start = 0
+    for info in job.manifest.shards:
+        rows = range(start, start + info.num_rows)
+        start += info.num_rows
+        if job.part_path(info.shard).exists():
+            continue
+        attempt = job.claim_attempt(info.shard, worker="w2")
+        chunks = [read_file(chunk.path).cast(schema) for chunk in job.chunks(info.shard)]
+        finished = {row for chunk in chunks for row in chunk["row"].to_pylist()}
+        missing: list[Completion] = [ok(row, text="again") for row in rows if row not in finished]
+        ran.extend(one.request.row for one in missing)
+        write_file(job.part_path(info.shard), join_tables([*chunks, result_table(missing, attempt=attempt)], schema))
+        job.delete_chunks(info.shard)
+    return ran
+
+
+def test_only_failed_rows_run_again_and_the_others_stay_as_they_were(tmp_path: Path) -> None:
+    job = complete_job(tmp_path / "job")
+    finalize(job)
+    before = {row["row"]: row for row in read_file(job.part_path(0)).to_pylist()}
+
+    reopened = reopen(job, where={})
+
+    assert [info.shard for info in reopened] == [0, 1]
+    assert not job.is_complete
+    assert not job.summary_path.exists()
+    assert read_status(job).state is JobState.RUNNING
+    assert resume(job) == [1, 4]
+    summary = finalize(job)
+    assert summary is not None
+    assert (summary.num_ok, summary.num_errors) == (6, 0)
+    after = {row["row"]: row for row in read_file(job.part_path(0)).to_pylist()}
+    assert after[0] == before[0]
+    assert after[1]["text"] == "again 1.0"
+
+
+def test_conditions_must_all_hold(tmp_path: Path) -> None:
+    job = complete_job(tmp_path / "job")
+
+    def selected(**where: str) -> list[int]:
+        return [row for _, rows in select(job, where=where).shards for row in rows]
+
+    assert selected() == [1, 4]
+    assert selected(error_code="timeout") == [1]
+    assert selected(custom_id="id-4") == [4]
+    assert selected(row="4") == [4]
+    assert selected(row="4", error_code="timeout") == []
+    assert selected(row="0") == []  # it did not fail
+    assert selected(error_code="engine_error") == []
+
+
+def test_other_failed_rows_of_a_reopened_shard_keep_their_error(tmp_path: Path) -> None:
+    job = make_job(tmp_path / "job", (3,))
+    write_part(job, 0, [failed(0), failed(1, ErrorCode.ENGINE_ERROR), ok(2)])
+
+    reopen(job, where={"error_code": "timeout"})
+
+    assert resume(job) == [0]
+    codes = read_file(job.part_path(0))["error_code"].to_pylist()
+    assert codes == [None, "engine_error", None]
+
+
+def test_rows_that_cannot_succeed_are_counted_and_left_alone(tmp_path: Path) -> None:
+    job = make_job(tmp_path / "job", (2, 3), models=[None, "tiny"])
+    write_file(
+        job.part_path(0),
+        result_table([failed(0, ErrorCode.INVALID_REQUEST), failed(1, ErrorCode.MODEL_NOT_FOUND)]),
+    )
+    write_part(job, 1, [failed(2, ErrorCode.INVALID_REQUEST), failed(3), ok(4)])
+
+    selection = select(job, where={})
+
+    assert (selection.num_rows, selection.num_refused, selection.num_not_retriable) == (1, 2, 1)
+    assert [info.shard for info in reopen_selection(job, selection)] == [1]
+    assert job.part_path(0).exists()
+    assert resume(job) == [3]
+
+
+def test_nothing_to_retry_leaves_the_job_complete(tmp_path: Path) -> None:
+    job = make_job(tmp_path / "job", (1,))
+    write_part(job, 0, [ok(0)])
+    finalize(job)
+
+    assert reopen(job, where={}) == []
+    assert job.is_complete
+    assert job.summary_path.exists()
+
+
+def test_open_shards_of_a_running_job_are_left_alone(tmp_path: Path) -> None:
+    job = make_job(tmp_path / "job", (1, 1))
+    write_part(job, 0, [failed(0)])
+    chunk = write_chunk(job, 1, [failed(1)])
+
+    assert [info.shard for info in reopen(job, where={})] == [0]
+    assert chunk.exists()
+
+
+def test_old_chunks_with_the_failed_row_do_not_bring_it_back(tmp_path: Path) -> None:
+    """Given a crash between commit and clean-up left chunks, when the shard is reopened, then the row runs again."""
+    job = make_job(tmp_path / "job", (2,))
+    write_chunk(job, 0, [failed(0), ok(1)])
+    write_part(job, 0, [failed(0), ok(1)])
+
+    reopen(job, where={})
+
+    assert kept_rows(job, 0) == [1]
+    assert resume(job) == [0]
+
+
+def test_row_that_was_set_aside_is_run_again_though_its_old_journal_is_there(tmp_path: Path) -> None:
+    job = make_job(tmp_path / "job", (2,))
+    attempt = job.claim_attempt(0, worker="w1")
+    job.journal_path(0, attempt=attempt).write_text("= 1\n")
+    record_end(*(job, 0, attempt), worker="w1", outcome=Outcome.CRASHED, cause=Cause.FAULT, detail="signal SIGSEGV")
+    assert judge(job, 0, attempt=attempt + 1).set_aside
+    write_part(job, 0, [ok(0), failed(1, ErrorCode.WORKER_CRASHED)])
+
+    reopen(job, where={})
+
+    assert not judge(job, 0, attempt=job.num_attempts(0) + 1).set_aside
+    assert resume(job) == [1]
+
+
+def test_reopening_counts_as_an_attempt_of_its_own(tmp_path: Path) -> None:
+    job = make_job(tmp_path / "job", (2,))
+    write_part(job, 0, [failed(0), ok(1)])
+
+    reopen(job, where={})
+
+    assert job.num_attempts(0) == 2
+    assert [chunk.attempt for chunk in job.chunks(0)] == [2]
+
+
+def test_shard_without_a_good_row_is_reopened_empty(tmp_path: Path) -> None:
+    job = make_job(tmp_path / "job", (1,))
+    write_part(job, 0, [failed(0)])
+
+    reopen(job, where={})
+
+    assert job.chunks(0) == []
+    assert resume(job) == [0]
+
+
+def test_all_choices_of_a_good_row_are_kept(tmp_path: Path) -> None:
+    job = make_job(tmp_path / "job", (2,))
+    write_part(job, 0, [ok(0, num_choices=3), failed(1)])
+
+    reopen(job, where={})
+
+    assert kept_rows(job, 0) == [0, 0, 0]
+
+
+def _count_durable_steps(monkeypatch: pytest.MonkeyPatch, *, crash_before: int | None) -> Callable[[], int]:
+    """Let the process die before the nth durable step; returns how many there were."""
+    steps = 0
+
+    def stepping(function: Callable[..., object]) -> Callable[..., object]:
+        def step(*args: object, **kwargs: object) -> object:
+            nonlocal steps
+            if steps == crash_before:
+                raise ProcessDiedError
+            steps += 1
+            return function(*args, **kwargs)
+
+        return step
+
+    monkeypatch.setattr(store, "publish_if_absent", stepping(store.publish_if_absent))
+    monkeypatch.setattr(store, "delete", stepping(store.delete))
+    monkeypatch.setattr(JobDir, "delete_chunks", stepping(JobDir.delete_chunks))
+    return lambda: steps
+
+
+#: 2 shards x (old chunks, attempt, chunk, _SUCCESS, summary, part) + _SUCCESS and summary once more.
+NUM_STEPS = 14
+
+
+def test_all_durable_steps_are_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = complete_job(tmp_path / "job")
+    finalize(job)
+    num_steps = _count_durable_steps(monkeypatch, crash_before=None)
+
+    reopen(job, where={})
+
+    assert num_steps() == NUM_STEPS
+
+
+@pytest.mark.parametrize("crash_before", range(NUM_STEPS))
+@pytest.mark.parametrize("next_command", ["retry", "resume"])
+def test_crash_before_any_step_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crash_before: int, next_command: str
+) -> None:
+    job = complete_job(tmp_path / "job")
+    finalize(job)
+    with monkeypatch.context() as patch:
+        _count_durable_steps(patch, crash_before=crash_before)
+        with pytest.raises(ProcessDiedError):
+            reopen(job, where={})
+
+    assert {0, 2, 3} <= {*kept_rows(job, 0), *kept_rows(job, 1)}
+    assert kept_rows(job, 1).count(3) == 2
+    assert not (job.is_complete and job.pending_shards())
+    if next_command == "retry":
+        reopen(job, where={})
+    ran = resume(job)
+    assert set(ran) <= {1, 4}
+    summary = finalize(job)
+    assert summary is not None
+    assert summary.num_rows == 6
+    assert summary.num_choices == 5 + len(ran)
+    if next_command == "retry":
+        assert summary.num_errors == 0
+        assert summary.num_ok == 6
+    assert [info.shard for info in job.pending_shards()] == []
+
+
+def test_cancelled_job_is_not_reopened(tmp_path: Path) -> None:
+    job = complete_job(tmp_path / "job")
+    job.cancel()
+
+    with pytest.raises(JobError, match="cancelled; `batcher resume"):
+        reopen(job, where={})
+    assert job.pending_shards() == []
+
+
+def test_unreadable_part_is_named_and_nothing_changed(tmp_path: Path) -> None:
+    job = complete_job(tmp_path / "job")
+    part = job.part_path(1)
+    part.write_bytes(part.read_bytes()[:-20])
+
+    with pytest.raises(CorruptFileError, match=r"part-00001.*`batcher resume .* moves it aside"):
+        reopen(job, where={})
+    assert job.pending_shards() == []
+
+
+def test_old_chunk_that_cannot_be_deleted_stops_the_retry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = make_job(tmp_path / "job", (2,))
+    write_part(job, 0, [failed(0), ok(1)])
+    write_chunk(job, 0, [failed(0)])
+    monkeypatch.setattr(JobDir, "delete_chunks", lambda self, shard: None)
+
+    with pytest.raises(StorageError, match="cannot delete this old chunk"):
+        reopen(job, where={})
+    assert job.part_path(0).exists()
+
+
+def test_full_disk_leaves_the_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = make_job(tmp_path / "job", (2,))
+    write_part(job, 0, [failed(0), ok(1)])
+
+    def no_space(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", no_space)
+
+    with pytest.raises(StorageError, match="No space left"):
+        reopen(job, where={})
+    assert kept_rows(job, 0) == [0, 1]
+
+
+def test_where_is_parsed_into_conditions() -> None:
+    assert parse_where(["error_code=timeout", "custom_id=a=b"]) == {"error_code": "timeout", "custom_id": "a=b"}
+    assert parse_where([]) == {}
+
+
+@pytest.mark.parametrize(
+    ("condition", "message"),
+    [
+        ("error_code", "not a condition; use KEY=VALUE"),
+        ("status=error", "use KEY=VALUE with error_code, custom_id, row"),
+        ("error_code=oops", "no such code; use one of context_length_exceeded"),
+        ("error_code=invalid_request", "such rows fail again; mend them in the input"),
+        ("row=-1", "not a row"),
+        ("row=1.5", "not a row"),
+        ("row=" + "9" * 30, "not a row"),
+    ],
+)
+def test_condition_that_nothing_can_meet_is_refused(condition: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parse_where([condition])
+
+
+def test_contradicting_conditions_are_refused() -> None:
+    with pytest.raises(InputError, match="row is '1' already"):
+        parse_where(["row=1", "row=2"])
+
+
+def test_unknown_key_is_refused_by_the_function_too(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="unknown key"):
+        select(complete_job(tmp_path / "job"), where={"text": "x"})
+
+
+def test_every_code_is_either_retriable_or_refused() -> None:
+    for code in ErrorCode:
+        if code.is_retriable:
+            assert parse_where([f"error_code={code}"])
+    assert retry._retriable_codes() == [code.value for code in ErrorCode if code is not ErrorCode.INVALID_REQUEST]

@@ -1,0 +1,487 @@
+"""From input files to a job directory, whole: what submit writes, what it refuses, and what it leaves behind."""
+
+import gzip
+import hashlib
+import io
+import json
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from batcher.errors import InputError, JobError
+from batcher.jobdir.folder import JobDir, Manifest
+from batcher.jobdir.results import read_counts, read_file, result_schema
+from batcher.submission import planner, staging
+from batcher.submission.planner import commit_refused, fingerprint, submit
+from batcher.submission.validation import TokenTotals, validate
+from batcher.types import ErrorCode, Request, RowError, SamplingParams
+from tests.support.submitted import carried_of, make_options, names_in, rows_of, write_lines
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> JobDir:
+    return JobDir(tmp_path / "job")
+
+
+BROKEN_LINES: tuple[bytes | dict[str, Any], ...] = (
+    {"prompt": "fine", "note": "n"},
+    b"not json",
+    b'{"prompt": "\xff\xfe"}',
+    {"prompt": {"text": "x"}},
+    {"prompt": "p", "max_tokens": 0},
+    {"prompt": "p", "temperature": "hot"},
+    {"text": "p"},
+    {"prompt": "p", "model": "gpt-9"},
+    {"prompt": "a\0b"},
+    {"prompt": "x" * (1 << 20)},
+    {"prompt": "p", "whatever": {"deep": [1]}, "n": 3},
+    b"[]",
+)
+BROKEN_MESSAGES = {
+    1: "not JSON (",
+    2: "not UTF-8 (byte 0xff at position 13); save the file as UTF-8",
+    3: 'prompt is {"text": "x"}; use a string, or a non-empty array of strings or of token ids',
+    4: "max_tokens is 0; use a positive integer",
+    5: 'temperature is "hot"; use a number from 0 to 2',
+    6: "prompt is missing; use a string",
+    7: 'model "gpt-9" is not known here; use one of: tiny',
+    11: "not a JSON object but []",
+}
+
+
+def test_each_broken_line_has_its_error_row_and_the_rest_is_carried(tmp_path: Path, job: JobDir) -> None:
+    path = write_lines(tmp_path / "prompts.jsonl", *BROKEN_LINES)
+    manifest = submit(job, [path], make_options())
+
+    rows = rows_of(job)
+    errors = {row.request.row: row.error for row in rows if row.error is not None}
+    assert len(rows) == manifest.num_rows == len(BROKEN_LINES)
+    assert manifest.num_refused == len(BROKEN_MESSAGES)
+    assert errors.keys() == BROKEN_MESSAGES.keys()
+    for row, message in BROKEN_MESSAGES.items():
+        assert errors[row].message.startswith(f"{path}:{row + 1}: {message}")
+    assert {row for row, error in errors.items() if error.code is ErrorCode.MODEL_NOT_FOUND} == {7}
+    assert [rows[i].request.prompts[0] for i in (0, 8, 9)] == ["fine", "a\0b", "x" * (1 << 20)]
+    assert carried_of(job).slice(10, 1).to_pylist() == [
+        {"note": None, "input_text": None, "whatever": '{"deep": [1]}', "n": 3}
+    ]
+
+
+def test_parts_of_refused_rows_are_committed_by_submit(tmp_path: Path, job: JobDir) -> None:
+    path = write_lines(tmp_path / "p.jsonl", {"prompt": "a"}, b"bad", {"prompt": 5, "custom_id": "x", "note": "n"})
+    manifest = submit(job, [path], make_options())
+
+    refused = [info for info in manifest.shards if info.model is None]
+    assert [(info.num_rows, info.num_choices) for info in refused] == [(2, 0)]
+    assert [info.model for info in job.pending_shards()] == ["tiny"]
+    part = job.part_path(refused[0].shard)
+    table = read_file(part)
+    assert table.schema.names == result_schema(manifest.carried).names
+    assert table.select(["row", "custom_id", "status", "error_code", "attempts", "worker", "note"]).to_pylist() == [
+        {"row": 1, "custom_id": "row-1", "note": None}
+        | {"status": "error", "error_code": "invalid_request", "attempts": None, "worker": None},
+        {"row": 2, "custom_id": "x", "note": "n"}
+        | {"status": "error", "error_code": "invalid_request", "attempts": None, "worker": None},
+    ]
+    counts = read_counts(part)
+    assert (counts.num_rows, counts.num_errors, counts.num_choices) == (2, 2, 0)
+
+
+def test_lost_part_of_refused_rows_is_written_again_the_same(tmp_path: Path, job: JobDir) -> None:
+    submit(job, [write_lines(tmp_path / "p.jsonl", {"prompt": "a"}, b"bad")], make_options())
+    part = job.part_path(1)
+    before = read_file(part)
+    assert commit_refused(job) == 0
+    part.unlink()
+    assert commit_refused(JobDir.open(job.path)) == 1
+    assert read_file(part).equals(before)
+
+
+def test_strict_refuses_all_with_the_first_bad_rows_and_leaves_nothing(tmp_path: Path, job: JobDir) -> None:
+    path = write_lines(tmp_path / "p.jsonl", *[{"prompt": "a"}] * 100, *[b"bad"] * 25)
+    with pytest.raises(InputError) as caught:
+        submit(job, [path], make_options(strict=True))
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "25 of 125 rows are not valid, and --strict takes all or none:"
+    assert len(lines) == 22
+    assert lines[1].startswith(f"  {path}:101: not JSON")
+    assert lines[-1] == "  ... and 5 more"
+    assert not job.path.exists()
+
+
+def test_strict_takes_an_input_without_bad_rows(tmp_path: Path, job: JobDir) -> None:
+    manifest = submit(job, [write_lines(tmp_path / "p.jsonl", {"prompt": "a"})], make_options(strict=True))
+    assert (manifest.num_rows, manifest.num_refused) == (1, 0)
+
+
+def test_several_files_are_one_input_with_the_union_of_their_columns(tmp_path: Path, job: JobDir) -> None:
+    write_lines(tmp_path / "a1.jsonl", {"prompt": "a", "x": 1}, {"prompt": "b", "x": 2})
+    (tmp_path / "a2.jsonl.gz").write_bytes(gzip.compress(b'{"prompt": "c", "x": 0.5, "y": [1]}\n'))
+    pq.write_table(pa.table({"prompt": ["d"], "x": pa.array([4], pa.int8()), "z": [b"\xff"]}), tmp_path / "b.parquet")
+    stdin = io.BytesIO(b'{"prompt": "e", "y": [2.5]}')
+
+    manifest = submit(job, [f"{tmp_path}/a*", f"{tmp_path}/b.parquet", "-"], make_options(), stdin=stdin)
+
+    assert [row.request.prompts for row in rows_of(job)] == [("a",), ("b",), ("c",), ("d",), ("e",)]
+    assert [row.request.row for row in rows_of(job)] == list(range(5))
+    assert {f.name: str(f.type) for f in manifest.carried} == {"x": "double", "y": "list<item: double>", "z": "binary"}
+    assert carried_of(job).to_pydict() == {
+        "x": [1.0, 2.0, 0.5, 4.0, None],
+        "y": [None, None, [1.0], None, [2.5]],
+        "z": [None, None, None, b"\xff", None],
+    }
+
+
+def test_column_that_turns_out_wider_late_is_the_same_type_everywhere(tmp_path: Path, job: JobDir) -> None:
+    lines = [{"prompt": "p", "x": i} for i in range(500)] + [{"prompt": "p", "x": "late"}]
+    manifest = submit(job, [write_lines(tmp_path / "p.jsonl", *lines)], make_options())
+    assert len(manifest.shards) > 5
+    assert manifest.carried == pa.schema([("x", pa.string())])
+    assert carried_of(job)["x"].to_pylist() == [*map(str, range(500)), "late"]
+
+
+def test_parquet_columns_reach_the_shards_with_their_types(tmp_path: Path, job: JobDir) -> None:
+    table = pa.table(
+        {
+            "text": ["a", "b", "c"],
+            "id": [7, 8, 9],
+            "max_tokens": [1, None, 3],
+            "when": pa.array([1, 2, None], pa.timestamp("ns", "UTC")),
+            "price": pa.array(["1.50", None, "2.25"]).cast(pa.decimal128(8, 2)),
+            "kind": pa.array(["u", "v", "u"]).dictionary_encode(),
+            "status": ["s", "t", "u"],
+            "tree": [{"a": [1]}, None, {"a": []}],
+        }
+    )
+    pq.write_table(table, tmp_path / "in.parquet", row_group_size=2)
+    options = make_options(template="{id}: {text}", id_column="id")
+    manifest = submit(job, [f"{tmp_path}/in.parquet"], options)
+
+    requests = [row.request for row in rows_of(job)]
+    assert [request.prompts for request in requests] == [("7: a",), ("8: b",), ("9: c",)]
+    assert [request.custom_id for request in requests] == ["7", "8", "9"]
+    assert [request.params.max_tokens for request in requests] == [1, 16, 3]
+    assert manifest.carried.field("when").type == pa.timestamp("ns", "UTC")
+    assert manifest.carried.field("price").type == pa.decimal128(8, 2)
+    assert manifest.carried.field("kind").type == pa.string()
+    expected = table.drop_columns(["id", "max_tokens"]).rename_columns({"status": "input_status", "text": "input_text"})
+    found = carried_of(job)
+    assert found.select(expected.column_names).to_pydict() == expected.to_pydict()
+
+
+@pytest.mark.parametrize(
+    ("lines", "first", "second", "shown"),
+    [
+        ([{"custom_id": "a"}, {"custom_id": "b"}, {"custom_id": "a"}], 1, 3, "a"),
+        ([{"custom_id": "row-1"}, {}], 1, 2, "row-1"),
+        ([{"custom_id": 5}, {"custom_id": "5"}], 1, 2, "5"),
+        ([{"custom_id": "a"}, {"custom_id": "a", "max_tokens": 0}], 1, 2, "a"),
+    ],
+)
+def test_repeated_custom_id_refuses_the_input_and_leaves_nothing(
+    tmp_path: Path, job: JobDir, lines: list[dict[str, Any]], first: int, second: int, shown: str
+) -> None:
+    path = write_lines(tmp_path / "p.jsonl", *[{"prompt": "p"} | line for line in lines])
+    with pytest.raises(InputError) as caught:
+        submit(job, [path], make_options())
+    assert str(caught.value).startswith(f"custom_id {shown!r} is used twice, by {path}:{first} and {path}:{second}")
+    assert not job.path.exists()
+
+
+def test_id_column_without_any_value_is_a_mistake(tmp_path: Path, job: JobDir) -> None:
+    path = write_lines(tmp_path / "p.jsonl", {"prompt": "p", "key": "k"})
+    with pytest.raises(InputError, match="--id-column kee: no row has a value there"):
+        submit(job, [path], make_options(id_column="kee"))
+    assert submit(job, [path], make_options(id_column="key")).num_rows == 1
+
+
+def test_id_column_with_values_is_none_whatever_they_are(tmp_path: Path, job: JobDir) -> None:
+    path = write_lines(tmp_path / "p.jsonl", {"prompt": "p", "key": "row-0"}, {"prompt": "q"})
+    submit(job, [path], make_options(id_column="key"))
+    bad = write_lines(tmp_path / "bad.jsonl", {"prompt": "p", "key": True})
+
+    assert [row.request.custom_id for row in rows_of(job)] == ["row-0", "row-1"]
+    assert validate([bad], make_options(id_column="key")).bad == (
+        f"{bad}:1: key is true; use a non-empty string or a finite number",
+    )
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n"])
+def test_input_without_rows_is_refused(tmp_path: Path, job: JobDir, content: bytes) -> None:
+    (tmp_path / "p.jsonl").write_bytes(content)
+    with pytest.raises(InputError, match="holds no rows"):
+        submit(job, [f"{tmp_path}/p.jsonl"], make_options())
+    assert not job.path.exists()
+
+
+def test_failure_in_the_second_file_leaves_nothing_of_the_first(tmp_path: Path, job: JobDir) -> None:
+    good = write_lines(tmp_path / "a.jsonl", *[{"prompt": "p"}] * 100, b"bad")
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(b"x" * 100)[:-9])
+    job.path.mkdir()
+    (job.path / "mine.txt").write_text("keep")
+    with pytest.raises(InputError, match="cannot be read"):
+        submit(job, [good, f"{tmp_path}/b.jsonl.gz"], make_options())
+    assert names_in(job.path) == {"mine.txt"}
+
+
+# -- the same command again -------------------------------------------------------------------------------------------
+
+
+def test_same_command_again_is_the_same_job_untouched(tmp_path: Path, job: JobDir) -> None:
+    path = write_lines(tmp_path / "p.jsonl", {"prompt": "a"}, b"bad")
+    first = submit(job, [path], make_options())
+    before = {name: (job.path / name).stat().st_mtime_ns for name in names_in(job.path)}
+    # Given again with a name, time and machine of its own, it still is the same input.
+    copy = tmp_path / "copy.jsonl"
+    copy.write_bytes(Path(path).read_bytes())
+    assert submit(JobDir(job.path), [str(copy)], make_options(shard_rows=5, known_models=None)) == first
+    assert {name: (job.path / name).stat().st_mtime_ns for name in names_in(job.path)} == before
+
+
+def test_two_jobs_of_one_input_have_other_seeds_and_no_id_in_common(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "p.jsonl", *({"prompt": str(n)} for n in range(50)))
+    first, second = (submit(JobDir(tmp_path / name / "job"), [path], make_options()) for name in ("a", "b"))
+
+    assert first.seed != second.seed
+    assert len({each.response_digits(row) for each in (first, second) for row in range(50)}) == 100
+
+
+def test_seed_that_is_given_is_the_jobs(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "p.jsonl", {"prompt": "a"})
+    for seed in (0, 7, 2**63 - 1):
+        job = JobDir(tmp_path / f"job-{seed}")
+        assert submit(job, [path], make_options(seed=seed)).seed == seed
+        assert submit(JobDir(job.path), [path], make_options(seed=seed)) == job.manifest
+
+
+def test_command_without_a_seed_finds_the_job_that_it_made_when_the_default_was_0(tmp_path: Path, job: JobDir) -> None:
+    # Given the fingerprint of an older Batcher, which had 0 in the place of a seed that was not given
+    path = write_lines(tmp_path / "p.jsonl", {"prompt": "a"})
+    older = hashlib.sha256(
+        json.dumps(
+            [
+                "m",
+                {
+                    "max_tokens": 16,
+                    "temperature": 1.0,
+                    "top_p": 1.0,
+                    "stop": [],
+                    "seed": None,
+                    "n": 1,
+                    "best_of": None,
+                    "echo": False,
+                    "logprobs": None,
+                    "presence_penalty": 0.0,
+                    "frequency_penalty": 0.0,
+                    "logit_bias": [],
+                    "suffix": "",
+                    "clips_max_tokens": False,
+                },
+                *(None, None, None, None, False, 0),
+            ]
+        ).encode()
+    ).hexdigest()[:32]
+
+    assert fingerprint([path], make_options(default_model="m")).endswith(f"-{older}")
+
+
+def test_fields_tell_jobs_apart_in_whatever_order_they_are_named(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "p.jsonl", {"prompt": "a", "top_k": 5})
+
+    found = [
+        fingerprint([path], make_options(fields=fields))
+        for fields in ((), ("top_k",), ("top_k", "min_p"), ("min_p", "top_k", "top_k"))
+    ]
+
+    assert len(set(found)) == 3
+    assert found[2] == found[3]
+
+
+@pytest.mark.parametrize(
+    ("content", "changes", "differs"),
+    [
+        (b'{"prompt": "b"}\n', {}, "input"),
+        (b'{"prompt": "a"}\n', {"seed": 1}, "options"),
+        (b'{"prompt": "a"}\n', {"seed": 0}, "options"),
+        (b'{"prompt": "a"}\n', {"params": SamplingParams(max_tokens=17)}, "options"),
+        (b'{"prompt": "a"}\n', {"default_model": "other"}, "options"),
+        (b'{"prompt": "b"}\n', {"template": "{prompt}"}, "input and options"),
+    ],
+)
+def test_another_input_or_option_does_not_touch_the_job(
+    tmp_path: Path, job: JobDir, content: bytes, changes: dict[str, Any], differs: str
+) -> None:
+    path = write_lines(tmp_path / "p.jsonl", {"prompt": "a"})
+    submit(job, [path], make_options())
+    Path(path).write_bytes(content)
+    with pytest.raises(JobError, match=f"holds a job with other {differs}; "):
+        submit(JobDir(job.path), [path], make_options(**changes))
+    assert [row.request.prompts for row in rows_of(job)] == [("a",)]
+
+
+def test_standard_input_given_again_is_compared_too(job: JobDir) -> None:
+    first = submit(job, ["-"], make_options(), stdin=io.BytesIO(b'{"prompt": "a"}'))
+    again = submit(JobDir(job.path), ["-"], make_options(), stdin=io.BytesIO(b'{"prompt": "a"}'))
+    assert again == first
+    with pytest.raises(JobError, match="other input"):
+        submit(JobDir(job.path), ["-"], make_options(), stdin=io.BytesIO(b'{"prompt": "b"}'))
+
+
+def test_leftovers_of_a_killed_submit_are_cleared(tmp_path: Path, job: JobDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = write_lines(tmp_path / "long.jsonl", *[{"prompt": "p"}] * 100, b"bad")
+    short = write_lines(tmp_path / "short.jsonl", {"prompt": "q"})
+    with monkeypatch.context() as patch:
+        # As if killed: just before the manifest, and without a chance to clean up.
+        patch.setattr(JobDir, "create_manifest", lambda self, manifest: 1 / 0)
+        patch.setattr(staging, "clear_leftovers", lambda job: None)
+        with pytest.raises(ZeroDivisionError):
+            submit(job, [long], make_options())
+    (job.shards_dir / ".tmp-123").write_bytes(b"torn")
+    assert len(names_in(job.path)) > 4
+    assert not job.exists()
+
+    submit(job, [short], make_options())
+
+    assert names_in(job.path) == {"manifest.json", "shards/00000.parquet"}
+    assert [row.request.prompts for row in rows_of(job)] == [("q",)]
+
+
+@pytest.mark.parametrize(
+    "name", ["results/part-00000.parquet", "results/mine.csv", "shards/00000.txt", "attempts/00000/0001.json"]
+)
+def test_files_of_somebody_else_are_never_deleted(tmp_path: Path, job: JobDir, name: str) -> None:
+    path = write_lines(tmp_path / "p.jsonl", {"prompt": "a"})
+    theirs = job.path / name
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("theirs")
+    with pytest.raises(JobError, match="not of an unfinished submit"):
+        submit(job, [path], make_options())
+    assert names_in(job.path) == {name}
+
+
+def test_job_path_that_is_a_file_is_refused(tmp_path: Path, job: JobDir) -> None:
+    job.path.write_text("x")
+    with pytest.raises(JobError, match="is not a folder"):
+        submit(job, [write_lines(tmp_path / "p.jsonl", {"prompt": "a"})], make_options())
+
+
+def test_second_submit_at_once_is_refused_and_does_no_harm(tmp_path: Path, job: JobDir) -> None:
+    path = write_lines(tmp_path / "p.jsonl", {"prompt": "a"})
+    is_reading, may_go_on = threading.Event(), threading.Event()
+
+    def pause(num_rows: int) -> None:
+        is_reading.set()
+        assert may_go_on.wait(30)
+
+    made: list[Manifest] = []
+    first = threading.Thread(target=lambda: made.append(submit(job, [path], make_options(), on_progress=pause)))
+    first.start()
+    assert is_reading.wait(30)
+    with pytest.raises(JobError, match="another submit is writing this job"):
+        submit(JobDir(job.path), [path], make_options())
+    may_go_on.set()
+    first.join()
+
+    assert submit(JobDir(job.path), [path], make_options()) == made[0]
+
+
+def test_manifest_of_another_submit_wins_where_folders_cannot_be_locked(
+    tmp_path: Path, job: JobDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_lines(tmp_path / "p.jsonl", {"prompt": "a"})
+    monkeypatch.setattr(JobDir, "create_manifest", lambda self, manifest: False)
+    with pytest.raises(JobError, match="another submit was first"):
+        submit(job, [path], make_options())
+
+
+@pytest.mark.parametrize(
+    "options", [{"default_model": "a name"}, {"template": "{a.b}"}, {"template": "{a}", "prompt_column": "b"}]
+)
+def test_unusable_options_are_refused_before_anything_is_written(
+    tmp_path: Path, job: JobDir, options: dict[str, Any]
+) -> None:
+    with pytest.raises(InputError):
+        submit(job, [write_lines(tmp_path / "p.jsonl", {"prompt": "a"})], make_options(**options))
+    assert not job.path.exists()
+
+
+def test_progress_counts_rows(tmp_path: Path, job: JobDir) -> None:
+    seen: list[int] = []
+    path = write_lines(tmp_path / "p.jsonl", *[{"prompt": "x" * 1000}] * 1000)
+    submit(job, [path], make_options(), on_progress=seen.append)
+    assert len(seen) > 1
+    assert seen == sorted(seen)
+    assert seen[-1] == 1000
+
+
+# -- validate ---------------------------------------------------------------------------------------------------------
+
+
+def count_words(request: Request) -> tuple[int, ...]:
+    return tuple(len(prompt.split()) for prompt in request.prompts)
+
+
+def test_validate_counts_what_submit_would_make_and_writes_nothing(tmp_path: Path) -> None:
+    lines: Sequence[dict[str, Any] | bytes] = (
+        {"prompt": "a b", "max_tokens": 5, "x": 1},
+        {"prompt": ["c", "d e f"], "x": 0.5},
+        b"bad",
+        {"prompt": "p", "model": "nope"},
+    )
+    path = write_lines(tmp_path / "p.jsonl", *lines)
+    before = names_in(tmp_path)
+
+    report = validate([path], make_options(), limit=1, examine=count_words)
+
+    assert names_in(tmp_path) == before
+    assert (report.num_rows, report.num_ok, report.num_bad, report.num_choices) == (4, 2, 2, 3)
+    assert report.num_prompt_chars == 3 + 1 + 5
+    assert report.bad == (f"{path}:3: not JSON (expected value at position 1); write one JSON object on each line",)
+    assert report.models == {"tiny": 2}
+    assert report.carried == pa.schema([("x", pa.float64())])
+    assert report.tokens == TokenTotals(num_prompt_tokens=6, num_at_most=6 + 5 + 16 + 16, longest_prompt=3)
+    assert validate([path], make_options()).tokens is None
+
+
+def test_rows_that_their_model_could_not_complete_are_bad(tmp_path: Path) -> None:
+    def examine(request: Request) -> tuple[int, ...] | RowError:
+        if request.row == 1:
+            return RowError(ErrorCode.CONTEXT_LENGTH_EXCEEDED, "too long")
+        return count_words(request)
+
+    path = write_lines(tmp_path / "p.jsonl", {"prompt": "a b"}, {"prompt": "c d e"}, b"bad")
+
+    report = validate([path], make_options(), examine=examine)
+
+    assert (report.num_ok, report.num_bad, report.num_refused, report.num_choices) == (1, 2, 1, 1)
+    assert report.error_codes == {"context_length_exceeded": 1, "invalid_request": 1}
+    assert report.bad[0] == f"{path}:2: too long"
+    assert report.tokens == TokenTotals(num_prompt_tokens=2, num_at_most=2 + 16, longest_prompt=2)
+
+
+def test_validate_refuses_what_submit_refuses(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "p.jsonl", *[{"prompt": "p", "custom_id": "a"}] * 2)
+    with pytest.raises(InputError, match="used twice"):
+        validate([path], make_options())
+    with pytest.raises(InputError, match="no such file"):
+        validate([str(tmp_path / "nope")], make_options())
+    with pytest.raises(InputError, match="no standard input"):
+        validate(["-"], make_options())
+
+
+def test_fingerprint_reads_standard_input_only_if_given(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "p.jsonl", {"prompt": "a"})
+    options = make_options()
+    prints = {
+        planner.fingerprint([path], options),
+        planner.fingerprint([path, path], options),
+        planner.fingerprint([path, "-"], options),
+        planner.fingerprint([path, "-"], options, stdin=io.BytesIO(b"x")),
+        planner.fingerprint([path, "-"], options, stdin=io.BytesIO(b"y")),
+    }
+    assert len(prints) == 5

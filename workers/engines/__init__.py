@@ -1,0 +1,1 @@
+"""What completes prompts, and what is measured and known of it."""

@@ -1,0 +1,427 @@
+"""The engine: one thread that owns a llama.cpp context and keeps it full with sequences from any number of callers.
+
+A step is schedule, decode, sample, postprocess. Callers submit prompts with a sink and go on with their work; the
+sink gets each result as its sequence finishes. Tokenizing happens in the caller's thread, so the engine's never waits.
+"""
+
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+
+import numpy as np
+
+from batcher.errors import EngineError, ModelError
+from batcher.types import EngineStats, FinishReason, RowError, SamplingParams, TokenLogprob
+from workers.engines.llama.echo import echo_of
+from workers.engines.llama.gate import Gate
+from workers.engines.llama.kv_cache import KvCache, Placement
+from workers.engines.llama.model import Model
+from workers.engines.llama.prompts import Prompts
+from workers.engines.llama.sampling.sampler import Floats, Sampler
+from workers.engines.llama.sampling.text import decode_text
+from workers.engines.llama.sampling.transcript import transcript_of
+from workers.engines.llama.scheduler import Scheduler, StepBatch
+from workers.engines.llama.sequence import (
+    OnDelta,
+    OnStart,
+    Sequence,
+    SequenceDelta,
+    SequenceRequest,
+    SequenceResult,
+    Sink,
+    ignore_start,
+)
+from workers.engines.llama.twins import Twins
+
+
+class Ticket:
+    """The caller's hold on what it submitted."""
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self.is_cancelled = False
+        self._wake = wake
+
+    def cancel(self) -> None:
+        """Drop what is waiting or running. A result may still come for a sequence that finishes in this very step."""
+        self.is_cancelled = True
+        self._wake()
+
+
+class Engine:
+    """Continuous batching over one model. `model` must have its context open and belongs to the engine from now on.
+
+    Engines of one process share a `gate`. `num_steps` and `longest_step_s` may be read by any thread: how often the
+    engine has moved, and the longest that it took so far or, at first, what its largest step is expected to take.
+    Without `is_deduplicating` equal requests are decoded each for itself. `system_fingerprint` says what computes.
+    """
+
+    #: Tokens that the model is tried out with.
+    TRIAL_TOKENS = 8
+
+    def __init__(
+        self,
+        name: str,
+        model: Model,
+        *,
+        cache: KvCache,
+        max_batch_tokens: int,
+        is_deduplicating: bool = True,
+        gate: Gate | None = None,
+        system_fingerprint: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.name = name
+        self.system_fingerprint = system_fingerprint
+        self.num_steps = 0
+        self.longest_step_s = 0.0
+        self._num_prompt_tokens = self._num_cached_tokens = self._num_completion_tokens = 0
+        self.failure: EngineError | None = None
+        self._model = model
+        self._vocabulary = model.vocabulary
+        self._prompts = Prompts(model.vocabulary, chat_template=model.chat_template, limit=cache.cells_per_sequence)
+        self._cache = cache
+        self._max_batch_tokens = max_batch_tokens
+        self._scheduler = Scheduler(cache, max_batch_tokens=max_batch_tokens, max_scored_tokens=model.max_scored_tokens)
+        self._sampler = Sampler(model.vocabulary.size)
+        self._twins = Twins() if is_deduplicating else None
+        self._gate = gate or Gate()
+        #: Holds the gate exclusively, from the first token of a sequence that must be alone to its last.
+        self._alone = contextlib.ExitStack()
+        self._has_gate = False
+        self._is_waiting_for_gate = False
+        self._clock = clock
+        self._inbox: deque[Sequence] = deque()
+        self._changed = threading.Condition()
+        #: Threads that tokenize, beside each other. The model is not freed meanwhile.
+        self._num_tokenizing = 0
+        self._has_tokenized = threading.Condition()
+        self._is_tried_out = threading.Event()
+        self._is_closing = False
+        self._has_cancellations = False
+        self._thread = threading.Thread(target=self._run, name=f"engine-{name}", daemon=True)
+
+    # -- any thread -----------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the engine's thread, and wait until it has computed a few tokens.
+
+        So a model or a build that can't compute at all dies here, where no row is to blame. Raises ModelError.
+        """
+        self._thread.start()
+        self._is_tried_out.wait()
+        if self.failure is not None:
+            raise ModelError(f"{self._model.path}: loaded, but can't compute: {self.failure}")
+
+    @property
+    def num_slots(self) -> int:
+        """How many sequences it computes at a time."""
+        return self._cache.num_slots
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether there is something to compute, so that `num_steps` should grow. For any thread; a moment's guess."""
+        return bool(self._inbox or self._scheduler.has_work) and not self._is_waiting_for_gate
+
+    def stats(self) -> EngineStats:
+        """The engine at about this moment. For any thread."""
+        scheduler, cache = self._scheduler, self._cache
+        arrived = list(self._inbox)
+        return EngineStats(
+            num_slots=cache.num_slots,
+            num_running=scheduler.num_running,
+            num_waiting=scheduler.num_waiting + len(arrived),
+            num_live_running=scheduler.num_live_running,
+            num_live_waiting=scheduler.num_live_waiting + sum(s.request.is_live for s in arrived),
+            num_cells=cache.num_slots * cache.cells_per_sequence,
+            num_cells_used=int(cache.num_computed[cache.num_prompt > 0].sum()),
+            num_steps=self.num_steps,
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_cached_tokens=self._num_cached_tokens,
+            num_completion_tokens=self._num_completion_tokens,
+            num_preempted=scheduler.num_preempted,
+            longest_step_s=self.longest_step_s,
+        )
+
+    def submit(
+        self,
+        requests: Iterable[SequenceRequest],
+        sink: Sink,
+        *,
+        on_start: OnStart = ignore_start,
+        on_delta: OnDelta | None = None,
+        is_alone: bool = False,
+    ) -> Ticket:
+        """Queue prompts behind those already queued, live ones before all that are not. `on_delta` gets their text as
+        it comes. Tokenizes here, in the caller's thread, alone if they must be so.
+
+        Each request is taken from `requests` just before it is tokenized. A prompt that can never fit gets its error
+        result at once. Does not wait for results. Raises EngineError where the engine is dead.
+        """
+        ticket = Ticket(self._on_cancel)
+        sequences = []
+        with self._gate.exclusive() if is_alone else self._gate.shared(), self._vocabulary_in_use():
+            for request in requests:
+                prompt = self._prompts.tokenize(request)
+                if isinstance(prompt, RowError):
+                    sink(SequenceResult(request.key, error=prompt))
+                    continue
+                tell = None if on_delta is None else partial(_tell, on_delta, request.key)
+                adjustment = self._prompts.adjust(request.params, prompt)
+                transcript = transcript_of(
+                    request.params,
+                    piece=self._vocabulary.piece,
+                    tell=tell,
+                    adjustment=adjustment,
+                    is_echoing=request.is_echoing,
+                )
+                fitted = self._prompts.fit(request, prompt)
+                sequence = Sequence(fitted, prompt, sink, ticket, on_start, transcript=transcript)
+                if fitted.params.max_tokens or fitted.scores_prompt:
+                    sequences.append(sequence)
+                else:
+                    self._answer_uncomputed(sequence)
+        with self._changed:
+            self._check_alive()
+            self._inbox.extend(sequences)
+            self._changed.notify()
+        return ticket
+
+    def _answer_uncomputed(self, sequence: Sequence) -> None:
+        """Answer a request that wants nothing generated and nothing to be known of its prompt."""
+        sequence.started_at = self._clock()
+        text = ""
+        if sequence.transcript is not None:
+            if sequence.request.is_echoing:
+                sequence.transcript.begin(echo_of(sequence, self._vocabulary, self._cache.scores))
+            text, _ = sequence.transcript.finish()
+        sequence.answer(
+            sequence.choice(text, FinishReason.LENGTH, num_completion_tokens=0, now=sequence.started_at, logprobs=None)
+        )
+
+    def close(self) -> None:
+        """Stop the thread after its current step and free the model. What is unfinished gets an EngineError."""
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify()
+        if self._thread.is_alive():
+            self._thread.join()
+        with self._has_tokenized:
+            self._has_tokenized.wait_for(lambda: not self._num_tokenizing)
+            self._model.close()
+
+    @contextlib.contextmanager
+    def _vocabulary_in_use(self) -> Iterator[None]:
+        with self._has_tokenized:
+            self._check_alive()
+            self._num_tokenizing += 1
+        try:
+            yield
+        finally:
+            with self._has_tokenized:
+                self._num_tokenizing -= 1
+                self._has_tokenized.notify_all()
+
+    def _check_alive(self) -> None:
+        if self.failure is not None:
+            raise self.failure
+        if self._is_closing:
+            raise EngineError(f"the engine of {self.name} is closed")
+
+    # -- the engine's thread --------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            self._try_out()
+            self._is_tried_out.set()
+            while self._wait_for_work():
+                self.step()
+            self._fail_all(EngineError(f"the engine of {self.name} was closed"))
+        except EngineError as exc:
+            self._fail_all(exc)
+        except Exception as exc:
+            self._fail_all(EngineError(f"the engine of {self.name} failed: {exc!r}"))
+            raise
+        finally:
+            self._is_tried_out.set()
+
+    def _try_out(self) -> None:
+        """Compute a few tokens, and forget them.
+
+        In this thread and no other: OpenMP makes a team of threads for each that computes, and with more threads than
+        cores it hardly lets them spin. Tried out in the main thread, the engine made 281 tokens/s instead of 455.
+        """
+        params = SamplingParams(max_tokens=1, temperature=0)
+        prompt = np.zeros(min(self.TRIAL_TOKENS, self._cache.cells_per_sequence - 1), np.int32)
+        trial = Sequence(SequenceRequest((0, 0), "", params), prompt, lambda result: None, Ticket(lambda: None))
+        self._scheduler.add([trial])
+        batch = self._scheduler.schedule()
+        assert batch is not None
+        started_at = self._clock()
+        self._place(batch)
+        self._sampler.sample(self._model.decode(batch), [params], [trial.draws])
+        self._cache.is_sharing &= self._model.place(Placement(0, 0, len(prompt) // 2))
+        self._scheduler.finish(trial)
+        self._cache.forget(0)
+        # More than it takes: many tokens at a time are faster than a few.
+        self.longest_step_s = (self._clock() - started_at) / len(prompt) * self._max_batch_tokens
+
+    def step(self) -> None:
+        """Schedule, decode, sample, postprocess. Raises EngineError; the engine is unusable then."""
+        self._expire(self._clock())
+        batch = self._scheduler.schedule()
+        if batch is None:
+            return
+        with self._turn(is_alone=self._scheduler.is_alone):
+            started_at = self._clock()
+            self._compute(batch, now=started_at)
+            self.longest_step_s = max(self.longest_step_s, self._clock() - started_at)
+        self.num_steps += 1
+
+    def _compute(self, batch: StepBatch, *, now: float) -> None:
+        for sequence in batch.started:
+            sequence.start(now)
+        self._place(batch)
+        logits = self._model.decode(batch)
+        if (wanted := batch.to_score) is not None:
+            self._cache.scores.put(
+                *(logits, wanted.rows),
+                slots=wanted.slots,
+                positions=wanted.positions,
+                next_tokens=wanted.next_tokens,
+            )
+            logits = logits[wanted.ready_rows]
+        ready = batch.ready
+        rows = self._adjust(logits, ready) if any(s.transcript for s in ready) else logits
+        tokens = self._sampler.sample(rows, [s.request.params for s in ready], [s.draws for s in ready])
+        self._postprocess(batch, tokens, logits)
+
+    def _adjust(self, logits: Floats, ready: Iterable[Sequence]) -> list[Floats]:
+        """The rows of `logits`, those of requests that change something in them replaced."""
+        rows = list(logits)
+        for at, sequence in enumerate(ready):
+            if sequence.transcript is not None and sequence.transcript.adjustment is not None:
+                generated = self._scheduler.completion(sequence)
+                rows[at] = sequence.transcript.adjustment.apply(rows[at], generated)
+        return rows
+
+    def _place(self, batch: StepBatch) -> None:
+        for placement in batch.placements:
+            if not self._model.place(placement) and placement.num_kept:
+                raise EngineError(f"llama.cpp could not keep {placement.num_kept} tokens of a sequence")
+
+    def _turn(self, *, is_alone: bool) -> contextlib.AbstractContextManager[None]:
+        """The right to compute one step: beside other engines, or as the one that is alone until it is finished."""
+        if is_alone:
+            if not self._has_gate:
+                self._is_waiting_for_gate = True
+                self._alone.enter_context(self._gate.exclusive())
+                self._is_waiting_for_gate = False
+                self._has_gate = True
+            return contextlib.nullcontext()
+        self._leave_gate()
+        return self._share_gate()
+
+    @contextlib.contextmanager
+    def _share_gate(self) -> Iterator[None]:
+        self._is_waiting_for_gate = True
+        with self._gate.shared():
+            self._is_waiting_for_gate = False
+            yield
+
+    def _leave_gate(self) -> None:
+        self._alone.close()
+        self._has_gate = False
+
+    def _expire(self, now: float) -> None:
+        """End the sequences whose deadline has passed."""
+        for sequence in [s for s in self._scheduler.running() if s.deadline <= now]:
+            num_tokens = len(self._scheduler.completion(sequence))
+            self._drop(sequence)
+            self._scheduler.finish(sequence)
+            sequence.time_out(num_completion_tokens=num_tokens)
+
+    def _postprocess(self, batch: StepBatch, sampled: list[int], logits: Floats) -> None:
+        tokens = np.array(sampled, np.int32)
+        is_end = self._vocabulary.is_end[tokens]
+        is_stopped = is_end.copy()
+        for at, sequence in enumerate(batch.ready):
+            if sequence.transcript is not None:
+                is_stopped[at], is_end[at] = self._note(sequence, sampled[at], logits[at], is_end=bool(is_end[at]))
+        is_full = self._scheduler.advance(batch, tokens, is_end=is_end)
+        for at in np.flatnonzero(is_stopped | is_full).tolist():
+            self._finish(batch.ready[at], FinishReason.STOP if is_stopped[at] else FinishReason.LENGTH)
+
+    def _note(self, sequence: Sequence, token: int, logits: Floats, *, is_end: bool) -> tuple[bool, bool]:
+        """Tell a transcript of a sampled token. Returns whether the text is at its end, and whether the token is none
+        of its own."""
+        transcript, request = sequence.transcript, sequence.request
+        assert transcript is not None
+        if request.is_echoing and not sequence.is_echoed:
+            transcript.begin(echo_of(sequence, self._vocabulary, self._cache.scores))
+            sequence.is_echoed = True
+        if not request.params.max_tokens:
+            return False, True
+        if not (is_end and transcript.ends_at(token)):
+            return transcript.append(token, logits), False
+        transcript.append_end(token, logits)
+        return True, True
+
+    def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        tokens = self._scheduler.completion(sequence)
+        if sequence.transcript is None:
+            text, logprobs = decode_text(self._vocabulary.detokenize(tokens)), None
+        else:
+            text, logprobs = sequence.transcript.finish()
+        now = self._clock()
+        choice = sequence.choice(text, reason, num_completion_tokens=len(tokens), now=now, logprobs=logprobs)
+        self._scheduler.finish(sequence)
+        self._num_prompt_tokens += choice.usage.prompt_tokens
+        self._num_cached_tokens += choice.usage.cached_tokens
+        self._num_completion_tokens += choice.usage.completion_tokens
+        if self._twins is not None:
+            self._twins.settle(sequence, choice)
+        sequence.answer(choice)
+
+    def _drop(self, sequence: Sequence) -> None:
+        if self._twins is not None:
+            self._twins.drop(sequence)
+
+    def _wait_for_work(self) -> bool:
+        """Take in what callers left, blocking while there is nothing to do. Returns False when closing."""
+        if self._has_gate and not self._scheduler.num_running:
+            self._leave_gate()
+        with self._changed:
+            while not (self._inbox or self._scheduler.has_work or self._is_closing):
+                self._changed.wait()
+            arrived = list(self._inbox)
+            self._inbox.clear()
+            cancelled, self._has_cancellations = self._has_cancellations, False
+        if arrived:
+            self._scheduler.add(s for s in arrived if self._twins is None or not self._twins.join(s))
+        if cancelled:
+            for sequence in self._scheduler.drop_unwanted():
+                self._drop(sequence)
+        return not self._is_closing
+
+    def _on_cancel(self) -> None:
+        with self._changed:
+            self._has_cancellations = True
+            self._changed.notify()
+
+    def _fail_all(self, error: EngineError) -> None:
+        with self._changed:
+            self.failure = error
+            arrived = list(self._inbox)
+            self._inbox.clear()
+        self._leave_gate()
+        dropped = [each for s in (*self._scheduler.drop_all(), *arrived) for each in (s, *s.twins)]
+        sinks = {id(s.owner): s.sink for s in dropped if not s.owner.is_cancelled}
+        for sink in sinks.values():
+            sink(error)
+
+
+def _tell(on_delta: OnDelta, key: tuple[int, int], text: str, logprobs: tuple[TokenLogprob, ...] | None) -> None:
+    on_delta(SequenceDelta(key, text, logprobs))

@@ -1,0 +1,142 @@
+"""From a GGUF path and a few wishes to an engine: model, settings for this machine (`settings`), context, engine."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from batcher.errors import ModelError
+from batcher.machine import read_cores, read_memory
+from workers.engines.llama.engine import Engine
+from workers.engines.llama.gate import Gate
+from workers.engines.llama.kv_cache import KvCache
+from workers.engines.llama.model import ContextSize, Model, Tokenizer, describe_build, free_gpu_memory, supports_gpu
+from workers.engines.llama.settings import (
+    DEFAULT_CONTEXT_LENGTH,
+    DEFAULT_NUM_SLOTS,
+    MAX_CACHE_SHARE,
+    EngineConfig,
+    EngineSettings,
+    Situation,
+    TunedValues,
+    check_config,
+    choose_settings,
+)
+
+__all__ = [
+    "DEFAULT_CONTEXT_LENGTH",
+    "DEFAULT_NUM_SLOTS",
+    "MAX_CACHE_SHARE",
+    "EngineConfig",
+    "available_memory",
+    "choose",
+    "describe_backend",
+    "load_engine",
+    "load_model",
+    "load_tokenizer",
+    "make_engine",
+    "uses_gpu",
+]
+
+#: llama.cpp: every layer that fits.
+ALL_LAYERS = -1
+
+
+def load_engine(name: str, path: Path, config: EngineConfig, *, gate: Gate | None = None) -> Engine:
+    """Load a model and make an engine of it, not yet started. Raises ModelError. Takes as long as reading the file.
+
+    Engines of one process share a `gate`.
+    """
+    model = load_model(path, config)
+    return make_engine(name, model, choose(model, config), is_deduplicating=config.is_deduplicating, gate=gate)
+
+
+def load_model(path: Path, config: EngineConfig, *, make_model: Callable[..., Model] = Model) -> Model:
+    """Load the weights. Raises ModelError, and before it loads anything for options that contradict each other.
+
+    `make_model` is called like `Model`, and may be a model that also measures.
+    """
+    check_config(config)
+    if config.num_gpu_layers and not supports_gpu():
+        raise ModelError(
+            f"--gpu-layers is {config.num_gpu_layers}, but llama-cpp-python was built for CPUs only; "
+            "build it for the GPU (README, GPU workers) or leave the option out"
+        )
+    default_layers = ALL_LAYERS if supports_gpu() else 0
+    layers = default_layers if config.num_gpu_layers is None else config.num_gpu_layers
+    return make_model(path, num_gpu_layers=layers)
+
+
+def choose(
+    model: Model,
+    config: EngineConfig,
+    *,
+    tuned: TunedValues | None = None,
+    num_workers: int = 1,
+    num_prompts: int | None = None,
+    longest_request: int | None = None,
+) -> EngineSettings:
+    """The settings for this machine, whose memory is looked at now, with the weights of `model` in it."""
+    situation = Situation(
+        trained_context_length=model.trained_context_length,
+        kv_bytes_per_token=model.kv_bytes_per_token,
+        uses_gpu=uses_gpu(config),
+        free_memory=available_memory(on_gpu=uses_gpu(config)),
+        cores=read_cores(),
+        num_workers=num_workers,
+        num_prompts=num_prompts,
+        longest_request=longest_request,
+    )
+    return choose_settings(config, situation, tuned=tuned)
+
+
+def make_engine(
+    name: str,
+    model: Model,
+    settings: EngineSettings,
+    *,
+    is_deduplicating: bool = True,
+    gate: Gate | None = None,
+    system_fingerprint: str | None = None,
+) -> Engine:
+    """Open the context and make an engine of the model, not yet started. Raises ModelError."""
+    size = ContextSize(
+        num_slots=settings.num_slots.value,
+        context_length=settings.context_length.value,
+        max_batch_tokens=settings.max_batch_tokens.value,
+        max_micro_batch_tokens=settings.max_micro_batch_tokens.value,
+        num_threads=settings.num_threads.value,
+    )
+    model.open_context(size)
+    cache = KvCache(num_slots=size.num_slots, cells_per_sequence=model.context_length)
+    return Engine(
+        name,
+        model,
+        cache=cache,
+        max_batch_tokens=size.max_batch_tokens,
+        is_deduplicating=is_deduplicating,
+        gate=gate,
+        system_fingerprint=system_fingerprint,
+    )
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """The vocabulary of a GGUF, for counting tokens without loading the weights. Raises ModelError."""
+    return Tokenizer(path)
+
+
+def describe_backend(config: EngineConfig) -> str:
+    """What computes: its build, and whether on a GPU."""
+    return f"{describe_build()} {'GPU' if uses_gpu(config) else 'CPU'}"
+
+
+def uses_gpu(config: EngineConfig) -> bool:
+    """Whether a GPU is going to compute."""
+    return supports_gpu() and config.num_gpu_layers != 0
+
+
+def available_memory(*, on_gpu: bool = False) -> int:
+    """Bytes that this process can have without swapping, and within the limit of its container.
+
+    On a GPU, those of the GPUs that are free; where llama.cpp can't tell, the process's instead.
+    """
+    on_device = free_gpu_memory() if on_gpu else None
+    return read_memory().available if on_device is None else on_device

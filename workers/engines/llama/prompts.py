@@ -1,0 +1,161 @@
+"""What a request asks for, as the tokens that the model is to continue: text, a chat by template, a gap to fill in.
+
+And what its parameters say in words or numbers of tokens, checked and translated for this model's vocabulary.
+"""
+
+import json
+from dataclasses import replace
+from functools import cached_property, lru_cache
+
+import numpy as np
+
+from batcher.types import ErrorCode, RowError, SamplingParams
+from workers.engines.llama.chat import ChatTemplate, ChatTemplateError
+from workers.engines.llama.kv_cache import Tokens
+from workers.engines.llama.model import Vocabulary
+from workers.engines.llama.sampling.adjustment import Adjustment, adjustment_of
+from workers.engines.llama.sampling.bad_words import NO_BAD_WORDS, BadWords, bad_words_of
+from workers.engines.llama.sequence import SequenceRequest
+
+#: Characters for each token of the context that are tokenized in a moment, so that nothing need be known of them.
+_FEW_CHARS = 16
+
+#: Lists of bad words whose tokens are kept, as the rows of a job mostly have the same.
+_MAX_KEPT_BAD_WORDS = 16
+
+
+class Prompts:
+    """Tokenizes for one model, whose sequences hold `limit` tokens. For any thread while the model is loaded."""
+
+    def __init__(self, vocabulary: Vocabulary, *, chat_template: str | None, limit: int) -> None:
+        self._vocabulary = vocabulary
+        self._limit = limit
+        self._bad_words = lru_cache(_MAX_KEPT_BAD_WORDS)(self._tokenize_bad_words)
+        self._template: ChatTemplate | None = None
+        self._why_no_template = "the model has no chat template; complete a prompt with /v1/completions instead"
+        if chat_template is not None:
+            try:
+                self._template = ChatTemplate(
+                    chat_template, bos_token=vocabulary.bos_text, eos_token=vocabulary.eos_text
+                )
+            except ChatTemplateError as exc:
+                self._why_no_template = str(exc)
+
+    def tokenize(self, request: SequenceRequest) -> Tokens | RowError:
+        """The tokens of the prompt, or why the request can never run."""
+        if (refused := self._check_params(request.params)) is not None:
+            return refused
+        text = request.prompt
+        if request.is_token_ids:
+            found = self._read_ids(text, suffix=request.params.suffix)
+            return found if isinstance(found, RowError) else self._check_length(found, request.params)
+        if request.is_chat:
+            if self._template is None:
+                return _invalid(f"messages: {self._why_no_template}")
+            try:
+                text = self._template.render(
+                    text,
+                    adds_generation_prompt=request.params.add_generation_prompt,
+                    continues_final=request.params.continue_final_message,
+                    variables=request.params.chat_template_kwargs,
+                )
+            except ChatTemplateError as exc:
+                return _invalid(f"{exc.field}: {exc}")
+        if (hopeless := self._find_too_long(len(text) + len(request.params.suffix))) is not None:
+            return hopeless
+        found = self._fill_in(text, request.params.suffix) if request.params.suffix else self._vocabulary.tokenize(text)
+        return found if isinstance(found, RowError) else self._check_length(found, request.params)
+
+    def adjust(self, params: SamplingParams, prompt: Tokens) -> Adjustment | None:
+        """What a request whose `prompt` was tokenized changes in the model's logits."""
+        bad_words = self._bad_words(params.bad_words) if params.bad_words else NO_BAD_WORDS
+        assert isinstance(bad_words, BadWords), "it was checked"
+        return adjustment_of(params, prompt=prompt, end_ids=self._end_ids, bad_words=bad_words)
+
+    def fit(self, request: SequenceRequest, prompt: Tokens) -> SequenceRequest:
+        """`request`, to generate no more than there is room for behind its `prompt`, where it allows for that."""
+        params, room = request.params, self._limit - len(prompt)
+        if params.max_tokens <= room:
+            return request
+        assert params.clips_max_tokens, "it was checked"
+        return replace(request, params=replace(params, max_tokens=room))
+
+    def _read_ids(self, text: str, *, suffix: str) -> Tokens | RowError:
+        """The tokens as they are: no BOS is put before them."""
+        if suffix:
+            return _invalid("suffix: a prompt of token ids can't be filled in by it; send the prompt as text")
+        tokens = np.array(json.loads(text), np.int32)
+        highest = int(tokens.max())
+        if highest >= self._vocabulary.size:
+            return _invalid(
+                f"the prompt has the token {highest}; the model's go from 0 to {self._vocabulary.size - 1}, as its own "
+                "tokenizer gives them"
+            )
+        return tokens
+
+    @cached_property
+    def _end_ids(self) -> Tokens:
+        return np.flatnonzero(self._vocabulary.is_end).astype(np.int32)
+
+    def _check_params(self, params: SamplingParams) -> RowError | None:
+        """The error of parameters that name what this model does not have."""
+        size = self._vocabulary.size
+        named = {"logit_bias": [token for token, _ in params.logit_bias], "stop_token_ids": params.stop_token_ids}
+        for name, tokens in named.items():
+            for token in tokens:
+                if not 0 <= token < size:
+                    return _invalid(f"{name} has the token {token}; the model's go from 0 to {size - 1}")
+        bad_words = self._bad_words(params.bad_words) if params.bad_words else None
+        return bad_words if isinstance(bad_words, RowError) else None
+
+    def _tokenize_bad_words(self, words: tuple[str, ...]) -> BadWords | RowError:
+        try:
+            return bad_words_of(words, lambda text: self._vocabulary.tokenize(text, adds_bos=False))
+        except ValueError as exc:
+            return _invalid(str(exc))
+
+    def _find_too_long(self, num_chars: int) -> RowError | None:
+        """The error of a text that is too long whatever its tokens are: to find them would take long."""
+        if num_chars <= self._limit * _FEW_CHARS or num_chars <= self._limit * self._vocabulary.most_bytes:
+            return None
+        num_tokens = num_chars // self._vocabulary.most_bytes
+        return self._too_long(
+            f"the prompt is too long: it has {num_chars} characters, so at least {num_tokens} tokens; shorten it"
+        )
+
+    def _fill_in(self, text: str, suffix: str) -> Tokens | RowError:
+        """Prefix, suffix, and then the middle, by the marks that the model was trained with."""
+        marks = self._vocabulary.fill_in_marks
+        if marks is None:
+            return _invalid("suffix: the model was not trained to fill in before a suffix; leave it out")
+        prefix_mark, suffix_mark, middle_mark = (np.array([mark], np.int32) for mark in marks)
+        # Of the suffix without a BOS.
+        after = self._vocabulary.tokenize(suffix, adds_bos=False)
+        return np.concatenate((prefix_mark, self._vocabulary.tokenize(text), suffix_mark, after, middle_mark))
+
+    def _check_length(self, prompt: Tokens, params: SamplingParams) -> Tokens | RowError:
+        if not len(prompt):
+            return _invalid("prompt is empty and the model has no BOS token; give it text")
+        if len(prompt) + (1 if params.clips_max_tokens else params.max_tokens) <= self._limit:
+            return prompt
+        if params.clips_max_tokens:
+            return self._too_long(
+                f"the prompt is too long: it has {len(prompt)} tokens and leaves no room for an answer; shorten it"
+            )
+        return self._too_long(
+            f"you asked for {len(prompt) + params.max_tokens} tokens ({len(prompt)} in the prompt, {params.max_tokens} "
+            "of max_tokens): the prompt is too long, or max_tokens too large; shorten the prompt, lower max_tokens"
+        )
+
+    def _too_long(self, problem: str) -> RowError:
+        # Clients know the error by its words, and may fall back to a model with a larger context then: litellm by how
+        # OpenAI's begins, langchain by "prompt is too long".
+        return RowError(
+            ErrorCode.CONTEXT_LENGTH_EXCEEDED,
+            f"This model's maximum context length is {self._limit} tokens, but {problem}, or start the worker with a "
+            "larger --ctx",
+        )
+
+
+def _invalid(message: str) -> RowError:
+    return RowError(ErrorCode.INVALID_REQUEST, message)

@@ -1,0 +1,430 @@
+"""Which sequences run, and which of their tokens the next decode computes. Plain numpy, no llama.cpp.
+
+Sequences enter in the order of `ordering`, as slots allow. One whose prompt begins like another that is still being
+computed waits for that one, and starts from a copy. Every running sequence is in every step, with the token sampled
+last or with the next chunk of its prompt. One that must be alone enters when all others are finished, and the next
+when it is.
+
+Live sequences, for which somebody waits, go first: into free slots, then into those of batch sequences, which leave
+theirs and are taken up again where they were, those first that have computed least and have not given way yet. A
+quarter of the slots stays with the batch, so that it moves on under any load; where that is none, each of it gives way
+only once.
+
+A step costs the same few array operations however many sequences run: nothing here loops over tokens.
+"""
+
+import itertools
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from workers.engines.llama.kv_cache import NO_MATCH, KvCache, Match, Placement, Tokens
+from workers.engines.llama.ordering import order
+from workers.engines.llama.sequence import Sequence
+
+#: Sequences are overtaken by those of later arrivals, but no longer by those that came so many arrivals later.
+_MAX_ARRIVALS_AHEAD = 2
+
+#: The part of the slots that live sequences leave to others: one in so many.
+_BATCH_SHARE = 4
+
+#: With fewer slots than that, a batch sequence goes before live ones after so many steps in which none ran.
+_PATIENCE_STEPS = 200
+
+#: While live sequences run, a step computes at most this much of the prompts of others, since all wait for its end.
+_MAX_PROMPT_TOKENS_BESIDE_LIVE = 128
+
+#: With less to generate than this a sequence is not worth moving to another slot.
+_MIN_TOKENS_TO_MOVE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class PromptLogits:
+    """The tokens of prompts whose logits a step wants, to score the tokens behind them.
+
+    One entry a token: `rows` says where its logits are among those of the step, `next_tokens` what follows it.
+    `ready_rows` has the rows of the sequences that get a token sampled, in their order.
+    """
+
+    rows: npt.NDArray[np.intp]
+    slots: Tokens
+    positions: Tokens
+    next_tokens: Tokens
+    ready_rows: npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True)
+class StepBatch:
+    """What one decode computes, after `placements` were made in their order.
+
+    One entry a token, in ascending order of slots: `tokens`, `positions`, `slots` and `wants_logits`. `counts` has how
+    many of them belong to each running sequence, by slot. `ready` are the sequences that get a token sampled, in order
+    of their slots; `started` those of which nothing was computed before. `to_score` None: no logits are wanted but
+    those to sample from.
+    """
+
+    tokens: Tokens
+    positions: Tokens
+    slots: Tokens
+    wants_logits: npt.NDArray[np.int8]
+    counts: Tokens
+    ready: tuple[Sequence, ...]
+    started: tuple[Sequence, ...]
+    placements: tuple[Placement, ...]
+    to_score: PromptLogits | None = None
+
+    @property
+    def num_logits(self) -> int:
+        """How many tokens want logits."""
+        return len(self.ready) + (0 if self.to_score is None else len(self.to_score.rows))
+
+
+class Scheduler:
+    """Holds waiting and running sequences. All calls from the engine's thread."""
+
+    def __init__(self, cache: KvCache, *, max_batch_tokens: int, max_scored_tokens: int) -> None:
+        assert max_batch_tokens >= cache.num_slots
+        self._cache = cache
+        self._max_batch_tokens = max_batch_tokens
+        self._max_scored_tokens = max_scored_tokens
+        #: Each entry is either sequences that may go in any order, or one that must be alone.
+        self._waiting: deque[list[Sequence]] = deque()
+        self._live: list[Sequence] = []
+        self._num_steps_without_batch = 0
+        self._was_alone_last = False
+        self.num_preempted = 0
+        self._num_arrivals = 0
+        #: By slot, in order of admission.
+        self._running: dict[int, Sequence] = {}
+        #: The slots of the running ones, ascending, and those sequences in this order.
+        self._slots: Tokens = np.zeros(0, np.int32)
+        self._by_slot: list[Sequence] = []
+        self._is_changed = False
+        #: Whether any of them has a prompt to be scored.
+        self._is_scoring = False
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._waiting or self._live or self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        # A copy, as other threads ask while this one goes on.
+        return len(self._live) + sum(map(len, list(self._waiting)))
+
+    @property
+    def num_live_waiting(self) -> int:
+        return len(self._live)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def num_live_running(self) -> int:
+        return sum(sequence.request.is_live for sequence in list(self._running.values()))
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether what runs must be alone."""
+        return any(sequence.request.is_alone for sequence in self._running.values())
+
+    def running(self) -> Iterable[Sequence]:
+        """The running sequences, oldest first."""
+        return self._running.values()
+
+    def add(self, sequences: Iterable[Sequence]) -> None:
+        """Queue sequences, none of which may need more than a slot's cells."""
+        self._num_arrivals += 1
+        changed: set[int] = set()
+        for sequence in sequences:
+            sequence.arrival = self._num_arrivals
+            if sequence.request.is_live:
+                self._live.append(sequence)
+                continue
+            last = self._waiting[-1] if self._waiting else None
+            if last is None or sequence.request.is_alone or last[0].request.is_alone:
+                self._waiting.append([sequence])
+            else:
+                last.append(sequence)
+            changed.add(len(self._waiting) - 1)
+        for at in changed:
+            self._waiting[at] = self._in_order(self._waiting[at])
+
+    def schedule(self) -> StepBatch | None:
+        """Admit what may enter and lay out the next step; None if nothing runs. Mutates.
+
+        At most `max_batch_tokens` in all: one for each decoding sequence, the rest goes to prompts, oldest first. Of
+        prompts to be scored at most `max_scored_tokens`, and one for each.
+        """
+        admitted = self._admit_live()
+        admitted += self._admit()
+        moves = [] if self._waiting or self._live else self._close_gaps()
+        if not self._running:
+            return None
+        if self._is_changed:
+            self._is_changed = False
+            self._slots = np.array(sorted(self._running), np.int32)
+            self._by_slot = [self._running[slot] for slot in self._slots.tolist()]
+            self._is_scoring = bool(self._cache.num_to_score[self._slots].any())
+        started = tuple(sequence for sequence, _ in admitted if not sequence.was_preempted)
+        return self._lay_out(started, tuple([p for _, p in admitted] + moves))
+
+    def _lay_out(self, started: tuple[Sequence, ...], placements: tuple[Placement, ...]) -> StepBatch:
+        cache, slots = self._cache, self._slots
+        computed = cache.num_computed[slots]
+        pending = cache.num_tokens[slots] - computed
+        counts = np.ones_like(slots)
+        is_ready = pending == 1
+        if not is_ready.all():
+            counts += self._share(pending)
+            is_ready = counts == pending
+        ends = np.cumsum(counts, dtype=np.int32)
+        token_slots = np.repeat(slots, counts)
+        positions = np.arange(ends[-1], dtype=np.int32) - np.repeat(ends - counts - computed, counts)
+        wants_logits = np.zeros(len(positions), np.int8)
+        ready_at = ends[is_ready] - 1
+        wants_logits[ready_at] = 1
+        to_score = None
+        if self._is_scoring:
+            scored_at = np.flatnonzero(positions < cache.num_to_score[token_slots])
+            wants_logits[scored_at] = 1
+            rows = np.cumsum(wants_logits, dtype=np.intp) - 1
+            at_slots, at_positions = token_slots[scored_at], positions[scored_at]
+            next_tokens = cache.tokens[at_slots, at_positions + 1]
+            to_score = PromptLogits(rows[scored_at], at_slots, at_positions, next_tokens, rows[ready_at])
+        return StepBatch(
+            tokens=cache.tokens[token_slots, positions],
+            positions=positions,
+            slots=token_slots,
+            wants_logits=wants_logits,
+            counts=counts,
+            ready=tuple(itertools.compress(self._by_slot, is_ready)),
+            started=started,
+            placements=placements,
+            to_score=to_score,
+        )
+
+    def _share(self, pending: Tokens) -> Tokens:
+        """How many tokens beyond the first each running sequence gets, by slot. The oldest prompt goes first, a live
+        one before others."""
+        budget = self._max_batch_tokens - len(pending)
+        score_budget = self._max_scored_tokens
+        extra = np.zeros_like(pending)
+        at = {slot: position for position, slot in enumerate(self._slots.tolist())}
+        has_live = False
+        # sorted() keeps the order of admission.
+        for sequence in sorted(self._running.values(), key=lambda sequence: not sequence.request.is_live):
+            if sequence.request.is_live:
+                has_live = True
+            elif has_live:
+                has_live, budget = False, min(budget, _MAX_PROMPT_TOKENS_BESIDE_LIVE)
+            position = at[sequence.slot]
+            count = min(int(pending[position]) - 1, budget)
+            if self._is_scoring and self._cache.num_to_score[sequence.slot] > self._cache.num_computed[sequence.slot]:
+                count = min(count, score_budget)
+                score_budget -= count
+            extra[position] = count
+            budget -= count
+        return extra
+
+    def advance(self, batch: StepBatch, sampled: Tokens, *, is_end: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """Note what `batch` computed, and the token sampled for each of `batch.ready`. Mutates.
+
+        A token that `is_end` of a text is not kept. Returns which of them have reached their max_tokens.
+        """
+        cache = self._cache
+        cache.num_computed[self._slots] += batch.counts
+        if batch.to_score is not None:
+            slots = self._slots
+            cache.num_scored[slots] = np.minimum(cache.num_to_score[slots], cache.num_computed[slots])
+        ready = np.fromiter((sequence.slot for sequence in batch.ready), np.int32, len(batch.ready))
+        going, kept = (ready, sampled) if not is_end.any() else (ready[~is_end], sampled[~is_end])
+        cache.tokens[going, cache.num_tokens[going]] = kept
+        cache.num_tokens[going] += 1
+        is_full: npt.NDArray[np.bool_] = cache.num_tokens[ready] >= cache.limit[ready]
+        return is_full
+
+    def completion(self, sequence: Sequence) -> Tokens:
+        """The tokens that a running sequence has generated so far."""
+        slot = sequence.slot
+        return self._cache.tokens[slot, self._cache.num_prompt[slot] : self._cache.num_tokens[slot]]
+
+    def finish(self, sequence: Sequence) -> None:
+        """Take a running sequence out and free its slot."""
+        del self._running[sequence.slot]
+        self._cache.release(sequence.slot)
+        self._is_changed = True
+
+    def drop_unwanted(self) -> list[Sequence]:
+        """Take out every sequence for whose answer nobody waits any more, and return them."""
+        dropped = [s for s in self._running.values() if not s.is_wanted]
+        for sequence in dropped:
+            self.finish(sequence)
+        dropped += [s for group in (self._live, *self._waiting) for s in group if not s.is_wanted]
+        self._live = [s for s in self._live if s.is_wanted]
+        kept = ([s for s in group if s.is_wanted] for group in self._waiting)
+        self._waiting = deque(group for group in kept if group)
+        return dropped
+
+    def drop_all(self) -> list[Sequence]:
+        """Take out everything, waiting and running, and return it."""
+        dropped = [*self._running.values(), *(s for group in (self._live, *self._waiting) for s in group)]
+        self._waiting.clear()
+        self._live.clear()
+        for sequence in list(self._running.values()):
+            self.finish(sequence)
+        return dropped
+
+    def check_integrity(self) -> None:
+        """Assert that slots and books agree; for tests."""
+        self._cache.check_integrity()
+        assert len(self._running) == self._cache.num_slots - self._cache.num_free_slots
+        assert all(self._waiting)
+        assert all(sequence.request.is_live for sequence in self._live)
+        for slot, sequence in self._running.items():
+            assert sequence.slot == slot
+            assert (self._cache.tokens[slot, : len(sequence.prompt)] == sequence.prompt).all()
+            assert self._cache.num_prompt[slot] == len(sequence.prompt)
+            assert self._cache.limit[slot] == sequence.num_cells
+            assert self._cache.num_to_score[slot] in (0, len(sequence.prompt) - 1)
+            assert len(self._running) == 1 or not sequence.request.is_alone
+
+    def _in_order(self, group: list[Sequence]) -> list[Sequence]:
+        """The order in which to admit a group: what has waited long first, then by prefixes and length."""
+        if len(group) == 1:
+            return group
+        old = [s for s in group if s.arrival <= self._num_arrivals - _MAX_ARRIVALS_AHEAD]
+        new = [s for s in group if s.arrival > self._num_arrivals - _MAX_ARRIVALS_AHEAD]
+        cache = self._cache
+        return [
+            sequence
+            for part in (old, new)
+            for sequence in order(
+                part,
+                min_shared=cache.min_shared_tokens,
+                num_slots=cache.num_slots,
+                is_cached=lambda prompt: cache.match(prompt).num_cached > 0,
+            )
+        ]
+
+    def _admit_live(self) -> list[tuple[Sequence, Placement]]:
+        """Admit live sequences, into slots that others leave to them where none is free."""
+        if not self._live or self.is_alone:
+            return []
+        others = [sequence for sequence in self._running.values() if not sequence.request.is_live]
+        num_live = len(self._running) - len(others)
+        if not others and self._waiting:
+            if not self._may_pass(num_live):
+                return []
+        else:
+            self._num_steps_without_batch = 0
+        share = self._cache.num_slots // _BATCH_SHARE
+        room = self._cache.num_slots - num_live
+        if others or self._waiting:
+            room -= share
+        able = [sequence for sequence in others if share or not sequence.was_preempted]
+        # The last leaves first: who has not left yet, and of those who loses least.
+        able.sort(key=lambda s: (not s.was_preempted, -int(self._cache.num_computed[s.slot])))
+        admitted: list[tuple[Sequence, Placement]] = []
+        for sequence in list(self._live):
+            match = self._cache.match(sequence.prompt, is_scoring=sequence.num_to_score > 0)
+            if self._is_coming(match):
+                continue
+            if len(admitted) >= room or not (self._cache.num_free_slots or able):
+                break
+            if not self._cache.num_free_slots:
+                self._preempt(able.pop())
+            self._live.remove(sequence)
+            admitted.append(self._enter(sequence, match=match))
+            self._was_alone_last = False
+        return admitted
+
+    def _may_pass(self, num_live: int) -> bool:
+        """Whether live sequences may enter before the first that waits, while nothing but live ones runs."""
+        if self._waiting[0][0].request.is_alone:
+            # It needs all slots empty, so it and live ones take turns.
+            return not num_live and self._was_alone_last
+        self._num_steps_without_batch += 1
+        return self._num_steps_without_batch <= _PATIENCE_STEPS
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Have a running sequence leave its slot and wait at the front."""
+        sequence.generated = self.completion(sequence).copy()
+        sequence.was_preempted = True
+        self.finish(sequence)
+        self.num_preempted += 1
+        self._waiting.appendleft([sequence])
+
+    def _is_coming(self, match: Match) -> bool:
+        """Whether it is better to wait for a prefix that is being computed."""
+        return match.num_coming - match.num_cached >= self._cache.min_shared_tokens
+
+    def _admit(self) -> list[tuple[Sequence, Placement]]:
+        """Admit what may enter now; with each what is to be done to its cells."""
+        admitted: list[tuple[Sequence, Placement]] = []
+        while self._waiting and self._cache.num_free_slots:
+            group = self._waiting[0]
+            if group[0].request.is_alone or self.is_alone:
+                if self._running:
+                    break
+                admitted.append(self._enter(group.pop()))
+                self._was_alone_last = True
+            else:
+                admitted += self._admit_some(group)
+            if group:
+                break
+            self._waiting.popleft()
+        return admitted
+
+    def _admit_some(self, group: list[Sequence]) -> list[tuple[Sequence, Placement]]:
+        """Admit from a group whatever needs not wait for a prefix that is being computed. Takes them out of it."""
+        cache, admitted = self._cache, []
+        # Where all slots will be taken it is no matter which.
+        takes_any = len(group) >= cache.num_free_slots
+        at = 0  # as many wait for a prefix
+        # Not beyond those that fill all slots a step later: the first of another prefix would be computed now, and its
+        # cells overwritten before its own followers come.
+        while at < min(len(group), cache.num_free_slots):
+            match = cache.match(group[at].known, is_scoring=group[at].num_to_score > 0)
+            if self._is_coming(match):
+                at += 1
+            else:
+                admitted.append(self._enter(group.pop(at), match=match, takes_any=takes_any))
+        return admitted
+
+    def _enter(
+        self, sequence: Sequence, *, match: Match = NO_MATCH, takes_any: bool = False
+    ) -> tuple[Sequence, Placement]:
+        placement = self._cache.admit(
+            sequence.known,
+            num_generated=len(sequence.generated),
+            num_to_score=sequence.num_to_score,
+            limit=sequence.num_cells,
+            match=match,
+            takes_any=takes_any,
+        )
+        sequence.slot = placement.target
+        if not sequence.was_preempted:
+            sequence.num_cached = placement.num_kept
+        self._running[sequence.slot] = sequence
+        self._is_changed = True
+        return sequence, placement
+
+    def _close_gaps(self) -> list[Placement]:
+        """Move running sequences into free slots below them: over a gap llama.cpp would compute in two passes."""
+        cache, moves = self._cache, []
+        while self._running and cache.is_sharing:
+            last = max(self._running)
+            num_left = cache.limit[last] - cache.num_tokens[last]
+            if last < cache.lowest_free() or num_left < _MIN_TOKENS_TO_MOVE:
+                break
+            sequence = self._running.pop(last)
+            moves.append(cache.move(last))
+            sequence.slot = moves[-1].target
+            self._running[sequence.slot] = sequence
+            self._is_changed = True
+        return moves

@@ -1,0 +1,1 @@
+"""Live requests between the server and the process of its engines."""

@@ -1,0 +1,220 @@
+"""Live requests in the process of the engines: they come over a socket from the server, and go to the engines.
+
+One thread reads questions, two hand them to the engines, which tokenizes them, and one writes answers; the engines' own
+threads only put answers into a queue, of which the writer sends whatever has come together. With the socket this
+process has no more use: either the server is gone, or one side could make nothing of what the other said, and then a
+new process is better than none.
+"""
+
+import contextlib
+import logging
+import queue
+import socket
+import threading
+from collections.abc import Callable, Mapping
+
+from batcher.errors import EngineError
+from batcher.live import Delta
+from batcher.types import Choice, ErrorCode, RowError
+from workers.engines.llama.engine import Engine, Ticket
+from workers.engines.llama.sequence import SequenceDelta, SequenceResult
+from workers.live.frames import (
+    Answer,
+    AskStats,
+    Cancel,
+    Failed,
+    Finished,
+    Hello,
+    Progress,
+    Question,
+    Stats,
+    Submit,
+    decode_question,
+    encode_answers,
+)
+from workers.shard.choices import Gathering, sequence_requests
+
+logger = logging.getLogger(__name__)
+
+#: Answers that are sent in one go.
+_MOST_AT_ONCE = 1024
+
+#: Characters of prompts that are tokenized in some tens of milliseconds. Requests with more wait for each other, and
+#: nobody else for them.
+_MANY_CHARS = 65_536
+
+
+class LiveRequests:
+    """Answers the questions of a server until it hangs up. `on_answered` is called after each that was answered well.
+
+    `on_engine_failure` is called in an engine's thread when that engine has died, `on_end` when no more questions will
+    come.
+    """
+
+    def __init__(
+        self,
+        channel: socket.socket,
+        engines: Mapping[str, Engine],
+        *,
+        on_answered: Callable[[], None],
+        on_engine_failure: Callable[[EngineError], None],
+        on_end: Callable[[], None],
+    ) -> None:
+        self._channel = channel
+        self._engines = engines
+        self._on_answered = on_answered
+        self._on_engine_failure = on_engine_failure
+        self._on_end = on_end
+        self._answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+        #: By number; what is not in it any more needs no answer.
+        self._open: dict[int, _Open] = {}
+        self._small: queue.SimpleQueue[tuple[Submit, _Open]] = queue.SimpleQueue()
+        self._large: queue.SimpleQueue[tuple[Submit, _Open]] = queue.SimpleQueue()
+        self._threads = [
+            threading.Thread(target=run, args=args, name=f"live-{run.__name__.strip('_')}", daemon=True)
+            for run, args in (
+                (self._read, ()),
+                (self._submit_all, (self._small,)),
+                (self._submit_all, (self._large,)),
+                (self._write, ()),
+            )
+        ]
+
+    def start(self) -> None:
+        self._answers.put(Hello({name: engine.system_fingerprint for name, engine in self._engines.items()}))
+        for thread in self._threads:
+            thread.start()
+
+    def _read(self) -> None:
+        try:
+            with self._channel.makefile("rb") as lines:
+                for line in lines:
+                    self._take(decode_question(line))
+        except OSError:
+            pass  # as an end: the server died with something unread
+        except ValueError:
+            logger.exception("a line that is no question")
+        finally:
+            self._on_end()
+
+    def _take(self, question: Question) -> None:
+        match question:
+            case Submit(number=number, request=request):
+                entry = self._open[number] = _Open(question, self._answers.put, self._close)
+                is_large = sum(map(len, request.prompts)) > _MANY_CHARS
+                (self._large if is_large else self._small).put((question, entry))
+            case Cancel():
+                cancelled = self._open.pop(question.number, None)
+                if cancelled is not None:
+                    cancelled.cancel()
+            case AskStats():
+                stats = {name: engine.stats() for name, engine in self._engines.items()}
+                self._answers.put(Stats(question.number, stats))
+
+    def _write(self) -> None:
+        try:
+            while True:
+                waiting = [self._answers.get()]
+                while len(waiting) < _MOST_AT_ONCE and not self._answers.empty():
+                    waiting.append(self._answers.get())
+                self._channel.sendall(encode_answers(waiting))
+        except OSError:
+            pass  # The server is gone, and with it this process soon.
+        finally:
+            # The reader hears of it.
+            with contextlib.suppress(OSError):
+                self._channel.shutdown(socket.SHUT_RDWR)
+
+    def _submit_all(self, questions: "queue.SimpleQueue[tuple[Submit, _Open]]") -> None:
+        try:
+            while True:
+                self._submit(*questions.get())
+        finally:
+            self._on_end()
+
+    def _submit(self, question: Submit, entry: "_Open") -> None:
+        if entry.is_over:
+            return
+        request = question.request
+        sequences = sequence_requests(
+            request, position=0, job_seed=question.job_seed, timeout_s=question.timeout_s, is_live=True
+        )
+        on_delta = entry.take_delta if question.is_streaming else None
+        try:
+            entry.hold(self._engines[request.model].submit(sequences, entry.take, on_delta=on_delta))
+        except EngineError as exc:
+            entry.take(exc)
+
+    def _close(self, number: int, failure: EngineError | None) -> None:
+        """Called when a request has its last answer."""
+        self._open.pop(number, None)
+        if failure is not None:
+            self._on_engine_failure(failure)
+        else:
+            self._on_answered()
+
+
+class _Open:
+    """A request on its way through an engine. For several threads: that which submits, the engine's, the reader's."""
+
+    def __init__(
+        self, question: Submit, answer: Callable[[Answer], None], close: Callable[[int, EngineError | None], None]
+    ) -> None:
+        self._ticket: Ticket | None = None
+        self._number = question.number
+        self._is_drawing_more = question.request.params.num_drawn > question.request.params.n
+        self._gathering = Gathering(question.request)
+        self._answer = answer
+        self._close = close
+        self._is_over = False
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return self._is_over
+
+    def hold(self, ticket: Ticket) -> None:
+        """Keep what the engine gave for the request, which may be over already."""
+        self._ticket = ticket
+        if self._is_over:
+            ticket.cancel()
+
+    def cancel(self) -> None:
+        self._is_over = True
+        if self._ticket is not None:
+            self._ticket.cancel()
+
+    def take_delta(self, delta: SequenceDelta) -> None:
+        if not self._is_over:
+            self._answer(Progress(self._number, Delta(delta.key[1], delta.text, delta.logprobs)))
+
+    def take(self, item: SequenceResult | EngineError) -> None:
+        if self._is_over:
+            return
+        if isinstance(item, EngineError):
+            self._fail(RowError(ErrorCode.ENGINE_ERROR, "the engine failed and is started again; send it again"))
+            self._close(self._number, item)
+            return
+        is_last = self._gathering.add(item)
+        if item.error is not None:
+            self._fail(item.error)
+            self._close(self._number, None)
+            # Its other sequences are of no use.
+            self.cancel()
+            return
+        assert item.choice is not None
+        if not self._is_drawing_more:
+            self._finish(self._gathering.finish(item.choice))
+        if is_last:
+            if self._is_drawing_more:
+                for choice in self._gathering.choices():
+                    self._finish(choice)
+            self._is_over = True
+            self._close(self._number, None)
+
+    def _finish(self, choice: Choice) -> None:
+        self._answer(Finished(self._number, choice))
+
+    def _fail(self, error: RowError) -> None:
+        self._is_over = True
+        self._answer(Failed(self._number, error))

@@ -1,0 +1,86 @@
+"""A worker's sign of life: shown every few seconds and at each change, taken away at an orderly end."""
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from batcher import __version__
+from batcher.errors import BatcherError
+from batcher.jobdir.heartbeats import (
+    HeldShard,
+    WorkerHeartbeat,
+    WorkerState,
+    remove_heartbeat,
+    utc_now,
+    write_heartbeat,
+)
+from workers.process.events import OpenAttempt, WorkerConfig
+
+logger = logging.getLogger(__name__)
+
+#: Six signs in the life of a lease, five seconds at the default.
+BEATS_PER_LEASE = 6
+
+
+class Beacon:
+    """Keeps the file of one worker. A disk that refuses it is logged once; the work goes on. `clock` is in seconds."""
+
+    def __init__(self, config: WorkerConfig, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._config = config
+        self._clock = clock
+        self._interval_s = config.lease_ttl_s / BEATS_PER_LEASE
+        self._started_at = utc_now()
+        self._num_crashes = 0
+        self._last_crash = ""
+        self._shown: tuple[object, ...] = ()
+        self._next_at = clock()
+        self._is_refused = False
+
+    def note_crash(self, ending: str) -> None:
+        """Count a death of the child; `ending` says how."""
+        self._num_crashes += 1
+        self._last_crash = ending
+
+    def show(self, state: WorkerState, *, attempts: Sequence[OpenAttempt], stalled_s: float) -> None:
+        """Replace the file, if it is due or something has changed. One that takes no shards shows none."""
+        if not self._config.takes_shards:
+            return
+        now = self._clock()
+        current = (state, tuple(attempts), self._num_crashes)
+        if current == self._shown and now < self._next_at:
+            return
+        self._shown, self._next_at = current, now + self._interval_s
+        beat = WorkerHeartbeat(
+            name=self._config.name,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            version=__version__,
+            models=tuple(name for name, _ in self._config.models),
+            started_at=self._started_at,
+            beat_at=utc_now(),
+            state=state,
+            interval_s=self._interval_s,
+            stalled_s=stalled_s if state is WorkerState.STALLED else 0.0,
+            shards=tuple(HeldShard(Path(each.job).name, each.shard, each.attempt) for each in attempts),
+            num_crashes=self._num_crashes,
+            last_crash=self._last_crash,
+        )
+        try:
+            write_heartbeat(Path(self._config.home), beat)
+            self._is_refused = False
+        except BatcherError as exc:
+            if not self._is_refused:
+                logger.warning("%s; `batcher status` will show this worker as gone", exc)
+            self._is_refused = True
+
+    def put_out(self) -> None:
+        """Take the file away: the worker ends in good order."""
+        if not self._config.takes_shards:
+            return
+        try:
+            remove_heartbeat(Path(self._config.home), self._config.name)
+        except BatcherError as exc:
+            logger.warning("%s", exc)

@@ -1,0 +1,64 @@
+"""Starts the processes that compute: Python with `workers.child`, joined to its parent by two pipes (see `supervisor`).
+
+Half of the seconds until a child computes are imports, for which it needs to know nothing. So a command that is going
+to need workers starts their processes first and gets its own work done meanwhile: `spare_children`.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+
+from workers.process.environment import engine_environment
+
+#: -P: without it, a `workers` in the user's working directory would be taken for ours.
+CHILD_COMMAND = (sys.executable, "-P", "-m", "workers.child")
+
+
+def launch_child(
+    command: Sequence[str] = CHILD_COMMAND, *, descriptors: tuple[int, ...] = ()
+) -> subprocess.Popen[bytes]:
+    """Start a child that waits for its configuration, a line on its stdin. `descriptors` stay open in it, too.
+
+    It leads a session of its own, so that a Ctrl-C in the terminal does not reach it.
+    """
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        pass_fds=descriptors,
+        env=engine_environment(),
+    )
+
+
+@contextlib.contextmanager
+def spare_children(number: int) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Children for those who take one (`pop`) and own it from then on; what nobody took is gone at the end."""
+    spares: list[subprocess.Popen[bytes]] = []
+    try:
+        for _ in range(number):
+            spares.append(launch_child())
+        yield spares
+    finally:
+        for child in spares:
+            kill_child(child)
+
+
+def kill_child(child: subprocess.Popen[bytes]) -> None:
+    """End a child at once, with whatever it may have started, and wait for it."""
+    if child.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+    close_child(child)
+
+
+def close_child(child: subprocess.Popen[bytes]) -> None:
+    """Wait for the end of a child and close its pipes."""
+    child.wait()
+    for pipe in (child.stdin, child.stdout):
+        if pipe is not None:
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()

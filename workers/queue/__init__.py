@@ -1,0 +1,1 @@
+"""Celery: the application, its task and messages, and the sweep for whoever waits."""

@@ -1,0 +1,187 @@
+"""Sweeping in the background, for whoever waits: `run` for its job, a worker's supervisor for its jobs root.
+
+A thread of its own talks to the broker, so that a broker that hangs holds up neither signals nor the terminal.
+"""
+
+import logging
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from batcher.broker.client import open_client
+from batcher.broker.leases import Pace
+from batcher.broker.sweep import Every, Sweep
+from batcher.errors import BatcherError, BrokerError
+from batcher.jobdir.folder import JobDir, list_jobs
+from batcher.manage.finish import finalize
+from workers.queue.app import enqueue, make_app
+
+logger = logging.getLogger(__name__)
+
+#: Seconds. Between two rounds at least, and from the moment when a lease can expire to the look for it.
+_SHORTEST_WAIT_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """A worker's process that died."""
+
+    worker: str
+    pid: int
+
+
+#: Does one round; gets the deaths since the last one, returns the seconds after which another is due at the latest.
+Tick = Callable[[Sequence[Death]], float]
+
+
+class Sweeper:
+    """Calls `tick` at once and then whenever it is due, in a thread, within a `with` block.
+
+    A broker that is away is borne for `patience_s` seconds (None: for ever), asked every `retry_interval_s`; then, and
+    on any other error, `check` raises it.
+    """
+
+    def __init__(self, tick: Tick, *, patience_s: float | None, retry_interval_s: float) -> None:
+        self._tick = tick
+        self._patience_s = patience_s
+        self._retry_interval_s = retry_interval_s
+        self._deaths: queue.SimpleQueue[Death] = queue.SimpleQueue()
+        self._failure: BatcherError | None = None
+        self._is_stopping = False
+        self._wake = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        # Not joined: it may be waiting for a broker that hangs, and what it does can be cut off anywhere.
+        self._is_stopping = True
+        self._wake.set()
+
+    def on_death(self, worker: str, pid: int) -> None:
+        """Have the shards of a dead process sent again at once."""
+        self._deaths.put(Death(worker, pid))
+        self._wake.set()
+
+    def check(self) -> None:
+        """Raise what ended the sweeping, if anything has."""
+        if self._failure is not None:
+            raise self._failure
+
+    def _run(self) -> None:
+        last_heard = time.monotonic()
+        is_away = False
+        deaths: list[Death] = []
+        while self._failure is None:
+            wait_s = self._retry_interval_s
+            try:
+                deaths += [self._deaths.get() for _ in range(self._deaths.qsize())]
+                wait_s = self._tick(deaths)
+                deaths = []
+                last_heard, is_away = time.monotonic(), False
+            except BrokerError as exc:
+                away_s = time.monotonic() - last_heard
+                if self._patience_s is not None and away_s > self._patience_s:
+                    self._failure = BrokerError(f"{exc}; the broker has been away for {away_s:.0f} s")
+                elif not (is_away or self._is_stopping):
+                    is_away = True
+                    logger.warning("%s; trying on", exc)
+            except BatcherError as exc:
+                self._failure = exc
+            except Exception as exc:
+                self._failure = BatcherError(f"the sweep ended with {exc!r}: a bug of Batcher")
+                raise
+            self._wake.wait(max(wait_s, _SHORTEST_WAIT_S))
+            self._wake.clear()
+            if self._is_stopping:
+                return
+
+
+class JobSweep:
+    """Sweeps one job; `is_sending`: begins with a message for each shard that has no part."""
+
+    def __init__(self, job: JobDir, broker_url: str, *, is_sending: bool, lease_ttl_s: float) -> None:
+        self._job = job
+        self._enqueue = partial(enqueue, make_app(broker_url))
+        self._sweep = Sweep(job, open_client(broker_url), enqueue=self._enqueue, lease_ttl_s=lease_ttl_s)
+        self._interval_s = Pace(lease_ttl_s).sweep_interval_s
+        self._look = Every(self._interval_s)
+        self._is_sending = is_sending
+
+    def tick(self, deaths: Sequence[Death]) -> float:
+        """One round. Raises BrokerError; the next one makes up for it."""
+        if self._is_sending:
+            self._enqueue(self._job, self._job.pending_shards())
+            self._is_sending = False
+        for death in deaths:
+            self._sweep.bury(death.worker, death.pid)
+        next_expiry_s = self._sweep.reap()
+        if self._look.is_due():
+            self._sweep.look()
+        return min(self._interval_s, next_expiry_s + _SHORTEST_WAIT_S)
+
+
+class RootSweep:
+    """Sweeps all jobs under a jobs root for `models`, and finalizes those whose last worker died before it could."""
+
+    def __init__(self, root: Path, broker_url: str, *, models: frozenset[str], lease_ttl_s: float) -> None:
+        self._root = root
+        self._models = models
+        self._lease_ttl_s = lease_ttl_s
+        self._client = open_client(broker_url)
+        self._enqueue = partial(enqueue, make_app(broker_url))
+        self._interval_s = Pace(lease_ttl_s).sweep_interval_s
+        self._look = Every(self._interval_s)
+        # By path and identity of the manifest: a job deleted and submitted again under its name is another job.
+        self._sweeps: dict[tuple[Path, int, int], Sweep] = {}
+
+    def tick(self, deaths: Sequence[Death]) -> float:
+        """One round. Raises BrokerError; the next one makes up for it. A damaged job is logged and left out."""
+        is_look_due = self._look.is_due()
+        if is_look_due or deaths:
+            # The dead may have worked on a job that is newer than the last look.
+            try:
+                self._sweeps = dict(self._unfinished())
+            except (BatcherError, OSError) as exc:
+                # A network folder that is away for a while. Those known before are swept as ever.
+                logger.warning("the jobs are not listed: %s", exc)
+        next_expiry_s = math.inf
+        for sweep in self._sweeps.values():
+            try:
+                if is_look_due and finalize(sweep.job) is not None:
+                    continue
+                for death in deaths:
+                    sweep.bury(death.worker, death.pid)
+                next_expiry_s = min(next_expiry_s, sweep.reap())
+                if is_look_due:
+                    sweep.look()
+            except BrokerError:
+                raise
+            except BatcherError as exc:
+                logger.warning("job %s is not swept: %s", sweep.job.job_id, exc)
+        return min(self._interval_s, next_expiry_s + _SHORTEST_WAIT_S)
+
+    def _unfinished(self) -> Iterator[tuple[tuple[Path, int, int], Sweep]]:
+        for job in list_jobs(self._root):
+            if job.is_complete or job.is_cancelled:
+                continue
+            try:
+                found = job.manifest_path.stat()
+            except FileNotFoundError:
+                continue  # Deleted since the listing.
+            key = (job.path, found.st_ino, found.st_mtime_ns)
+            yield key, self._sweeps.get(key) or self._sweep_of(job)
+
+    def _sweep_of(self, job: JobDir) -> Sweep:
+        return Sweep(job, self._client, enqueue=self._enqueue, models=self._models, lease_ttl_s=self._lease_ttl_s)

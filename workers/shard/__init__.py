@@ -1,0 +1,1 @@
+"""One shard, claim to commit. No Celery."""

@@ -1,0 +1,428 @@
+"""One shard, from claim to commit.
+
+The beats: claim the lease and an attempt number, read what earlier attempts left in chunks, have the engine complete
+the other rows, save finished rows as a chunk every few seconds, and in the end create the part. Whatever happens in
+between, finished rows are saved; only the creation of the part makes them the shard's result, and it happens once.
+
+Rows that were in flight when a worker crashed come last, each alone; those that crashed it alone are not computed
+again (see `batcher.jobdir.attempts`).
+
+The runner is one thread that waits on a queue. The engine's thread fills it; all else (saving, renewing the lease,
+noticing a stop) happens between two results.
+"""
+
+import itertools
+import logging
+import queue
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batcher.arrow.tables import take_rows
+from batcher.broker.leases import Lease, Leases, new_lease
+from batcher.errors import (
+    BatcherError,
+    BrokerError,
+    EngineError,
+    JobError,
+    ShardGivenUpError,
+    StorageError,
+)
+from batcher.ids import completion_id
+from batcher.jobdir import attempts
+from batcher.jobdir.attempts import Cause, Journal, Verdict
+from batcher.jobdir.folder import JobDir
+from batcher.jobdir.results import build_table, join_tables, read_chunks, result_schema, write_file
+from batcher.jobdir.shards import read_shard
+from batcher.types import Choice, Completion, RowError
+from workers.engines.llama.sequence import OnStart, SequenceRequest, SequenceResult, Sink
+from workers.process.stall import stall_limit_s
+from workers.shard.choices import Gathering, sequence_requests
+
+logger = logging.getLogger(__name__)
+
+#: Rows, seconds: what a crash may cost, against one small file (two fsyncs) each time.
+FLUSH_ROWS = 256
+FLUSH_INTERVAL_S = 2.0
+
+#: Seconds. How soon a stop is noticed while the engine has nothing to hand over.
+POLL_INTERVAL_S = 0.25
+
+
+class Outcome(StrEnum):
+    """How a run of a shard ended. Only `STOPPED` leaves work that this worker should have done."""
+
+    COMMITTED = "committed"
+    ALREADY_COMMITTED = "already committed"
+    LEASED_ELSEWHERE = "leased elsewhere"
+    CANCELLED = "cancelled"
+    STOPPED = "stopped"
+
+
+class TicketLike(Protocol):
+    """What a runner needs of an engine's ticket."""
+
+    def cancel(self) -> None: ...
+
+
+class EngineLike(Protocol):
+    """What a runner needs of an engine: `workers.engines.llama.engine.Engine`, and the double of the tests."""
+
+    @property
+    def num_steps(self) -> int: ...
+
+    @property
+    def longest_step_s(self) -> float: ...
+
+    @property
+    def system_fingerprint(self) -> str | None: ...
+
+    def submit(
+        self, requests: Iterable[SequenceRequest], sink: Sink, *, on_start: OnStart, is_alone: bool
+    ) -> TicketLike: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What all shards of a worker share.
+
+    `stopping` is set when the worker is to stop. In the runner's thread are called: `on_claim` and `on_end` (job,
+    shard, attempt) around all that could take the process down, `on_progress` after each durable write of completed
+    rows, `on_set_aside` after that of rows that crash the process, and `on_commit` after a part exists.
+    `stall_timeout_s` None: by the engine's pace; `row_timeout_s` None: the job's own.
+    """
+
+    worker: str
+    leases: Leases
+    stopping: threading.Event
+    on_claim: Callable[[JobDir, int, int], None]
+    on_end: Callable[[JobDir, int, int], None]
+    on_progress: Callable[[], None]
+    on_set_aside: Callable[[], None]
+    on_commit: Callable[[JobDir], object]
+    stall_timeout_s: float | None = None
+    row_timeout_s: float | None = None
+    clock: Callable[[], float] = time.monotonic
+
+
+def run_shard(job: JobDir, shard: int, engine: EngineLike, around: Surroundings) -> Outcome:
+    """Run one shard to its end, blocking. `shard` must be in the manifest, with the engine's model.
+
+    Raises EngineError when the engine died (finished rows are saved), CorruptFileError or JobError where the job
+    directory is damaged, StorageError where it can't be written, ShardGivenUpError where that was so too often.
+    """
+    if job.part_path(shard).exists():
+        return Outcome.ALREADY_COMMITTED
+    if job.is_cancelled:
+        return Outcome.CANCELLED
+    lease = new_lease(job.job_id, shard, worker=around.worker, pace=around.leases.pace)
+    try:
+        if not around.leases.claim(lease):
+            return Outcome.LEASED_ELSEWHERE
+    except BrokerError as exc:
+        # The first renewal after the broker is back claims it.
+        logger.warning("shard %d of %s runs without a lease: %s", shard, job.job_id, exc)
+    try:
+        attempt = job.claim_attempt(shard, worker=around.worker, system_fingerprint=engine.system_fingerprint)
+        around.on_claim(job, shard, attempt)
+        try:
+            return _run_attempt(job, shard, engine, around, lease=lease, attempt=attempt)
+        finally:
+            around.on_end(job, shard, attempt)
+    finally:
+        try:
+            around.leases.release(lease)
+        except BrokerError as exc:
+            logger.warning("the lease of shard %d of %s is left to expire: %s", shard, job.job_id, exc)
+
+
+def _run_attempt(
+    job: JobDir, shard: int, engine: EngineLike, around: Surroundings, *, lease: Lease, attempt: int
+) -> Outcome:
+    """Run the attempt under its journal, and say how it ended where that was not in good order."""
+    verdict = attempts.judge(job, shard, attempt=attempt)
+    if verdict.why_hopeless:
+        given_up = ShardGivenUpError(f"given up, as {verdict.why_hopeless}; `batcher resume {job.path}` tries it again")
+        _record_end(job, shard, attempt, around, given_up, attempts.Outcome.FAILED)
+        raise given_up
+    journal = Journal(job.journal_path(shard, attempt=attempt))
+    is_orderly = True
+    try:
+        run = _ShardRun(job, shard, engine, around, lease=lease, attempt=attempt, journal=journal, verdict=verdict)
+        return run.run()
+    except EngineError as exc:
+        is_orderly = False
+        _record_end(job, shard, attempt, around, exc, attempts.Outcome.CRASHED)
+        raise
+    except BatcherError as exc:
+        if job.part_path(shard).exists():
+            # By this attempt or another: what could not be written then is of no consequence to the shard.
+            logger.warning("shard %d of %s is committed, but: %s", shard, job.job_id, exc)
+            return Outcome.ALREADY_COMMITTED
+        if job.exists():
+            _record_end(job, shard, attempt, around, exc, attempts.Outcome.FAILED)
+        raise
+    finally:
+        journal.close(is_orderly=is_orderly)
+        if job.part_path(shard).exists():
+            # Ours or another's. What was saved since its commit is of no use; later attempts can be of a `retry`.
+            job.delete_chunks(shard, up_to=attempt)
+
+
+def _record_end(
+    job: JobDir, shard: int, attempt: int, around: Surroundings, exc: BatcherError, outcome: attempts.Outcome
+) -> None:
+    cause = Cause.ENGINE if outcome is attempts.Outcome.CRASHED else None
+    try:
+        attempts.record_end(
+            *(job, shard, attempt),
+            worker=around.worker,
+            outcome=outcome,
+            cause=cause,
+            detail=str(exc),
+            is_retriable=exc.is_retriable,
+        )
+    except StorageError as storage_exc:
+        # On a full disk, say. The error itself is on its way to the log.
+        logger.warning("%s", storage_exc)
+
+
+class _ShardRun:
+    """One attempt. Lives in one thread but for `_inbox`, which the engine fills."""
+
+    def __init__(
+        self,
+        job: JobDir,
+        shard: int,
+        engine: EngineLike,
+        around: Surroundings,
+        *,
+        lease: Lease,
+        attempt: int,
+        journal: Journal,
+        verdict: Verdict,
+    ) -> None:
+        self._job = job
+        self._number = shard
+        self._engine = engine
+        self._around = around
+        self._lease = lease
+        self._attempt = attempt
+        self._journal = journal
+        self._verdict = verdict
+        self._row_timeout_s = around.row_timeout_s or job.manifest.row_timeout_s
+        self._uid = uuid.uuid4().hex[:8]
+        info = job.manifest.shards[shard]
+        self._shard = read_shard(job.shard_path(shard), carried=job.manifest.carried, num_rows=info.num_rows)
+        self._schema = result_schema(job.manifest.carried)
+        self._saved = read_chunks([chunk.path for chunk in job.chunks(shard)], self._schema)
+        self._num_flushes = 0
+        self._inbox: queue.SimpleQueue[SequenceResult | EngineError] = queue.SimpleQueue()
+        self._failure: EngineError | None = None
+        self._open: dict[int, Gathering] = {}
+        self._finished: dict[int, Completion] = {}
+        self._renewal_interval_s = around.leases.pace.renewal_interval_s
+        now = around.clock()
+        self._next_flush = now + FLUSH_INTERVAL_S
+        self._next_renewal = now + self._renewal_interval_s
+        self._last_step = (engine.num_steps, now)
+
+    def run(self) -> Outcome:
+        done = {row for table in self._saved for row in table["row"].to_pylist()}
+        missing = {
+            row.request.row: position for position, row in enumerate(self._shard.rows) if row.request.row not in done
+        }
+        self._answer_without_engine(missing)
+        suspects = [missing.pop(row) for row in self._verdict.suspects if row in missing]
+        outcome = self._complete(list(missing.values()))
+        for position in suspects:
+            if outcome is not None:
+                break
+            # What is finished is not to be lost by what may come.
+            self._flush()
+            outcome = self._complete([position], is_alone=True)
+        return outcome or self._commit()
+
+    def _answer_without_engine(self, missing: dict[int, int]) -> None:
+        """Take rows that were refused, and rows that crash their worker, from `missing`, and finish them as errors."""
+        set_aside = {row: error for row, error in self._verdict.set_aside.items() if row in missing}
+        refused = {row: error for row, at in missing.items() if (error := self._shard.rows[at].error) is not None}
+        for row, error in (set_aside | refused).items():
+            self._finish(missing.pop(row), error=error)
+        self._note_finished(0)
+        for row, error in set_aside.items():
+            logger.warning("row %d of %s is set aside: %s", row, self._job.job_id, error.message)
+        if set_aside:
+            # At once, so that no crash to come takes the verdict back.
+            self._save()
+            self._around.on_set_aside()
+
+    def _complete(self, positions: Sequence[int], *, is_alone: bool = False) -> Outcome | None:
+        """Have the engine complete these rows. Returns why it stopped before, if it did."""
+        if not positions:
+            return None
+        for position in positions:
+            self._open[position] = Gathering(self._shard.rows[position].request)
+        try:
+            ticket = self._engine.submit(
+                self._requests(positions, is_alone=is_alone),
+                self._take_alone if is_alone else self._inbox.put,
+                on_start=self._note_start,
+                is_alone=is_alone,
+            )
+        except EngineError:
+            self._open.clear()
+            raise
+        try:
+            while self._open:
+                self._receive(timeout_s=POLL_INTERVAL_S)
+                outcome = self._tick()
+                if outcome is not None:
+                    return outcome
+        finally:
+            if self._open:
+                # The engine is to drop the rest; what it has handed over until now is kept.
+                ticket.cancel()
+                self._receive(timeout_s=0)
+                self._flush()
+        return None
+
+    def _requests(self, positions: Iterable[int], *, is_alone: bool) -> Iterator[SequenceRequest]:
+        """The prompts of the rows at `positions`, each noted in the journal when the engine takes it."""
+        for position in positions:
+            request = self._shard.rows[position].request
+            assert request.prompts, f"row {request.row} has no prompt"
+            note = self._journal.alone if is_alone else self._journal.tokenizing
+            note(request.row)
+            yield from sequence_requests(
+                request,
+                position=position,
+                job_seed=self._job.manifest.seed,
+                timeout_s=self._row_timeout_s,
+                is_alone=is_alone,
+            )
+        self._journal.at_ease()
+
+    def _note_start(self, request: SequenceRequest) -> None:
+        row = self._shard.rows[request.key[0]].request.row
+        (self._journal.alone if request.is_alone else self._journal.admitted)(row)
+
+    def _take_alone(self, item: SequenceResult | EngineError) -> None:
+        """Note in the engine's thread that a row is alone no more: its next step may be another row's, and its last."""
+        if isinstance(item, SequenceResult):
+            self._journal.at_ease()
+        self._inbox.put(item)
+
+    def _receive(self, *, timeout_s: float) -> None:
+        """Wait for a result, then take all there are."""
+        num_before = len(self._finished)
+        try:
+            item = self._inbox.get(timeout=timeout_s) if timeout_s else self._inbox.get_nowait()
+            while True:
+                self._accept(item)
+                item = self._inbox.get_nowait()
+        except queue.Empty:
+            pass
+        self._note_finished(num_before)
+
+    def _accept(self, item: SequenceResult | EngineError) -> None:
+        if isinstance(item, EngineError):
+            self._failure = item
+            return
+        position, _ = item.key
+        row = self._open[position]
+        if row.add(item):
+            del self._open[position]
+            self._finish(position, error=row.error, choices=row.choices())
+
+    def _finish(self, position: int, *, error: RowError | None, choices: tuple[Choice, ...] = ()) -> None:
+        request = self._shard.rows[position].request
+        digits = self._job.manifest.response_digits(request.row)
+        response_id = completion_id(digits, is_chat=request.is_chat)
+        self._finished[position] = Completion(request, response_id, int(time.time()), choices, error)
+
+    def _note_finished(self, num_noted: int) -> None:
+        """Note the finished rows but for the first `num_noted` in the journal, all in one write."""
+        if len(self._finished) > num_noted:
+            added = itertools.islice(self._finished.values(), num_noted, None)
+            self._journal.finished(completion.request.row for completion in added)
+
+    def _tick(self) -> Outcome | None:
+        """Do what is due. Returns why to stop, if so. Raises EngineError when the engine died."""
+        if self._failure is not None:
+            raise self._failure
+        if self._around.stopping.is_set():
+            return Outcome.STOPPED
+        now = self._around.clock()
+        if now >= self._next_flush or len(self._finished) >= FLUSH_ROWS:
+            self._next_flush = now + FLUSH_INTERVAL_S
+            self._flush()
+            if self._job.is_cancelled:
+                return Outcome.CANCELLED
+            if self._job.part_path(self._number).exists():
+                return Outcome.ALREADY_COMMITTED
+        if now >= self._next_renewal:
+            self._next_renewal = now + self._renewal_interval_s
+            if not self._renew(now):
+                return Outcome.LEASED_ELSEWHERE
+        return None
+
+    def _renew(self, now: float) -> bool:
+        """Keep the lease while the engine moves. False: another worker has it."""
+        steps, since = self._last_step
+        if self._engine.num_steps != steps:
+            self._last_step = (self._engine.num_steps, now)
+        elif now - since > stall_limit_s(self._engine.longest_step_s, self._around.stall_timeout_s):
+            return True
+        try:
+            return self._around.leases.renew(self._lease)
+        except BrokerError as exc:
+            logger.warning("shard %d of %s goes on without the broker: %s", self._number, self._job.job_id, exc)
+            return True
+
+    def _flush(self) -> None:
+        """Save the finished rows as a chunk, and say that there is progress. Durable when it returns."""
+        if self._finished:
+            self._save()
+            self._around.on_progress()
+
+    def _save(self) -> None:
+        table = self._finished_table()
+        self._num_flushes += 1
+        path = self._job.chunk_path(self._number, attempt=self._attempt, uid=self._uid, sequence=self._num_flushes)
+        write_file(path, table, guard=self._job.check_exists)
+        self._saved.append(table)
+        self._finished.clear()
+
+    def _finished_table(self) -> pa.Table:
+        positions = sorted(self._finished)
+        return build_table(
+            [self._finished[position] for position in positions],
+            carried=take_rows(self._shard.carried, positions),
+            attempt=self._attempt,
+            worker=self._around.worker,
+        )
+
+    def _commit(self) -> Outcome:
+        """Create the part from chunks and finished rows, unless another attempt was first."""
+        self._journal.committing()
+        table = join_tables([*self._saved, self._finished_table()], self._schema)
+        expected = [row.request.row for row in self._shard.rows]
+        if pc.unique(table["row"]).to_pylist() != expected:
+            raise JobError(
+                f"{self._job.chunks_dir(self._number)}: its rows are not those of the shard, so no part is made of "
+                "them; delete the folder and resume the job"
+            )
+        is_first = write_file(self._job.part_path(self._number), table, guard=self._job.check_exists)
+        self._job.delete_chunks(self._number, up_to=self._attempt)
+        attempts.delete_journals(self._job, self._number, up_to=self._attempt)
+        self._around.on_progress()
+        self._around.on_commit(self._job)
+        return Outcome.COMMITTED if is_first else Outcome.ALREADY_COMMITTED

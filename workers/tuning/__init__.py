@@ -1,0 +1,1 @@
+"""What `batcher tune` measures and how it searches."""

@@ -1,0 +1,310 @@
+"""One measurement of `batcher tune`: an engine with given settings, kept full of prompts for some seconds.
+
+Runs as `python -P -m workers.tuning.trial`, a process for each: OpenMP keeps its threads and llama.cpp its buffers for
+as long as a process lives. A line of JSON on stdin says what to measure, a line on stdout how it went; the end of stdin
+is the end of the parent.
+
+What is measured is the middle of a long job: every slot at another point of its completion, so that prompts are read
+and tokens written in the proportion of the whole. The sequences that fill the slots first therefore end after lengths
+in even steps, and the clock starts when all their prompts are read. These are cut short: reading the whole of them took
+up to ten times as long as what is measured. So attention is a little cheaper than in a job, for all candidates.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from batcher.errors import BatcherError, EngineError, ModelError
+from batcher.types import SamplingParams
+from workers.engines.llama.settings import EngineConfig, EngineValues
+from workers.process.environment import engine_environment
+
+if TYPE_CHECKING:
+    from workers.engines.llama.engine import Engine
+    from workers.engines.llama.model import Model
+    from workers.engines.llama.scheduler import StepBatch
+    from workers.engines.llama.sequence import SequenceRequest, SequenceResult
+
+#: Prompts that must begin while the clock runs, or that many times as long it runs at most: else it is chance whether a
+#: long prompt falls into the window.
+MIN_STARTS = 4
+MAX_STRETCH = 3.0
+
+#: Seconds for one measurement, loading and all. A machine that takes longer needs smaller candidates.
+TRIAL_TIMEOUT_S = 900.0
+
+#: Characters of the prompts that fill the slots first: some ten tokens.
+FIRST_PROMPT_CHARS = 50
+
+#: Tokens that the number of a round takes at most.
+_NUMBER_TOKENS = 8
+
+#: Seconds between two looks at whether the meter is done, where no completion ends.
+_LOOK_INTERVAL_S = 0.05
+
+_TRIAL_COMMAND = (sys.executable, "-P", "-m", "workers.tuning.trial")
+
+
+@dataclass(frozen=True, slots=True)
+class TrialPrompt:
+    """A prompt, and how it is to be completed."""
+
+    text: str
+    params: SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class TrialConfig:
+    """What to measure, for `seconds` at least. Prompts are taken in order, again and again. Travels as JSON."""
+
+    model: str
+    engine: EngineConfig
+    prompts: tuple[TrialPrompt, ...]
+    seconds: float
+
+    def to_json(self) -> bytes:
+        """One line."""
+        return json.dumps(asdict(self)).encode() + b"\n"
+
+    @classmethod
+    def from_json(cls, data: bytes) -> "TrialConfig":
+        values = json.loads(data)
+        prompts = []
+        for prompt in values["prompts"]:
+            given = {name: _with_tuples(value) for name, value in prompt["params"].items()}
+            prompts.append(TrialPrompt(prompt["text"], SamplingParams(**given)))
+        return cls(values["model"], EngineConfig(**values["engine"]), tuple(prompts), values["seconds"])
+
+
+def _with_tuples(value: Any) -> Any:
+    """A value of a parameter, as it was before JSON made lists of its tuples."""
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
+
+
+@dataclass(frozen=True, slots=True)
+class TrialResult:
+    """How it went. `max_slots` is what memory has room for; `context_length` is in tokens of a slot."""
+
+    tokens_per_s: float
+    values: EngineValues
+    max_slots: int
+    context_length: int
+    uses_gpu: bool
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "TrialResult":
+        return cls(**{**values, "values": EngineValues(**values["values"])})
+
+
+@dataclass(slots=True)
+class Meter:
+    """Tokens/s from the step at which `num_warm_up_tokens` are computed to the first that is `seconds` later.
+
+    `add` is called after each step, in the engine's thread. It runs on until MIN_STARTS prompts have begun, but not
+    for more than MAX_STRETCH times as long. Nothing counts before `num_warm_up_tokens` is set.
+    """
+
+    seconds: float
+    num_warm_up_tokens: int | None = None
+    clock: Callable[[], float] = time.perf_counter
+    num_tokens: int = 0
+    tokens_per_s: float | None = None
+    _num_starts: int = 0
+    _started_at: float | None = None
+    _num_at_start: int = 0
+    is_over: threading.Event = field(default_factory=threading.Event)
+
+    def start_prompt(self) -> None:
+        """A prompt begins to be read."""
+        self._num_starts += 1
+
+    def add(self, num_tokens: int) -> None:
+        """A step has computed `num_tokens`."""
+        if self.num_warm_up_tokens is None or self.is_over.is_set():
+            return
+        self.num_tokens += num_tokens
+        now = self.clock()
+        if self._started_at is None:
+            if self.num_tokens >= self.num_warm_up_tokens:
+                self._started_at, self._num_at_start, self._num_starts = now, self.num_tokens, 0
+            return
+        elapsed_s = now - self._started_at
+        is_enough = self._num_starts >= MIN_STARTS or elapsed_s >= MAX_STRETCH * self.seconds
+        if elapsed_s >= self.seconds and is_enough:
+            self.tokens_per_s = (self.num_tokens - self._num_at_start) / elapsed_s
+            self.is_over.set()
+
+
+def run_trial(config: TrialConfig, *, timeout_s: float = TRIAL_TIMEOUT_S) -> TrialResult:
+    """Measure in a process of its own, blocking. Raises ModelError, with the reason, where the settings don't work."""
+    from workers.process.supervisor import describe_exit
+
+    with tempfile.TemporaryFile() as log:
+        trial = subprocess.Popen(
+            _TRIAL_COMMAND,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            start_new_session=True,
+            env=engine_environment(),
+        )
+        timer = threading.Timer(timeout_s, trial.kill)
+        timer.start()
+        try:
+            line = _ask(trial, config)
+            is_late = not timer.is_alive()
+        finally:
+            timer.cancel()
+            trial.kill()
+            trial.wait()
+        if line:
+            return _read_result(line)
+        if is_late:
+            raise ModelError(f"it took longer than {timeout_s:.0f} s")
+        log.seek(0)
+        last = (log.read().decode(errors="replace").strip().splitlines() or ["nothing in its log"])[-1]
+        raise ModelError(f"its process ended with {describe_exit(trial.returncode)} ({last})")
+
+
+def _ask(trial: "subprocess.Popen[bytes]", config: TrialConfig) -> bytes:
+    """The line that the trial answers; nothing if it dies first."""
+    assert trial.stdin is not None
+    assert trial.stdout is not None
+    # Not closed before the answer: the end of the pipe tells the trial that nobody waits for it any more.
+    with trial.stdout, contextlib.suppress(BrokenPipeError), trial.stdin:
+        trial.stdin.write(config.to_json())
+        trial.stdin.flush()
+        return trial.stdout.readline()
+    return b""
+
+
+def _read_result(line: bytes) -> TrialResult:
+    values = json.loads(line)
+    if "error" in values:
+        raise ModelError(values["error"])
+    return TrialResult.from_dict(values)
+
+
+def main() -> int:
+    """Measure what stdin says. Returns the exit code."""
+    # What llama.cpp prints must not stand before the result.
+    output = os.dup(1)
+    os.dup2(2, 1)
+    config = TrialConfig.from_json(sys.stdin.buffer.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        answer = asdict(measure(config))
+    except BatcherError as exc:
+        answer = {"error": str(exc)}
+    os.write(output, json.dumps(answer).encode() + b"\n")
+    return 0
+
+
+def measure(config: TrialConfig) -> TrialResult:
+    """Measure in this process. Raises ModelError or EngineError."""
+    from workers.engines.llama import loader
+    from workers.engines.llama.model import Model
+
+    meter = Meter(config.seconds)
+
+    class MeteredModel(Model):
+        """Tells the meter of each decode."""
+
+        def decode(self, batch: "StepBatch") -> Any:
+            logits = super().decode(batch)
+            meter.add(len(batch.tokens))
+            return logits
+
+    model = loader.load_model(Path(config.model), config.engine, make_model=MeteredModel)
+    settings = loader.choose(model, config.engine)
+    num_slots = settings.num_slots.value
+    prompts = _prompts_that_fit(model, config.prompts, settings.context_length.value)
+    engine = loader.make_engine("trial", model, settings)
+    engine.start()
+    first = islice(_requests(prompts, num_slots=num_slots), num_slots)
+    meter.num_warm_up_tokens = sum(model.vocabulary.count_tokens(request.prompt) for request in first)
+    try:
+        _keep_full(engine, _requests(prompts, num_slots=num_slots), num_slots=num_slots, meter=meter)
+    finally:
+        engine.close()
+    assert meter.tokens_per_s is not None
+    return TrialResult(
+        tokens_per_s=meter.tokens_per_s,
+        values=settings.values,
+        max_slots=settings.max_slots,
+        context_length=settings.context_length.value,
+        uses_gpu=loader.uses_gpu(config.engine),
+    )
+
+
+def _prompts_that_fit(model: "Model", prompts: Sequence[TrialPrompt], context_length: int) -> list[TrialPrompt]:
+    """Those that a slot has room for. Raises ModelError where there are none."""
+    fitting = []
+    for prompt in prompts:
+        # A round's number goes in front, see `_requests`.
+        room = context_length - prompt.params.max_tokens - _NUMBER_TOKENS
+        if 0 < model.vocabulary.count_tokens(prompt.text) <= room:
+            fitting.append(prompt)
+    if not fitting:
+        raise ModelError(
+            f"none of {len(prompts)} prompts fits into {context_length} tokens together with its max_tokens; "
+            "use shorter ones, or a larger --ctx"
+        )
+    return fitting
+
+
+def _requests(prompts: Sequence[TrialPrompt], *, num_slots: int) -> "Iterator[SequenceRequest]":
+    """Prompts without end. The first of each slot are cut, and end one by one from the beginning.
+
+    From the second round on each begins with its round's number: an engine that knows a text already computes it once.
+    """
+    from workers.engines.llama.sequence import SequenceRequest
+
+    for number in itertools.count():
+        round_number, i = divmod(number, len(prompts))
+        prompt, params = prompts[i], prompts[i].params
+        text = f"{round_number} {prompt.text}" if round_number else prompt.text
+        if number < num_slots:
+            params = replace(params, max_tokens=max(1, params.max_tokens * (number + 1) // num_slots))
+            text = text[:FIRST_PROMPT_CHARS]
+        yield SequenceRequest((number, 0), text, params, seed=number)
+
+
+def _keep_full(engine: "Engine", requests: "Iterator[SequenceRequest]", *, num_slots: int, meter: Meter) -> None:
+    """Have always a prompt waiting for each slot, until the meter is done. Raises EngineError."""
+    inbox: queue.SimpleQueue[SequenceResult | EngineError] = queue.SimpleQueue()
+
+    def submit(number: int) -> None:
+        engine.submit(islice(requests, number), inbox.put, on_start=lambda request: meter.start_prompt())
+
+    submit(2 * num_slots)
+    while not meter.is_over.is_set():
+        try:
+            result = inbox.get(timeout=_LOOK_INTERVAL_S)
+        except queue.Empty:
+            continue
+        if isinstance(result, EngineError):
+            raise result
+        submit(1)
+
+
+def _end_with_parent() -> None:
+    while os.read(0, 4096):
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
