@@ -224,6 +224,20 @@ def test_prompt_over_the_context_is_an_error_row_and_spares_its_neighbours(start
     assert "--ctx" in error.message
 
 
+@pytest.mark.parametrize("context_length", [100, 1000])
+def test_context_of_any_length_is_filled_to_the_end_and_no_further(start: StartEngine, context_length: int) -> None:
+    engine = start(num_slots=1, context_length=context_length)
+    limit = engine.stats().num_cells
+
+    fits, too_long = complete(
+        engine, [(f"{'z' * number}", replace(GREEDY, max_tokens=1)) for number in (limit - 2, limit)]
+    )
+
+    assert fits.choice is not None
+    assert too_long.error is not None
+    assert too_long.error.code is ErrorCode.CONTEXT_LENGTH_EXCEEDED
+
+
 def test_prompt_that_is_far_too_long_is_refused_without_its_tokens(start: StartEngine) -> None:
     engine = start(context_length=256)
     longest = engine._vocabulary.most_bytes

@@ -19,6 +19,7 @@ from batcher.errors import EngineError, MissingPackageError, ModelError
 from workers.engines.llama.kv_cache import Placement, Tokens
 from workers.engines.llama.scheduler import StepBatch
 from workers.engines.llama.scores import max_scored_tokens
+from workers.engines.llama.settings import whole_cells
 
 # Before libgomp is loaded with llama.cpp. By default its threads spin at each barrier for long, and where anything else
 # wants the processor too (a second worker, a browser) decoding becomes several times slower; not to spin at all is slow
@@ -196,7 +197,9 @@ class Model:
         """Allocate KV cache and compute buffers. Raises ModelError where memory does not suffice."""
         assert self._context is None
         params = llama_cpp.llama_context_default_params()
-        params.n_ctx = size.num_slots * size.context_length
+        # Rounded as llama.cpp does it, but before it bounds a batch by the cells there are: else a prompt that fills the
+        # last of them is more than a batch may hold, and kills the process.
+        params.n_ctx = size.num_slots * whole_cells(size.context_length)
         params.n_batch = size.max_batch_tokens
         params.n_ubatch = size.max_micro_batch_tokens
         params.n_seq_max = size.num_slots

@@ -194,9 +194,12 @@ def choose_settings(config: EngineConfig, situation: Situation, *, tuned: TunedV
 
 def context_limit(context_length: int | None, *, trained: int) -> int:
     """Tokens that a sequence can hold: as `--ctx` says, else the default or what the model was trained for."""
-    asked = min(trained, DEFAULT_CONTEXT_LENGTH) if context_length is None else context_length
-    # llama.cpp rounds up.
-    return -(-asked // CELLS_STEP) * CELLS_STEP
+    return whole_cells(min(trained, DEFAULT_CONTEXT_LENGTH) if context_length is None else context_length)
+
+
+def whole_cells(num_tokens: int) -> int:
+    """The cells that llama.cpp gives a sequence of so many tokens."""
+    return -(-num_tokens // CELLS_STEP) * CELLS_STEP
 
 
 def _choose_context_length(config: EngineConfig, situation: Situation) -> Setting:
@@ -208,8 +211,8 @@ def _choose_context_length(config: EngineConfig, situation: Situation) -> Settin
         bound = Setting(DEFAULT_CONTEXT_LENGTH, "the default")
     if not situation.longest_request:
         return bound
-    cells = -(-situation.longest_request // CELLS_STEP) * CELLS_STEP
-    return min(bound, Setting(cells, "the longest request of the job"), key=lambda setting: setting.value)
+    needed = Setting(whole_cells(situation.longest_request), "the longest request of the job")
+    return min(bound, needed, key=lambda setting: setting.value)
 
 
 def _choose_slots(
