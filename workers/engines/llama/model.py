@@ -197,8 +197,8 @@ class Model:
         """Allocate KV cache and compute buffers. Raises ModelError where memory does not suffice."""
         assert self._context is None
         params = llama_cpp.llama_context_default_params()
-        # Rounded as llama.cpp does it, but before it bounds a batch by the cells there are: else a prompt that fills the
-        # last of them is more than a batch may hold, and kills the process.
+        # Rounded as llama.cpp does it, which bounds its batch before: a prompt that filled the last cells would be more
+        # than a batch may hold, and kill the process.
         params.n_ctx = size.num_slots * whole_cells(size.context_length)
         params.n_batch = size.max_batch_tokens
         params.n_ubatch = size.max_micro_batch_tokens
