@@ -9,7 +9,7 @@ class BatcherError(Exception):
 
     #: Whether the same call could succeed later with nothing changed by the user.
     is_retriable = False
-    #: Exit code of the CLI (DESIGN section 8): 2 bad usage or input, 3 the job could not finish.
+    #: Exit code of the CLI: 2 bad usage or input, 3 the job could not finish.
     exit_code = 3
 
 

@@ -1,18 +1,120 @@
-"""The shape of the code: who may import whom (DESIGN section 7), and how long a file or function may be."""
+"""Who may import whom: the rooms of CONTRIBUTING's map, lowest first, and the libraries that belong to one of them."""
 
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[3]
-MAX_FILE_LINES = 500
-MAX_FUNCTION_LINES = 60
-LAZY_FOLDERS = ("batcher/cli/", "batcher/server/")
+
+#: Modules of a floor import modules of lower floors and of their own room; the rooms of one floor know nothing of each
+#: other. A module is in the room with the longest name that covers it.
+FLOORS: tuple[dict[str, tuple[str, ...]], ...] = (
+    {
+        "the ground": (
+            "batcher.errors",
+            "batcher.gguf",
+            "batcher.ids",
+            "batcher.installation",
+            "batcher.live",
+            "batcher.machine",
+            "batcher.model_files",
+            "batcher.startup",
+            "batcher.types",
+        )
+    },
+    {"batcher/arrow": ("batcher.arrow",)},
+    {"batcher/openai": ("batcher.openai",)},
+    {"batcher/jobdir": ("batcher.jobdir",)},
+    {
+        "batcher/submission": ("batcher.submission",),
+        "batcher/manage": ("batcher.manage",),
+        "batcher/broker": ("batcher.broker",),
+    },
+    {"workers/process": ("workers.process",), "workers/engines": ("workers.engines",)},
+    {"workers/shard": ("workers.shard",), "workers/tuning": ("workers.tuning",)},
+    {"workers/queue": ("workers.queue",)},
+    {"workers/local.py": ("workers.local",)},
+    {"workers/live": ("workers.live",)},
+    {"workers/child.py": ("workers.child",)},
+    {"batcher/api": ("batcher.api",)},
+    {"batcher/server": ("batcher.server",)},
+    {"batcher/cli": ("batcher.cli",)},
+)
+FLOOR_OF = {package: floor for floor, rooms in enumerate(FLOORS) for names in rooms.values() for package in names}
+ROOM_OF = {package: room for rooms in FLOORS for room, names in rooms.items() for package in names}
+
+#: The packages themselves: `from batcher import __version__` is for everyone; what `import batcher` offers is lazy.
+DOORS = ("batcher", "workers")
+
+#: What a room may see, where that is less than all floors below it.
+NARROW = {
+    "batcher.types": (),
+    "batcher.errors": (),
+    "batcher.machine": (),
+    "workers.engines": (
+        "batcher",
+        "batcher.types",
+        "batcher.errors",
+        "batcher.machine",
+        "batcher.model_files",
+        "workers.engines",
+        "numpy",
+        "pydantic",
+    ),
+    "workers.engines.profile": (
+        "batcher.errors",
+        "batcher.machine",
+        "batcher.jobdir.store",
+        "workers.engines",
+        "pydantic",
+    ),
+    "workers.engines.llama": (
+        "batcher.types",
+        "batcher.errors",
+        "batcher.machine",
+        "workers.engines.base",
+        "workers.engines.llama",
+        "numpy",
+        "jinja2",
+    ),
+    "workers.engines.llama.model": (
+        "batcher.types",
+        "batcher.errors",
+        "batcher.machine",
+        "workers.engines.llama",
+        "numpy",
+        "llama_cpp",
+    ),
+}
+
+#: Libraries that only these modules know, so that no other room needs a broker, a web server or a terminal.
+LIBRARIES = {
+    "llama_cpp": ("workers.engines.llama.model",),
+    "jinja2": ("workers.engines.llama",),
+    "celery": ("workers.queue", "workers.child"),
+    "kombu": ("workers.queue",),
+    "redis": ("batcher.broker", "workers.queue", "batcher.cli.doctor"),
+    "fastapi": ("batcher.server.app", "batcher.server.live", "batcher.server.routes"),
+    "starlette": ("batcher.server.app", "batcher.server.guard", "batcher.server.live", "batcher.server.routes"),
+    "uvicorn": ("batcher.server.serve", "batcher.server.guard.connections"),
+    "click": ("batcher.cli",),
+    "rich": ("batcher.cli", "batcher.api"),
+}
+
+#: Rooms of `batcher` above `workers`, which they import only where a function runs.
+ROOF = ("batcher.api", "batcher.server", "batcher.cli")
+
+#: Imports against the rule that wait to be mended, as (file, module). One that is gone is taken off this list, which
+#: a test sees to; nothing is added.
+KNOWN_BREACHES = {
+    ("batcher/manage/repair.py", "batcher.submission.planner"),
+    ("batcher/openai/answers.py", "batcher.jobdir.shards"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +128,11 @@ class Import:
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}: imports {self.module}"
+
+    @property
+    def importer(self) -> str:
+        """The importing module's dotted name."""
+        return self.file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
 def source_files(*folders: str) -> list[Path]:
@@ -57,19 +164,50 @@ def is_within(module: str, *packages: str) -> bool:
     return any(module == package or module.startswith(f"{package}.") for package in packages)
 
 
-def violation(found: Import) -> bool:
-    """Whether an import breaks the rule."""
-    is_stdlib = found.module.split(".")[0] in sys.stdlib_module_names
-    if found.file in ("batcher/types.py", "batcher/errors.py", "batcher/machine.py"):
-        return not is_stdlib
-    if found.file.startswith("batcher/") and is_within(found.module, "workers"):
-        return not (found.is_lazy and found.file.startswith(LAZY_FOLDERS))
-    if is_within(found.module, "llama_cpp"):
-        return found.file != "workers/engines/llama/model.py"
-    if found.file.startswith("workers/engines/llama/"):
-        allowed = ("batcher.types", "batcher.errors", "batcher.machine", "workers.engines.llama", "numpy", "jinja2")
-        return not (is_stdlib or is_within(found.module, *allowed))
-    return False
+def covering(module: str, packages: Iterable[str]) -> str | None:
+    """The longest name of `packages` that is `module` or a package around it."""
+    names = [package for package in packages if is_within(module, package)]
+    return max(names, key=len, default=None)
+
+
+def breach(found: Import) -> str | None:
+    """Why an import breaks the rule; None if it doesn't."""
+    if found.module.split(".")[0] in sys.stdlib_module_names:
+        return None
+    for library, owners in LIBRARIES.items():
+        if is_within(found.module, library) and not is_within(found.importer, *owners):
+            return f"{library} is for {' and '.join(owners)}"
+    narrow = covering(found.importer, NARROW)
+    if narrow is not None and not sees(NARROW[narrow], found.module):
+        return f"{narrow} sees only {', '.join(NARROW[narrow]) or 'the standard library'}"
+    if is_within(found.module, *DOORS):
+        return _breach_of_floors(found)
+    return None
+
+
+def sees(allowed: tuple[str, ...], module: str) -> bool:
+    """Whether `module` is among `allowed`; a door is open for its own names only, not for all rooms behind it."""
+    packages = [name for name in allowed if name not in DOORS]
+    return is_within(module, *packages) or (covering(module, FLOOR_OF) is None and module.split(".")[0] in allowed)
+
+
+def _breach_of_floors(found: Import) -> str | None:
+    if is_within(found.module, "workers") and is_within(found.importer, "batcher"):
+        if not is_within(found.importer, *ROOF):
+            return f"only {', '.join(ROOF)} import workers"
+        if not found.is_lazy:
+            return "workers is imported where a function runs, or else `--help` brings all of it"
+    importer, module = covering(found.importer, FLOOR_OF), covering(found.module, FLOOR_OF)
+    if module is None:
+        return None  # `batcher` itself
+    if importer is None:
+        is_open = found.importer == "batcher" and found.is_lazy
+        return None if is_open else f"{found.importer} is in no room of FLOORS in {Path(__file__).name}"
+    if FLOOR_OF[importer] < FLOOR_OF[module] or (
+        FLOOR_OF[importer] == FLOOR_OF[module] and ROOM_OF[importer] != ROOM_OF[module]
+    ):
+        return f"{ROOM_OF[importer]} is not above {ROOM_OF[module]}"
+    return None
 
 
 def all_imports() -> list[Import]:
@@ -85,7 +223,29 @@ def test_imports_follow_the_rule() -> None:
     found = all_imports()
 
     assert len(found) > 100  # the walk did find the code
-    assert [str(one) for one in found if violation(one)] == []
+    breaches = {one: breach(one) for one in found}
+    known = {
+        one for one in found for file, module in KNOWN_BREACHES if one.file == file and is_within(one.module, module)
+    }
+    assert [f"{one}: {why}" for one, why in breaches.items() if why and one not in known] == []
+    mended = [breach for breach in KNOWN_BREACHES if not any(breaches[one] for one in known if one.file == breach[0])]
+    assert mended == [], "mended: take it off KNOWN_BREACHES"
+
+
+def test_each_module_is_in_a_room() -> None:
+    files = [path.relative_to(ROOT).as_posix() for path in source_files("batcher", "workers")]
+    modules = [file.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for file in files]
+
+    homeless = [module for module in modules if module not in DOORS and covering(module, FLOOR_OF) is None]
+
+    assert homeless == [], "give each a room: name it in FLOORS, on the lowest floor from which it sees what it needs"
+
+
+def test_each_room_of_the_rule_exists() -> None:
+    named = {*FLOOR_OF, *NARROW, *(owner for owners in LIBRARIES.values() for owner in owners)}
+    paths = {name: ROOT / name.replace(".", "/") for name in named - {"batcher.api"}}
+
+    assert [name for name, path in paths.items() if not (path.is_dir() or path.with_suffix(".py").is_file())] == []
 
 
 @pytest.mark.parametrize(
@@ -93,25 +253,41 @@ def test_imports_follow_the_rule() -> None:
     [
         ("batcher/manage/status.py", "from workers.queue.app import enqueue"),
         ("batcher/manage/status.py", "def f():\n    import workers"),
+        ("batcher/manage/status.py", "from batcher.submission import planner"),
+        ("batcher/manage/status.py", "def f():\n    from batcher.broker.client import connect"),
+        ("batcher/jobdir/folder.py", "from batcher.manage.status import JobState"),
+        ("batcher/arrow/values.py", "from batcher.openai import fields"),
+        ("batcher/new.py", "from batcher import types"),
+        ("batcher/__init__.py", "from batcher.api import run"),
         ("batcher/cli/jobs.py", "from workers.queue.app import enqueue"),
         ("batcher/cli/jobs.py", "if True:\n    from workers import app"),
+        ("batcher/server/serve.py", "from batcher.cli import options"),
+        ("batcher/server/batches/service.py", "import fastapi"),
         ("batcher/types.py", "import pydantic"),
         ("batcher/errors.py", "from batcher import types"),
+        ("workers/engines/base.py", "from batcher.jobdir.shards import ShardRow"),
         ("workers/engines/llama/scheduler.py", "import llama_cpp"),
         ("workers/engines/llama/engine.py", "from batcher.jobdir.results import Counts"),
         ("workers/engines/llama/engine.py", "from batcher import jobdir"),
-        ("workers/engines/llama/engine.py", "from .. import tasks"),
+        ("workers/engines/llama/engine.py", "from batcher import __version__"),
+        ("workers/engines/llama/engine.py", "from .. import profile"),
         ("workers/engines/llama/engine.py", "def f():\n    import pyarrow as pa"),
         ("workers/queue/tasks.py", "import llama_cpp"),
+        ("workers/queue/tasks.py", "from workers.live.engine_end import LiveRequests"),
+        ("workers/shard/runner.py", "from celery import Celery"),
+        ("workers/shard/runner.py", "from workers.tuning import search"),
+        ("workers/local.py", "from batcher.api import run"),
     ],
 )
 def test_breach_of_the_rule_is_found(file: str, source: str) -> None:
-    assert [one for one in imports_of(source, file=file) if violation(one)]
+    assert [one for one in imports_of(source, file=file) if breach(one)]
 
 
 @pytest.mark.parametrize(
     ("file", "source"),
     [
+        ("batcher/__init__.py", "def __getattr__(name):\n    from batcher.api import run"),
+        ("batcher/manage/status.py", "from batcher import __version__"),
         ("batcher/cli/jobs.py", "def f():\n    from workers.queue.app import enqueue"),
         ("batcher/cli/jobs.py", "if TYPE_CHECKING:\n    from workers.queue.app import enqueue"),
         ("workers/engines/llama/model.py", "import llama_cpp"),
@@ -119,32 +295,13 @@ def test_breach_of_the_rule_is_found(file: str, source: str) -> None:
             "workers/engines/llama/engine.py",
             "from batcher.types import Choice\nfrom workers.engines.llama import text\nimport queue",
         ),
+        ("workers/engines/fingerprint.py", "from batcher import __version__"),
         ("workers/queue/tasks.py", "from batcher.jobdir.folder import JobDir"),
         ("batcher/types.py", "from enum import StrEnum"),
     ],
 )
 def test_what_the_rule_allows_is_allowed(file: str, source: str) -> None:
-    assert [one for one in imports_of(source, file=file) if violation(one)] == []
-
-
-def test_no_file_is_longer_than_one_can_read() -> None:
-    files = source_files("batcher", "workers", "bench", "scripts", "tests", "jobs")
-    lengths = {path.relative_to(ROOT).as_posix(): len(path.read_text("utf-8").splitlines()) for path in files}
-
-    assert {name: length for name, length in lengths.items() if length > MAX_FILE_LINES} == {}
-
-
-def test_no_function_is_longer_than_a_page() -> None:
-    too_long = [
-        f"{path.relative_to(ROOT)}:{node.lineno}: {node.name} has {node.end_lineno - node.lineno + 1} lines"
-        for path in source_files("batcher", "workers", "bench", "scripts")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        and node.end_lineno is not None
-        and node.end_lineno - node.lineno >= MAX_FUNCTION_LINES
-    ]
-
-    assert too_long == []
+    assert [one for one in imports_of(source, file=file) if breach(one)] == []
 
 
 @pytest.mark.parametrize(
