@@ -6,20 +6,10 @@ all that the routes of the server know of it.
 """
 
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
 from typing import Protocol
 
 from batcher.errors import BatcherError
-from batcher.types import Choice, EngineStats, Request, RowError, TokenLogprob
-
-
-@dataclass(frozen=True, slots=True)
-class Delta:
-    """What a choice has gained since the last one: text that no stop string can take back any more."""
-
-    index: int
-    text: str
-    logprobs: tuple[TokenLogprob, ...] | None = None
+from batcher.types import Choice, Delta, EngineStats, Request, RowError
 
 
 class LiveRequestError(BatcherError):

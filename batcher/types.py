@@ -160,6 +160,21 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
+class RequestFacts:
+    """What a response says of its request that no result row does.
+
+    `num_choices_each` are the choices of each prompt (`n`); of a row that was refused at submit (`is_refused`)
+    `error_param` is the field that is wrong. `system_fingerprint` says what computed it, where that is known.
+    """
+
+    num_choices_each: int = 1
+    is_chat: bool = False
+    is_refused: bool = False
+    error_param: str | None = None
+    system_fingerprint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
     """Token counts of one choice.
 
@@ -188,6 +203,15 @@ class TokenLogprob:
     token: bytes
     logprob: float | None
     top: tuple[tuple[bytes, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What a choice has gained since the last one: text that no stop string can take back any more."""
+
+    index: int
+    text: str
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

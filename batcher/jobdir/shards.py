@@ -21,7 +21,7 @@ from batcher.arrow.values import text_values
 from batcher.errors import CorruptFileError
 from batcher.jobdir import sealed, store
 from batcher.jobdir.sealed import MissingFileError
-from batcher.types import ErrorCode, Request, RowError, SamplingParams
+from batcher.types import ErrorCode, Request, RequestFacts, RowError, SamplingParams
 
 REQUEST_FIELDS = pa.schema(
     [
@@ -77,21 +77,6 @@ class ShardRow:
 
     request: Request
     error: RowError | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class RequestFacts:
-    """What a response says of its request that no result row does.
-
-    `num_choices_each` are the choices of each prompt (`n`); of a row that was refused at submit (`is_refused`)
-    `error_param` is the field that is wrong. `system_fingerprint` says what computed it, where that is known.
-    """
-
-    num_choices_each: int = 1
-    is_chat: bool = False
-    is_refused: bool = False
-    error_param: str | None = None
-    system_fingerprint: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

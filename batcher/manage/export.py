@@ -24,10 +24,10 @@ from batcher.errors import InputError, JobError, StorageError
 from batcher.jobdir import store
 from batcher.jobdir.folder import JobDir, ShardInfo
 from batcher.jobdir.results import RESULT_FIELDS, join_tables, read_chunks, result_schema
-from batcher.jobdir.shards import RequestFacts, read_custom_ids, read_request_facts
+from batcher.jobdir.shards import read_custom_ids, read_request_facts
 from batcher.manage.repair import read_part
 from batcher.openai.answers import Unrun, batch_output_line, completion_body, unrun_line
-from batcher.types import RowStatus
+from batcher.types import RequestFacts, RowStatus
 
 #: Bytes of rows gathered before a row group is written: parts of few rows would make many small groups.
 ROW_GROUP_BYTES = 32 << 20

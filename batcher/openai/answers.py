@@ -11,10 +11,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from batcher.jobdir.shards import RequestFacts
-from batcher.live import Delta
 from batcher.openai.fields import FIELDS
-from batcher.types import Choice, Completion, ErrorCode, Request, RowError, RowStatus, TokenLogprob
+from batcher.types import Choice, Completion, Delta, ErrorCode, Request, RequestFacts, RowError, RowStatus, TokenLogprob
 
 COMPLETION_OBJECT = "text_completion"
 CHAT_OBJECT = "chat.completion"

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from batcher.errors import BatcherError
-from batcher.live import Delta, EngineAwayError, LiveRequestError
+from batcher.live import EngineAwayError, LiveRequestError
 from batcher.openai.fields import MAX_CHOICES
-from batcher.types import Choice, EngineStats, ErrorCode, Request, SamplingParams
+from batcher.types import Choice, Delta, EngineStats, ErrorCode, Request, SamplingParams
 from tests.support.family import children_of
 from workers.live.server_end import ProcessEngines, open_engines
 from workers.process.events import WorkerConfig

@@ -3,8 +3,8 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 
-from batcher.live import Delta, EngineAwayError
-from batcher.types import Choice, EngineStats, FinishReason, Request, Usage
+from batcher.live import EngineAwayError
+from batcher.types import Choice, Delta, EngineStats, FinishReason, Request, Usage
 
 
 class Latch:

@@ -13,8 +13,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
 from batcher.errors import BatcherError, ModelError
-from batcher.live import Delta
-from batcher.types import Choice, EngineStats, Request
+from batcher.types import Choice, Delta, EngineStats, Request
 from tests.support.scripted_engine import ScriptedEngine, choice, echo
 
 

@@ -14,8 +14,7 @@ import threading
 from collections.abc import Callable, Mapping
 
 from batcher.errors import EngineError
-from batcher.live import Delta
-from batcher.types import Choice, ErrorCode, RowError
+from batcher.types import Choice, Delta, ErrorCode, RowError
 from workers.engines.llama.engine import Engine, Ticket
 from workers.engines.llama.sequence import SequenceDelta, SequenceResult
 from workers.live.frames import (

@@ -12,8 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter
 
-from batcher.live import Delta
-from batcher.types import Choice, EngineStats, Request, RowError
+from batcher.types import Choice, Delta, EngineStats, Request, RowError
 
 # Infinities by name: by default they become null, which is no log-probability.
 _CONFIG = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="constants")

@@ -18,9 +18,9 @@ from pathlib import Path
 from batcher.broker.leases import Pace
 from batcher.errors import BatcherError
 from batcher.jobdir.heartbeats import sweep_heartbeats
-from batcher.live import Delta, EngineAwayError, LiveRequestError
+from batcher.live import EngineAwayError, LiveRequestError
 from batcher.openai.answers import error_param
-from batcher.types import Choice, EngineStats, ErrorCode, Request
+from batcher.types import Choice, Delta, EngineStats, ErrorCode, Request
 from workers.live.frames import (
     Answer,
     AskStats,

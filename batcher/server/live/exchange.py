@@ -14,11 +14,11 @@ from typing import Self
 
 from starlette.types import Receive
 
-from batcher.live import Delta, LiveEngine
+from batcher.live import LiveEngine
 from batcher.server.guard.answers import RETRY_AWAY_S, ClientGoneError, timeout_error
 from batcher.server.guard.errors import ApiError
 from batcher.server.guard.limits import Limits, busy_error
-from batcher.types import Choice, Request
+from batcher.types import Choice, Delta, Request
 
 #: Deltas that may wait for the client one by one. Beyond, those of a choice become one: a client that reads slowly
 #: gets larger pieces, and holds no more memory than its text takes.

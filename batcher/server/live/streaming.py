@@ -8,12 +8,11 @@ from pydantic_core import to_json
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from batcher.live import Delta
 from batcher.openai.answers import ChunkStream
 from batcher.server.guard.answers import REQUEST_ID, ClientGoneError, as_api_error
 from batcher.server.live.exchange import Exchange, Exchanges
 from batcher.server.metrics import Metrics
-from batcher.types import Choice, Request
+from batcher.types import Choice, Delta, Request
 
 _DONE = b"data: [DONE]\n\n"
 _HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from batcher.arrow.values import json_text
 from batcher.errors import CorruptFileError
 from batcher.jobdir import sealed, store
-from batcher.jobdir.shards import RequestFacts, Shard, ShardRow, conform, read_request_facts, read_shard, write_shard
-from batcher.types import ErrorCode, Request, RowError, SamplingParams
+from batcher.jobdir.shards import Shard, ShardRow, conform, read_request_facts, read_shard, write_shard
+from batcher.types import ErrorCode, Request, RequestFacts, RowError, SamplingParams
 
 NO_COLUMNS = pa.table({"": pa.nulls(1)}).select([])
 

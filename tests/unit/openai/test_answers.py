@@ -10,8 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batcher.jobdir.results import build_table
-from batcher.jobdir.shards import RequestFacts
-from batcher.live import Delta
 from batcher.openai.answers import (
     LEAST_LOGPROB,
     ChunkStream,
@@ -24,9 +22,11 @@ from batcher.openai.answers import (
 from batcher.types import (
     Choice,
     Completion,
+    Delta,
     ErrorCode,
     FinishReason,
     Request,
+    RequestFacts,
     RowError,
     SamplingParams,
     TokenLogprob,

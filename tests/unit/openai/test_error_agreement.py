@@ -7,12 +7,11 @@ from typing import Any
 import pytest
 
 from batcher.jobdir.results import build_table
-from batcher.jobdir.shards import RequestFacts
 from batcher.openai.answers import batch_output_line
 from batcher.server.app import make_app
 from batcher.submission.readers.files import STDIN, InputFile, read_batches
 from batcher.submission.rows import RowParser
-from batcher.types import Completion, SamplingParams
+from batcher.types import Completion, RequestFacts, SamplingParams
 from tests.support.api_client import ask
 from tests.support.job_files import carried_of
 from tests.support.scripted_engine import ScriptedEngine

@@ -5,10 +5,10 @@ import logging
 
 import pytest
 
-from batcher.live import Delta, EngineAwayError, LiveRequestError
+from batcher.live import EngineAwayError, LiveRequestError
 from batcher.server.app import Service, make_app
 from batcher.server.guard.limits import Limits
-from batcher.types import ErrorCode, RowError
+from batcher.types import Delta, ErrorCode, RowError
 from tests.support.api_client import ask, complete, events
 from tests.support.scripted_engine import ScriptedEngine, Step, choice
 

@@ -7,10 +7,9 @@ from collections.abc import Iterable
 
 import pytest
 
-from batcher.live import Delta
 from batcher.server.guard.connections import MAX_HEAD_BYTES, MAX_PIPELINED
 from batcher.server.guard.limits import Limits
-from batcher.types import Request
+from batcher.types import Delta, Request
 from tests.support.live_server import LiveServer, live_server, post, read_all
 from tests.support.scripted_engine import Latch, ScriptedEngine, Step, choice
 from tests.support.waiting import wait_for

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from batcher.live import Delta
-from batcher.types import Request, SamplingParams, TokenLogprob
+from batcher.types import Delta, Request, SamplingParams, TokenLogprob
 from tests.support.fake_model import FakeModel, FakeVocabulary, complete_alone
 from tests.support.waiting import PATIENCE_S
 from workers.engines.llama.engine import Engine
