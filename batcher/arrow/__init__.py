@@ -1,1 +1,8 @@
-"""Arrow tables and their values, whatever their types."""
+"""Arrow tables and their values, whatever their types.
+
+tables.py  take, slice and concatenate, also where there is no column
+plain.py   columns of any type as ones that a result file can hold
+values.py  values as text and as JSON: the rule of docs/values.md
+times.py   dates, times and durations of any size as ISO 8601
+cells.py   the cells of CSV files as values
+"""

@@ -2,6 +2,18 @@
 
 Exit codes: 0 all rows ok, 1 the job ended with error rows, 2 bad usage or input, 3 the job could not finish,
 130 interrupted.
+
+run.py       run, submit, worker, resume
+jobs.py      status, list, results, export, retry, cancel, delete
+checks.py    validate, models, doctor
+tune.py      tune
+serve.py     serve
+options.py   options that several commands share
+engines.py   options of the commands that load models
+watch.py     waiting for a job, and telling how it ended
+texts.py     the live bar, the summary, a sample of the results
+unserved.py  what is said of models that no worker has
+doctor/      the checks of `batcher doctor`
 """
 
 import atexit

@@ -1,1 +1,9 @@
-"""What is done to a job that exists."""
+"""What is done to a job that exists.
+
+status.py  where it stands: rows, rates, workers
+finish.py  the proof that all rows have results, and the summary
+repair.py  parts that went bad after their commit
+retry.py   failed rows run again
+export.py  results in other forms
+delete.py  the job goes, also while it is worked on
+"""

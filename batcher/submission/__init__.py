@@ -1,1 +1,15 @@
-"""A prompts file becomes a job."""
+"""A prompts file becomes a job.
+
+readers/       input files -> batches of raw rows
+rows.py        raw rows -> validated rows
+columns.py     columns as the values of fields, ids and templates
+template.py    prompts from templates
+chats.py       rows that are chats
+carried.py     columns that go along to the results
+custom_ids.py  no custom_id twice
+bad_rows.py    a mistake that ruins every row is told
+splitter.py    validated rows -> shards
+staging.py     the job directory while there is no job in it yet
+planner.py     all of it, in order: what `batcher submit` does
+validation.py  the dry run
+"""

@@ -1,1 +1,10 @@
-"""The worker's processes: the parent that supervises, and what the two say to each other."""
+"""The worker's processes: the parent that supervises, and what the two say to each other.
+
+supervisor.py   the parent: starts the child, hears from it, restarts it
+launch.py       the child is started
+events.py       what parent and child say to each other
+environment.py  what must be set before a process computes
+stall.py        when an engine that makes no step is given up
+memory.py       whether the kernel killed for lack of memory
+beacon.py       the worker's sign of life
+"""

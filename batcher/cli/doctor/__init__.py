@@ -1,4 +1,11 @@
-"""What is wrong with this machine for Batcher, and the remedy: each check really tries the thing."""
+"""What is wrong with this machine for Batcher, and the remedy: each check really tries the thing.
+
+finding.py      what a check says
+software.py     packages, llama.cpp's library, the machine
+broker.py       the broker
+jobs_folder.py  the jobs root, and who works there
+models.py       the model files, and whether they fit into memory
+"""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -1,1 +1,9 @@
-"""Who may ask for how much, and how failures are answered."""
+"""Who may ask for how much, and how failures are answered.
+
+connections.py  connections that can't be held open for nothing
+auth.py         whose key is good
+origins.py      web pages that may ask (CORS)
+limits.py       how much a request, and all of them, may take
+answers.py      every failure as an answer
+errors.py       the error object
+"""

@@ -1,1 +1,10 @@
-"""Input files -> batches of raw rows."""
+"""Input files -> batches of raw rows.
+
+files.py          all kinds of files, one after the other
+paths.py          folders and globs -> files
+streams.py        bytes, compressed or not
+raw_rows.py       what readers give
+json_lines.py     JSONL
+csv_files.py      CSV, TSV
+parquet_files.py  Parquet
+"""

@@ -1,1 +1,9 @@
-"""From logits to tokens to text."""
+"""From logits to tokens to text.
+
+adjustment.py  bias, penalties and bad words: what a request changes in the logits first
+bad_words.py   words that may not come, as tokens
+sampler.py     greedy, temperature, min_p, top_k, top_p, seeded
+logprobs.py    log-probabilities of generated tokens
+transcript.py  what a request has to know of its tokens one by one
+text.py        bytes to text, stop strings
+"""
