@@ -10,6 +10,7 @@ asks for it. In a body they are fields, and `fields` says what becomes of each: 
 """
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -24,7 +25,17 @@ from batcher.errors import InvalidBodyError
 from batcher.openai.body_field import Use
 from batcher.openai.chat_messages import IGNORED, find_empty, find_unknown, normalize
 from batcher.openai.fields import BY_NAME, closest
-from batcher.openai.parameters import BODIES, CHAT_URL, CONTENT_REMEDY, Body, ChatBody, CompletionBody, explain, shown
+from batcher.openai.parameters import (
+    BODIES,
+    CHAT_URL,
+    CONTENT_REMEDY,
+    Body,
+    ChatBody,
+    CompletionBody,
+    explain,
+    label_of,
+    shown,
+)
 from batcher.openai.request_params import check_refused, merge_params, refuse
 from batcher.types import DEFAULT_CHAT_MAX_TOKENS, Request, SamplingParams
 
@@ -253,13 +264,23 @@ def _half_of_a_pair(data: bytes) -> re.Match[bytes] | None:
 
 def _read_object(data: bytes) -> dict[str, Any]:
     try:
-        # Unlike json, it bounds the depth, and it refuses integers that would take long.
-        values = from_json(data, allow_inf_nan=False)
+        values, is_json = read_json(data)
     except ValueError as exc:
         raise InvalidBodyError(f"the body is {not_json(data, exc)}; send one JSON object in UTF-8") from exc
     if not isinstance(values, dict):
         raise InvalidBodyError(f"the body is not a JSON object but {shown(values)}; send one JSON object")
+    if not is_json:
+        refuse_non_numbers(values)
     return values
+
+
+def read_json(data: bytes) -> tuple[Any, bool]:
+    """The value of a JSON text, and whether that is JSON: it is not where it has NaN or Infinity. Raises ValueError."""
+    try:
+        # Unlike json, it bounds the depth, and it refuses integers that would take long.
+        return from_json(data, allow_inf_nan=False), True
+    except ValueError:
+        return from_json(data), False
 
 
 def _refuse_twins(data: bytes) -> None:
@@ -272,6 +293,22 @@ def _refuse_twins(data: bytes) -> None:
 
     # Numbers as text: their values do not matter here.
     json.loads(data.decode(), object_pairs_hook=build, parse_int=str, parse_float=str)
+
+
+def refuse_non_numbers(values: dict[str, Any]) -> None:
+    """Refuse NaN and infinities, which are no JSON. Raises InvalidBodyError."""
+    if found := _non_number(values, ()):
+        path, value = found
+        label = label_of(path)
+        raise InvalidBodyError(f"{label} is {shown(value)}, which is no JSON; use a number, or null", param=label)
+
+
+def _non_number(value: Any, path: tuple[str | int, ...]) -> tuple[tuple[str | int, ...], float] | None:
+    """The first NaN or infinity in a value, and where it is."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else (path, value)
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return next((found for key, item in items if (found := _non_number(item, (*path, key)))), None)
 
 
 def _ids_text(ids: list[int]) -> str:

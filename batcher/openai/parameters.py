@@ -220,7 +220,7 @@ def explain(
     # A union reports the errors of each of its branches; the deepest tells which element of an array is wrong.
     paths = [_path_in(values, error["loc"]) for error in errors if error["loc"][0] == key]
     path = max(paths, key=len)
-    label = _label(path)
+    label = label_of(path)
     names = [part for part in path[1:] if isinstance(part, str)]
     known = BY_NAME[is_chat].get(field)
     remedy = known.remedy if known is not None else _REMEDIES.get(field, "")
@@ -259,7 +259,8 @@ def _path_in(values: Mapping[str, Any], loc: Sequence[str | int]) -> tuple[str |
     return tuple(path)
 
 
-def _label(path: Sequence[str | int]) -> str:
+def label_of(path: Sequence[str | int]) -> str:
+    """Where a value is, as messages say it: `messages[0].role`."""
     label = str(path[0])
     for part in path[1:]:
         is_name = isinstance(part, str) and part.isidentifier() and len(part) <= _SHOWN_CHARS

@@ -151,7 +151,10 @@ class RowParser:
             raise InvalidRowError(problem, kind="too_long")
         found: Any
         # Only lines with this key can be batch lines; the others are parsed and checked in one go.
-        if self._takes_batch_lines and b'"body"' in line and self._is_batch_line(value := from_json(line)):
+        if self._takes_batch_lines and b'"body"' in line and self._is_batch_line((read := bodies.read_json(line))[0]):
+            value, is_json = read
+            if not is_json and isinstance(value["body"], dict):
+                _refuse_non_numbers(value["body"])
             batch_line: BatchLine = self._validate_batch_line(value)
             self._check_endpoint(batch_line.url)
             if self._has_system:
@@ -444,6 +447,14 @@ def _with_columns(line: bytes | None, batch: LineBatch) -> bytes | None:
             f"has a key {batch.file_column!r}, which would get the file's path; {remedy}", kind="file_column"
         )
     return to_json({**batch.columns, **value}, inf_nan_mode="constants")
+
+
+def _refuse_non_numbers(body: dict[str, Any]) -> None:
+    """Hold the body of a batch line that is no strict JSON to what the server takes. Raises InvalidRowError."""
+    try:
+        bodies.refuse_non_numbers(body)
+    except InvalidBodyError as exc:
+        raise InvalidRowError(f"body.{exc}", param=exc.param) from exc
 
 
 def _cant_have_system(what: str, remedy: str) -> InvalidRowError:

@@ -2,6 +2,8 @@
 
 import io
 import json
+import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,11 +11,12 @@ import pytest
 from batcher.jobdir.results import build_table
 from batcher.openai.answers import batch_output_line
 from batcher.server.app import make_app
-from batcher.submission.readers.files import STDIN, InputFile, read_batches
+from batcher.submission.readers.files import STDIN, InputFile, LineBatch, read_batches
 from batcher.submission.rows import RowParser
 from batcher.types import Completion, RequestFacts, SamplingParams
 from tests.support.api_client import ask
 from tests.support.job_files import carried_of
+from tests.support.parsing import parse_line
 from tests.support.scripted_engine import ScriptedEngine
 
 CHAT = "/v1/chat/completions"
@@ -59,8 +62,57 @@ def test_wrong_field_is_named_alike_live_and_in_a_line(url: str, wrong: dict[str
 
 
 @pytest.mark.parametrize(
+    ("url", "body", "problem", "param"),
+    [
+        (TEXT, '{"model": "tiny", "prompt": "a", "user": NaN}', "user is NaN, which is no JSON", "user"),
+        (TEXT, '{"model": "tiny", "prompt": "a", "temperature": -Infinity}', "temperature is -Infinity", "temperature"),
+        (
+            CHAT,
+            '{"model": "tiny", "messages": [{"role": "user", "content": "a"}], "metadata": {"b": [1, Infinity]}}',
+            "metadata.b[1] is Infinity",
+            "metadata.b[1]",
+        ),
+    ],
+)
+def test_number_that_json_has_not_is_refused_alike_live_and_in_a_line(
+    url: str, body: str, problem: str, param: str
+) -> None:
+    # Given a body with a number that JSON has not
+
+    # When it is sent live, as a line of a batch, and as such a line of a `key=value` folder
+    live = ask(make_app(ScriptedEngine(), keys=None), "POST", url, content=body.encode())
+    line = f'{{"custom_id": "a", "method": "POST", "url": "{url}", "body": {body}}}'.encode()
+
+    # Then all name it
+    told = live.json()["error"]
+    assert (live.status_code, told["param"]) == (400, param)
+    assert told["message"].startswith(problem)
+    for columns in ({}, {"year": 2024}):
+        out = line_of_bytes(line, columns=columns)["response"]
+        error = out["body"]["error"]
+        assert out["status_code"] == 400
+        assert [error[key] for key in ("param", "code", "type")] == [told[key] for key in ("param", "code", "type")]
+        assert told["message"].split(";")[0] in error["message"]
+
+
+def test_word_nan_in_a_prompt_and_nan_beside_the_body_are_no_mistakes() -> None:
+    body = '{"model": "tiny", "prompt": "NaN, Infinity"}'
+    line = f'{{"custom_id": "a", "method": "POST", "url": "{TEXT}", "body": {body}, "c": NaN}}'.encode()
+
+    row = parse_line(line)
+
+    assert row.error is None
+    assert row.request.prompts == ("NaN, Infinity",)
+
+
+@pytest.mark.parametrize(
     ("changes", "param"),
-    [({"method": "GET"}, "method"), ({"url": "/v1/embeddings"}, "url"), ({"body": {"prompt": "p"}}, "model")],
+    [
+        ({"method": "GET"}, "method"),
+        ({"body": math.nan}, "body"),
+        ({"url": "/v1/embeddings"}, "url"),
+        ({"body": {"prompt": "p"}}, "model"),
+    ],
 )
 def test_frame_of_a_line_that_is_wrong_is_named(changes: dict[str, Any], param: str) -> None:
     frame = {"custom_id": "a", "method": "POST", "url": TEXT, "body": {"model": "tiny", "prompt": "p"}}
@@ -70,9 +122,14 @@ def test_frame_of_a_line_that_is_wrong_is_named(changes: dict[str, Any], param: 
 
 def line_of(line: dict[str, Any]) -> dict[str, Any]:
     """The line that comes out of a batch for one that is refused."""
+    return line_of_bytes(json.dumps(line).encode())
+
+
+def line_of_bytes(line: bytes, *, columns: dict[str, Any] | None = None) -> dict[str, Any]:
     parser = RowParser(params=SamplingParams(), default_model=None, known_models=frozenset({"tiny"}))
-    data = json.dumps(line).encode() + b"\n"
-    [batch] = read_batches([InputFile(STDIN)], stdin=io.BytesIO(data))
+    [batch] = read_batches([InputFile(STDIN)], stdin=io.BytesIO(line + b"\n"))
+    assert isinstance(batch, LineBatch)
+    batch = replace(batch, columns=columns or {})
     [row] = parser.parse(batch, first_row=0).rows
     assert row.error is not None
     table = build_table(
