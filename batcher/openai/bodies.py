@@ -13,7 +13,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -23,7 +23,7 @@ from pydantic_core import from_json, to_json
 
 from batcher.errors import InvalidBodyError
 from batcher.openai.body_field import Use
-from batcher.openai.chat_messages import IGNORED, find_empty, find_unknown, normalize
+from batcher.openai.chat_messages import find_empty, find_unknown, normalize
 from batcher.openai.fields import BY_NAME, closest
 from batcher.openai.parameters import (
     BODIES,
@@ -215,30 +215,6 @@ def check_others(body: Body, *, ignores_unknown: bool = False) -> tuple[str, ...
     return tuple(found)[:_MAX_IGNORED]
 
 
-def body_schema(is_chat: bool, *, ignores_unknown: bool = False, models: Collection[str] = ()) -> dict[str, Any]:
-    """The JSON schema of a body, self-contained and without references, for OpenAPI.
-
-    `models` are the names that `model` can have, if they are known. What fields may not be together (`max_tokens` 0
-    without `echo`, `best_of` below `n`) can't be said in it.
-    """
-    schema: dict[str, Any] = BODIES[is_chat].model_json_schema()
-    definitions = schema.pop("$defs", {})
-    schema = _inline(schema, definitions)
-    properties = schema["properties"]
-    properties["model"] = {"type": "string", "enum": sorted(models)} if models else {"type": "string"}
-    for field in BY_NAME[is_chat].values():
-        if field.use is Use.HARMLESS:
-            properties[field.name] = {}
-        elif field.use is Use.REFUSED:
-            properties[field.name] = {"enum": [None, *field.nothing]}
-    schema["required"] = ["model", *schema["required"]]
-    if not ignores_unknown:
-        _close(schema)
-        if is_chat:
-            _close_message(properties["messages"]["items"])
-    return schema
-
-
 def compact_json(messages: list[Any]) -> str:
     """The JSON text of messages, as the prompt of a chat has it."""
     return json.dumps(messages, ensure_ascii=False, separators=(",", ":"))
@@ -329,31 +305,3 @@ def _served_model(model: str | None, models: Collection[str]) -> str:
 def _ascii(name: str) -> str:
     """A name from outside that can stand in a header and on a terminal."""
     return json.dumps(name[:_MAX_NAME_CHARS])[1:-1]
-
-
-def _inline(value: Any, definitions: Mapping[str, Any]) -> Any:
-    """A schema with what its references stand for in their place."""
-    if isinstance(value, list):
-        return [_inline(item, definitions) for item in value]
-    if not isinstance(value, dict):
-        return value
-    if "$ref" in value:
-        return _inline(definitions[re.sub(r"^#/\$defs/", "", value["$ref"])], definitions)
-    return {key: _inline(item, definitions) for key, item in value.items()}
-
-
-def _close(schema: dict[str, Any], ignored: Collection[str] = ()) -> None:
-    """Let an object have no other fields than those it names and the ignored ones, but null ones."""
-    schema["properties"] |= {name: {} for name in sorted(ignored)}
-    schema["additionalProperties"] = {"type": "null"}
-
-
-def _close_message(message: dict[str, Any]) -> None:
-    of = message["properties"]
-    _, parts, _ = of["content"]["anyOf"]
-    calls, call = of["tool_calls"]["anyOf"][0]["items"], of["function_call"]["anyOf"][0]
-    _close(message, IGNORED["message"])
-    _close(parts["items"], IGNORED["part"])
-    _close(calls, IGNORED["call"])
-    for function in (calls["properties"]["function"], call):
-        _close(function, IGNORED["function"])

@@ -12,8 +12,9 @@ from starlette.responses import Response
 
 from batcher.ids import completion_id
 from batcher.openai.answers import ChunkStream, completion_object
-from batcher.openai.bodies import ParsedBody, body_schema, parse_body
+from batcher.openai.bodies import ParsedBody, parse_body
 from batcher.openai.parameters import CHAT_URL, COMPLETIONS_URL
+from batcher.openai.schema import body_schema
 from batcher.server.guard.answers import JSONAnswer
 from batcher.server.guard.limits import Limits
 from batcher.server.live.exchange import Exchanges

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from batcher.errors import InvalidBodyError
-from batcher.openai.bodies import ParsedBody, body_schema, parse_body, parse_line_body
+from batcher.openai.bodies import ParsedBody, parse_body, parse_line_body
 from batcher.openai.fields import MAX_BIASES, MAX_STOP_CHARS, MAX_STOPS
 from batcher.openai.parameters import BODIES, CHAT_URL, COMPLETIONS_URL, ROW_FIELDS, explain, row_model, shown
+from batcher.openai.schema import body_schema
 from batcher.types import Request, SamplingParams
 
 STOP_REMEDY = f"use a string of 1 to {MAX_STOP_CHARS} characters, or an array of at most {MAX_STOPS} of them"

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from batcher.errors import InvalidBodyError
-from batcher.openai.bodies import ParsedBody, body_schema, parse_body, parse_line_body
+from batcher.openai.bodies import ParsedBody, parse_body, parse_line_body
 from batcher.openai.parameters import CHAT_URL, CONTENT_REMEDY
+from batcher.openai.schema import body_schema
 
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
 CALL: dict[str, Any] = {

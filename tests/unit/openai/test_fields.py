@@ -20,10 +20,11 @@ from openai.types.chat import completion_create_params as sdk_chats
 
 from batcher.errors import InputError, InvalidBodyError
 from batcher.jobdir.shards import ShardRow
-from batcher.openai.bodies import body_schema, parse_body
+from batcher.openai.bodies import parse_body
 from batcher.openai.body_field import BodyField, Use
 from batcher.openai.fields import BY_NAME, FIELDS, OPTIONAL_ROW_FIELDS, PARAM_FIELDS
 from batcher.openai.parameters import CHAT_URL, COMPLETIONS_URL
+from batcher.openai.schema import body_schema
 from batcher.submission.readers.files import LineBatch, Origin, TableBatch
 from batcher.submission.rows import RowParser
 from batcher.types import Request, SamplingParams
