@@ -26,6 +26,7 @@ from batcher.live import LiveEngine
 from batcher.server.app import Service, make_app
 from batcher.server.batches.keeper import BatchKeeper
 from batcher.server.batches.service import Batches
+from batcher.server.batches.states import BatchReader
 from batcher.server.batches.uploads import FileStore
 from batcher.server.census import CensusTaker
 from batcher.server.guard.auth import ApiKeys
@@ -198,7 +199,9 @@ class _Server:
         # Workers of our own broker are ours, so a batch for another model would wait for ever.
         known = frozenset(models) if config.broker_url is None else None
         files = FileStore(config.jobs_root)
-        batches = Batches(config.jobs_root, files, send=_sender(self._broker_url), known_models=lambda: known)
+        reader = BatchReader(config.jobs_root)
+        keeper = BatchKeeper(reader, files, send=_sender(self._broker_url), known_models=lambda: known)
+        batches = Batches(config.jobs_root, files, reader=reader, wake=keeper.wake)
         self._service = make_app(
             engine,
             keys=config.keys,
@@ -211,7 +214,7 @@ class _Server:
         self._uvicorn = _Uvicorn(_uvicorn_config(self._service.app, config))
         # A signal, or the engines' failure, may have come before there was something to stop.
         self._uvicorn.should_exit = self._failure is not None or self._num_signals > 0
-        with BatchKeeper(batches):
+        with keeper:
             announcing = asyncio.create_task(self._announce(self._uvicorn, engine))
             await self._uvicorn.serve(self._sockets)
             announcing.cancel()

@@ -10,8 +10,10 @@ from typing import Any
 from batcher.jobdir.folder import JobDir, ShardInfo
 from batcher.jobdir.results import build_table, write_file
 from batcher.jobdir.shards import read_shard
+from batcher.server.batches.keeper import BatchKeeper
 from batcher.server.batches.records import Batch
 from batcher.server.batches.service import Batches
+from batcher.server.batches.states import BatchReader
 from batcher.server.batches.uploads import FileStore, StoredFile
 from batcher.types import Choice, Completion, ErrorCode, FinishReason, Request, RowError, Usage
 
@@ -30,26 +32,48 @@ class Clock:
         return self.now
 
 
+@dataclass(frozen=True, slots=True)
+class BatchServer:
+    """The batches of one server, and what carries them on."""
+
+    batches: Batches
+    keeper: BatchKeeper
+    reader: BatchReader
+
+
 class BatchBench:
-    """`sent` are the jobs that were enqueued, in order."""
+    """`sent` are the jobs that were enqueued, in order; `num_wakes` how often a keeper was to make a round at once."""
 
     def __init__(self, root: Path, *, models: frozenset[str] | None = frozenset({"tiny"})) -> None:
         self.root = root
         self.clock = Clock()
         self.sent: list[str] = []
+        self.num_wakes = 0
         self.models = models
         self.files = FileStore(root, clock=self.clock)
-        self.batches = self.server()
+        own = self.server()
+        self.batches, self.keeper, self.reader = own.batches, own.keeper, own.reader
 
-    def server(self) -> Batches:
+    def server(
+        self,
+        *,
+        send: Callable[[JobDir], None] | None = None,
+        known_models: Callable[[], frozenset[str] | None] | None = None,
+    ) -> BatchServer:
         """Another server on the same root."""
-        return Batches(
-            self.root,
+        reader = BatchReader(self.root, clock=self.clock)
+        keeper = BatchKeeper(
+            reader,
             self.files,
-            send=lambda job: self.sent.append(job.job_id),
-            known_models=lambda: self.models,
+            send=send or (lambda job: self.sent.append(job.job_id)),
+            known_models=known_models or (lambda: self.models),
             clock=self.clock,
         )
+        batches = Batches(self.root, self.files, reader=reader, wake=self._on_wake, clock=self.clock)
+        return BatchServer(batches, keeper, reader)
+
+    def _on_wake(self) -> None:
+        self.num_wakes += 1
 
     def upload(self, content: bytes, *, purpose: str = "batch", filename: str = "in.jsonl") -> StoredFile:
         upload = self.files.begin()
@@ -64,7 +88,7 @@ class BatchBench:
     def started(self, content: bytes, **changes: Any) -> Batch:
         """A batch whose input is read."""
         batch = self.create(content, **changes)
-        self.batches.tick()
+        self.keeper.make_round()
         return self.get(batch.id)
 
     def get(self, batch_id: str) -> Batch:

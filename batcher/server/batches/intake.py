@@ -39,7 +39,7 @@ class _InterruptedError(Exception):
     """The reading ends without a job: the batch was cancelled, or the server stops."""
 
 
-def take_up(
+def make_job(
     job: JobDir,
     record: BatchRecord,
     *,

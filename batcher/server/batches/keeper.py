@@ -1,33 +1,67 @@
-"""The thread that carries batches on, beside the event loop: the routes only write down what is wanted."""
+"""What carries batches on: one thread, beside the event loop. The routes only write down what is wanted.
+
+Nothing is kept in memory that matters: several servers may share a jobs root, and any of them goes on with what another
+left.
+"""
 
 import logging
 import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
+
+from batcher.errors import BatcherError, BrokerError
+from batcher.jobdir.folder import JobDir
+from batcher.manage.finish import finalize
+from batcher.server.batches.intake import make_job
+from batcher.server.batches.records import BatchStatus, check_record, is_expiry_noted, note_cancelled, note_expired
+from batcher.server.batches.states import BatchReader
+from batcher.server.batches.uploads import FileStore
 
 logger = logging.getLogger(__name__)
 
 #: Seconds between two rounds where nobody asks for one.
-TICK_S = 1.0
+ROUND_INTERVAL_S = 1.0
 
-
-class Ticking(Protocol):
-    """What of `batcher.server.batches.service.Batches` is needed here."""
-
-    woken: threading.Event
-
-    def tick(self) -> None: ...
-
-    def stop(self) -> None: ...
+#: Seconds. Files whose time is over are gone for clients at once; this is how often their space is freed.
+_FILE_SWEEP_INTERVAL_S = 3600.0
+#: Seconds after which a batch that has ended is looked at again: `retry` and `resume` can open it.
+_ENDED_INTERVAL_S = 10.0
 
 
 class BatchKeeper:
-    """Has a round made every second, and as soon as something is new, while the `with` block lasts."""
+    """Makes a round over all batches every second, and after each `wake`, while the `with` block lasts.
 
-    def __init__(self, batches: Ticking) -> None:
-        self._batches = batches
-        self._is_stopping = False
+    `send` has a job worked on (it enqueues its shards; may raise BrokerError, then it is called again). `known_models`
+    gives the models that rows may name, None: any. `clock` gives Unix seconds.
+    """
+
+    def __init__(
+        self,
+        reader: BatchReader,
+        files: FileStore,
+        *,
+        send: Callable[[JobDir], None],
+        known_models: Callable[[], frozenset[str] | None],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._reader = reader
+        self._files = files
+        self._send = send
+        self._known_models = known_models
+        self._clock = clock
+        self._is_awake = threading.Event()
+        self._is_stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="batches")
+        #: Jobs that the broker has yet to take.
+        self._unsent: set[Path] = set()
+        #: When to look again at a batch that has ended.
+        self._next_look: dict[Path, float] = {}
+        self._next_file_sweep = clock()
+        self._is_first_round = True
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -36,17 +70,123 @@ class BatchKeeper:
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._is_stopping = True
-        self._batches.stop()
-        self._batches.woken.set()
+        self.stop()
         self._thread.join()
 
+    def wake(self) -> None:
+        """Have a round made at once. From any thread."""
+        self._is_awake.set()
+
+    def stop(self) -> None:
+        """Make no more rounds. An input that is being read is left; another server, or the next start, begins it anew.
+
+        From any thread; does not wait.
+        """
+        self._is_stopping.set()
+        self.wake()
+
     def _run(self) -> None:
-        while not self._is_stopping:
+        while not self._is_stopping.is_set():
             try:
-                self._batches.tick()
+                self.make_round()
             except Exception:
                 # A bug, but one that must not end the batches of everybody.
                 logger.exception("batches: unforeseen error; they are tried again")
-            if not self._is_stopping:
-                self._batches.woken.wait(TICK_S)
+            if not self._is_stopping.is_set():
+                self._is_awake.wait(ROUND_INTERVAL_S)
+
+    def make_round(self) -> None:
+        """End the batches that are over, then read the inputs that wait, the oldest first. May take as long as these.
+
+        Never raises BatcherError: what fails for one batch is logged and tried again in the next round.
+        """
+        self._is_awake.clear()
+        try:
+            self._sweep_files()
+            jobs = [job for _, job in reversed(self._reader.newest_first())]
+        except BatcherError as exc:
+            logger.warning("the batches are not looked at: %s", exc)
+            return
+        self._do(self._advance, jobs)
+        self._is_first_round = False
+        self._do(self._read_input, jobs)
+
+    def _do(self, step: Callable[[JobDir], None], jobs: list[JobDir]) -> None:
+        for job in jobs:
+            if self._is_stopping.is_set():
+                return
+            try:
+                step(job)
+            except (BatcherError, OSError) as exc:
+                logger.warning("batch %s: %s", job.job_id, exc)
+
+    def _advance(self, job: JobDir) -> None:
+        """Do what is due for a batch: finish it, expire it, note that its workers have stopped, send it."""
+        now = self._clock()
+        record = self._reader.record(job)
+        if record is None or self._next_look.get(job.path, 0.0) > now:
+            return
+        is_over = now >= record.expires_at and not is_expiry_noted(job)
+        if job.exists() and finalize(job) is not None:
+            if is_over:
+                # So that a retry after this has all the time it needs.
+                note_expired(job, int(now))
+            self._rest(job)
+            return
+        cancellation = job.cancellation
+        guard = partial(check_record, job)
+        if cancellation is None and is_over:
+            batch = self._reader.read(job)
+            if batch is None or batch.status.is_final:
+                return
+            # The mark before the note: a note alone would keep the batch from ever ending.
+            job.cancel(is_expiry=True, guard=guard)
+            cancellation = job.cancellation
+        if cancellation is not None and cancellation.is_expiry:
+            note_expired(job, int(now))
+            self._rest(job)
+        elif cancellation is not None and job.exists():
+            batch = self._reader.read(job)
+            if batch is not None and batch.status is BatchStatus.CANCELLING and not self._reader.is_held(job):
+                note_cancelled(job, cancellation, int(now))
+            elif batch is None or batch.status.is_final:
+                if batch is not None and is_over:
+                    note_expired(job, int(now))
+                self._rest(job)
+        elif job.path in self._unsent or (self._is_first_round and job.exists() and job.first_claim_at() is None):
+            # In the first round also one that a killed server may have left unsent: a second message does no harm.
+            self._send_job(job)
+
+    def _read_input(self, job: JobDir) -> None:
+        record = self._reader.record(job)
+        if record is None or not self._reader.is_unread(job):
+            return
+        is_new = make_job(
+            job,
+            record,
+            files=self._files,
+            known_models=self._known_models(),
+            is_stopping=self._is_stopping.is_set,
+            clock=self._clock,
+        )
+        if is_new and finalize(job) is None and not job.is_cancelled:
+            self._send_job(job)
+
+    def _send_job(self, job: JobDir) -> None:
+        self._unsent.add(job.path)
+        try:
+            self._send(job)
+        except BrokerError as exc:
+            logger.warning("batch %s waits for the broker: %s", job.job_id, exc)
+            return
+        self._unsent.discard(job.path)
+
+    def _rest(self, job: JobDir) -> None:
+        """Look at a batch that has ended only now and then."""
+        self._unsent.discard(job.path)
+        self._next_look[job.path] = self._clock() + _ENDED_INTERVAL_S
+
+    def _sweep_files(self) -> None:
+        if self._clock() >= self._next_file_sweep:
+            self._next_file_sweep = self._clock() + _FILE_SWEEP_INTERVAL_S
+            self._files.sweep()

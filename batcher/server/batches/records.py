@@ -178,6 +178,11 @@ def note_expired(job: JobDir, at: int) -> None:
     store.create_if_absent(job.batch_expired_path, _NOTE.dump_json(Note(at)), guard=partial(check_record, job))
 
 
+def is_expiry_noted(job: JobDir) -> bool:
+    """Whether the time of a batch was over once."""
+    return job.batch_expired_path.exists()
+
+
 def note_cancelled(job: JobDir, cancellation: Cancellation, at: int) -> None:
     """Remember that nobody works on a cancelled job any more."""
     note = _NOTE.dump_json(Note(at, cancellation.at.isoformat()))

@@ -1,12 +1,11 @@
-"""The batches of a jobs root: what the API asks of them, and what makes them go on. No HTTP here.
+"""The batches of a jobs root, as the API asks for them. No HTTP here.
 
-A batch is an ordinary job in the jobs root, with a record of what was asked for beside it (`batch_records`). So every
-job is one, whoever submitted it, and every command of the command line works on those that the API made. Nothing is
-kept in memory that matters: several servers may share a root, and any of them takes up what another left.
+A batch is an ordinary job in the jobs root, with a record of what was asked for beside it (`records`). So every job is
+one, whoever submitted it, and every command of the command line works on those that the API made. `keeper` carries them
+on.
 """
 
 import logging
-import re
 import secrets
 import threading
 import time
@@ -16,14 +15,12 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from batcher.errors import BatcherError, BrokerError, InputError, JobError, StorageError
+from batcher.errors import BatcherError, JobError, StorageError
 from batcher.ids import ID_PATTERN
 from batcher.jobdir import store
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.root import locate_job
 from batcher.manage.finish import finalize
-from batcher.openai.parameters import CHAT_URL, COMPLETIONS_URL
-from batcher.server.batches.intake import take_up
 from batcher.server.batches.outputs import (
     OutputKind,
     delete_output,
@@ -38,45 +35,19 @@ from batcher.server.batches.records import (
     BatchStatus,
     check_record,
     create_record,
-    note_cancelled,
-    note_expired,
+)
+from batcher.server.batches.requests import (
+    BatchEndedError,
+    BatchRequestError,
+    NoSuchThingError,
+    check_endpoint,
+    check_metadata,
+    window_s,
 )
 from batcher.server.batches.states import BatchReader
 from batcher.server.batches.uploads import BATCH_PURPOSE, FileStore, check_expires_after
 
 logger = logging.getLogger(__name__)
-
-#: What a request of a batch may be sent to.
-ENDPOINTS = (COMPLETIONS_URL, CHAT_URL)
-
-MAX_METADATA_PAIRS = 16
-MAX_METADATA_KEY_CHARS = 64
-MAX_METADATA_VALUE_CHARS = 512
-MAX_WINDOW_DAYS = 365
-
-_WINDOW = re.compile(r"^([1-9][0-9]{0,5})([mhd])\Z")
-_WINDOW_UNITS_S = {"m": 60, "h": 3600, "d": 86_400}
-
-#: Seconds. Files whose time is over are gone for clients at once; this is how often their space is freed.
-_FILE_SWEEP_INTERVAL_S = 3600.0
-#: Seconds after which a batch that has ended is looked at again: `retry` and `resume` can open it.
-_LOOK_AGAIN_S = 10.0
-
-
-class BatchRequestError(InputError):
-    """What was asked of batches can't be done as it was asked; `param` names what is wrong with it."""
-
-    def __init__(self, message: str, *, param: str) -> None:
-        super().__init__(message)
-        self.param = param
-
-
-class NoSuchThingError(BatchRequestError):
-    """It names a file or batch that there is none of."""
-
-
-class BatchEndedError(JobError):
-    """A batch that has ended can't be cancelled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,41 +70,10 @@ class OutputFile:
     expires_at: int | None
 
 
-def window_s(completion_window: str) -> int:
-    """The seconds of a completion window: `24h`, or another number of minutes, hours or days. Raises BatchRequestError.
-
-    OpenAI documents `24h` alone.
-    """
-    match = _WINDOW.match(completion_window)
-    seconds = int(match[1]) * _WINDOW_UNITS_S[match[2]] if match else 0
-    if not 0 < seconds <= MAX_WINDOW_DAYS * 86_400:
-        raise BatchRequestError(
-            f"completion_window is {completion_window[:60]!r}; use '24h', or minutes, hours or days as in '90m', '2h', "
-            f"'7d', at most {MAX_WINDOW_DAYS} days",
-            param="completion_window",
-        )
-    return seconds
-
-
-def check_metadata(metadata: Mapping[str, str]) -> None:
-    """Raise BatchRequestError for metadata outside the documented bounds."""
-    if len(metadata) > MAX_METADATA_PAIRS:
-        raise BatchRequestError(f"metadata has {len(metadata)} pairs; at most {MAX_METADATA_PAIRS}", param="metadata")
-    for key, value in metadata.items():
-        if len(key) > MAX_METADATA_KEY_CHARS:
-            message = f"metadata key {key[:20]!r}... has {len(key)} characters; at most {MAX_METADATA_KEY_CHARS}"
-            raise BatchRequestError(message, param="metadata")
-        if len(value) > MAX_METADATA_VALUE_CHARS:
-            message = f"metadata.{key} has {len(value)} characters; at most {MAX_METADATA_VALUE_CHARS}"
-            raise BatchRequestError(message, param="metadata")
-
-
 class Batches:
     """The batches under `root`. For all threads; everything here touches the disk.
 
-    `send` has a job worked on (it enqueues its shards; may raise BrokerError, then it is called again). `known_models`
-    gives the models that rows may name, None: any. `clock` gives Unix seconds. `tick` is to be called about once a
-    second by one thread, and as soon as `woken` is set; `stop` makes it return soon.
+    `wake` is called when there is something new to carry on. `clock` gives Unix seconds.
     """
 
     def __init__(
@@ -141,23 +81,15 @@ class Batches:
         root: Path,
         files: FileStore,
         *,
-        send: Callable[[JobDir], None],
-        known_models: Callable[[], frozenset[str] | None],
+        reader: BatchReader,
+        wake: Callable[[], None],
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.woken = threading.Event()
         self._root = root
         self._files = files
-        self._send = send
-        self._known_models = known_models
+        self._reader = reader
+        self._wake = wake
         self._clock = clock
-        self._reader = BatchReader(root, clock=clock)
-        self._unsent: dict[Path, JobDir] = {}
-        #: When to look again at a batch that has ended.
-        self._settled: dict[Path, float] = {}
-        self._next_file_sweep = clock()
-        self._is_first_round = True
-        self._is_stopping = threading.Event()
         #: One thread makes the files of a job; the others wait for it.
         self._making: dict[Path, threading.Lock] = {}
 
@@ -176,10 +108,7 @@ class Batches:
         seconds = window_s(completion_window)
         check_expires_after(output_expires_s)
         check_metadata(metadata or {})
-        if endpoint not in ENDPOINTS:
-            raise BatchRequestError(
-                f"endpoint is {endpoint[:60]!r}; use one of: {', '.join(ENDPOINTS)}", param="endpoint"
-            )
+        check_endpoint(endpoint)
         stored = self._files.get(input_file_id)
         if stored is None:
             raise NoSuchThingError(f"No such file: {input_file_id[:80]!r}; upload it first", param="input_file_id")
@@ -206,7 +135,7 @@ class Batches:
         )
         assert created, "ids are drawn at random"
         store.flush_folder(self._root)
-        self.woken.set()
+        self._wake()
         batch = self._reader.read(job)
         if batch is None:
             raise StorageError(f"{job.path}: the batch was deleted at this moment")
@@ -259,7 +188,7 @@ class Batches:
             except StorageError:
                 # A submit begins with clearing the temporary files that a killed one left. This one it did not leave.
                 job.cancel(guard=partial(check_record, job))
-        self.woken.set()
+        self._wake()
         return self._reader.read(job)
 
     # -- its files ----------------------------------------------------------------------------------------------------
@@ -267,7 +196,7 @@ class Batches:
     def is_input_needed(self, file_id: str) -> bool:
         """Whether a batch that is not read yet needs this file."""
         return any(
-            record is not None and record.input_file_id == file_id and self._is_unread(job)
+            record is not None and record.input_file_id == file_id and self._reader.is_unread(job)
             for _, job in self._reader.newest_first()
             if (record := self._reader.record(job)) is not None
         )
@@ -320,110 +249,6 @@ class Batches:
             return False
         delete_output(found[0], found[1])
         return True
-
-    # -- what makes them go on ----------------------------------------------------------------------------------------
-
-    def stop(self) -> None:
-        """Make a `tick` that reads an input leave it; another server, or the next start, begins it anew."""
-        self._is_stopping.set()
-        self.woken.set()
-
-    def tick(self) -> None:
-        """One round: end what is over, then read the inputs that wait, the oldest first. May take as long as these.
-
-        Never raises BatcherError: what fails for one batch is logged and tried again in the next round.
-        """
-        self.woken.clear()
-        try:
-            self._sweep_files()
-            jobs = [job for _, job in reversed(self._reader.newest_first())]
-        except BatcherError as exc:
-            logger.warning("the batches are not looked at: %s", exc)
-            return
-        for action in (self._look, self._take_up):
-            for job in jobs:
-                if self._is_stopping.is_set():
-                    return
-                try:
-                    action(job)
-                except (BatcherError, OSError) as exc:
-                    logger.warning("batch %s: %s", job.job_id, exc)
-            self._is_first_round = False
-
-    def _look(self, job: JobDir) -> None:
-        """Do what is due for a batch: finish it, expire it, note that its workers have stopped, send it."""
-        now = self._clock()
-        record = self._reader.record(job)
-        if record is None or self._settled.get(job.path, 0.0) > now:
-            return
-        is_over = now >= record.expires_at and not job.batch_expired_path.exists()
-        if job.exists() and finalize(job) is not None:
-            if is_over:
-                # So that a retry after this has all the time it needs.
-                note_expired(job, int(now))
-            self._settle(job)
-            return
-        cancellation = job.cancellation
-        guard = partial(check_record, job)
-        if cancellation is None and is_over:
-            batch = self._reader.read(job)
-            if batch is None or batch.status.is_final:
-                return
-            # The mark before the note: a note alone would keep the batch from ever ending.
-            job.cancel(is_expiry=True, guard=guard)
-            cancellation = job.cancellation
-        if cancellation is not None and cancellation.is_expiry:
-            note_expired(job, int(now))
-            self._settle(job)
-        elif cancellation is not None and job.exists():
-            batch = self._reader.read(job)
-            if batch is not None and batch.status is BatchStatus.CANCELLING and not self._reader.is_held(job):
-                note_cancelled(job, cancellation, int(now))
-            elif batch is None or batch.status.is_final:
-                if batch is not None and is_over:
-                    note_expired(job, int(now))
-                self._settle(job)
-        elif job.path in self._unsent or (self._is_first_round and job.exists() and job.first_claim_at() is None):
-            # In the first round also one that a killed server may have left unsent: a second message does no harm.
-            self._send_job(job)
-
-    def _take_up(self, job: JobDir) -> None:
-        record = self._reader.record(job)
-        if record is None or not self._is_unread(job):
-            return
-        is_new = take_up(
-            job,
-            record,
-            files=self._files,
-            known_models=self._known_models(),
-            is_stopping=self._is_stopping.is_set,
-            clock=self._clock,
-        )
-        if is_new and finalize(job) is None and not job.is_cancelled:
-            self._send_job(job)
-
-    def _send_job(self, job: JobDir) -> None:
-        self._unsent[job.path] = job
-        try:
-            self._send(job)
-        except BrokerError as exc:
-            logger.warning("batch %s waits for the broker: %s", job.job_id, exc)
-            return
-        self._unsent.pop(job.path, None)
-
-    def _is_unread(self, job: JobDir) -> bool:
-        """Whether somebody has yet to read the input, or to say that nobody does."""
-        batch = None if job.exists() else self._reader.read(job)
-        return batch is not None and batch.status in (BatchStatus.VALIDATING, BatchStatus.CANCELLING)
-
-    def _settle(self, job: JobDir) -> None:
-        self._unsent.pop(job.path, None)
-        self._settled[job.path] = self._clock() + _LOOK_AGAIN_S
-
-    def _sweep_files(self) -> None:
-        if self._clock() >= self._next_file_sweep:
-            self._next_file_sweep = self._clock() + _FILE_SWEEP_INTERVAL_S
-            self._files.sweep()
 
     def _find(self, job_id: str) -> JobDir | None:
         if not ID_PATTERN.match(job_id):

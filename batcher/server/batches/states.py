@@ -105,6 +105,11 @@ class BatchReader:
         """Whether a worker that is alive holds a shard of the job."""
         return _is_held(self.status(job))
 
+    def is_unread(self, job: JobDir) -> bool:
+        """Whether somebody has yet to read the input, or to say that nobody does."""
+        batch = None if job.exists() else self.read(job)
+        return batch is not None and batch.status in (BatchStatus.VALIDATING, BatchStatus.CANCELLING)
+
     def _created_at(self, job: JobDir) -> int:
         record = self.record(job)
         return record.created_at if record is not None else unix(self._recall(job).job.manifest.created_at)

@@ -8,13 +8,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from batcher.server.batches.records import Batch
-from batcher.server.batches.service import (
+from batcher.server.batches.requests import (
     ENDPOINTS,
     MAX_METADATA_KEY_CHARS,
     MAX_METADATA_PAIRS,
     MAX_METADATA_VALUE_CHARS,
-    Batches,
 )
+from batcher.server.batches.service import Batches
 from batcher.server.batches.uploads import MAX_EXPIRES_S, MIN_EXPIRES_S
 from batcher.server.guard.errors import ApiError
 from batcher.server.routes.queries import (

@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 
 from batcher.errors import BatcherError, InputError
-from batcher.server.batches.service import BatchEndedError, BatchRequestError, NoSuchThingError
+from batcher.server.batches.requests import BatchEndedError, BatchRequestError, NoSuchThingError
 from batcher.server.guard.errors import MEANINGS, ApiError, ErrorBody
 
 logger = logging.getLogger(__name__)

@@ -9,6 +9,7 @@ import pytest
 
 from batcher.server.app import Service, make_app
 from batcher.server.batches.service import Batches
+from batcher.server.batches.states import BatchReader
 from batcher.server.batches.uploads import FileStore
 from batcher.server.census import CensusTaker
 from batcher.server.guard.auth import ApiKeys
@@ -22,7 +23,7 @@ KEY = "sk-0123456789abcdef"
 
 def whole_app(root: Path, *, keys: ApiKeys | None = None) -> Service:
     files = FileStore(root)
-    batches = Batches(root, files, send=lambda job: None, known_models=lambda: None)
+    batches = Batches(root, files, reader=BatchReader(root), wake=lambda: None)
     routers = (files_router(files, batches, max_bytes=1 << 20), batches_router(batches))
     return make_app(ScriptedEngine(), keys=keys, census=CensusTaker(root), routers=routers)
 

@@ -13,7 +13,7 @@ from batcher.manage import retry
 from batcher.manage.delete import delete_job
 from batcher.manage.finish import finalize
 from batcher.server.batches.records import Batch, BatchStatus
-from batcher.server.batches.service import NoSuchThingError
+from batcher.server.batches.requests import NoSuchThingError
 from tests.support import job_files
 from tests.support.batch_bench import TIMEOUT, BatchBench, line, lines, output_lines, work
 from tests.unit.conftest import Run
@@ -30,7 +30,7 @@ def test_retried_batch_is_in_progress_again_and_its_files_are_made_anew(bench: B
     batch = bench.started(GOOD)
     job = bench.job(batch.id)
     work(job, answer=lambda request: TIMEOUT if request.custom_id == "b" else "old")
-    bench.batches.tick()
+    bench.keeper.make_round()
     before = bench.get(batch.id)
     assert len(output_lines(bench, before.output_file_id)) == 2
 
@@ -51,7 +51,7 @@ def test_retried_batch_is_in_progress_again_and_its_files_are_made_anew(bench: B
 def test_deleted_output_file_is_gone_until_the_results_change(bench: BatchBench) -> None:
     batch = bench.started(GOOD)
     work(bench.job(batch.id), answer=lambda request: TIMEOUT if request.custom_id == "b" else "text")
-    bench.batches.tick()
+    bench.keeper.make_round()
     file_id = bench.get(batch.id).output_file_id
     assert file_id is not None
     assert bench.batches.output_files() == []
@@ -69,7 +69,7 @@ def test_deleted_output_file_is_gone_until_the_results_change(bench: BatchBench)
 def test_output_files_expire_as_asked(bench: BatchBench) -> None:
     batch = bench.started(GOOD, output_expires_s=3600)
     work(bench.job(batch.id))
-    bench.batches.tick()
+    bench.keeper.make_round()
     file_id = bench.get(batch.id).output_file_id
     assert file_id is not None
     file = bench.batches.output_file(file_id)
@@ -119,7 +119,7 @@ def test_damaged_batch_does_not_hide_the_others(bench: BatchBench, caplog: pytes
     bench.job(damaged.id).batch_path.write_text("{")
 
     with caplog.at_level(logging.WARNING):
-        page = bench.server().list_page()
+        page = bench.server().batches.list_page()
 
     assert [batch.id for batch in page.batches] == [sound.id]
     assert damaged.id in caplog.text
@@ -146,7 +146,7 @@ def test_link_out_of_the_root_is_no_batch(bench: BatchBench, tmp_path: Path) -> 
 def test_completed_batch_is_not_read_again(bench: BatchBench, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = bench.started(GOOD)
     work(bench.job(batch.id))
-    bench.batches.tick()
+    bench.keeper.make_round()
     done = bench.get(batch.id)
     read: list[Path] = []
     real = Path.open
@@ -166,7 +166,7 @@ def deleted_states(bench: BatchBench) -> Iterator[Batch]:
     yield bench.started(b"nothing")
     done = bench.started(GOOD)
     work(bench.job(done.id))
-    bench.batches.tick()
+    bench.keeper.make_round()
     output_lines(bench, bench.get(done.id).output_file_id)
     yield bench.get(done.id)
 
@@ -186,7 +186,7 @@ def test_batch_whose_deletion_was_interrupted_is_no_batch(bench: BatchBench) -> 
     job.manifest_path.rename(job.deleted_path)
 
     assert bench.batches.get(batch.id) is None
-    bench.batches.tick()
+    bench.keeper.make_round()
 
     assert not job.exists()
 
@@ -195,7 +195,7 @@ def test_commands_work_on_a_batch(run: Run, workplace: Path) -> None:
     bench = BatchBench(workplace / "jobs")
     batch, failed = bench.started(GOOD), bench.started(b"nothing")
     work(bench.job(batch.id), answer=lambda request: TIMEOUT if request.custom_id == "b" else "text")
-    bench.batches.tick()
+    bench.keeper.make_round()
     there = "--jobs-dir jobs"
 
     assert batch.id in run(f"list {there}")[1]

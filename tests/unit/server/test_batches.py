@@ -20,7 +20,7 @@ from batcher.jobdir.heartbeats import (
 from batcher.jobdir.lock import exclusive
 from batcher.manage.retry import reopen_selection, select
 from batcher.server.batches.records import BatchStatus
-from batcher.server.batches.service import BatchEndedError, BatchRequestError, NoSuchThingError
+from batcher.server.batches.requests import BatchEndedError, BatchRequestError, NoSuchThingError
 from tests.support.batch_bench import TIMEOUT, BatchBench, line, lines, output_lines, work, work_partly
 
 GOOD = lines(line("a"), line("b"), line("c"))
@@ -34,11 +34,11 @@ def bench(tmp_path: Path) -> BatchBench:
 def test_batch_goes_from_validating_to_completed(bench: BatchBench) -> None:
     batch = bench.create(GOOD, metadata={"who": "me"})
     assert batch.status is BatchStatus.VALIDATING
-    assert bench.batches.woken.is_set()
+    assert bench.num_wakes == 1
     assert batch.expires_at == batch.created_at + 86_400
     assert (batch.metadata, batch.in_progress_at, batch.counts.total) == ({"who": "me"}, None, 0)
 
-    bench.batches.tick()
+    bench.keeper.make_round()
     running = bench.get(batch.id)
     assert running.status is BatchStatus.IN_PROGRESS
     assert (running.counts.total, running.counts.completed) == (3, 0)
@@ -50,7 +50,7 @@ def test_batch_goes_from_validating_to_completed(bench: BatchBench) -> None:
     assert finalizing.finalizing_at is not None
     assert finalizing.output_file_id is None
 
-    bench.batches.tick()
+    bench.keeper.make_round()
     done = bench.get(batch.id)
     assert done.status is BatchStatus.COMPLETED
     assert (done.counts.total, done.counts.completed, done.counts.failed) == (3, 2, 1)
@@ -65,7 +65,7 @@ def test_output_id_is_null_where_no_row_is_of_its_kind(bench: BatchBench) -> Non
     good, bad = bench.started(GOOD), bench.started(GOOD)
     work(bench.job(good.id))
     work(bench.job(bad.id), answer=lambda request: TIMEOUT)
-    bench.batches.tick()
+    bench.keeper.make_round()
 
     assert bench.get(good.id).error_file_id is None
     assert bench.get(bad.id).output_file_id is None
@@ -76,7 +76,7 @@ def test_output_id_is_null_where_no_row_is_of_its_kind(bench: BatchBench) -> Non
 def test_bad_lines_come_out_in_the_error_file_and_name_the_file_as_the_client_does(bench: BatchBench) -> None:
     batch = bench.started(lines(line("a"), b"not json", line("c", max_tokens=0), line("d", model="other")))
     work(bench.job(batch.id))
-    bench.batches.tick()
+    bench.keeper.make_round()
 
     done = bench.get(batch.id)
     errors = output_lines(bench, done.error_file_id)
@@ -124,8 +124,8 @@ def test_file_that_is_wrong_as_a_whole_fails_the_batch(
     assert (batch.errors[0].code, batch.errors[0].line) == (code, line_number)
     assert str(bench.root) not in batch.errors[0].message
     assert not bench.job(batch.id).exists()
-    assert bench.server().get(batch.id) == batch
-    bench.batches.tick()
+    assert bench.server().batches.get(batch.id) == batch
+    bench.keeper.make_round()
     assert bench.sent == []
 
 
@@ -134,7 +134,7 @@ def test_input_that_is_deleted_before_it_is_read_fails_the_batch(bench: BatchBen
     assert bench.batches.is_input_needed(batch.input_file_id)
     bench.files.delete(batch.input_file_id)
 
-    bench.batches.tick()
+    bench.keeper.make_round()
 
     failed = bench.get(batch.id)
     assert (failed.status, failed.errors[0].param) == (BatchStatus.FAILED, "input_file_id")
@@ -178,20 +178,20 @@ def test_batch_that_a_killed_server_left_is_taken_up_by_another(bench: BatchBenc
     shards.mkdir()
     (shards / "00000.parquet").write_bytes(b"torn")
 
-    bench.server().tick()
+    bench.server().keeper.make_round()
 
     assert bench.get(batch.id).status is BatchStatus.IN_PROGRESS
     assert bench.sent == [batch.id]
 
 
 def test_job_that_a_killed_server_did_not_send_is_sent_by_the_next(bench: BatchBench) -> None:
-    bench.batches._send = lambda job: None
-    batch, worked_on = bench.started(GOOD), bench.started(GOOD)
+    batch, worked_on = bench.create(GOOD), bench.create(GOOD)
+    bench.server(send=lambda job: None).keeper.make_round()
     work_partly(bench.job(worked_on.id), 1)
     restarted = bench.server()
 
-    restarted.tick()
-    restarted.tick()
+    restarted.keeper.make_round()
+    restarted.keeper.make_round()
 
     assert bench.sent == [batch.id]
 
@@ -202,16 +202,16 @@ def test_of_two_servers_one_reads_the_input(bench: BatchBench) -> None:
     job.batch_dir.mkdir()
 
     with exclusive(JobDir(job.batch_dir)):
-        bench.batches.tick()
+        bench.keeper.make_round()
         assert bench.get(batch.id).status is BatchStatus.VALIDATING
-    bench.batches.tick()
+    bench.keeper.make_round()
 
     assert bench.sent == [batch.id]
 
 
 def test_two_servers_at_once_make_one_job_of_a_batch(bench: BatchBench) -> None:
     batch = bench.create(lines(*(line(str(i)) for i in range(2000))))
-    threads = [threading.Thread(target=bench.server().tick) for _ in range(3)]
+    threads = [threading.Thread(target=bench.server().keeper.make_round) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -230,10 +230,10 @@ def test_job_that_the_broker_did_not_take_is_sent_again(bench: BatchBench) -> No
         if len(calls) == 1:
             raise BrokerError("away")
 
-    bench.batches._send = send
-    batch = bench.started(GOOD)
-    bench.batches.tick()
-    bench.batches.tick()
+    batch = bench.create(GOOD)
+    keeper = bench.server(send=send).keeper
+    for _ in range(3):
+        keeper.make_round()
 
     assert calls == [batch.id, batch.id]
 
@@ -251,7 +251,7 @@ def test_cancelled_batch_keeps_what_is_finished(bench: BatchBench) -> None:
 
     # Noted by a server whose clock is behind.
     bench.clock.now -= 5
-    bench.batches.tick()
+    bench.keeper.make_round()
     cancelled = bench.get(batch.id)
     assert cancelled.status is BatchStatus.CANCELLED
     assert (cancelled.cancelling_at or 0) <= (cancelled.cancelled_at or 0)
@@ -281,7 +281,7 @@ def test_each_request_of_a_batch_that_ended_early_is_in_one_of_its_files(
         bench.clock.now += 121
     else:
         bench.batches.cancel(batch.id)
-    bench.batches.tick()
+    bench.keeper.make_round()
 
     # Then every request is found once, and the counts are those of the files
     ended = bench.get(batch.id)
@@ -306,7 +306,7 @@ def test_expired_batch_has_no_files_while_a_worker_still_saves_its_rows(bench: B
     beat = WorkerHeartbeat("w1", "host", 17, "0.1", ("tiny",), now, now, WorkerState.WORKING, 5.0, 0.0, held)
     write_heartbeat(bench.root, beat)
     bench.clock.now += 121
-    bench.batches.tick()
+    bench.keeper.make_round()
 
     saving = bench.get(batch.id)
     work_partly(bench.job(batch.id), 2)
@@ -321,7 +321,7 @@ def test_expired_batch_has_no_files_while_a_worker_still_saves_its_rows(bench: B
 def test_requests_that_never_ran_leave_the_error_file_when_the_batch_is_taken_up_again(bench: BatchBench) -> None:
     batch = bench.started(GOOD)
     bench.batches.cancel(batch.id)
-    bench.batches.tick()
+    bench.keeper.make_round()
     cancelled = bench.get(batch.id)
     assert (cancelled.output_file_id, cancelled.counts.failed) == (None, 3)
     assert len(output_lines(bench, cancelled.error_file_id)) == 3
@@ -329,7 +329,7 @@ def test_requests_that_never_ran_leave_the_error_file_when_the_batch_is_taken_up
     bench.job(batch.id).uncancel()
     assert bench.get(batch.id).counts.failed == 0
     work(bench.job(batch.id))
-    bench.batches.tick()
+    bench.keeper.make_round()
 
     done = bench.get(batch.id)
     assert (done.status, done.error_file_id, done.counts.completed) == (BatchStatus.COMPLETED, None, 3)
@@ -338,13 +338,13 @@ def test_requests_that_never_ran_leave_the_error_file_when_the_batch_is_taken_up
 def test_batch_is_cancelling_while_a_worker_holds_its_shard(bench: BatchBench, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = bench.started(GOOD)
     held = {"is": True}
-    monkeypatch.setattr(bench.batches._reader, "is_held", lambda job: held["is"])
+    monkeypatch.setattr(bench.reader, "is_held", lambda job: held["is"])
     bench.batches.cancel(batch.id)
 
-    bench.batches.tick()
+    bench.keeper.make_round()
     assert bench.get(batch.id).status is BatchStatus.CANCELLING
     held["is"] = False
-    bench.batches.tick()
+    bench.keeper.make_round()
 
     assert bench.get(batch.id).status is BatchStatus.CANCELLED
 
@@ -354,7 +354,7 @@ def test_batch_that_is_cancelled_before_it_is_read_never_becomes_a_job(bench: Ba
     bench.batches.cancel(batch.id)
     assert bench.get(batch.id).status is BatchStatus.CANCELLING
 
-    bench.batches.tick()
+    bench.keeper.make_round()
 
     cancelled = bench.get(batch.id)
     assert (cancelled.status, cancelled.output_file_id, cancelled.counts.total) == (BatchStatus.CANCELLED, None, 0)
@@ -368,8 +368,7 @@ def test_batch_that_is_cancelled_while_it_is_read_never_becomes_a_job(bench: Bat
         bench.batches.cancel(batch.id)
         return frozenset({"tiny"})
 
-    bench.batches._known_models = cancel_and_name
-    bench.batches.tick()
+    bench.server(known_models=cancel_and_name).keeper.make_round()
 
     assert bench.get(batch.id).status is BatchStatus.CANCELLED
     assert bench.sent == []
@@ -377,17 +376,16 @@ def test_batch_that_is_cancelled_while_it_is_read_never_becomes_a_job(bench: Bat
 
 def test_server_that_stops_leaves_the_reading_to_the_next(bench: BatchBench) -> None:
     batch = bench.create(GOOD)
-    stopping = bench.server()
 
     def stop_and_name() -> frozenset[str]:
         stopping.stop()
         return frozenset({"tiny"})
 
-    stopping._known_models = stop_and_name
-    stopping.tick()
+    stopping = bench.server(known_models=stop_and_name).keeper
+    stopping.make_round()
     assert bench.get(batch.id).status is BatchStatus.VALIDATING
 
-    bench.batches.tick()
+    bench.keeper.make_round()
     assert bench.get(batch.id).status is BatchStatus.IN_PROGRESS
 
 
@@ -404,11 +402,11 @@ def test_completed_batch_can_not_be_cancelled(bench: BatchBench) -> None:
 def test_batch_expires_when_its_window_is_over(bench: BatchBench, is_read: bool) -> None:
     batch = bench.create(GOOD, completion_window="2m")
     if is_read:
-        bench.batches.tick()
+        bench.keeper.make_round()
         work_partly(bench.job(batch.id), 1)
     bench.clock.now += 121
 
-    bench.batches.tick()
+    bench.keeper.make_round()
 
     expired = bench.get(batch.id)
     assert expired.status is BatchStatus.EXPIRED
@@ -422,14 +420,14 @@ def test_batch_expires_when_its_window_is_over(bench: BatchBench, is_read: bool)
 def test_expired_batch_that_is_resumed_goes_on(bench: BatchBench) -> None:
     batch = bench.started(GOOD, completion_window="2m")
     bench.clock.now += 121
-    bench.batches.tick()
+    bench.keeper.make_round()
 
     bench.job(batch.id).uncancel()
     bench.clock.now += 60
-    bench.batches.tick()
+    bench.keeper.make_round()
     assert bench.get(batch.id).status is BatchStatus.IN_PROGRESS
     work(bench.job(batch.id))
-    bench.batches.tick()
+    bench.keeper.make_round()
 
     assert bench.get(batch.id).status is BatchStatus.COMPLETED
 
@@ -439,7 +437,7 @@ def test_batch_that_was_finished_in_time_does_not_expire(bench: BatchBench) -> N
     work(bench.job(batch.id))
     bench.clock.now += 121
 
-    bench.batches.tick()
+    bench.keeper.make_round()
 
     assert bench.get(batch.id).status is BatchStatus.COMPLETED
 
@@ -447,14 +445,14 @@ def test_batch_that_was_finished_in_time_does_not_expire(bench: BatchBench) -> N
 def test_failed_rows_of_a_completed_batch_can_be_tried_again_after_its_window(bench: BatchBench) -> None:
     batch = bench.started(GOOD, completion_window="2m")
     work(bench.job(batch.id), answer=lambda request: TIMEOUT)
-    bench.batches.tick()
+    bench.keeper.make_round()
     bench.clock.now += 121
-    bench.batches.tick()
+    bench.keeper.make_round()
 
     job = JobDir.open(bench.job(batch.id).path)
     reopen_selection(job, select(job, where={}))
     bench.clock.now += 60
-    bench.batches.tick()
+    bench.keeper.make_round()
 
     assert bench.get(batch.id).status is BatchStatus.IN_PROGRESS
 
@@ -462,13 +460,13 @@ def test_failed_rows_of_a_completed_batch_can_be_tried_again_after_its_window(be
 def test_cancelled_batch_that_is_resumed_after_its_window_goes_on(bench: BatchBench) -> None:
     batch = bench.started(GOOD, completion_window="2m")
     bench.batches.cancel(batch.id)
-    bench.batches.tick()
+    bench.keeper.make_round()
     bench.clock.now += 121
-    bench.batches.tick()
+    bench.keeper.make_round()
 
     bench.job(batch.id).uncancel()
     bench.clock.now += 60
-    bench.batches.tick()
+    bench.keeper.make_round()
 
     assert bench.get(batch.id).status is BatchStatus.IN_PROGRESS
 
@@ -476,7 +474,7 @@ def test_cancelled_batch_that_is_resumed_after_its_window_goes_on(bench: BatchBe
 def test_cancelled_batch_that_is_resumed_and_cancelled_again_has_new_times(bench: BatchBench) -> None:
     batch = bench.started(GOOD)
     bench.batches.cancel(batch.id)
-    bench.batches.tick()
+    bench.keeper.make_round()
 
     bench.job(batch.id).uncancel()
     resumed = bench.get(batch.id)

@@ -44,10 +44,10 @@ def test_sdk_makes_a_batch_and_reads_its_results(client: openai.OpenAI, bench: B
         input_file_id=file.id, endpoint="/v1/completions", completion_window="24h", metadata={"who": "me"}
     )
     assert (batch.status, batch.metadata, batch.usage) == ("validating", {"who": "me"}, None)
-    bench.batches.tick()
+    bench.keeper.make_round()
     assert client.batches.retrieve(batch.id).status == "in_progress"
     work(bench.job(batch.id), answer=lambda request: TIMEOUT if request.custom_id == "b" else "text")
-    bench.batches.tick()
+    bench.keeper.make_round()
 
     done = client.batches.retrieve(batch.id)
 
@@ -106,7 +106,7 @@ def test_sdk_cancels_a_batch_once(client: openai.OpenAI, bench: BatchBench) -> N
     batch = bench.started(GOOD)
 
     assert client.batches.cancel(batch.id).status == "cancelling"
-    bench.batches.tick()
+    bench.keeper.make_round()
     assert client.batches.retrieve(batch.id).status == "cancelled"
 
     with pytest.raises(openai.BadRequestError, match="cancelled already"):

@@ -218,7 +218,7 @@ def test_input_that_a_batch_needs_is_not_deleted(client: openai.OpenAI, bench: B
     with pytest.raises(openai.BadRequestError) as caught:
         client.files.delete(batch.input_file_id)
     assert caught.value.code == "file_in_use"
-    bench.batches.tick()
+    bench.keeper.make_round()
 
     assert client.files.delete(batch.input_file_id).deleted
 
@@ -226,7 +226,7 @@ def test_input_that_a_batch_needs_is_not_deleted(client: openai.OpenAI, bench: B
 def test_output_file_is_listed_once_it_was_asked_for(client: openai.OpenAI, bench: BatchBench) -> None:
     batch = bench.started(GOOD)
     work(bench.job(batch.id))
-    bench.batches.tick()
+    bench.keeper.make_round()
     file_id = bench.get(batch.id).output_file_id
     assert file_id is not None
     assert file_id not in [file.id for file in client.files.list()]

@@ -1,48 +1,50 @@
 """The thread that carries batches on."""
 
 import logging
-import threading
+from pathlib import Path
 
 import pytest
 
-from batcher.server.batches.keeper import BatchKeeper
+from batcher.jobdir.folder import JobDir
+from batcher.server.batches import keeper
+from batcher.server.batches.records import BatchStatus
+from tests.support.batch_bench import BatchBench, line, lines
 from tests.support.waiting import wait_for
 
+GOOD = lines(line("a"), line("b"))
 
-class Rounds:
-    """Batches that count their rounds; the first `num_bad` of them fail."""
 
-    def __init__(self, *, num_bad: int = 0) -> None:
-        self.woken = threading.Event()
-        self.num_rounds = 0
-        self.is_stopped = False
-        self._num_bad = num_bad
+@pytest.fixture
+def bench(tmp_path: Path) -> BatchBench:
+    return BatchBench(tmp_path / "jobs")
 
-    def tick(self) -> None:
-        self.woken.clear()
-        self.num_rounds += 1
-        if self.num_rounds <= self._num_bad:
+
+def test_round_is_made_as_soon_as_something_is_new(bench: BatchBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeper, "ROUND_INTERVAL_S", 3600.0)
+    first = bench.create(GOOD)
+
+    with bench.keeper:
+        wait_for(lambda: bench.sent == [first.id], what="the first round")
+        second = bench.create(GOOD)
+        bench.keeper.wake()
+        wait_for(lambda: bench.sent == [first.id, second.id], what="a second round")
+
+    bench.create(GOOD)
+    bench.keeper.wake()
+    assert len(bench.sent) == 2
+
+
+def test_round_that_fails_is_logged_and_followed_by_others(bench: BatchBench, caplog: pytest.LogCaptureFixture) -> None:
+    batch = bench.create(GOOD)
+    sent: list[str] = []
+
+    def send(job: JobDir) -> None:
+        sent.append(job.job_id)
+        if len(sent) == 1:
             raise RuntimeError("a bug")
 
-    def stop(self) -> None:
-        self.is_stopped = True
-
-
-def test_round_is_made_as_soon_as_something_is_new() -> None:
-    batches = Rounds()
-
-    with BatchKeeper(batches):
-        wait_for(lambda: batches.num_rounds == 1, what="the first round")
-        batches.woken.set()
-        wait_for(lambda: batches.num_rounds >= 2, what="a second round")
-
-    assert batches.is_stopped
-
-
-def test_round_that_fails_is_logged_and_followed_by_others(caplog: pytest.LogCaptureFixture) -> None:
-    batches = Rounds(num_bad=1)
-
-    with caplog.at_level(logging.ERROR), BatchKeeper(batches):
-        wait_for(lambda: batches.num_rounds >= 2, what="a second round")
+    with caplog.at_level(logging.ERROR), bench.server(send=send).keeper:
+        wait_for(lambda: len(sent) == 2, what="a second round")
 
     assert "a bug" in caplog.text
+    assert bench.get(batch.id).status is BatchStatus.IN_PROGRESS
