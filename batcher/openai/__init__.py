@@ -8,5 +8,6 @@ request_params.py      what the fields of a request say together
 row_params.py          the parameters of plain rows
 chat_messages.py       the messages of a chat
 bodies.py              a row, body or batch line is validated
+schema.py              the JSON schemas of bodies, for OpenAPI
 answers.py             response objects, from choices or result rows
 """

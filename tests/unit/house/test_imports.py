@@ -113,7 +113,6 @@ ROOF = ("batcher.api", "batcher.server", "batcher.cli")
 #: a test sees to; nothing is added.
 KNOWN_BREACHES = {
     ("batcher/manage/repair.py", "batcher.submission.planner"),
-    ("batcher/openai/answers.py", "batcher.jobdir.shards"),
 }
 
 
