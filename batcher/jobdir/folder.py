@@ -9,7 +9,7 @@
     JOB/results/part-00007.parquet             the shard's commit: created if absent, never overwritten
     JOB/results/_SUCCESS, JOB/summary.json     written when every part exists and the count proves it
     JOB/CANCELLED                              present while the job is cancelled
-    JOB/batch.json                             what was asked for, if it was made by the server (see `batch_records`)
+    JOB/batch.json                             what was asked for, if it was made by the server (see `server.batches`)
     JOB/batch/                                 what became of that, and its output files for download
     JOB/DELETED                                the manifest of a job that is being deleted: there is no job any more
     JOB/damaged/part-00007-<time>.parquet      a part that was torn or changed after its commit (see `repair`)
@@ -200,28 +200,6 @@ class JobDir:
     @property
     def batch_dir(self) -> Path:
         return self.path / "batch"
-
-    @property
-    def batch_failure_path(self) -> Path:
-        return self.batch_dir / "failed.json"
-
-    @property
-    def batch_expired_path(self) -> Path:
-        return self.batch_dir / "expired.json"
-
-    @property
-    def batch_cancelled_path(self) -> Path:
-        return self.batch_dir / "cancelled.json"
-
-    @property
-    def batch_outputs_path(self) -> Path:
-        return self.batch_dir / "outputs.json"
-
-    def batch_file_path(self, kind: str, *, stamp: str) -> Path:
-        return self.batch_dir / f"{kind}-{stamp}.jsonl"
-
-    def batch_tombstone_path(self, kind: str) -> Path:
-        return self.batch_dir / f"{kind}.deleted"
 
     def shard_path(self, shard: int) -> Path:
         return self.shards_dir / f"{shard:05d}.parquet"

@@ -51,6 +51,19 @@ class Outputs:
 _OUTPUTS = TypeAdapter(Outputs)
 
 
+def output_path(job: JobDir, kind: OutputKind, *, stamp: str) -> Path:
+    """The output file of one state of the results."""
+    return job.batch_dir / f"{kind.value}-{stamp}.jsonl"
+
+
+def _tombstone_path(job: JobDir, kind: OutputKind) -> Path:
+    return job.batch_dir / f"{kind.value}.deleted"
+
+
+def _outputs_path(job: JobDir) -> Path:
+    return job.batch_dir / "outputs.json"
+
+
 def output_id(job_id: str, kind: OutputKind) -> str:
     """The id of an output file."""
     return f"file-{kind.value}-{job_id}"
@@ -93,7 +106,7 @@ def results_stamp(job: JobDir) -> str:
 def read_outputs(job: JobDir) -> Outputs | None:
     """What was made last; None where nothing was, or where it can't be read and will be made anew."""
     try:
-        return _OUTPUTS.validate_json(job.batch_outputs_path.read_bytes())
+        return _OUTPUTS.validate_json(_outputs_path(job).read_bytes())
     except (OSError, ValidationError):
         return None
 
@@ -108,7 +121,7 @@ def make_outputs(job: JobDir) -> Outputs:
         made = _make(job, stamp)
         # What was read may be newer than the stamp: a worker that has not yet stopped, or a retry.
         if results_stamp(job) == stamp:
-            store.replace(job.batch_outputs_path, _OUTPUTS.dump_json(made), guard=job.check_exists)
+            store.replace(_outputs_path(job), _OUTPUTS.dump_json(made), guard=job.check_exists)
             _delete_others(job, stamp)
             return made
 
@@ -116,14 +129,14 @@ def make_outputs(job: JobDir) -> Outputs:
 def delete_output(job: JobDir, kind: OutputKind) -> None:
     """Have an output file gone, until the results change."""
     stamp = results_stamp(job)
-    store.replace(job.batch_tombstone_path(kind.value), stamp.encode(), guard=job.check_exists)
-    store.delete(job.batch_file_path(kind.value, stamp=stamp))
+    store.replace(_tombstone_path(job, kind), stamp.encode(), guard=job.check_exists)
+    store.delete(output_path(job, kind, stamp=stamp))
 
 
 def is_deleted(job: JobDir, kind: OutputKind) -> bool:
     """Whether a client has deleted the output file of the results as they are."""
     try:
-        stamp = job.batch_tombstone_path(kind.value).read_text()
+        stamp = _tombstone_path(job, kind).read_text()
     except FileNotFoundError:
         return False
     except OSError as exc:
@@ -142,7 +155,7 @@ def _unrun(job: JobDir) -> Unrun | None:
 def _are_there(job: JobDir, made: Outputs) -> bool:
     return all(
         made.num_bytes(kind) is None
-        or job.batch_file_path(kind.value, stamp=made.stamp).exists()
+        or output_path(job, kind, stamp=made.stamp).exists()
         # One that was deleted need not be made again.
         or is_deleted(job, kind)
         for kind in OutputKind
@@ -151,7 +164,7 @@ def _are_there(job: JobDir, made: Outputs) -> bool:
 
 def _make(job: JobDir, stamp: str) -> Outputs:
     job.check_exists()
-    targets = [job.batch_file_path(kind.value, stamp=stamp) for kind in OutputKind]
+    targets = [output_path(job, kind, stamp=stamp) for kind in OutputKind]
     temps = [store.temp_path(target) for target in targets]
     try:
         numbers = write_batch_output(job, *temps, unrun=_unrun(job))

@@ -147,6 +147,21 @@ _FAILURE = TypeAdapter(BatchFailure)
 _NOTE = TypeAdapter(Note)
 
 
+def failure_path(job: JobDir) -> Path:
+    """Of why the input became no job."""
+    return job.batch_dir / "failed.json"
+
+
+def expired_path(job: JobDir) -> Path:
+    """Of the note that the time was over once."""
+    return job.batch_dir / "expired.json"
+
+
+def cancelled_path(job: JobDir) -> Path:
+    """Of the note that nobody works on the cancelled job any more."""
+    return job.batch_dir / "cancelled.json"
+
+
 def create_record(job: JobDir, record: BatchRecord) -> bool:
     """Make the batch exist. Returns False where its name is taken."""
     return store.create_if_absent(job.batch_path, _RECORD.dump_json(record, indent=1))
@@ -165,33 +180,33 @@ def check_record(job: JobDir) -> None:
 
 def record_failure(job: JobDir, failure: BatchFailure) -> None:
     """Say why the input became no job. The first to say it wins."""
-    store.create_if_absent(job.batch_failure_path, _FAILURE.dump_json(failure), guard=partial(check_record, job))
+    store.create_if_absent(failure_path(job), _FAILURE.dump_json(failure), guard=partial(check_record, job))
 
 
 def read_failure(job: JobDir) -> BatchFailure | None:
     """Why the input became no job; None where it did, or where that is not known yet."""
-    return _read(job.batch_failure_path, _FAILURE)
+    return _read(failure_path(job), _FAILURE)
 
 
 def note_expired(job: JobDir, at: int) -> None:
     """Remember that the time of a batch was over once."""
-    store.create_if_absent(job.batch_expired_path, _NOTE.dump_json(Note(at)), guard=partial(check_record, job))
+    store.create_if_absent(expired_path(job), _NOTE.dump_json(Note(at)), guard=partial(check_record, job))
 
 
 def is_expiry_noted(job: JobDir) -> bool:
     """Whether the time of a batch was over once."""
-    return job.batch_expired_path.exists()
+    return expired_path(job).exists()
 
 
 def note_cancelled(job: JobDir, cancellation: Cancellation, at: int) -> None:
     """Remember that nobody works on a cancelled job any more."""
     note = _NOTE.dump_json(Note(at, cancellation.at.isoformat()))
-    store.replace(job.batch_cancelled_path, note, guard=partial(check_record, job))
+    store.replace(cancelled_path(job), note, guard=partial(check_record, job))
 
 
 def read_cancelled_at(job: JobDir, cancellation: Cancellation) -> int | None:
     """When nobody worked any more on the job of this cancellation. One before a `resume` counts for nothing."""
-    note = _read(job.batch_cancelled_path, _NOTE)
+    note = _read(cancelled_path(job), _NOTE)
     if note is None or note.mark != cancellation.at.isoformat():
         return None
     # Another machine's clock may be behind.

@@ -26,6 +26,7 @@ from batcher.server.batches.outputs import (
     delete_output,
     make_outputs,
     output_id,
+    output_path,
     parse_output_id,
     read_outputs,
 )
@@ -278,6 +279,6 @@ def _output_file(job: JobDir, kind: OutputKind, batch: Batch, stamp: str, num_by
         num_bytes=num_bytes,
         created_at=batch.ended_at or batch.created_at,
         filename=f"{job.job_id}_{kind.value}.jsonl",
-        path=job.batch_file_path(kind.value, stamp=stamp),
+        path=output_path(job, kind, stamp=stamp),
         expires_at=batch.outputs_expire_at,
     )
