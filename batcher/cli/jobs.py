@@ -39,7 +39,8 @@ def status_command(job: str, *, watch: bool, as_json: bool, jobs_dir: Path) -> i
     Example:
       batcher status out --watch
     """
-    from batcher.cli.texts import Progress, status_json, status_text
+    from batcher.api.progress import Progress, status_json
+    from batcher.cli.texts import status_text
     from batcher.manage.status import JobState, StatusReader
 
     found = find_job(job, jobs_dir)
@@ -66,7 +67,8 @@ def list_command(*, as_json: bool, jobs_dir: Path) -> int:
     Example:
       batcher list --jobs-dir /data/jobs
     """
-    from batcher.cli.texts import status_json, table_text, utc_text
+    from batcher.api.progress import status_json
+    from batcher.cli.texts import table_text, utc_text
     from batcher.errors import BatcherError
     from batcher.jobdir.folder import list_jobs
     from batcher.manage.status import read_status

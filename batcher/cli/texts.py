@@ -1,37 +1,25 @@
-"""What a person sees of a job: the live bar, the summary at the end, a sample of the results.
-
-Progress goes to stderr, so that stdout holds only what was asked for. Off a terminal it is a JSON line every few
-seconds, for logs and programs.
-"""
+"""What a person reads of a job: its status, the summary at the end, a sample of the results."""
 
 import json
 import shlex
-import sys
 import textwrap
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from batcher.api.progress import duration_text
 from batcher.cli.unserved import unserved_text
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.progress import Progress as RichProgress
-
     from batcher.jobdir.folder import JobDir
     from batcher.manage.finish import Summary
     from batcher.manage.status import Status, WorkerStatus
     from batcher.submission.validation import ValidationReport
-
-#: Seconds between two JSON lines.
-LINE_INTERVAL_S = 5.0
 
 #: Columns of plain text. Legible on any terminal, and in a log.
 TEXT_WIDTH = 100
@@ -41,94 +29,6 @@ PROMPT_TAIL, TEXT_HEAD = 160, 600
 
 #: Workers, shards of each, and failed shards that a status names; and the characters of a message in it.
 MAX_WORKERS, MAX_SHARDS, MAX_FAILURES, MESSAGE_HEAD = 20, 8, 3, 300
-
-
-class Progress:
-    """Shows how a job proceeds, on stderr: a live bar on a terminal, elsewhere a JSON line every few seconds.
-
-        with Progress() as progress:
-            progress.update(reader.read())
-
-    The last status is always shown, when the block ends. `clock` gives seconds and need not be wall time. Text printed
-    to stdout or stderr meanwhile appears above the bar.
-    """
-
-    def __init__(
-        self,
-        *,
-        console: "Console | None" = None,
-        interval_s: float = LINE_INTERVAL_S,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._console = console
-        self._interval_s = interval_s
-        self._clock = clock
-        self._bar: RichProgress | None = None
-        self._last: Status | None = None
-        self._printed_at: float | None = None
-
-    def __enter__(self) -> Self:
-        if self._console is None and sys.stderr.isatty():
-            from rich.console import Console
-
-            self._console = Console(stderr=True)
-        if self._console is not None and self._console.is_terminal:
-            self._bar = _make_bar(self._console)
-            self._bar.start()
-        return self
-
-    def __exit__(self, *exc_info: type[BaseException] | BaseException | TracebackType | None) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
-        elif self._last is not None:
-            self._print_line(self._last)
-
-    def update(self, status: "Status") -> None:
-        """Show `status` now (bar), or when the next line is due."""
-        if self._bar is not None:
-            fields: dict[str, Any] = {
-                "rows": f"{status.num_done:,}/{status.num_rows:,} rows",
-                "speed": f"{status.tokens_per_s:,.0f} tokens/s",
-                "eta": f"ETA {duration_text(status.eta_s)}" if status.eta_s is not None else status.state.value,
-                "errors": _trouble_text(status),
-            }
-            if self._bar.task_ids:
-                self._bar.update(self._bar.task_ids[0], completed=status.num_done, **fields)
-            else:
-                self._bar.add_task(status.job_id, completed=status.num_done, total=status.num_rows, **fields)
-            return
-        self._last = status
-        now = self._clock()
-        if self._printed_at is None or now - self._printed_at >= self._interval_s:
-            self._printed_at = now
-            self._print_line(status)
-
-    def _print_line(self, status: "Status") -> None:
-        click.echo(status_json(status), err=True)
-        self._last = None
-
-
-def _make_bar(console: "Console") -> "RichProgress":
-    from rich.progress import BarColumn, TaskProgressColumn, TextColumn
-    from rich.progress import Progress as RichProgress
-
-    columns = [
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=None),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[rows]}", markup=False),
-        TextColumn("{task.fields[speed]}", markup=False),
-        TextColumn("{task.fields[eta]}", markup=False),
-        TextColumn("{task.fields[errors]}", markup=False, style="red"),
-    ]
-    # Piped stdout stays what it is: redirected, it would land on the terminal and be missing in the pipe.
-    return RichProgress(*columns, console=console, expand=True, redirect_stdout=sys.stdout.isatty())
-
-
-def status_json(status: "Status") -> str:
-    """A status as one JSON line: its fields by name, times in ISO 8601."""
-    return json.dumps(asdict(status), default=_iso)
 
 
 def status_text(job: "JobDir", status: "Status") -> str:
@@ -250,20 +150,6 @@ def table_text(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
 
 
-def duration_text(seconds: float | None) -> str:
-    """Seconds as a person says them: `8.2 s`, `3 min 05 s`, `2 h 10 min`, `3 d 04 h`; `-` for None."""
-    if seconds is None:
-        return "-"
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    if whole < 86400:
-        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-    return f"{whole // 86400} d {whole % 86400 // 3600:02d} h"
-
-
 def size_text(num_bytes: int) -> str:
     """Bytes as a person says them, in decimal units as disks are sold: `98.0 MB`."""
     size, unit = float(num_bytes), "B"
@@ -328,14 +214,6 @@ def _aligned(lines: dict[str, str]) -> str:
 def _counts_text(counts: dict[str, int]) -> str:
     by_number = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{name} {number:,}" for name, number in by_number)
-
-
-def _trouble_text(status: "Status") -> str:
-    """What the live bar says of errors and crashes; nothing where there are none."""
-    texts = [f"{status.num_errors:,} errors"] if status.num_errors else []
-    if status.num_crashes:
-        texts.append("1 crash" if status.num_crashes == 1 else f"{status.num_crashes:,} crashes")
-    return ", ".join(texts)
 
 
 def _set_aside_text(job: "JobDir", number: int) -> str:
@@ -415,7 +293,3 @@ def _tokens_text(prompt: int, cached: int, completion: int) -> str:
 def utc_text(moment: datetime) -> str:
     """A moment to the second: `2026-01-31 12:00:05 UTC`."""
     return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
-
-
-def _iso(value: Any) -> str:
-    return value.isoformat().replace("+00:00", "Z") if hasattr(value, "isoformat") else str(value)

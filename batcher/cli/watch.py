@@ -96,7 +96,7 @@ class _Progress:
     """The progress display, or nothing."""
 
     def __init__(self, quiet: bool) -> None:
-        from batcher.cli.texts import Progress
+        from batcher.api.progress import Progress
 
         self._progress = None if quiet else Progress()
 
