@@ -29,7 +29,8 @@ import redis
 from batcher.broker.client import KEY_PREFIX, queue_key
 from batcher.broker.leases import LEASE_TTL_S, Leases
 from batcher.errors import BrokerError
-from batcher.jobdir.folder import JobDir, ShardInfo
+from batcher.jobdir.folder import JobDir
+from batcher.jobdir.manifest import ShardInfo
 
 #: Seconds. The longest that a shard which keeps failing waits for another try.
 MAX_RESEND_INTERVAL_S = 300.0

@@ -70,7 +70,7 @@ def list_command(*, as_json: bool, jobs_dir: Path) -> int:
     from batcher.api.progress import status_json
     from batcher.cli.texts import table_text, utc_text
     from batcher.errors import BatcherError
-    from batcher.jobdir.folder import list_jobs
+    from batcher.jobdir.root import list_jobs
     from batcher.manage.status import read_status
 
     statuses = []

@@ -2,11 +2,13 @@
 
 store.py       durable files; create if absent
 sealed.py      Parquet files that show whether they are whole
+manifest.py    a job as it was submitted
 folder.py      the paths and records of one job
-root.py        which folder a job id means
+root.py        the jobs of a jobs root, and which folder a job id means
 shards.py      shard files: validated requests
 results.py     chunks and parts: finished rows
-attempts.py    what an attempt leaves for those after it, and who is blamed
+attempts.py    what an attempt leaves for those after it
+verdict.py     what crashes mean for the next attempt: suspects, rows set aside
 lock.py        one command at a time changes what a job is
 heartbeats.py  signs of life of workers
 """

@@ -17,29 +17,20 @@
 Everything a job is can be derived from these files; Redis holds nothing that could not be lost.
 """
 
-import base64
 import contextlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
-import pyarrow as pa
 from pydantic import TypeAdapter, ValidationError
 
 from batcher.errors import JobError, StorageError
-from batcher.ids import ID_PATTERN, is_model_name, response_digits
 from batcher.jobdir import store
-from batcher.types import SamplingParams
-
-#: 2: shards hold the parameters beyond the documented ones and chats, results have `logprobs`. 3: shards hold further
-#: parameters, which are at their defaults in jobs of version 2, and the job has a uid.
-MANIFEST_VERSION = 3
-_READABLE_VERSIONS = (2, 3)
+from batcher.jobdir.manifest import Manifest, ShardInfo, encode_manifest, parse_manifest
 
 #: What the mark of a cancellation ends in that came because the time was over.
 _EXPIRY_MARK = " expired"
@@ -47,62 +38,6 @@ _EXPIRY_MARK = " expired"
 _PART_NAME = re.compile(r"^part-(\d{5,})\.parquet$")
 _ATTEMPT_NAME = re.compile(r"^(\d{4,})\.json$")
 _CHUNK_NAME = re.compile(r"^(\d{4,})-[0-9a-f]+-(\d{4,})\.parquet$")
-
-
-@dataclass(frozen=True, slots=True)
-class ShardInfo:
-    """What the manifest says of one shard. `model` None marks a shard of refused rows: no worker is needed for it."""
-
-    shard: int
-    model: str | None
-    num_rows: int
-    num_choices: int
-
-
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """A job as submitted. Immutable; every other state is derived from the files beside it.
-
-    `seed` is the job's seed, from which rows without one derive theirs. `carried_ipc` is the Arrow schema of the
-    carried input columns, as base64 of its IPC message. `fingerprint` identifies inputs and options, so that the same
-    command given again is known as a resume. `row_timeout_s` bounds the time of each choice, from its first prefill.
-    No choice takes more than `longest_request` tokens, prompt and completion, by the bytes of its prompt. `uid` is of
-    this job alone, whatever its name; "" in jobs of version 2.
-    """
-
-    job_id: str
-    created_at: datetime
-    inputs: tuple[str, ...]
-    fingerprint: str
-    defaults: SamplingParams
-    default_model: str | None
-    seed: int
-    num_rows: int
-    num_refused: int
-    carried_ipc: str
-    shards: tuple[ShardInfo, ...]
-    row_timeout_s: float | None = None
-    longest_request: int | None = None
-    uid: str = ""
-    version: int = MANIFEST_VERSION
-
-    @property
-    def carried(self) -> pa.Schema:
-        """Names and types of the input columns that go along to the results."""
-        return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(self.carried_ipc)))
-
-    @property
-    def models(self) -> tuple[str, ...]:
-        """The models whose workers this job needs, in order of first appearance."""
-        return tuple(dict.fromkeys(s.model for s in self.shards if s.model is not None))
-
-    def response_digits(self, row: int) -> str:
-        """What the ids of the response to a row are made of, see `ids.response_digits`."""
-        return response_digits(self.uid or f"{self.job_id} {self.created_at.isoformat()}", row)
-
-    @property
-    def num_choices(self) -> int:
-        return sum(shard.num_choices for shard in self.shards)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,13 +67,7 @@ class ChunkFile:
     path: Path = field(compare=False)
 
 
-_MANIFEST = TypeAdapter(Manifest)
 _ATTEMPT = TypeAdapter(Attempt)
-
-
-def encode_schema(schema: pa.Schema) -> str:
-    """`Manifest.carried_ipc` of a schema."""
-    return base64.b64encode(schema.serialize().to_pybytes()).decode("ascii")
 
 
 class JobDir:
@@ -235,11 +164,11 @@ class JobDir:
         into another that was submitted under its name.
         """
         try:
-            _ = self.manifest
+            _, identity = self._submitted
         except JobError as exc:
             raise StorageError(f"{exc}; nothing is written") from exc
         try:
-            is_here = _identity(self.manifest_path.stat()) == self._identity
+            is_here = _identity(self.manifest_path.stat()) == identity
         except (FileNotFoundError, NotADirectoryError):
             is_here = False
         except OSError as exc:
@@ -249,40 +178,27 @@ class JobDir:
                 f"{self.path}: the job was deleted while it was worked on; nothing more is written to it"
             )
 
-    @cached_property
+    @property
     def manifest(self) -> Manifest:
         """The manifest, read once. Raises JobError naming the file and what to do."""
+        return self._submitted[0]
+
+    @cached_property
+    def _submitted(self) -> tuple[Manifest, tuple[int, int]]:
+        """The manifest, and what tells its file from that of another job of this name. Raises like `manifest`."""
         try:
             with self.manifest_path.open("rb") as file:
-                self._identity = _identity(os.fstat(file.fileno()))
+                identity = _identity(os.fstat(file.fileno()))
                 data = file.read()
         except (FileNotFoundError, NotADirectoryError) as exc:
             raise JobError(f"{self.path}: no job here (no manifest.json); `batcher list` shows the jobs") from exc
         except OSError as exc:
             raise StorageError(f"{self.manifest_path}: cannot read: {store.reason(exc)}") from exc
-        try:
-            manifest = _MANIFEST.validate_json(data)
-        except ValidationError as exc:
-            first = exc.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "the file"
-            raise JobError(
-                f"{self.manifest_path}: damaged ({where}: {first['msg']}); restore it, or submit the input again"
-            ) from exc
-        if manifest.version not in _READABLE_VERSIONS:
-            readable = " and ".join(map(str, _READABLE_VERSIONS))
-            raise JobError(
-                f"{self.manifest_path}: format version {manifest.version}, this Batcher reads {readable}; "
-                "use the version that submitted the job"
-            )
-        if contradiction := _contradiction(manifest):
-            raise JobError(
-                f"{self.manifest_path}: damaged or changed ({contradiction}); restore it, or submit the input again"
-            )
-        return manifest
+        return parse_manifest(data, path=self.manifest_path), identity
 
     def create_manifest(self, manifest: Manifest) -> bool:
         """Make the job exist. Returns False where another submit was first."""
-        return store.create_if_absent(self.manifest_path, _MANIFEST.dump_json(manifest, indent=1))
+        return store.create_if_absent(self.manifest_path, encode_manifest(manifest))
 
     # -- attempts -----------------------------------------------------------------------------------------------
 
@@ -303,7 +219,7 @@ class JobDir:
 
     def num_attempts(self, shard: int) -> int:
         """The highest attempt number of `shard`, 0 before its first claim."""
-        matches = (_ATTEMPT_NAME.match(path.name) for path in _listdir(self.attempts_dir(shard)))
+        matches = (_ATTEMPT_NAME.match(path.name) for path in list_folder(self.attempts_dir(shard)))
         return max((int(match[1]) for match in matches if match), default=0)
 
     def first_claim_at(self) -> datetime | None:
@@ -316,7 +232,7 @@ class JobDir:
     def chunks(self, shard: int) -> list[ChunkFile]:
         """The chunks of `shard` in order of attempt and sequence."""
         found = []
-        for path in _listdir(self.chunks_dir(shard)):
+        for path in list_folder(self.chunks_dir(shard)):
             if match := _CHUNK_NAME.match(path.name):
                 found.append(ChunkFile(int(match[1]), int(match[2]), path))
         return sorted(found)
@@ -338,7 +254,7 @@ class JobDir:
 
     def committed_shards(self) -> set[int]:
         """The shards whose part exists. One listing."""
-        matches = (_PART_NAME.match(path.name) for path in _listdir(self.results_dir))
+        matches = (_PART_NAME.match(path.name) for path in list_folder(self.results_dir))
         return {int(match[1]) for match in matches if match}
 
     def pending_shards(self) -> list[ShardInfo]:
@@ -385,22 +301,6 @@ class JobDir:
         return self.success_path.exists()
 
 
-def list_jobs(root: Path) -> Iterator[JobDir]:
-    """The jobs under `root`, by name."""
-    for path in sorted(_listdir(root)):
-        job = JobDir(path)
-        if job.exists() and not path.is_symlink():
-            yield job
-
-
-def list_batches(root: Path) -> Iterator[JobDir]:
-    """The jobs under `root`, and the batches that are none yet or never will be, by name."""
-    for path in sorted(_listdir(root)):
-        job = JobDir(path)
-        if ID_PATTERN.match(path.name) and (job.exists() or job.batch_path.is_file()) and not path.is_symlink():
-            yield job
-
-
 def write_summary(job: JobDir, summary: bytes) -> None:
     """Write `summary.json` and then `_SUCCESS`."""
     store.replace(job.summary_path, summary, guard=job.check_exists)
@@ -431,32 +331,8 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
     return status.st_mtime_ns, status.st_size
 
 
-def _contradiction(manifest: Manifest) -> str:
-    """What of a manifest cannot be true; "" where nothing is wrong with it."""
-    shards = manifest.shards
-    numbers = [info.shard for info in shards]
-    if numbers != list(range(len(shards))):
-        return f"its shards are not numbered 0 to {len(shards) - 1}"
-    for info in shards:
-        if info.num_rows < 1 or (info.model is not None and info.num_choices < info.num_rows):
-            return f"shard {info.shard} cannot have {info.num_rows} rows and {info.num_choices} choices"
-        if info.model is not None and not is_model_name(info.model):
-            return f"shard {info.shard} has the model {info.model!r}"
-    num_refused = sum(info.num_rows for info in shards if info.model is None)
-    for name, said, found in (
-        ("num_rows", manifest.num_rows, sum(info.num_rows for info in shards)),
-        ("num_refused", manifest.num_refused, num_refused),
-    ):
-        if said != found:
-            return f"{name} is {said}, its shards add up to {found}"
-    try:
-        _ = manifest.carried
-    except (ValueError, OSError, pa.ArrowException) as exc:
-        return f"carried_ipc is no schema: {exc}"
-    return ""
-
-
-def _listdir(folder: Path) -> list[Path]:
+def list_folder(folder: Path) -> list[Path]:
+    """What is in a folder, nothing where there is none. Raises StorageError."""
     try:
         return list(folder.iterdir())
     except (FileNotFoundError, NotADirectoryError):

@@ -1,4 +1,4 @@
-"""The jobs root: which folder a job id means, and none outside it.
+"""The jobs root: which jobs are in it, and which folder a job id means, none outside it.
 
 A link under the root that leads out of it is refused, so that an id, which anyone at the broker can send, reaches only
 what the owner of the root put there. The root itself may be a link. Inside a job directory links are followed: whoever
@@ -6,10 +6,12 @@ can write there wrote the manifest, and is trusted.
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from batcher.errors import JobError
-from batcher.ids import check_id
+from batcher.ids import ID_PATTERN, check_id
+from batcher.jobdir.folder import JobDir, list_folder
 
 
 def locate_job(root: Path, job_id: str) -> Path:
@@ -23,3 +25,19 @@ def locate_job(root: Path, job_id: str) -> Path:
     if found.parent != Path(os.path.realpath(root)):
         raise JobError(f"{link}: a link that leads out of the jobs folder, to {found}; give that path if you trust it")
     return found
+
+
+def list_jobs(root: Path) -> Iterator[JobDir]:
+    """The jobs under `root`, by name."""
+    for path in sorted(list_folder(root)):
+        job = JobDir(path)
+        if job.exists() and not path.is_symlink():
+            yield job
+
+
+def list_batches(root: Path) -> Iterator[JobDir]:
+    """The jobs under `root`, and the batches that are none yet or never will be, by name."""
+    for path in sorted(list_folder(root)):
+        job = JobDir(path)
+        if ID_PATTERN.match(path.name) and (job.exists() or job.batch_path.is_file()) and not path.is_symlink():
+            yield job

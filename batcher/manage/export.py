@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 from batcher.arrow.values import json_line, json_values, text_values
 from batcher.errors import InputError, JobError, StorageError
 from batcher.jobdir import store
-from batcher.jobdir.folder import JobDir, ShardInfo
+from batcher.jobdir.folder import JobDir
+from batcher.jobdir.manifest import ShardInfo
 from batcher.jobdir.results import RESULT_FIELDS, join_tables, read_chunks, result_schema
 from batcher.jobdir.shards import read_custom_ids, read_request_facts
 from batcher.manage.repair import read_part

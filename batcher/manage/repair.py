@@ -19,7 +19,8 @@ import pyarrow.compute as pc
 
 from batcher.errors import BatcherError, CorruptFileError, JobError, StorageError
 from batcher.jobdir import store
-from batcher.jobdir.folder import JobDir, ShardInfo, unset_success
+from batcher.jobdir.folder import JobDir, unset_success
+from batcher.jobdir.manifest import ShardInfo
 from batcher.jobdir.results import Counts, read_counts, read_rows, result_schema
 from batcher.jobdir.sealed import MissingFileError
 from batcher.jobdir.shards import read_row_numbers

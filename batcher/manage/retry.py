@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 
 from batcher.errors import InputError, JobError, StorageError
 from batcher.jobdir import attempts, store
-from batcher.jobdir.folder import JobDir, ShardInfo, unset_success
+from batcher.jobdir.folder import JobDir, unset_success
+from batcher.jobdir.manifest import ShardInfo
 from batcher.jobdir.results import write_file
 from batcher.manage.finish import read_part_counts
 from batcher.manage.repair import read_part

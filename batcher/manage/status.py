@@ -15,8 +15,9 @@ from pathlib import Path
 
 from batcher.errors import CorruptFileError, JobError
 from batcher.jobdir.attempts import AttemptEnd, Outcome, read_ends
-from batcher.jobdir.folder import JobDir, ShardInfo
+from batcher.jobdir.folder import JobDir
 from batcher.jobdir.heartbeats import Health, WorkerReport, WorkerState, read_heartbeats
+from batcher.jobdir.manifest import ShardInfo
 from batcher.jobdir.results import Counts, read_counts
 from batcher.manage.finish import read_part_counts, read_summary
 from batcher.types import ErrorCode

@@ -9,8 +9,9 @@ from pathlib import Path
 from threading import Lock
 
 from batcher.errors import BatcherError
-from batcher.jobdir.folder import JobDir, list_jobs
+from batcher.jobdir.folder import JobDir
 from batcher.jobdir.heartbeats import WorkerReport, read_heartbeats
+from batcher.jobdir.root import list_jobs
 from batcher.manage.status import JobState, Status, StatusReader
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,8 @@ from pathlib import Path
 from batcher.errors import InputError, JobError
 from batcher.ids import check_id, check_model_name
 from batcher.jobdir import results
-from batcher.jobdir.folder import JobDir, Manifest, ShardInfo, encode_schema
+from batcher.jobdir.folder import JobDir
+from batcher.jobdir.manifest import Manifest, ShardInfo, encode_schema
 from batcher.jobdir.shards import Shard, read_shard, write_shard
 from batcher.openai.parameters import ROW_FIELDS
 from batcher.submission import staging

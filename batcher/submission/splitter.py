@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from batcher.arrow.tables import take_rows
-from batcher.jobdir.folder import ShardInfo
+from batcher.jobdir.manifest import ShardInfo
 from batcher.jobdir.shards import Shard, ShardRow
 from batcher.submission.carried import CarriedColumns, CarriedRow, TableRow
 from batcher.submission.rows import RowBatch

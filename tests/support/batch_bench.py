@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from batcher.jobdir.folder import JobDir, ShardInfo
+from batcher.jobdir.folder import JobDir
+from batcher.jobdir.manifest import ShardInfo
 from batcher.jobdir.results import build_table, write_file
 from batcher.jobdir.shards import read_shard
 from batcher.server.batches.keeper import BatchKeeper

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from batcher.jobdir.folder import JobDir, Manifest, ShardInfo, encode_schema
+from batcher.jobdir.folder import JobDir
+from batcher.jobdir.manifest import Manifest, ShardInfo, encode_schema
 from batcher.jobdir.shards import Shard, ShardRow, write_shard
 from batcher.types import Request, RowError, SamplingParams
 

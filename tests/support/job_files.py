@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from batcher.jobdir.folder import JobDir, ShardInfo
+from batcher.jobdir.folder import JobDir
+from batcher.jobdir.manifest import ShardInfo
 from batcher.jobdir.results import build_table, write_file
 from batcher.jobdir.shards import Shard, ShardRow, write_shard
 from batcher.types import Choice, Completion, ErrorCode, FinishReason, Request, RowError, SamplingParams, Usage

@@ -15,7 +15,8 @@ from kombu.exceptions import OperationalError
 from batcher.broker.client import CONNECT_TIMEOUT_S, HEALTH_CHECK_INTERVAL_S, KEY_PREFIX, SOCKET_TIMEOUT_S, queue_name
 from batcher.broker.url import celery_url, hide_password, redact
 from batcher.errors import BrokerError
-from batcher.jobdir.folder import JobDir, ShardInfo
+from batcher.jobdir.folder import JobDir
+from batcher.jobdir.manifest import ShardInfo
 
 #: The one task.
 RUN_SHARD = "batcher.run_shard"

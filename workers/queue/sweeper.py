@@ -19,7 +19,8 @@ from batcher.broker.client import open_client
 from batcher.broker.leases import Pace
 from batcher.broker.sweep import Every, Sweep
 from batcher.errors import BatcherError, BrokerError
-from batcher.jobdir.folder import JobDir, list_jobs
+from batcher.jobdir.folder import JobDir
+from batcher.jobdir.root import list_jobs
 from batcher.manage.finish import finalize
 from workers.queue.app import enqueue, make_app
 

@@ -37,10 +37,11 @@ from batcher.errors import (
 )
 from batcher.ids import completion_id
 from batcher.jobdir import attempts
-from batcher.jobdir.attempts import Cause, Journal, Verdict
+from batcher.jobdir.attempts import Cause, Journal
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.results import build_table, join_tables, read_chunks, result_schema, write_file
 from batcher.jobdir.shards import read_shard
+from batcher.jobdir.verdict import Verdict, judge
 from batcher.types import Choice, Completion, RowError
 from workers.engines.llama.sequence import OnStart, SequenceRequest, SequenceResult, Sink
 from workers.process.stall import stall_limit_s
@@ -147,7 +148,7 @@ def _run_attempt(
     job: JobDir, shard: int, engine: EngineLike, around: Surroundings, *, lease: Lease, attempt: int
 ) -> Outcome:
     """Run the attempt under its journal, and say how it ended where that was not in good order."""
-    verdict = attempts.judge(job, shard, attempt=attempt)
+    verdict = judge(job, shard, attempt=attempt)
     if verdict.why_hopeless:
         given_up = ShardGivenUpError(f"given up, as {verdict.why_hopeless}; `batcher resume {job.path}` tries it again")
         _record_end(job, shard, attempt, around, given_up, attempts.Outcome.FAILED)

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from batcher.errors import BatcherError
-from batcher.jobdir.folder import JobDir, list_batches
+from batcher.jobdir.folder import JobDir
 from batcher.jobdir.heartbeats import Health
+from batcher.jobdir.root import list_batches
 from batcher.manage.finish import Summary, read_summary
 from batcher.manage.status import Status, StatusReader
 from batcher.openai.parameters import COMPLETIONS_URL

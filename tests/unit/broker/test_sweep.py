@@ -12,7 +12,8 @@ from batcher.broker.client import queue_key
 from batcher.broker.leases import Lease, Leases, new_lease
 from batcher.broker.sweep import MAX_RESEND_INTERVAL_S, Every, Sweep
 from batcher.errors import BrokerError
-from batcher.jobdir.folder import JobDir, ShardInfo
+from batcher.jobdir.folder import JobDir
+from batcher.jobdir.manifest import ShardInfo
 from tests.support.job_factory import MODEL, make_job, make_request
 
 

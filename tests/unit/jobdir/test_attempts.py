@@ -7,8 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batcher.jobdir.attempts import (
-    MAX_BLAMELESS_CRASHES,
-    MAX_FAILURES,
     AttemptEnd,
     Cause,
     Journal,
@@ -16,12 +14,12 @@ from batcher.jobdir.attempts import (
     Outcome,
     delete_journals,
     forgive,
-    judge,
     read_ends,
     read_journal,
     record_end,
 )
 from batcher.jobdir.folder import JobDir
+from batcher.jobdir.verdict import MAX_BLAMELESS_CRASHES, MAX_FAILURES, judge
 from batcher.types import ErrorCode
 from tests.support.job_factory import make_job, make_request
 

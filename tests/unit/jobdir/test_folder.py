@@ -13,7 +13,9 @@ import pytest
 
 from batcher.errors import JobError, StorageError
 from batcher.jobdir import store
-from batcher.jobdir.folder import JobDir, ShardInfo, encode_schema, list_jobs, write_summary
+from batcher.jobdir.folder import JobDir, write_summary
+from batcher.jobdir.manifest import ShardInfo, encode_schema
+from batcher.jobdir.root import list_jobs
 from tests.support.job_files import CARRIED, make_job, ok, write_chunk, write_part
 
 

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from batcher.errors import CorruptFileError, InputError, JobError, StorageError
-from batcher.jobdir.folder import JobDir, encode_schema
+from batcher.jobdir.folder import JobDir
+from batcher.jobdir.manifest import encode_schema
 from batcher.jobdir.results import build_table, result_schema, write_file
 from batcher.manage import export as export_module
 from batcher.manage.export import ExportFormat, export, finished_tables, json_rows

@@ -7,9 +7,10 @@ import pytest
 
 from batcher.errors import CorruptFileError, InputError, JobError, StorageError
 from batcher.jobdir import store
-from batcher.jobdir.attempts import Cause, Outcome, judge, record_end
+from batcher.jobdir.attempts import Cause, Outcome, record_end
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.results import join_tables, read_file, result_schema, write_file
+from batcher.jobdir.verdict import judge
 from batcher.manage import retry
 from batcher.manage.finish import finalize
 from batcher.manage.retry import parse_where, reopen, reopen_selection, select

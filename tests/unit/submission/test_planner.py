@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from batcher.errors import InputError, JobError
-from batcher.jobdir.folder import JobDir, Manifest
+from batcher.jobdir.folder import JobDir
+from batcher.jobdir.manifest import Manifest
 from batcher.jobdir.results import read_counts, read_file, result_schema
 from batcher.submission import planner, staging
 from batcher.submission.planner import commit_refused, fingerprint, submit

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batcher.jobdir.folder import ShardInfo
+from batcher.jobdir.manifest import ShardInfo
 from batcher.jobdir.shards import Shard, ShardRow
 from batcher.submission import splitter
 from batcher.submission.carried import CarriedColumns, TableRow

@@ -8,7 +8,8 @@ import pytest
 
 from batcher.errors import CorruptFileError, EngineError, ShardGivenUpError
 from batcher.jobdir import attempts
-from batcher.jobdir.attempts import MAX_FAILURES, Cause, forgive, read_ends, read_journal, record_end
+from batcher.jobdir.attempts import Cause, forgive, read_ends, read_journal, record_end
+from batcher.jobdir.verdict import MAX_FAILURES
 from tests.support.manual_engine import ManualEngine, ManualTicket
 from tests.support.shard_bench import ROWS, Bench, wait_for
 from workers.engines.llama.sequence import OnStart, SequenceRequest, SequenceResult, Sink, ignore_start
