@@ -1,6 +1,5 @@
-"""The routes of files and batches behind a real server, without the rest of `batcher serve`."""
+"""The routes of files and batches behind a real server, without engines."""
 
-import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,41 +7,21 @@ from typing import Any
 
 import httpx
 import uvicorn
-from fastapi import FastAPI
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
 
-from batcher.server.guard.errors import ApiError
+from batcher.server.app import Service, make_app
+from batcher.server.guard.connections import connection_class
+from batcher.server.guard.limits import Limits
 from batcher.server.routes.batches import batches_router
 from batcher.server.routes.files import files_router
 from tests.support.batch_bench import BatchBench
 
 MAX_BYTES = 1 << 20
+LIMITS = Limits(max_file_bytes=MAX_BYTES)
 
 
-def make_app(bench: BatchBench, *, max_bytes: int = MAX_BYTES) -> FastAPI:
-    app = FastAPI()
-    app.include_router(files_router(bench.files, bench.batches, max_bytes=max_bytes))
-    app.include_router(batches_router(bench.batches))
-
-    @app.exception_handler(ApiError)
-    async def answer(request: Request, exc: ApiError) -> Response:
-        return JSONResponse(exc.body(), status_code=exc.status, headers=dict(exc.headers))
-
-    return app
-
-
-def ask(app: FastAPI, method: str, path: str, **options: Any) -> httpx.Response:
-    """One request, without a network."""
-
-    async def send() -> httpx.Response:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
-            response = await client.request(method, path, **options)
-            # What runs beside the answer, the clean-up of an upload, is part of it here.
-            await asyncio.get_running_loop().shutdown_default_executor()
-            return response
-
-    return asyncio.run(send())
+def make_files_and_batches(bench: BatchBench) -> Service:
+    routers = (files_router(bench.files, bench.batches, max_bytes=MAX_BYTES), batches_router(bench.batches))
+    return make_app(None, keys=None, limits=LIMITS, routers=routers)
 
 
 def error_of(response: httpx.Response) -> dict[str, Any]:
@@ -55,9 +34,11 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
 
 
 @contextmanager
-def served(app: FastAPI) -> Iterator[str]:
+def served(service: Service) -> Iterator[str]:
     """The app on a free port; gives its base URL."""
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", lifespan="off"))
+    http = connection_class(LIMITS)
+    config = uvicorn.Config(service.app, http=http, host="127.0.0.1", port=0, log_level="error", lifespan="off")
+    server = uvicorn.Server(config)
     ready = threading.Event()
     real = server.startup
 

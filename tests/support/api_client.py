@@ -17,7 +17,10 @@ def ask(service: Service, method: str, path: str, **kwargs: Any) -> httpx.Respon
     async def send() -> httpx.Response:
         transport = httpx.ASGITransport(app=service.app)
         async with httpx.AsyncClient(transport=transport, base_url=BASE_URL) as client:
-            return await client.request(method, path, **kwargs)
+            response = await client.request(method, path, **kwargs)
+            # What runs beside the answer, the clean-up of an upload, is part of it here.
+            await asyncio.get_running_loop().shutdown_default_executor()
+            return response
 
     return asyncio.run(send())
 

@@ -15,6 +15,11 @@ from batcher.server.guard.answers import ClientGoneError
 from batcher.server.guard.auth import PUBLIC_PATHS
 from batcher.server.guard.errors import ApiError
 
+#: Bytes that boundaries, headers and fields of a form may add to its file.
+FORM_BYTES = 1 << 20
+#: Bytes of a body that asks for a batch: its longest metadata takes a twentieth.
+MAX_BATCH_BODY_BYTES = 1 << 20
+
 #: Seconds after which a request that was refused for want of room should come again.
 RETRY_BUSY_S = 1
 
@@ -40,6 +45,12 @@ class Limits:
     write_idle_s: float = 60.0
     head_timeout_s: float = 30.0
 
+    def max_bytes(self, scope: Scope) -> int:
+        """Of the body of a request. Of an upload's it is the form's; the file in it is measured where it is stored."""
+        if _is_upload(scope):
+            return self.max_file_bytes + FORM_BYTES
+        return min(self.max_body_bytes, MAX_BATCH_BODY_BYTES) if _is_of_batches(scope) else self.max_body_bytes
+
 
 def busy_error(message: str) -> ApiError:
     """There is no room now. The SDK waits and sends the request again."""
@@ -63,11 +74,10 @@ class Gate:
         if self._num_open >= self._limits.max_concurrent:
             raise busy_error(f"{self._num_open} requests are being answered, as many as this server takes; try later")
         is_upload = _is_upload(scope)
-        # Of an upload, the form around the file too; the file itself is measured by who stores it.
-        limits = self._limits
-        max_bytes = limits.max_body_bytes + (limits.max_file_bytes if is_upload else 0)
+        max_bytes = self._limits.max_bytes(scope)
         _check_announced(scope, max_bytes)
-        body = _Body(receive, max_bytes=max_bytes, idle_s=limits.body_idle_s, hold=_ignore if is_upload else self._hold)
+        hold = _ignore if is_upload else self._hold
+        body = _Body(receive, max_bytes=max_bytes, idle_s=self._limits.body_idle_s, hold=hold)
         self._num_open += 1
         try:
             await self._app(scope, body.receive, send)
@@ -119,6 +129,10 @@ class _Body:
 
 def _is_upload(scope: Scope) -> bool:
     return bool(scope["path"] == "/v1/files" and scope["method"] == "POST")
+
+
+def _is_of_batches(scope: Scope) -> bool:
+    return bool(scope["path"].startswith("/v1/batches"))
 
 
 def _ignore(num_bytes: int) -> None:

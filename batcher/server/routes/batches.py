@@ -24,11 +24,9 @@ from batcher.server.routes.queries import (
     parse_body,
     path_parameter,
     query_parameter,
-    read_body,
     text_parameter,
 )
 
-MAX_BODY_BYTES = 1 << 20
 DEFAULT_LIMIT = 20
 MAX_LIMIT = 100
 
@@ -192,7 +190,7 @@ def batches_router(batches: Batches) -> APIRouter:
     @router.post("/v1/batches", response_model=BatchObject, responses=error_responses(404, 413), openapi_extra=_CREATE)
     async def create_batch(request: Request) -> Response:
         """Make a batch of an uploaded file."""
-        asked = parse_body(CreateBatch, await read_body(request, max_bytes=MAX_BODY_BYTES))
+        asked = parse_body(CreateBatch, await request.body())
         expires = asked.output_expires_after
         batch = await in_thread(
             batches.create,

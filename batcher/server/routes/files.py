@@ -8,14 +8,14 @@ from typing import Any, BinaryIO, Literal
 from fastapi import APIRouter
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from batcher.server.batches.outputs import is_virtual_input
 from batcher.server.batches.service import Batches, OutputFile
 from batcher.server.batches.uploads import MAX_EXPIRES_S, MIN_EXPIRES_S, PURPOSES, FileStore, StoredFile
 from batcher.server.guard.errors import ApiError
-from batcher.server.routes.multipart import UploadForm, boundary_of, too_large
+from batcher.server.routes.multipart import UploadForm, boundary_of
 from batcher.server.routes.queries import (
     error_responses,
     in_thread,
@@ -28,11 +28,6 @@ from batcher.server.routes.queries import (
 MAX_LIMIT = 10_000
 #: Bytes that are parsed and written, or read, in one go of a thread.
 _BLOCK_BYTES = 256 << 10
-#: Bytes that boundaries, headers and fields of a form may add to its file.
-_FORM_BYTES = 1 << 20
-#: Seconds for which the rest of a body that is too large is read and dropped. A client that is still sending when it is
-#: hung up on does not see the answer, takes it for a broken connection, and sends everything again.
-_DRAIN_S = 10.0
 
 OUTPUT_PURPOSE = "batch_output"
 
@@ -209,31 +204,15 @@ async def _download(file_id: str, files: FileStore, batches: Batches) -> Respons
 async def _receive(request: Request, files: FileStore, *, max_bytes: int) -> StoredFile:
     """Take an upload in. Of one that fails or breaks off nothing is left."""
     boundary = boundary_of(request.headers.get("content-type"))
-    body = request.stream()
-    most = max_bytes + _FORM_BYTES
+    upload = await in_thread(files.begin)
     try:
-        declared = request.headers.get("content-length", "")
-        if declared.isascii() and declared.isdigit() and int(declared[:20]) > most:
-            raise too_large(max_bytes)
-        upload = await in_thread(files.begin)
-        try:
-            form = UploadForm(boundary, upload, max_bytes=max_bytes)
-            num_bytes = 0
-            async for block in _blocks(body):
-                num_bytes += len(block)
-                if num_bytes > most:
-                    raise too_large(max_bytes)
-                await in_thread(form.feed, block)
-            return await in_thread(form.commit)
-        finally:
-            # Not awaited: the request may have been cancelled. Does nothing after a commit.
-            asyncio.get_running_loop().run_in_executor(None, upload.discard)
-    except ClientDisconnect as exc:
-        raise ApiError(400, "the request broke off") from exc
-    except ApiError as exc:
-        if exc.status == 413:
-            await _drain(body, max_bytes=most)
-        raise
+        form = UploadForm(boundary, upload, max_bytes=max_bytes)
+        async for block in _blocks(request.stream()):
+            await in_thread(form.feed, block)
+        return await in_thread(form.commit)
+    finally:
+        # Not awaited: the request may have been cancelled. Does nothing after a commit.
+        asyncio.get_running_loop().run_in_executor(None, upload.discard)
 
 
 async def _blocks(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -246,19 +225,6 @@ async def _blocks(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
             waiting.clear()
     if waiting:
         yield bytes(waiting)
-
-
-async def _drain(body: AsyncIterator[bytes], *, max_bytes: int) -> None:
-    """Read and drop what is left of a body, within bounds."""
-    num_bytes = 0
-    try:
-        async with asyncio.timeout(_DRAIN_S):
-            async for chunk in body:
-                num_bytes += len(chunk)
-                if num_bytes > max_bytes:
-                    return
-    except (TimeoutError, ClientDisconnect):
-        return
 
 
 async def _stream(file: BinaryIO, *, media_type: str) -> Response:

@@ -127,7 +127,7 @@ class UploadForm:
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
         if self._name == "file":
             if self._upload.num_bytes + end - start > self._max_bytes:
-                raise too_large(self._max_bytes)
+                raise ApiError(413, f"the file is larger than {self._max_bytes} bytes; split it", param="file")
             self._upload.write(memoryview(data)[start:end])
             return
         self._field_bytes += end - start
@@ -139,8 +139,3 @@ class UploadForm:
 
     def _on_end(self) -> None:
         self._is_whole = True
-
-
-def too_large(max_bytes: int) -> ApiError:
-    """The answer to a file that is larger than the server takes."""
-    return ApiError(413, f"the file is larger than {max_bytes} bytes; split it", param="file")

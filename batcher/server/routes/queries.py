@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from batcher.errors import BatcherError, InputError
 from batcher.server.batches.requests import BatchEndedError, BatchRequestError, NoSuchThingError
@@ -57,19 +57,6 @@ def limit_parameter(request: Request, *, default: int, most: int) -> int:
     if not (value.isascii() and value.isdigit() and len(value) <= 9 and 1 <= int(value) <= most):
         raise ApiError(400, f"limit is {value[:60]!r}; use 1 to {most}", param="limit")
     return int(value)
-
-
-async def read_body(request: Request, *, max_bytes: int) -> bytes:
-    """The body of a request. Raises ApiError for one that is longer or breaks off."""
-    body = bytearray()
-    try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > max_bytes:
-                raise ApiError(413, f"the body is larger than {max_bytes} bytes; make it smaller")
-    except ClientDisconnect as exc:
-        raise ApiError(400, "the request broke off") from exc
-    return bytes(body)
 
 
 def parse_body(model: type[_Model], body: bytes) -> _Model:

@@ -7,11 +7,12 @@ from typing import Any
 
 import openai
 import pytest
-from fastapi import FastAPI
 from openai.types import Batch
 
+from batcher.server.app import Service
 from tests.support import job_files
-from tests.support.api_bench import ask, error_of, make_app, served
+from tests.support.api_bench import error_of, make_files_and_batches, served
+from tests.support.api_client import ask
 from tests.support.batch_bench import TIMEOUT, BatchBench, line, lines, work
 
 GOOD = lines(line("a"), line("b"), line("c"))
@@ -23,12 +24,12 @@ def bench(tmp_path: Path) -> BatchBench:
 
 
 @pytest.fixture
-def app(bench: BatchBench) -> FastAPI:
-    return make_app(bench)
+def app(bench: BatchBench) -> Service:
+    return make_files_and_batches(bench)
 
 
 @pytest.fixture
-def client(app: FastAPI) -> Iterator[openai.OpenAI]:
+def client(app: Service) -> Iterator[openai.OpenAI]:
     with served(app) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="k", max_retries=0) as client:
         yield client
 
@@ -69,7 +70,7 @@ def test_sdk_makes_a_batch_and_reads_its_results(client: openai.OpenAI, bench: B
     assert json.loads(client.files.content(done.error_file_id).text)["custom_id"] == "b"
 
 
-def test_object_has_every_field_that_the_sdk_names_and_no_other(app: FastAPI, bench: BatchBench) -> None:
+def test_object_has_every_field_that_the_sdk_names_and_no_other(app: Service, bench: BatchBench) -> None:
     found = ask(app, "POST", "/v1/batches", json=body(bench)).json()
 
     assert set(found) == set(Batch.model_fields)
@@ -135,7 +136,7 @@ def test_unknown_batch_is_not_found(client: openai.OpenAI) -> None:
     ],
 )
 def test_body_that_is_wrong_is_refused_in_words(
-    app: FastAPI, bench: BatchBench, changes: dict[str, Any], param: str | None
+    app: Service, bench: BatchBench, changes: dict[str, Any], param: str | None
 ) -> None:
     response = ask(app, "POST", "/v1/batches", json=body(bench, **changes))
 
@@ -146,29 +147,29 @@ def test_body_that_is_wrong_is_refused_in_words(
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b"null", b'{"a": "\xff"}', b"[" * 100_000, b'{"input_file_id": "\\ud800"}']
 )
-def test_body_that_is_no_object_is_refused_in_words(app: FastAPI, content: bytes) -> None:
+def test_body_that_is_no_object_is_refused_in_words(app: Service, content: bytes) -> None:
     response = ask(app, "POST", "/v1/batches", content=content)
 
     assert response.status_code == 400
     error_of(response)
 
 
-def test_body_that_is_too_large_is_refused(app: FastAPI) -> None:
+def test_body_that_is_too_large_is_refused(app: Service) -> None:
     assert ask(app, "POST", "/v1/batches", content=b" " * (2 << 20)).status_code == 413
 
 
 @pytest.mark.parametrize("query", ["limit=0", "limit=101", "limit=x"])
-def test_bad_parameter_is_refused_in_words(app: FastAPI, query: str) -> None:
+def test_bad_parameter_is_refused_in_words(app: Service, query: str) -> None:
     response = ask(app, "GET", f"/v1/batches?{query}")
 
     assert response.status_code == 400
     assert error_of(response)["param"] == "limit"
 
 
-def test_damaged_batch_is_an_error_that_tells_nothing_internal(app: FastAPI, bench: BatchBench) -> None:
+def test_damaged_batch_is_an_error_that_tells_nothing_internal(app: Service, bench: BatchBench) -> None:
     batch = bench.create(GOOD)
     bench.job(batch.id).batch_path.write_text("{")
-    fresh = make_app(BatchBench(bench.root))
+    fresh = make_files_and_batches(BatchBench(bench.root))
 
     response = ask(fresh, "GET", f"/v1/batches/{batch.id}")
 
@@ -176,8 +177,8 @@ def test_damaged_batch_is_an_error_that_tells_nothing_internal(app: FastAPI, ben
     assert str(bench.root) not in error_of(response)["message"]
 
 
-def test_documentation_names_no_status_that_is_never_given(app: FastAPI) -> None:
-    paths = app.openapi()["paths"]
+def test_documentation_names_no_status_that_is_never_given(app: Service) -> None:
+    paths = app.app.openapi()["paths"]
 
     assert set(paths) >= {"/v1/files", "/v1/files/{file_id}/content", "/v1/batches/{batch_id}/cancel"}
     statuses = {status for path in paths.values() for one in path.values() for status in one["responses"]}

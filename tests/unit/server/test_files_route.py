@@ -7,9 +7,10 @@ from urllib.parse import urlsplit
 
 import openai
 import pytest
-from fastapi import FastAPI
 
-from tests.support.api_bench import MAX_BYTES, ask, error_of, make_app, served
+from batcher.server.app import Service
+from tests.support.api_bench import MAX_BYTES, error_of, make_files_and_batches, served
+from tests.support.api_client import ask
 from tests.support.batch_bench import BatchBench, line, lines, work
 from tests.support.waiting import wait_for
 
@@ -22,12 +23,12 @@ def bench(tmp_path: Path) -> BatchBench:
 
 
 @pytest.fixture
-def app(bench: BatchBench) -> FastAPI:
-    return make_app(bench)
+def app(bench: BatchBench) -> Service:
+    return make_files_and_batches(bench)
 
 
 @pytest.fixture
-def client(app: FastAPI) -> Iterator[openai.OpenAI]:
+def client(app: Service) -> Iterator[openai.OpenAI]:
     with served(app) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="k", max_retries=0) as client:
         yield client
 
@@ -105,10 +106,10 @@ def test_file_that_is_too_large_is_refused_in_words_and_leaves_nothing(
     assert client.files.create(file=("in.jsonl", b"x" * MAX_BYTES), purpose="batch").bytes == MAX_BYTES
 
 
-def test_client_that_hangs_up_in_the_middle_leaves_nothing(app: FastAPI, bench: BatchBench) -> None:
+def test_client_that_hangs_up_in_the_middle_leaves_nothing(app: Service, bench: BatchBench) -> None:
     request = form(PURPOSE, ("file", "in.jsonl", b"x" * 600_000))
     head = (
-        "POST /v1/files HTTP/1.1\r\nHost: test\r\nContent-Length: 600500\r\n"
+        "POST /v1/files HTTP/1.1\r\nHost: localhost\r\nContent-Length: 600500\r\n"
         "Content-Type: multipart/form-data; boundary=b\r\n\r\n"
     )
     with served(app) as url:
@@ -124,7 +125,7 @@ def test_client_that_hangs_up_in_the_middle_leaves_nothing(app: FastAPI, bench: 
 
 @pytest.mark.parametrize("parts", [(PURPOSE, FILE), (FILE, PURPOSE), (OTHER, FILE, OTHER, PURPOSE)])
 def test_fields_may_come_in_any_order(
-    app: FastAPI, bench: BatchBench, parts: tuple[tuple[str, str | None, bytes], ...]
+    app: Service, bench: BatchBench, parts: tuple[tuple[str, str | None, bytes], ...]
 ) -> None:
     response = ask(app, "POST", "/v1/files", **form(*parts))
 
@@ -168,7 +169,7 @@ def test_fields_may_come_in_any_order(
     ],
 )
 def test_form_that_is_wrong_is_refused_in_words_and_leaves_nothing(
-    app: FastAPI, bench: BatchBench, request_: dict[str, object], param: str | None
+    app: Service, bench: BatchBench, request_: dict[str, object], param: str | None
 ) -> None:
     response = ask(app, "POST", "/v1/files", **request_)
 
@@ -177,7 +178,7 @@ def test_form_that_is_wrong_is_refused_in_words_and_leaves_nothing(
     assert nothing_left(bench)
 
 
-def test_fields_beside_the_file_are_bounded(app: FastAPI, bench: BatchBench) -> None:
+def test_fields_beside_the_file_are_bounded(app: Service, bench: BatchBench) -> None:
     response = ask(app, "POST", "/v1/files", **form(("purpose", None, b"x" * 70_000), FILE))
 
     assert response.status_code == 413
@@ -188,24 +189,24 @@ def test_fields_beside_the_file_are_bounded(app: FastAPI, bench: BatchBench) -> 
     ("query", "param"),
     [("limit=0", "limit"), ("limit=10001", "limit"), ("limit=x", "limit"), ("limit=", "limit"), ("order=up", "order")],
 )
-def test_bad_parameter_is_refused_in_words(app: FastAPI, query: str, param: str) -> None:
+def test_bad_parameter_is_refused_in_words(app: Service, query: str, param: str) -> None:
     response = ask(app, "GET", f"/v1/files?{query}")
 
     assert response.status_code == 400
     assert error_of(response)["param"] == param
 
 
-def test_cursor_that_is_no_file_is_not_found(app: FastAPI) -> None:
+def test_cursor_that_is_no_file_is_not_found(app: Service) -> None:
     assert ask(app, "GET", "/v1/files?after=file-none").status_code == 404
 
 
 @pytest.mark.parametrize("file_id", ["file-none", "..%2f..%2fetc", "file-output-none", "%00", "file-" + "0" * 24])
-def test_unknown_id_is_not_found(app: FastAPI, file_id: str) -> None:
+def test_unknown_id_is_not_found(app: Service, file_id: str) -> None:
     for method, path in (("GET", ""), ("GET", "/content"), ("DELETE", "")):
         assert ask(app, method, f"/v1/files/{file_id}{path}").status_code == 404
 
 
-def test_input_of_a_job_of_the_command_line_is_said_not_to_be_kept(app: FastAPI) -> None:
+def test_input_of_a_job_of_the_command_line_is_said_not_to_be_kept(app: Service) -> None:
     response = ask(app, "GET", "/v1/files/file-input-nightly/content")
 
     assert response.status_code == 404
@@ -241,7 +242,7 @@ def test_output_file_is_listed_once_it_was_asked_for(client: openai.OpenAI, benc
     assert list(client.files.list(purpose="batch_output")) == []
 
 
-def test_content_is_never_shown_as_a_page(app: FastAPI, bench: BatchBench) -> None:
+def test_content_is_never_shown_as_a_page(app: Service, bench: BatchBench) -> None:
     stored = bench.upload(b"<script>", purpose="user_data", filename="x.html")
 
     response = ask(app, "GET", f"/v1/files/{stored.id}/content")
