@@ -144,7 +144,8 @@ def _trouble(exc: redis.RedisError, url: str) -> str:
         # Redis waits for more where it is spoken to in TLS and knows none.
         return f"cannot reach it: {exc}; start it, or give the port where it speaks TLS"
     if isinstance(exc, redis.exceptions.NoPermissionError):
-        return f"the user may not do what Batcher does: {redact(str(exc), url)}; README has the ACL that it needs"
+        said = redact(str(exc), url)
+        return f"the user may not do what Batcher does: {said}; docs/operations.md has the ACL that it needs"
     if "HELLO" in str(exc):
         return "the server is older than Redis 6, which is needed"
     return f"cannot reach it: {redact(str(exc), url)}; start it, or mend the URL"

@@ -1,6 +1,5 @@
-"""README is true: each of its bash blocks runs, in order, in one folder; what can't run here is no bash block."""
+"""README and docs/ are true: a page's bash blocks run, in order, in one folder; what can't run is none."""
 
-import os
 import re
 import shlex
 import socket
@@ -16,18 +15,25 @@ from batcher.cli import cli
 from tests.acceptance.conftest import PATIENCE_S, ROOT, clean_environment
 from tests.support.redis_server import RedisServer
 
-README = (ROOT / "README.md").read_text()
+#: A page's name -> its text.
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+}
 
 #: The two commands of a fresh clone. The second runs this test; the first runs into a folder of the test's.
 SETUP_COMMANDS = {"make test": "true", "make demo": f"make --no-print-directory -C {ROOT} demo DEMO=$PWD/demo"}
 
-#: The broker and the server that README speaks of.
-README_BROKER = "redis://localhost:6379/0"
-README_SERVER = "127.0.0.1:8000"
+#: The broker and the server that the pages speak of.
+PAGES_BROKER = "redis://localhost:6379/0"
+PAGES_SERVER = "127.0.0.1:8000"
+
+#: How the lines of a block begin that needs what the machine of the test has not: Docker, a GPU, a tool of others.
+ELSEWHERE = ("docker ", "#", "CMAKE_ARGS=", "jq ", "lm_eval ", "  model=")
 
 
-def bash_blocks() -> list[str]:
-    return re.findall(r"^```bash\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+def bash_blocks(page: str) -> list[str]:
+    return re.findall(r"^```bash\n(.*?)^```", PAGES[page], re.DOTALL | re.MULTILINE)
 
 
 def free_port() -> int:
@@ -45,17 +51,16 @@ def broker_url(tmp_path: Path) -> Iterator[str]:
         server.kill()
 
 
-def test_every_bash_block_runs(tmp_path: Path, broker_url: str) -> None:
-    """One shell for all blocks, as a reader would; the first failing command fails the test."""
+@pytest.mark.parametrize("page", [page for page in PAGES if bash_blocks(page)])
+def test_every_bash_block_runs(page: str, tmp_path: Path, broker_url: str) -> None:
+    """One shell for all blocks of a page, as a reader would; the first failing command fails the test."""
     folder = tmp_path / "clone"
     folder.mkdir()
     (folder / "jobs").symlink_to(ROOT / "jobs")
     port = free_port()
-    script = "\n".join(bash_blocks()).replace(README_BROKER, broker_url)
-    assert README_SERVER in script
-    script = script.replace(README_SERVER, f"127.0.0.1:{port}")
+    script = "\n".join(bash_blocks(page)).replace(PAGES_BROKER, broker_url)
+    script = script.replace(PAGES_SERVER, f"127.0.0.1:{port}")
     for command, instead in SETUP_COMMANDS.items():
-        assert re.search(rf"^{command}\b.*$", script, re.MULTILINE)
         script = re.sub(rf"^{command}\b.*$", instead, script, flags=re.MULTILINE)
 
     done = subprocess.run(
@@ -72,31 +77,33 @@ def test_every_bash_block_runs(tmp_path: Path, broker_url: str) -> None:
 
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "Traceback" not in done.stderr
-    # The demo: all rows in are rows out, a summary and a sample.
-    assert re.search(r"Rows +(\d+) in = \1 ok \+ 0 error", done.stdout)
-    assert (folder / "demo" / "results" / "_SUCCESS").exists()
+    if page == "README.md":
+        # The demo: all rows in are rows out, a summary and a sample.
+        assert re.search(r"Rows +(\d+) in = \1 ok \+ 0 error", done.stdout)
+        assert (folder / "demo" / "results" / "_SUCCESS").exists()
 
 
-def test_commands_that_cannot_run_here_are_those_of_docker_and_brokers_of_the_reader() -> None:
-    others = re.findall(r"^```(\w+)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
-    for language, text in others:
-        if language == "bash":
-            continue
-        assert language in {"text", "sh"}
-        for line in text.splitlines():
-            if language == "sh" and line.startswith("export BATCHER_BROKER="):
+def test_pages_name_what_the_test_puts_its_own_in_place_of() -> None:
+    text = "\n".join(block for page in PAGES for block in bash_blocks(page))
+
+    assert PAGES_BROKER in text
+    assert PAGES_SERVER in text
+    assert all(re.search(rf"^{command}\b", text, re.MULTILINE) for command in SETUP_COMMANDS)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_that_cannot_run_here_are_those_of_docker_and_brokers_of_the_reader(page: str) -> None:
+    for language, text in re.findall(r"^```(\w*)\n(.*?)^```", PAGES[page], re.DOTALL | re.MULTILINE):
+        assert language in {"bash", "python", "text", "sh"}
+        for line in text.splitlines() if language == "sh" else ():
+            if line.startswith("export BATCHER_BROKER="):
                 # Nobody listens there, but the URL is one that Batcher takes.
                 (assignment,) = shlex.split(line)[1:]
                 check_url(assignment.partition("=")[2])
-                continue
-            assert language == "text" or line.startswith(("docker ", "#", "CMAKE_ARGS=")), line
+            else:
+                assert line.startswith(ELSEWHERE), line
 
 
 def test_every_command_of_the_cli_is_in_readme() -> None:
     for name in cli.list_commands(click.Context(cli)):
-        assert f"`batcher {name}" in README or f"\nbatcher {name} " in README, name
-
-
-def test_relative_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", README):
-        assert os.path.lexists(ROOT / target), target
+        assert re.search(rf"^\| .*`batcher {name}\b", PAGES["README.md"], re.MULTILINE), name

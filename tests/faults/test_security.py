@@ -33,7 +33,7 @@ from workers.queue.app import RUN_SHARD, enqueue, make_app
 
 #: With what a URL must encode, a log might quote, and a shell expand.
 PASSWORD, ENCODED = "ge/heim'$;x", "ge%2Fheim%27%24%3Bx"
-README = Path(__file__).parents[2] / "README.md"
+OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
 
 
 class Fleet:
@@ -67,8 +67,8 @@ class Fleet:
 
 
 def allow(admin: redis.Redis, password: str) -> None:
-    """Give the server the user that README tells to make."""
-    (rule,) = re.findall(r"ACL SETUSER (batcher .*)", README.read_text())
+    """Give the server the user that docs/operations.md tells to make."""
+    (rule,) = re.findall(r"ACL SETUSER (batcher .*)", OPERATIONS.read_text())
     words = rule.replace("PASSWORD", password).split()
     assert admin.execute_command("ACL", "SETUSER", *words)  # type: ignore[no-untyped-call]
 

@@ -1,10 +1,11 @@
 """Batches and uploaded files of a jobs root, without HTTP.
 
-service.py  what the API asks of batches
-keeper.py   the thread that carries batches on
-intake.py   an uploaded file becomes a job
-records.py  what a batch is on disk, beside its job's files
-states.py   the state of batches, from files alone
-outputs.py  output and error files, made when first asked for
-uploads.py  the uploaded files
+service.py   what the API asks of batches
+requests.py  what a client may ask for a batch: window, metadata
+keeper.py    the thread that carries batches on
+intake.py    an uploaded file becomes a job
+records.py   what a batch is on disk, beside its job's files
+states.py    the state of batches, from files alone
+outputs.py   output and error files, made when first asked for
+uploads.py   the uploaded files
 """
