@@ -1,7 +1,8 @@
 """Batcher: a distributed batch completion job runner over llama.cpp.
 
 The rooms, lowest first: a module imports from its own room and from those named before it. submission, manage and
-broker know nothing of each other. `workers` lies above broker; api, server and cli import it only where a function runs.
+broker know nothing of each other. `workers` lies above broker; api, server and cli import it only where a function
+runs.
 
 errors.py        the tree of errors, with exit codes
 types.py         the nouns that pass between modules
