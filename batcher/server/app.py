@@ -3,7 +3,7 @@
 CORSMiddleware  answers the browsers of pages that may ask, where any may (see `origins`)
 Boundary        errors become answers; every request is counted and timed
 KeyCheck        who has no key goes no further (without keys: LoopbackCheck)
-Gate            how many at a time, and how much body
+Admission       how many at a time, and how much body
 the routes      completions, chat, models, health, metrics; files and batches as they are given
 """
 
@@ -25,7 +25,7 @@ from batcher.server.census import CensusTaker
 from batcher.server.guard.answers import Boundary, JSONAnswer, error_answer
 from batcher.server.guard.auth import ApiKeys, KeyCheck, LoopbackCheck
 from batcher.server.guard.errors import ApiError
-from batcher.server.guard.limits import Gate, Limits
+from batcher.server.guard.limits import Admission, Limits
 from batcher.server.guard.origins import allow_origins
 from batcher.server.live.completions import Completions, completions_router
 from batcher.server.live.exchange import Exchanges
@@ -37,14 +37,14 @@ _DESCRIPTION = "The OpenAI-compatible API of Batcher: live completions and chats
 
 
 @dataclass(frozen=True, slots=True)
-class Service:
+class Api:
     """The app, and the live requests in it, which its owner ends when the server stops."""
 
     app: FastAPI
     exchanges: Exchanges
 
 
-def make_app(
+def make_api(
     engine: LiveEngine | None,
     *,
     keys: ApiKeys | None,
@@ -53,18 +53,17 @@ def make_app(
     census: CensusTaker | None = None,
     routers: Iterable[APIRouter] = (),
     cors_origins: tuple[str, ...] = (),
-) -> Service:
+) -> Api:
     """The app over `engine` (None: it serves no model itself) and `routers`, those of files and batches.
 
     `keys` None: no key is asked for, and only this machine is answered. Pages of `cors_origins` may ask from a browser.
-    `ignores_unknown`: unknown fields
-    of a request are left out and named in a header, rather than refused.
+    `ignores_unknown`: unknown fields of a request are left out and named in a header, rather than refused.
     """
     limits = limits or Limits()
     metrics = Metrics()
     exchanges = Exchanges(engine, limits=limits)
     access = Middleware(LoopbackCheck, origins=cors_origins) if keys is None else Middleware(KeyCheck, keys=keys)
-    layers = [Middleware(Boundary, metrics=metrics), access, Middleware(Gate, limits=limits)]
+    layers = [Middleware(Boundary, metrics=metrics), access, Middleware(Admission, limits=limits)]
     app = FastAPI(
         title="Batcher",
         version=batcher.__version__,
@@ -83,7 +82,7 @@ def make_app(
     for router in routers:
         app.include_router(router)
     app.openapi = describe(app, needs_key=keys is not None)  # type: ignore[method-assign]
-    return Service(app, exchanges)
+    return Api(app, exchanges)
 
 
 def _metrics_router(engine: LiveEngine | None, metrics: Metrics, census: CensusTaker | None) -> APIRouter:

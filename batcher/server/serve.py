@@ -1,10 +1,16 @@
 """The server's process: sockets, engines, broker, app, and the order in which they come and go.
 
-Coming: the sockets are bound first, so that a taken port is told before a model of gigabytes is loaded; then the
-broker; then the engines' process is started, and requests are answered at once (by 503 until the models are there).
+Start:
+1. the sockets are bound, so that a taken port is reported before a model of gigabytes is loaded;
+2. the broker, which the engines need;
+3. the process of the engines. Requests are answered at once, by 503 until the models are loaded.
 
-Going: no new connections; live requests may finish for the grace period, and are then ended with an error; the thread
-that keeps batches; the engines, which save their rows; the broker, which the engines need until their last word.
+Shutdown, in the reverse order:
+1. no new connections. Live requests may finish within the grace period; then `Exchanges.cut` ends them with an error,
+   and what is still connected a second later is aborted. Before the engines, so that a finished request is delivered;
+2. the keeper of batches, which must not enqueue for a broker that is gone;
+3. the engines, which save the rows that they have and give their shards back by the broker;
+4. the broker.
 """
 
 import asyncio
@@ -13,7 +19,7 @@ import logging
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +29,7 @@ from batcher.broker.client import connect, embedded_broker
 from batcher.errors import BatcherError, BrokerBusyError, BrokerError, InputError
 from batcher.jobdir.folder import JobDir
 from batcher.live import LiveEngine
-from batcher.server.app import Service, make_app
+from batcher.server.app import Api, make_api
 from batcher.server.batches.keeper import BatchKeeper
 from batcher.server.batches.service import Batches
 from batcher.server.batches.states import BatchReader
@@ -42,10 +48,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that clients get to take what was said to them when their streams were cut.
-_FAREWELL_S = 1.0
-#: Seconds between two looks whether the models are there.
-_TICK_S = 0.05
+#: Seconds in which clients may read the error that ended their streams.
+_FLUSH_S = 1.0
+#: Seconds between two checks whether the models are loaded.
+_READY_INTERVAL_S = 0.05
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -78,7 +84,7 @@ def serve(config: ServerConfig, *, on_ready: Callable[[str], None]) -> None:
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(sock) for sock in bind(config.host, config.port)]
         stack.enter_context(_signals_restored())
-        broker_url = stack.enter_context(_broker(config))
+        broker_url = _enter_broker(config, stack)
         runner = asyncio.Runner(loop_factory=loop_factory())
         stack.enter_context(runner).run(_Server(config, sockets, broker_url, on_ready).run())
 
@@ -125,23 +131,18 @@ def _signals_restored() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-@contextlib.contextmanager
-def _broker(config: ServerConfig) -> Iterator[str]:
+def _enter_broker(config: ServerConfig, stack: contextlib.ExitStack) -> str:
+    """The URL of the broker, which lives as long as `stack`."""
     if config.broker_url is not None:
         connect(config.broker_url).close()
-        yield config.broker_url
-        return
+        return config.broker_url
     try:
-        context = embedded_broker(config.jobs_root)
-        url = context.__enter__()
+        return stack.enter_context(embedded_broker(config.jobs_root))
     except BrokerBusyError as exc:
         raise BrokerError(
             f"{config.jobs_root}: another server of this machine runs the embedded broker of this jobs folder ({exc}); "
             "to share the folder give both --broker URL, else give this one another --jobs-dir"
         ) from exc
-    with contextlib.ExitStack() as stack:
-        stack.push(context.__exit__)
-        yield url
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -174,7 +175,7 @@ class _Server:
         self._url = base_url(config.host, sockets[0].getsockname()[1])
         self._failure: BatcherError | None = None
         self._num_signals = 0
-        self._service: Service | None = None
+        self._api: Api | None = None
         self._uvicorn: uvicorn.Server | None = None
         self._timers: list[asyncio.TimerHandle] = []
 
@@ -202,7 +203,7 @@ class _Server:
         reader = BatchReader(config.jobs_root)
         keeper = BatchKeeper(reader, files, send=_sender(self._broker_url), known_models=lambda: known)
         batches = Batches(config.jobs_root, files, reader=reader, wake=keeper.wake)
-        self._service = make_app(
+        self._api = make_api(
             engine,
             keys=config.keys,
             limits=config.limits,
@@ -211,7 +212,7 @@ class _Server:
             cors_origins=config.cors_origins,
             routers=(files_router(files, batches, max_bytes=config.limits.max_file_bytes), batches_router(batches)),
         )
-        self._uvicorn = _Uvicorn(_uvicorn_config(self._service.app, config))
+        self._uvicorn = _Uvicorn(_uvicorn_config(self._api.app, config))
         # A signal, or the engines' failure, may have come before there was something to stop.
         self._uvicorn.should_exit = self._failure is not None or self._num_signals > 0
         with keeper:
@@ -226,15 +227,14 @@ class _Server:
         if self._config.engines is None:
             yield None
             return
-        from dataclasses import replace
-
         from workers.live.server_end import open_engines
 
         config = replace(self._config.engines, broker_url=self._broker_url)
         async with open_engines(
             config,
             is_working=self._config.is_working,
-            on_loaded=_ignore,
+            # How the models were set up: their own process logs it.
+            on_loaded=lambda message: None,
             on_failure=self._on_failure,
             is_urgent=lambda: self._num_signals > 1,
         ) as engine:
@@ -243,7 +243,7 @@ class _Server:
     async def _announce(self, server: uvicorn.Server, engine: LiveEngine | None) -> None:
         """Say that the server is ready, once it is."""
         while not (server.started and (engine is None or engine.is_ready)):
-            await asyncio.sleep(_TICK_S)
+            await asyncio.sleep(_READY_INTERVAL_S)
         self._on_ready(self._url)
 
     def _on_failure(self, failure: BatcherError) -> None:
@@ -267,22 +267,18 @@ class _Server:
         loop = asyncio.get_running_loop()
         self._timers += [
             loop.call_later(grace_s, self._cut),
-            loop.call_later(grace_s + _FAREWELL_S, self._abort),
+            loop.call_later(grace_s + _FLUSH_S, self._abort),
         ]
 
     def _cut(self) -> None:
-        if self._service is not None:
-            self._service.exchanges.cut()
+        if self._api is not None:
+            self._api.exchanges.cut()
 
     def _abort(self) -> None:
         """Cut whatever connection is left: uploads, and clients that take nothing."""
         assert self._uvicorn is not None
         for connection in list(self._uvicorn.server_state.connections):
             connection.transport.abort()
-
-
-def _ignore(message: str) -> None:
-    """How the models were set up: their own process logs it."""
 
 
 def _sender(broker_url: str) -> Callable[[JobDir], None]:
@@ -310,5 +306,5 @@ def _uvicorn_config(app: "FastAPI", config: ServerConfig) -> uvicorn.Config:
         # Who is at the other end is of no use here, and behind no proxy anyone could claim to be somebody else.
         proxy_headers=False,
         # Seconds, whole ones. The last resort: `_Server` has ended everything before.
-        timeout_graceful_shutdown=int(config.grace_s + _FAREWELL_S) + 5,
+        timeout_graceful_shutdown=int(config.grace_s + _FLUSH_S) + 5,
     )

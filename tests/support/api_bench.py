@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import uvicorn
 
-from batcher.server.app import Service, make_app
+from batcher.server.app import Api, make_api
 from batcher.server.guard.connections import connection_class
 from batcher.server.guard.limits import Limits
 from batcher.server.routes.batches import batches_router
@@ -19,9 +19,9 @@ MAX_BYTES = 1 << 20
 LIMITS = Limits(max_file_bytes=MAX_BYTES)
 
 
-def make_files_and_batches(bench: BatchBench) -> Service:
+def make_files_and_batches(bench: BatchBench) -> Api:
     routers = (files_router(bench.files, bench.batches, max_bytes=MAX_BYTES), batches_router(bench.batches))
-    return make_app(None, keys=None, limits=LIMITS, routers=routers)
+    return make_api(None, keys=None, limits=LIMITS, routers=routers)
 
 
 def error_of(response: httpx.Response) -> dict[str, Any]:
@@ -34,10 +34,10 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
 
 
 @contextmanager
-def served(service: Service) -> Iterator[str]:
+def served(api: Api) -> Iterator[str]:
     """The app on a free port; gives its base URL."""
     http = connection_class(LIMITS)
-    config = uvicorn.Config(service.app, http=http, host="127.0.0.1", port=0, log_level="error", lifespan="off")
+    config = uvicorn.Config(api.app, http=http, host="127.0.0.1", port=0, log_level="error", lifespan="off")
     server = uvicorn.Server(config)
     ready = threading.Event()
     real = server.startup

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import httpx
 import uvicorn
 
-from batcher.server.app import Service, make_app
+from batcher.server.app import Api, make_api
 from batcher.server.guard.connections import connection_class
 from batcher.server.guard.limits import Limits
 from batcher.server.serve import bind, loop_factory
@@ -24,7 +24,7 @@ class LiveServer:
 
     port: int
     engine: ScriptedEngine
-    service: Service
+    api: Api
     uvicorn: uvicorn.Server
     loop: asyncio.AbstractEventLoop
 
@@ -68,10 +68,10 @@ def read_all(sock: socket.socket) -> bytes:
 @contextlib.contextmanager
 def live_server(engine: ScriptedEngine, *, limits: Limits | None = None) -> Iterator[LiveServer]:
     limits = limits or Limits()
-    service = make_app(engine, keys=None, limits=limits)
+    api = make_api(engine, keys=None, limits=limits)
     [listener] = bind("127.0.0.1", 0)
     config = uvicorn.Config(
-        service.app,
+        api.app,
         http=connection_class(limits),
         ws="none",
         lifespan="off",
@@ -94,8 +94,8 @@ def live_server(engine: ScriptedEngine, *, limits: Limits | None = None) -> Iter
     thread.start()
     try:
         wait_for(lambda: server.started, what="the server listens")
-        yield LiveServer(listener.getsockname()[1], engine, service, server, loops[0])
+        yield LiveServer(listener.getsockname()[1], engine, api, server, loops[0])
     finally:
-        loops[0].call_soon_threadsafe(service.exchanges.cut)
+        loops[0].call_soon_threadsafe(api.exchanges.cut)
         server.should_exit = True
         thread.join()

@@ -1,7 +1,7 @@
 """How much the server takes on: of a request, and of all of them together.
 
-`Gate` counts requests before their bodies are read and bounds the body while it is read, so that nobody can fill the
-memory, or hold a place by sending nothing.
+`Admission` counts requests before their bodies are read and bounds the body while it is read, so that nobody can fill
+the memory, or hold a place by sending nothing.
 """
 
 import asyncio
@@ -57,7 +57,7 @@ def busy_error(message: str) -> ApiError:
     return ApiError(429, message, code="rate_limit_exceeded", headers={"retry-after": str(RETRY_BUSY_S)})
 
 
-class Gate:
+class Admission:
     """Bounds the number of requests at a time, and each one's body."""
 
     def __init__(self, app: ASGIApp, *, limits: Limits) -> None:

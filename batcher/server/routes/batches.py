@@ -21,7 +21,7 @@ from batcher.server.routes.queries import (
     error_responses,
     in_thread,
     limit_parameter,
-    parse_body,
+    parse_json,
     path_parameter,
     query_parameter,
     text_parameter,
@@ -190,7 +190,7 @@ def batches_router(batches: Batches) -> APIRouter:
     @router.post("/v1/batches", response_model=BatchObject, responses=error_responses(404, 413), openapi_extra=_CREATE)
     async def create_batch(request: Request) -> Response:
         """Make a batch of an uploaded file."""
-        asked = parse_body(CreateBatch, await request.body())
+        asked = parse_json(CreateBatch, await request.body())
         expires = asked.output_expires_after
         batch = await in_thread(
             batches.create,

@@ -59,7 +59,7 @@ def limit_parameter(request: Request, *, default: int, most: int) -> int:
     return int(value)
 
 
-def parse_body(model: type[_Model], body: bytes) -> _Model:
+def parse_json(model: type[_Model], body: bytes) -> _Model:
     """A JSON body as `model`. Raises ApiError that names the first field that is wrong."""
     try:
         return model.model_validate_json(body)

@@ -10,7 +10,7 @@ import pytest
 
 from batcher.jobdir.results import build_table
 from batcher.openai.answers import batch_output_line
-from batcher.server.app import make_app
+from batcher.server.app import make_api
 from batcher.submission.readers.files import STDIN, InputFile, LineBatch, read_batches
 from batcher.submission.rows import RowParser
 from batcher.types import Completion, RequestFacts, SamplingParams
@@ -49,7 +49,7 @@ def test_wrong_field_is_named_alike_live_and_in_a_line(url: str, wrong: dict[str
     body = {name: value for name, value in body.items() if value is not None}
 
     # When it is sent live, and as a line of a batch
-    live = ask(make_app(ScriptedEngine(), keys=None), "POST", url, json=body)
+    live = ask(make_api(ScriptedEngine(), keys=None), "POST", url, json=body)
     line = line_of({"custom_id": "a", "method": "POST", "url": url, "body": body})
 
     # Then both say the same
@@ -80,7 +80,7 @@ def test_number_that_json_has_not_is_refused_alike_live_and_in_a_line(
     # Given a body with a number that JSON has not
 
     # When it is sent live, as a line of a batch, and as such a line of a `key=value` folder
-    live = ask(make_app(ScriptedEngine(), keys=None), "POST", url, content=body.encode())
+    live = ask(make_api(ScriptedEngine(), keys=None), "POST", url, content=body.encode())
     line = f'{{"custom_id": "a", "method": "POST", "url": "{url}", "body": {body}}}'.encode()
 
     # Then all name it

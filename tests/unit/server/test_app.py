@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 import pytest
 
-from batcher.server.app import Service, make_app
+from batcher.server.app import Api, make_api
 from batcher.server.batches.service import Batches
 from batcher.server.batches.states import BatchReader
 from batcher.server.batches.uploads import FileStore
@@ -21,18 +21,18 @@ from tests.support.scripted_engine import ScriptedEngine
 KEY = "sk-0123456789abcdef"
 
 
-def whole_app(root: Path, *, keys: ApiKeys | None = None) -> Service:
+def whole_app(root: Path, *, keys: ApiKeys | None = None) -> Api:
     files = FileStore(root)
     batches = Batches(root, files, reader=BatchReader(root), wake=lambda: None)
     routers = (files_router(files, batches, max_bytes=1 << 20), batches_router(batches))
-    return make_app(ScriptedEngine(), keys=keys, census=CensusTaker(root), routers=routers)
+    return make_api(ScriptedEngine(), keys=keys, census=CensusTaker(root), routers=routers)
 
 
 def test_models_are_listed_and_described() -> None:
-    service = make_app(ScriptedEngine("small", "large"), keys=None)
+    api = make_api(ScriptedEngine("small", "large"), keys=None)
 
-    listed = ask(service, "GET", "/v1/models").json()
-    one = ask(service, "GET", "/v1/models/large").json()
+    listed = ask(api, "GET", "/v1/models").json()
+    one = ask(api, "GET", "/v1/models/large").json()
 
     assert listed["object"] == "list"
     assert [model["id"] for model in listed["data"]] == ["small", "large"]
@@ -42,17 +42,17 @@ def test_models_are_listed_and_described() -> None:
 
 @pytest.mark.parametrize("name", ["gemma3:27b", "Qwen/Qwen3-0.6B", "org/name@rev", "a%2Fb?c#d", "名前"])
 def test_model_of_any_name_is_found_and_completes(name: str) -> None:
-    service = make_app(ScriptedEngine(name), keys=None)
+    api = make_api(ScriptedEngine(name), keys=None)
 
     for path in (quote(name), quote(name, safe="")):
-        assert ask(service, "GET", f"/v1/models/{path}").json()["id"] == name
-    assert complete(service, model=name).json()["model"] == name
-    assert f'model="{name}"' in ask(service, "GET", "/metrics").text
+        assert ask(api, "GET", f"/v1/models/{path}").json()["id"] == name
+    assert complete(api, model=name).json()["model"] == name
+    assert f'model="{name}"' in ask(api, "GET", "/metrics").text
 
 
 @pytest.mark.parametrize("name", ["none", "org/none", "%C3%A9"])
 def test_unknown_model_is_not_found(name: str) -> None:
-    answer = ask(make_app(ScriptedEngine(), keys=None), "GET", f"/v1/models/{name}")
+    answer = ask(make_api(ScriptedEngine(), keys=None), "GET", f"/v1/models/{name}")
 
     assert answer.status_code == 404
     assert answer.json()["error"]["code"] == "model_not_found"
@@ -60,19 +60,19 @@ def test_unknown_model_is_not_found(name: str) -> None:
 
 def test_health_follows_the_engine() -> None:
     engine = ScriptedEngine()
-    service = make_app(engine, keys=None)
+    api = make_api(engine, keys=None)
 
     engine.is_ready = False
-    loading = ask(service, "GET", "/health")
+    loading = ask(api, "GET", "/health")
     engine.is_ready = True
-    ready = ask(service, "GET", "/health")
+    ready = ask(api, "GET", "/health")
 
     assert (loading.status_code, loading.json()) == (503, {"status": "loading"})
     assert (ready.status_code, ready.json()) == (200, {"status": "ok"})
 
 
 def test_server_without_an_engine_is_well() -> None:
-    assert ask(make_app(None, keys=None), "GET", "/health").status_code == 200
+    assert ask(make_api(None, keys=None), "GET", "/health").status_code == 200
 
 
 ALLOWED = {"/v1/completions": "POST", "/v1/models": "GET", "/health": "GET"}
@@ -89,7 +89,7 @@ ALLOWED = {"/v1/completions": "POST", "/v1/models": "GET", "/health": "GET"}
     ],
 )
 def test_what_there_is_not_is_told_as_an_error_object(method: str, path: str, status: int) -> None:
-    answer = ask(make_app(ScriptedEngine(), keys=None), method, path)
+    answer = ask(make_api(ScriptedEngine(), keys=None), method, path)
 
     assert answer.status_code == status
     assert answer.json()["error"]["type"] == "invalid_request_error"
@@ -97,12 +97,12 @@ def test_what_there_is_not_is_told_as_an_error_object(method: str, path: str, st
 
 
 def test_metrics_count_requests_by_route_and_status(tmp_path: Path) -> None:
-    service = whole_app(tmp_path)
+    api = whole_app(tmp_path)
 
-    complete(service)
-    complete(service, model="none")
-    ask(service, "GET", "/v1/models/a/b/c")
-    text = ask(service, "GET", "/metrics").text
+    complete(api)
+    complete(api, model="none")
+    ask(api, "GET", "/v1/models/a/b/c")
+    text = ask(api, "GET", "/metrics").text
 
     assert 'batcher_http_requests_total{method="POST",route="/v1/completions",status="200"} 1.0' in text
     assert 'batcher_http_requests_total{method="POST",route="/v1/completions",status="404"} 1.0' in text
@@ -125,11 +125,11 @@ def test_metrics_tell_of_engines_and_jobs(tmp_path: Path) -> None:
 
 
 def test_streams_are_timed_to_their_first_token() -> None:
-    service = make_app(ScriptedEngine(), keys=None)
+    api = make_api(ScriptedEngine(), keys=None)
 
-    complete(service, stream=True)
+    complete(api, stream=True)
 
-    assert 'batcher_time_to_first_token_seconds_count{model="tiny"} 1.0' in ask(service, "GET", "/metrics").text
+    assert 'batcher_time_to_first_token_seconds_count{model="tiny"} 1.0' in ask(api, "GET", "/metrics").text
 
 
 def operations(document: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
@@ -137,9 +137,9 @@ def operations(document: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]
 
 
 def test_description_names_every_route_with_its_errors(tmp_path: Path) -> None:
-    service = whole_app(tmp_path, keys=ApiKeys([KEY]))
+    api = whole_app(tmp_path, keys=ApiKeys([KEY]))
 
-    document = ask(service, "GET", "/openapi.json").json()
+    document = ask(api, "GET", "/openapi.json").json()
 
     found = operations(document)
     assert len(found) > 14
@@ -160,15 +160,15 @@ def test_description_refers_only_to_what_it_holds(tmp_path: Path) -> None:
 
 
 def test_documentation_is_a_page() -> None:
-    answer = ask(make_app(None, keys=None), "GET", "/docs")
+    answer = ask(make_api(None, keys=None), "GET", "/docs")
 
     assert answer.headers["content-type"].startswith("text/html")
 
 
 def test_path_that_is_none_is_not_found_whatever_the_host_is_called() -> None:
-    service = make_app(ScriptedEngine(), keys=ApiKeys([KEY]))
+    api = make_api(ScriptedEngine(), keys=ApiKeys([KEY]))
 
-    answer = ask(service, "GET", "/v1/none", headers={"authorization": f"Bearer {KEY}", "host": "["})
+    answer = ask(api, "GET", "/v1/none", headers={"authorization": f"Bearer {KEY}", "host": "["})
 
     assert answer.status_code == 404
     assert "/v1/none" in answer.json()["error"]["message"]

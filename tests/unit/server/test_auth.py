@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from batcher.errors import InputError
-from batcher.server.app import make_app
+from batcher.server.app import make_api
 from batcher.server.guard.auth import ApiKeys, is_loopback, read_keys
 from tests.support.api_client import ask
 from tests.support.scripted_engine import ScriptedEngine
@@ -15,7 +15,7 @@ KEY, OTHER = "sk-0123456789abcdef", "sk-fedcba9876543210"
 
 
 def status(headers: dict[str, str], path: str = "/v1/models", *, keys: ApiKeys | None = None) -> int:
-    return ask(make_app(ScriptedEngine(), keys=keys), "GET", path, headers=headers).status_code
+    return ask(make_api(ScriptedEngine(), keys=keys), "GET", path, headers=headers).status_code
 
 
 @pytest.mark.parametrize("header", [f"Bearer {KEY}", f"bearer {OTHER}", f"Bearer   {KEY} "])
@@ -40,7 +40,7 @@ def test_key_opens_from_the_headers_of_other_clients(headers: dict[str, str]) ->
 
 @pytest.mark.parametrize("name", ["x-api-key", "api-key"])
 def test_wrong_key_is_refused_in_any_header(name: str) -> None:
-    answer = ask(make_app(ScriptedEngine(), keys=ApiKeys([KEY])), "GET", "/v1/models", headers={name: OTHER})
+    answer = ask(make_api(ScriptedEngine(), keys=ApiKeys([KEY])), "GET", "/v1/models", headers={name: OTHER})
 
     assert answer.status_code == 401
     assert "is not known" in answer.json()["error"]["message"]
@@ -51,9 +51,9 @@ def test_wrong_key_is_refused_in_any_header(name: str) -> None:
 )
 def test_anything_else_is_refused(header: str | None) -> None:
     headers = {} if header is None else {"authorization": header.encode("latin-1").decode("latin-1")}
-    service = make_app(ScriptedEngine(), keys=ApiKeys([KEY]))
+    api = make_api(ScriptedEngine(), keys=ApiKeys([KEY]))
 
-    answer = ask(service, "GET", "/v1/models", headers={k: v.encode("latin-1") for k, v in headers.items()})
+    answer = ask(api, "GET", "/v1/models", headers={k: v.encode("latin-1") for k, v in headers.items()})
 
     assert answer.status_code == 401
     assert answer.headers["www-authenticate"] == "Bearer"

@@ -9,7 +9,7 @@ import openai
 import pytest
 from openai.types import Batch
 
-from batcher.server.app import Service
+from batcher.server.app import Api
 from tests.support import job_files
 from tests.support.api_bench import error_of, make_files_and_batches, served
 from tests.support.api_client import ask
@@ -24,12 +24,12 @@ def bench(tmp_path: Path) -> BatchBench:
 
 
 @pytest.fixture
-def app(bench: BatchBench) -> Service:
+def app(bench: BatchBench) -> Api:
     return make_files_and_batches(bench)
 
 
 @pytest.fixture
-def client(app: Service) -> Iterator[openai.OpenAI]:
+def client(app: Api) -> Iterator[openai.OpenAI]:
     with served(app) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="k", max_retries=0) as client:
         yield client
 
@@ -70,7 +70,7 @@ def test_sdk_makes_a_batch_and_reads_its_results(client: openai.OpenAI, bench: B
     assert json.loads(client.files.content(done.error_file_id).text)["custom_id"] == "b"
 
 
-def test_object_has_every_field_that_the_sdk_names_and_no_other(app: Service, bench: BatchBench) -> None:
+def test_object_has_every_field_that_the_sdk_names_and_no_other(app: Api, bench: BatchBench) -> None:
     found = ask(app, "POST", "/v1/batches", json=body(bench)).json()
 
     assert set(found) == set(Batch.model_fields)
@@ -136,7 +136,7 @@ def test_unknown_batch_is_not_found(client: openai.OpenAI) -> None:
     ],
 )
 def test_body_that_is_wrong_is_refused_in_words(
-    app: Service, bench: BatchBench, changes: dict[str, Any], param: str | None
+    app: Api, bench: BatchBench, changes: dict[str, Any], param: str | None
 ) -> None:
     response = ask(app, "POST", "/v1/batches", json=body(bench, **changes))
 
@@ -147,26 +147,26 @@ def test_body_that_is_wrong_is_refused_in_words(
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b"null", b'{"a": "\xff"}', b"[" * 100_000, b'{"input_file_id": "\\ud800"}']
 )
-def test_body_that_is_no_object_is_refused_in_words(app: Service, content: bytes) -> None:
+def test_body_that_is_no_object_is_refused_in_words(app: Api, content: bytes) -> None:
     response = ask(app, "POST", "/v1/batches", content=content)
 
     assert response.status_code == 400
     error_of(response)
 
 
-def test_body_that_is_too_large_is_refused(app: Service) -> None:
+def test_body_that_is_too_large_is_refused(app: Api) -> None:
     assert ask(app, "POST", "/v1/batches", content=b" " * (2 << 20)).status_code == 413
 
 
 @pytest.mark.parametrize("query", ["limit=0", "limit=101", "limit=x"])
-def test_bad_parameter_is_refused_in_words(app: Service, query: str) -> None:
+def test_bad_parameter_is_refused_in_words(app: Api, query: str) -> None:
     response = ask(app, "GET", f"/v1/batches?{query}")
 
     assert response.status_code == 400
     assert error_of(response)["param"] == "limit"
 
 
-def test_damaged_batch_is_an_error_that_tells_nothing_internal(app: Service, bench: BatchBench) -> None:
+def test_damaged_batch_is_an_error_that_tells_nothing_internal(app: Api, bench: BatchBench) -> None:
     batch = bench.create(GOOD)
     bench.job(batch.id).batch_path.write_text("{")
     fresh = make_files_and_batches(BatchBench(bench.root))
@@ -177,7 +177,7 @@ def test_damaged_batch_is_an_error_that_tells_nothing_internal(app: Service, ben
     assert str(bench.root) not in error_of(response)["message"]
 
 
-def test_documentation_names_no_status_that_is_never_given(app: Service) -> None:
+def test_documentation_names_no_status_that_is_never_given(app: Api) -> None:
     paths = app.app.openapi()["paths"]
 
     assert set(paths) >= {"/v1/files", "/v1/files/{file_id}/content", "/v1/batches/{batch_id}/cancel"}

@@ -6,21 +6,19 @@ import logging
 import pytest
 
 from batcher.live import EngineAwayError, LiveRequestError
-from batcher.server.app import Service, make_app
+from batcher.server.app import Api, make_api
 from batcher.server.guard.limits import Limits
 from batcher.types import Delta, ErrorCode, RowError
 from tests.support.api_client import ask, complete, events
 from tests.support.scripted_engine import ScriptedEngine, Step, choice
 
 
-def service(
-    engine: ScriptedEngine | None = None, *, ignores_unknown: bool = False, limits: Limits | None = None
-) -> Service:
-    return make_app(engine or ScriptedEngine(), keys=None, ignores_unknown=ignores_unknown, limits=limits)
+def api(engine: ScriptedEngine | None = None, *, ignores_unknown: bool = False, limits: Limits | None = None) -> Api:
+    return make_api(engine or ScriptedEngine(), keys=None, ignores_unknown=ignores_unknown, limits=limits)
 
 
-def failing(*steps: Step) -> Service:
-    return service(ScriptedEngine(script=lambda request: steps))
+def failing(*steps: Step) -> Api:
+    return api(ScriptedEngine(script=lambda request: steps))
 
 
 def row_error(code: ErrorCode) -> LiveRequestError:
@@ -28,7 +26,7 @@ def row_error(code: ErrorCode) -> LiveRequestError:
 
 
 def test_completion_has_the_documented_fields() -> None:
-    answer = complete(service(), prompt="a b")
+    answer = complete(api(), prompt="a b")
 
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "application/json"
@@ -52,7 +50,7 @@ def test_completion_has_the_documented_fields() -> None:
 def test_choices_come_in_order_of_index_whatever_ended_first() -> None:
     engine = ScriptedEngine(script=lambda request: [choice(1, "second"), choice(0, "first")])
 
-    body = complete(service(engine), prompt=["a", "b"]).json()
+    body = complete(api(engine), prompt=["a", "b"]).json()
 
     assert [(c["index"], c["text"]) for c in body["choices"]] == [(0, "first"), (1, "second")]
 
@@ -60,7 +58,7 @@ def test_choices_come_in_order_of_index_whatever_ended_first() -> None:
 def test_chat_is_answered_with_a_message() -> None:
     messages = [{"role": "user", "content": "hi"}]
 
-    answer = ask(service(), "POST", "/v1/chat/completions", json={"model": "tiny", "messages": messages})
+    answer = ask(api(), "POST", "/v1/chat/completions", json={"model": "tiny", "messages": messages})
 
     assert answer.status_code == 200
     assert answer.json()["object"] == "chat.completion"
@@ -68,7 +66,7 @@ def test_chat_is_answered_with_a_message() -> None:
 
 
 def test_stream_ends_with_done_and_has_a_finish_reason_only_at_last() -> None:
-    answer = complete(service(), prompt="a b", stream=True)
+    answer = complete(api(), prompt="a b", stream=True)
 
     assert answer.headers["content-type"].startswith("text/event-stream")
     *chunks, done = events(answer)
@@ -80,7 +78,7 @@ def test_stream_ends_with_done_and_has_a_finish_reason_only_at_last() -> None:
 
 
 def test_usage_is_streamed_where_it_was_asked_for() -> None:
-    answer = complete(service(), stream=True, stream_options={"include_usage": True})
+    answer = complete(api(), stream=True, stream_options={"include_usage": True})
 
     *chunks, usage, _ = [json.loads(event) for event in events(answer)[:-1]] + [None]
     assert usage is not None
@@ -93,7 +91,7 @@ def test_streamed_chat_begins_with_the_role() -> None:
     messages = [{"role": "user", "content": "hi"}]
     body = {"model": "tiny", "messages": messages, "stream": True}
 
-    answer = ask(service(), "POST", "/v1/chat/completions", json=body)
+    answer = ask(api(), "POST", "/v1/chat/completions", json=body)
 
     assert json.loads(events(answer)[0])["choices"][0]["delta"]["role"] == "assistant"
 
@@ -153,7 +151,7 @@ def test_unforeseen_error_is_logged_with_the_id_that_the_client_got(caplog: pyte
 
 
 def test_server_that_ignores_unknown_fields_names_them_in_a_header() -> None:
-    answer = complete(service(ignores_unknown=True), colour="blue", **{"x\r\nset-cookie: a": 1})
+    answer = complete(api(ignores_unknown=True), colour="blue", **{"x\r\nset-cookie: a": 1})
 
     assert answer.status_code == 200
     assert answer.headers["x-batcher-ignored"].startswith("colour, x")
@@ -161,21 +159,21 @@ def test_server_that_ignores_unknown_fields_names_them_in_a_header() -> None:
 
 
 def test_unknown_fields_are_refused() -> None:
-    answer = complete(service(), colour="blue")
+    answer = complete(api(), colour="blue")
 
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "colour"
 
 
 def test_model_that_is_not_served_is_not_found() -> None:
-    answer = complete(service(), model="large")
+    answer = complete(api(), model="large")
 
     assert answer.status_code == 404
     assert answer.json()["error"]["code"] == "model_not_found"
 
 
 def test_server_without_models_finds_none() -> None:
-    answer = complete(make_app(None, keys=None))
+    answer = complete(make_api(None, keys=None))
 
     assert answer.status_code == 404
 
@@ -184,14 +182,14 @@ def test_server_without_models_finds_none() -> None:
     "body", [b"", b"{", b"\xff\xfe", b"[]", b'{"model": "tiny"}', b"[" * 100_000, b'{"a":' * 100_000, b'"\xed\xa0\x80"']
 )
 def test_body_that_is_no_request_is_refused(body: bytes) -> None:
-    answer = ask(service(), "POST", "/v1/completions", content=body)
+    answer = ask(api(), "POST", "/v1/completions", content=body)
 
     assert answer.status_code == 400
     assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
 def test_ten_thousand_prompts_are_refused_with_the_limit() -> None:
-    answer = complete(service(), prompt=["a"] * 10_000)
+    answer = complete(api(), prompt=["a"] * 10_000)
 
     assert answer.status_code == 400
     assert "2,048" in answer.json()["error"]["message"]
@@ -201,7 +199,7 @@ def test_requests_without_a_seed_differ() -> None:
     engine = ScriptedEngine()
 
     for _ in range(2):
-        complete(service(engine))
+        complete(api(engine))
 
     assert engine.seen[0].row != engine.seen[1].row
 
@@ -209,6 +207,6 @@ def test_requests_without_a_seed_differ() -> None:
 def test_engine_is_told_how_long_a_request_may_take() -> None:
     engine = ScriptedEngine()
 
-    complete(service(engine, limits=Limits(request_timeout_s=12.5)))
+    complete(api(engine, limits=Limits(request_timeout_s=12.5)))
 
     assert engine.timeouts == [12.5]

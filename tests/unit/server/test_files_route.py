@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import openai
 import pytest
 
-from batcher.server.app import Service
+from batcher.server.app import Api
 from tests.support.api_bench import MAX_BYTES, error_of, make_files_and_batches, served
 from tests.support.api_client import ask
 from tests.support.batch_bench import BatchBench, line, lines, work
@@ -23,12 +23,12 @@ def bench(tmp_path: Path) -> BatchBench:
 
 
 @pytest.fixture
-def app(bench: BatchBench) -> Service:
+def app(bench: BatchBench) -> Api:
     return make_files_and_batches(bench)
 
 
 @pytest.fixture
-def client(app: Service) -> Iterator[openai.OpenAI]:
+def client(app: Api) -> Iterator[openai.OpenAI]:
     with served(app) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="k", max_retries=0) as client:
         yield client
 
@@ -106,7 +106,7 @@ def test_file_that_is_too_large_is_refused_in_words_and_leaves_nothing(
     assert client.files.create(file=("in.jsonl", b"x" * MAX_BYTES), purpose="batch").bytes == MAX_BYTES
 
 
-def test_client_that_hangs_up_in_the_middle_leaves_nothing(app: Service, bench: BatchBench) -> None:
+def test_client_that_hangs_up_in_the_middle_leaves_nothing(app: Api, bench: BatchBench) -> None:
     request = form(PURPOSE, ("file", "in.jsonl", b"x" * 600_000))
     head = (
         "POST /v1/files HTTP/1.1\r\nHost: localhost\r\nContent-Length: 600500\r\n"
@@ -125,7 +125,7 @@ def test_client_that_hangs_up_in_the_middle_leaves_nothing(app: Service, bench: 
 
 @pytest.mark.parametrize("parts", [(PURPOSE, FILE), (FILE, PURPOSE), (OTHER, FILE, OTHER, PURPOSE)])
 def test_fields_may_come_in_any_order(
-    app: Service, bench: BatchBench, parts: tuple[tuple[str, str | None, bytes], ...]
+    app: Api, bench: BatchBench, parts: tuple[tuple[str, str | None, bytes], ...]
 ) -> None:
     response = ask(app, "POST", "/v1/files", **form(*parts))
 
@@ -169,7 +169,7 @@ def test_fields_may_come_in_any_order(
     ],
 )
 def test_form_that_is_wrong_is_refused_in_words_and_leaves_nothing(
-    app: Service, bench: BatchBench, request_: dict[str, object], param: str | None
+    app: Api, bench: BatchBench, request_: dict[str, object], param: str | None
 ) -> None:
     response = ask(app, "POST", "/v1/files", **request_)
 
@@ -178,7 +178,7 @@ def test_form_that_is_wrong_is_refused_in_words_and_leaves_nothing(
     assert nothing_left(bench)
 
 
-def test_fields_beside_the_file_are_bounded(app: Service, bench: BatchBench) -> None:
+def test_fields_beside_the_file_are_bounded(app: Api, bench: BatchBench) -> None:
     response = ask(app, "POST", "/v1/files", **form(("purpose", None, b"x" * 70_000), FILE))
 
     assert response.status_code == 413
@@ -189,24 +189,24 @@ def test_fields_beside_the_file_are_bounded(app: Service, bench: BatchBench) -> 
     ("query", "param"),
     [("limit=0", "limit"), ("limit=10001", "limit"), ("limit=x", "limit"), ("limit=", "limit"), ("order=up", "order")],
 )
-def test_bad_parameter_is_refused_in_words(app: Service, query: str, param: str) -> None:
+def test_bad_parameter_is_refused_in_words(app: Api, query: str, param: str) -> None:
     response = ask(app, "GET", f"/v1/files?{query}")
 
     assert response.status_code == 400
     assert error_of(response)["param"] == param
 
 
-def test_cursor_that_is_no_file_is_not_found(app: Service) -> None:
+def test_cursor_that_is_no_file_is_not_found(app: Api) -> None:
     assert ask(app, "GET", "/v1/files?after=file-none").status_code == 404
 
 
 @pytest.mark.parametrize("file_id", ["file-none", "..%2f..%2fetc", "file-output-none", "%00", "file-" + "0" * 24])
-def test_unknown_id_is_not_found(app: Service, file_id: str) -> None:
+def test_unknown_id_is_not_found(app: Api, file_id: str) -> None:
     for method, path in (("GET", ""), ("GET", "/content"), ("DELETE", "")):
         assert ask(app, method, f"/v1/files/{file_id}{path}").status_code == 404
 
 
-def test_input_of_a_job_of_the_command_line_is_said_not_to_be_kept(app: Service) -> None:
+def test_input_of_a_job_of_the_command_line_is_said_not_to_be_kept(app: Api) -> None:
     response = ask(app, "GET", "/v1/files/file-input-nightly/content")
 
     assert response.status_code == 404
@@ -242,7 +242,7 @@ def test_output_file_is_listed_once_it_was_asked_for(client: openai.OpenAI, benc
     assert list(client.files.list(purpose="batch_output")) == []
 
 
-def test_content_is_never_shown_as_a_page(app: Service, bench: BatchBench) -> None:
+def test_content_is_never_shown_as_a_page(app: Api, bench: BatchBench) -> None:
     stored = bench.upload(b"<script>", purpose="user_data", filename="x.html")
 
     response = ask(app, "GET", f"/v1/files/{stored.id}/content")

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from batcher.server.app import make_app
+from batcher.server.app import make_api
 from batcher.server.guard.limits import Limits
 from tests.support.api_client import ask, complete
 from tests.support.live_server import LiveServer, live_server
@@ -35,9 +35,9 @@ def post(server: LiveServer, **body: object) -> httpx.Response:
 
 def test_body_that_is_announced_too_large_is_refused_before_it_is_read() -> None:
     engine = ScriptedEngine()
-    service = make_app(engine, keys=None, limits=Limits(max_body_bytes=1000))
+    api = make_api(engine, keys=None, limits=Limits(max_body_bytes=1000))
 
-    answer = complete(service, prompt="a" * 1000)
+    answer = complete(api, prompt="a" * 1000)
 
     assert answer.status_code == 413
     assert answer.json()["error"]["code"] == "request_too_large"
@@ -45,13 +45,13 @@ def test_body_that_is_announced_too_large_is_refused_before_it_is_read() -> None
 
 
 def test_body_of_unknown_length_is_refused_where_it_gets_too_large() -> None:
-    service = make_app(ScriptedEngine(), keys=None, limits=Limits(max_body_bytes=1000))
+    api = make_api(ScriptedEngine(), keys=None, limits=Limits(max_body_bytes=1000))
 
     async def pieces() -> AsyncIterator[bytes]:
         for _ in range(1000):
             yield b"a" * 100
 
-    answer = ask(service, "POST", "/v1/completions", content=pieces())
+    answer = ask(api, "POST", "/v1/completions", content=pieces())
 
     assert answer.status_code == 413
 

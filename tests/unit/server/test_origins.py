@@ -4,7 +4,7 @@ import httpx
 import pytest
 
 from batcher.errors import InputError
-from batcher.server.app import Service, make_app
+from batcher.server.app import Api, make_api
 from batcher.server.guard.auth import ApiKeys
 from batcher.server.guard.limits import Limits
 from batcher.server.guard.origins import parse_origins
@@ -17,11 +17,11 @@ OTHER_PAGE = "https://evil.example"
 ASKED_HEADERS = "authorization,content-type,x-stainless-lang"
 
 
-def service(*origins: str, limits: Limits | None = None) -> Service:
-    return make_app(ScriptedEngine(), keys=ApiKeys([KEY]), cors_origins=origins, limits=limits)
+def api(*origins: str, limits: Limits | None = None) -> Api:
+    return make_api(ScriptedEngine(), keys=ApiKeys([KEY]), cors_origins=origins, limits=limits)
 
 
-def preflight(one: Service, origin: str, path: str = "/v1/completions") -> httpx.Response:
+def preflight(one: Api, origin: str, path: str = "/v1/completions") -> httpx.Response:
     headers = {
         "origin": origin,
         "access-control-request-method": "POST",
@@ -31,7 +31,7 @@ def preflight(one: Service, origin: str, path: str = "/v1/completions") -> httpx
 
 
 def test_listed_page_gets_its_preflight_answered_without_a_key() -> None:
-    answer = preflight(service(PAGE, "http://localhost:3000"), PAGE)
+    answer = preflight(api(PAGE, "http://localhost:3000"), PAGE)
 
     assert answer.status_code == 200
     assert answer.headers["access-control-allow-origin"] == PAGE
@@ -46,17 +46,17 @@ def test_listed_page_of_the_internet_may_ask_a_server_of_this_machine() -> None:
         "access-control-request-method": "GET",
         "access-control-request-private-network": "true",
     }
-    answer = ask(service(PAGE), "OPTIONS", "/v1/models", headers=headers)
+    answer = ask(api(PAGE), "OPTIONS", "/v1/models", headers=headers)
 
     assert (answer.status_code, answer.headers["access-control-allow-private-network"]) == (200, "true")
-    other = ask(service(PAGE), "OPTIONS", "/v1/models", headers=headers | {"origin": OTHER_PAGE})
+    other = ask(api(PAGE), "OPTIONS", "/v1/models", headers=headers | {"origin": OTHER_PAGE})
     assert other.status_code >= 400
     assert "access-control-allow-origin" not in other.headers
 
 
 @pytest.mark.parametrize(("origins", "page"), [((), PAGE), ((PAGE,), OTHER_PAGE), ((PAGE,), f"{PAGE}.evil.example")])
 def test_other_pages_get_no_leave(origins: tuple[str, ...], page: str) -> None:
-    one = service(*origins)
+    one = api(*origins)
     headers = {"origin": page, "authorization": f"Bearer {KEY}"}
 
     before, answer = preflight(one, page), ask(one, "GET", "/v1/models", headers=headers)
@@ -71,7 +71,7 @@ def test_other_pages_get_no_leave(origins: tuple[str, ...], page: str) -> None:
 def test_answer_to_a_listed_page_is_for_it_and_shows_what_clients_read() -> None:
     headers = {"origin": PAGE, "authorization": f"Bearer {KEY}"}
 
-    answer = ask(service(PAGE), "GET", "/v1/models", headers=headers)
+    answer = ask(api(PAGE), "GET", "/v1/models", headers=headers)
 
     assert answer.status_code == 200
     assert answer.headers["access-control-allow-origin"] == PAGE
@@ -85,18 +85,18 @@ def test_answer_to_a_listed_page_is_for_it_and_shows_what_clients_read() -> None
     [(None, {}, 401), (Limits(max_concurrent=0), {"authorization": f"Bearer {KEY}"}, 429)],
 )
 def test_page_can_read_why_it_was_refused(limits: Limits | None, headers: dict[str, str], status: int) -> None:
-    answer = ask(service(PAGE, limits=limits), "GET", "/v1/models", headers={"origin": PAGE} | headers)
+    answer = ask(api(PAGE, limits=limits), "GET", "/v1/models", headers={"origin": PAGE} | headers)
 
     assert answer.status_code == status
     assert answer.headers["access-control-allow-origin"] == PAGE
 
 
 def test_star_lets_every_page_ask() -> None:
-    assert preflight(service("*"), OTHER_PAGE).headers["access-control-allow-origin"] == "*"
+    assert preflight(api("*"), OTHER_PAGE).headers["access-control-allow-origin"] == "*"
 
 
 def test_server_without_keys_answers_the_listed_page_by_a_name_of_this_machine_alone() -> None:
-    one = make_app(ScriptedEngine(), keys=None, cors_origins=(PAGE,))
+    one = make_api(ScriptedEngine(), keys=None, cors_origins=(PAGE,))
 
     assert ask(one, "GET", "/v1/models", headers={"origin": PAGE}).status_code == 200
     assert ask(one, "GET", "/v1/models", headers={"origin": OTHER_PAGE}).status_code == 403
