@@ -7,9 +7,9 @@ Every key that Batcher uses begins with `KEY_PREFIX`:
     batcher:batcher.<model>                list, kombu's queue of a model; gone when empty
     batcher:unacked, batcher:unacked_*     hashes of kombu: messages taken and not acknowledged
     batcher:_kombu.binding*                sets of kombu: which queues exist
-    batcher:lease:<job>:<shard>            string, who works on a shard now; see `lease`
-    batcher:claimed:<job>                  set of the shards that were taken and not given back; see `lease`
-    batcher:swept:<job>:<shard>            hash, when a message was last sent for an orphaned shard; see `reconcile`
+    batcher:lease:<job>:<shard>            string, who works on a shard now; see `leases`
+    batcher:claimed:<job>                  set of the shards that were taken and not given back; see `leases`
+    batcher:swept:<job>:<shard>            hash, when a message was last sent for an orphaned shard; see `sweep`
 
 The embedded server listens on a Unix socket in a private folder, whose name derives from the user and the job. The
 folder is locked by the process that owns it, so a job has one `run` at a time on this machine, and what a killed `run`

@@ -5,7 +5,7 @@ with a shard in its hands. Everybody who waits for a job sweeps it, in three way
 
 - *Expired*: a lease ran out, so its holder died or hangs. The shard is sent at once, also while others wait, and to the
   front of the queue: it was begun already, and how long the queue is must not matter to it. Each expiry is handed out
-  once (see `lease`), so there is one message for each death however many sweep, and however long no worker is free.
+  once (see `leases`), so there is one message for each death however many sweep, and however long no worker is free.
 - *Left by the dead*: the process of a worker died and its supervisor lives to tell. Its leases are released and its
   shards sent, without waiting for any expiry.
 - *Orphaned*: the queue of a model is empty, and a shard is neither committed nor leased; seen so twice, a sweep

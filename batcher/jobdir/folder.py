@@ -12,7 +12,7 @@
     JOB/batch.json                             what was asked for, if it was made by the server (see `server.batches`)
     JOB/batch/                                 what became of that, and its output files for download
     JOB/DELETED                                the manifest of a job that is being deleted: there is no job any more
-    JOB/damaged/part-00007-<time>.parquet      a part that was torn or changed after its commit (see `repair`)
+    JOB/damaged/part-00007-<time>.parquet      a part that was torn or changed after its commit (see `manage.repair`)
 
 Everything a job is can be derived from these files; Redis holds nothing that could not be lost.
 """

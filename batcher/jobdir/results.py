@@ -132,7 +132,7 @@ def build_table(
 def write_file(path: Path, table: pa.Table, *, guard: Guard | None = None) -> bool:
     """Create a chunk or part durably, its counts in the footer. Returns False where the file exists.
 
-    `guard` (see `storage.create_if_absent`) is that of the job. Raises StorageError.
+    `guard` (see `store.create_if_absent`) is that of the job. Raises StorageError.
     """
     counts = json.dumps(asdict(Counts.of(table))).encode()
     return store.create_if_absent(path, sealed.seal(table, {_COUNTS_KEY: counts}), guard=guard)

@@ -1,7 +1,7 @@
 """Parts that went bad after their commit: a disk that tore or flipped what was whole, or somebody's edit.
 
 Such a part is no commit. It is moved aside, never deleted, and its shard is pending again, so that whoever works on the
-job computes it anew. Whoever finalizes a job checks the footers (see `summary`); `repair`, for a user's `resume`, reads
+job computes it anew. Whoever finalizes a job checks the footers (see `finish`); `repair`, for a user's `resume`, reads
 every bit. What the disk merely can't read now (EIO, a stale handle, no permission) is an error and no damage.
 
 Several may find the same damage at once, and the slowest of them may move a part that was computed anew meanwhile. So

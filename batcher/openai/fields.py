@@ -5,8 +5,8 @@ is not supported, so it is taken only at a value that asks for nothing. A field 
 refused as well: nobody can say what it would have changed. Null is the default of every field, and of unknown ones.
 
 This is the one place of a field. The models that check bodies and rows (`parameters`), what becomes a request
-(`protocol`), the columns that plain rows may opt in to (`rows`), the OpenAPI schemas and docs/serving.md follow from
-it. To add a parameter: `SamplingParams`, an entry here, a column in `shards`.
+(`bodies`), the columns that plain rows may opt in to (`row_params`), the OpenAPI schemas and docs/serving.md follow
+from it. To add a parameter: `SamplingParams`, an entry here, a column in `shards`.
 
 Names, types and bounds are OpenAI's, else vLLM's (vllm/entrypoints/openai/completion/protocol.py, sampling_params.py).
 """

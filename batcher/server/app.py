@@ -1,6 +1,6 @@
 """The app: routes, and the layers around them.
 
-CORSMiddleware  answers the browsers of pages that may ask, where any may (see `origins`)
+CORSMiddleware  answers the browsers of pages that may ask, where any may (see `guard.origins`)
 Boundary        errors become answers; every request is counted and timed
 KeyCheck        who has no key goes no further (without keys: LoopbackCheck)
 Admission       how many at a time, and how much body

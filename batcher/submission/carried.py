@@ -4,7 +4,7 @@ Parquet columns keep their Arrow types. JSONL has none, so the type of a column 
 unified over the whole input as it goes by: integers widen to doubles where that loses nothing, and where rows
 disagree in any other way the column becomes a string column, strings as they are and other values as JSON text.
 Arrays of one scalar type become lists; objects and mixed arrays become JSON text. A column that never has a value
-becomes a string column. CSV has text only; its columns are integers or doubles by a stricter rule (see `cells`).
+becomes a string column. CSV has text only; its columns are integers or doubles by a stricter rule (see `arrow.cells`).
 """
 
 import re

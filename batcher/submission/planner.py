@@ -1,6 +1,6 @@
 """An input becomes a job: what `batcher submit` does.
 
-One pass over the input: rows are read (`prompts`), validated (`rows`), split into shards (`splitter`) and written as
+One pass over the input: rows are read (`readers`), validated (`rows`), split into shards (`splitter`) and written as
 they stream by. The parts of refused rows are committed right away, since no worker is needed for them. The manifest
 comes last: without it there is no job, and what a killed submit left is cleared by the next one.
 """

@@ -1,4 +1,4 @@
-"""Input batches -> validated rows: joins the reading of files (`prompts`) to the rules of the API (`protocol`).
+"""Input batches -> validated rows: joins the reading of files (`readers`) to the rules of the API (`openai`).
 
 Every input row gives exactly one `ShardRow`: a request, or what is known of it together with the error that refuses it.
 """

@@ -67,7 +67,7 @@ class EngineWishes:
 
 @dataclass(frozen=True, slots=True)
 class _Outline:
-    """A model as llama.cpp understands its file, and a worker's defaults for it (see `llama.loader`)."""
+    """A model as llama.cpp understands its file, and a worker's defaults for it (see `engines.llama.loader`)."""
 
     description: str
     num_bytes: int

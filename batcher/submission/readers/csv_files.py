@@ -2,7 +2,7 @@
 
 The first row names the columns. pyarrow reads the rest block by block, so memory is bounded; cells may hold quoted
 newlines. A row with too few or too many cells, or with bytes that are no UTF-8, becomes an error row in its place.
-Nothing here guesses a type: what a guess by the first block would be is wrong further down (see `cells`).
+Nothing here guesses a type: what a guess by the first block would be is wrong further down (see `arrow.cells`).
 """
 
 import csv

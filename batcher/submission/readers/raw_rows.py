@@ -42,8 +42,8 @@ class LineBatch:
 class TableBatch:
     """Consecutive rows of a Parquet or CSV file.
 
-    `is_text`: the columns are the cells of a CSV file, text without a type (see `cells`). `broken` says of rows, by
-    their position, why they could not be read; in the table they are null.
+    `is_text`: the columns are the cells of a CSV file, text without a type (see `arrow.cells`). `broken` says of rows,
+    by their position, why they could not be read; in the table they are null.
     """
 
     origin: Origin

@@ -104,7 +104,7 @@ class Sequence:
     started_at: float = 0.0
     deadline: float = math.inf
     twins: list["Sequence"] = field(default_factory=list)
-    #: What its twins have in common with it; None where it has to be decoded itself (see `Twins`).
+    #: What its twins have in common with it; None where it has to be decoded itself (see `twins`).
     twin_key: TwinKey | None = None
     transcript: Transcript | None = None
     generated: Tokens = field(default_factory=lambda: _NO_TOKENS)

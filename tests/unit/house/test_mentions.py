@@ -1,0 +1,61 @@
+"""What a docstring or comment sends its reader to, as "see `lock`", can be found."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.unit.house.test_imports import ROOT, source_files
+
+
+def module_file(name: str) -> Path | None:
+    """The file of a module or package, by its dotted name."""
+    path = ROOT / name.replace(".", "/")
+    files = [path.with_suffix(".py"), path / "__init__.py"]
+    return next((file for file in files if file.is_file()), None)
+
+
+def defines(source: str, name: str) -> bool:
+    return re.search(rf"^ *(?:def|class) {name}\b|^ *(?:self\.)?{name}(?:: .+)? = ", source, re.MULTILINE) is not None
+
+
+def is_found(mention: str, *, file: Path) -> bool:
+    """Whether `mention` is a module (beside `file`, or by the rooms that lead to it), or something defined in one."""
+    package = ".".join(file.relative_to(ROOT).parent.parts)
+    head, _, last = mention.rpartition(".")
+    for prefix in (f"{package}.", "batcher.", "workers.", ""):
+        if module_file(prefix + mention):
+            return True
+        owner = module_file(prefix + head) if head else None
+        if owner and defines(owner.read_text(encoding="utf-8"), last):
+            return True
+    source = file.read_text(encoding="utf-8")
+    return all(defines(source, part) for part in mention.split("."))
+
+
+def test_each_thing_that_a_reader_is_sent_to_exists() -> None:
+    mentions = [
+        (file, mention)
+        for file in source_files("batcher", "workers")
+        for mention in re.findall(r"[Ss]ee `([\w.]+)`", file.read_text(encoding="utf-8"))
+    ]
+
+    assert len(mentions) > 20
+    lost = [f"{file.relative_to(ROOT)}: `{name}`" for file, name in mentions if not is_found(name, file=file)]
+    assert lost == [], "name a module of the same package, or the rooms to it: `jobdir.lock`"
+
+
+@pytest.mark.parametrize(
+    ("mention", "is_there"),
+    [
+        ("lock", False),
+        ("jobdir.lock", True),
+        ("retry", True),
+        ("jobdir.lock.nothing", False),
+        ("store.create_if_absent", False),
+        ("jobdir.store.create_if_absent", True),
+        ("storage", False),
+    ],
+)
+def test_a_mention_is_looked_for_where_a_reader_would(mention: str, is_there: bool) -> None:
+    assert is_found(mention, file=ROOT / "batcher" / "manage" / "retry.py") is is_there
