@@ -73,8 +73,8 @@ def read_bare(path: Path, folder: Path) -> int:
 def submit(path: Path, folder: Path) -> int:
     """Make a job of the file. Returns the number of rows."""
     from batcher.jobdir.folder import JobDir
-    from batcher.submission.planner import SubmitOptions
     from batcher.submission.planner import submit as submit_job
+    from batcher.submission.source import SubmitOptions
     from batcher.types import SamplingParams
 
     options = SubmitOptions(default_model="model", params=SamplingParams(), known_models=None)

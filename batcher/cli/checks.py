@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +19,7 @@ from batcher.cli.options import (
     option,
     sampling_options,
     submit_options,
+    with_stdin,
 )
 
 if TYPE_CHECKING:
@@ -76,8 +76,7 @@ def validate_command(
     lengths = context_lengths(here, ctx)
     options = submit_options(default_model=default, known_models=known, context_lengths=lengths, **rows)
     examine = _examiner(here, lengths)
-    stdin = sys.stdin.buffer if "-" in files else None
-    report = validate(files, options, stdin=stdin, limit=limit, examine=examine)
+    report = validate(with_stdin(files), options, limit=limit, examine=examine)
     names = ", ".join(model.name for model in here)
     click.echo(validation_json(report) if as_json else validation_text(report, tokenizer=names))
     if report.num_refused and options.strict:

@@ -3,7 +3,8 @@
 import functools
 import math
 import stat
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from batcher.types import (
 
 if TYPE_CHECKING:
     from batcher.jobdir.folder import JobDir
-    from batcher.submission.planner import SubmitOptions
+    from batcher.submission.source import Input, SubmitOptions
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -352,7 +353,7 @@ def submit_options(
     are taken as they are, under their names.
     """
     from batcher.openai.fields import MAX_STOPS
-    from batcher.submission.planner import SubmitOptions
+    from batcher.submission.source import SubmitOptions
 
     if strict and allow_bad_rows:
         raise click.UsageError("--strict and --allow-bad-rows contradict each other; give one of them")
@@ -382,6 +383,15 @@ def submit_options(
         chat_max_tokens=None if is_default else max_tokens,
         **others,
     )
+
+
+def with_stdin(files: Sequence[str]) -> "list[Input]":
+    """FILE... with standard input in place of `-`. Raises InputError where it is named twice."""
+    from batcher.submission.readers.files import NamedStream
+
+    if files.count("-") > 1:
+        raise InputError("standard input (-) is named twice; it can be read once")
+    return [NamedStream(sys.stdin.buffer) if name == "-" else name for name in files]
 
 
 def find_job(job: str, jobs_dir: Path) -> "JobDir":

@@ -33,6 +33,7 @@ from batcher.cli.options import (
     row_timeout_option,
     sampling_options,
     submit_options,
+    with_stdin,
 )
 from batcher.cli.unserved import warn_of_unserved
 from batcher.cli.watch import complete_job, how_far, log_to_stderr, quoted, report_complete, typed_command, wait_for_job
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
     from batcher.jobdir.folder import JobDir
     from batcher.model_files import ModelRef
-    from batcher.submission.planner import SubmitOptions
+    from batcher.submission.source import SubmitOptions
 
 files_argument = click.argument("files", nargs=-1, required=True, metavar="FILE...")
 quiet_option = option("--quiet", "-q", is_flag=True, help="No progress; only the summary, and what went wrong.")
@@ -87,7 +88,7 @@ def run_command(
 
     from batcher.ids import check_id
     from batcher.jobdir.folder import JobDir
-    from batcher.submission.planner import commit_refused
+    from batcher.jobdir.refused import commit_refused
     from workers.local import job_broker
 
     engine = take_engine_options(options)
@@ -149,8 +150,8 @@ def submit_command(
     from batcher.broker.client import connect
     from batcher.ids import check_model_name
     from batcher.jobdir.folder import JobDir
+    from batcher.jobdir.refused import commit_refused
     from batcher.jobdir.root import locate_job
-    from batcher.submission.planner import commit_refused
     from workers.queue.app import enqueue, make_app
 
     if broker is None:
@@ -246,8 +247,8 @@ def resume_command(
     spares = _launch_spares(num_workers if broker is None else 0)
 
     from batcher.broker.client import connect
+    from batcher.jobdir.refused import commit_refused
     from batcher.manage.finish import finalize
-    from batcher.submission.planner import commit_refused
     from workers.local import job_broker
     from workers.queue.app import enqueue, make_app
 
@@ -300,7 +301,7 @@ def _submit(job: "JobDir", files: Sequence[str], options: "SubmitOptions", *, qu
     from batcher.submission import planner
 
     existed = job.exists()
-    manifest = planner.submit(job, files, options, stdin=sys.stdin.buffer, on_progress=None if quiet else _show_reading)
+    manifest = planner.submit(job, with_stdin(files), options, on_progress=None if quiet else _show_reading)
     if existed:
         repair_parts(job)
         _open_again(job)

@@ -166,7 +166,7 @@ def _read_prompts(
     """The prompts of the first rows, each with its own parameters. Raises InputError."""
     from batcher.cli.options import read_template
     from batcher.errors import InputError
-    from batcher.submission.planner import SubmitOptions, read_requests
+    from batcher.submission.source import SubmitOptions, read_requests
     from batcher.types import SamplingParams
     from workers.tuning.search import MAX_PROMPTS
     from workers.tuning.trial import TrialPrompt

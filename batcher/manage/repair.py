@@ -21,10 +21,10 @@ from batcher.errors import BatcherError, CorruptFileError, JobError, StorageErro
 from batcher.jobdir import store
 from batcher.jobdir.folder import JobDir, unset_success
 from batcher.jobdir.manifest import ShardInfo
+from batcher.jobdir.refused import commit_refused
 from batcher.jobdir.results import Counts, read_counts, read_rows, result_schema
 from batcher.jobdir.sealed import MissingFileError
 from batcher.jobdir.shards import read_row_numbers
-from batcher.submission import planner
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def _examine(job: JobDir, info: ShardInfo, check: _Check) -> tuple[Counts | None
         damage = _move_aside(job, info, str(exc))
         if damage is not None and info.model is None:
             # No worker is needed for refused rows, and none would come.
-            planner.commit_refused(job)
+            commit_refused(job)
         return None, damage
 
 

@@ -10,6 +10,7 @@ custom_ids.py  no custom_id twice
 bad_rows.py    a mistake that ruins every row is told
 splitter.py    validated rows -> shards
 staging.py     the job directory while there is no job in it yet
+source.py      inputs, options, and the fingerprint of both
 planner.py     all of it, in order: what `batcher submit` does
 validation.py  the dry run
 """

@@ -8,9 +8,8 @@ import pyarrow as pa
 
 from batcher.submission.bad_rows import BadRowsWatch
 from batcher.submission.carried import CarriedColumns
-from batcher.submission.planner import NUM_LISTED, Input, SubmitOptions
-from batcher.submission.readers.files import Readable
 from batcher.submission.rows import RowBatch
+from batcher.submission.source import NUM_LISTED, Input, Source, SubmitOptions
 from batcher.submission.splitter import Splitter
 from batcher.types import Request, RowError
 
@@ -50,10 +49,9 @@ class ValidationReport:
 
 
 def validate(
-    inputs: Sequence[str],
+    inputs: Sequence[Input],
     options: SubmitOptions,
     *,
-    stdin: Readable | None = None,
     limit: int = NUM_LISTED,
     examine: Examine | None = None,
 ) -> ValidationReport:
@@ -65,7 +63,7 @@ def validate(
     splitter = Splitter(lambda number, shard: None, carried=carried, shard_rows=options.shard_rows)
     watch = BadRowsWatch(options.context_lengths)
     count = _Count(limit, examine)
-    for batch in Input(inputs, options, stdin).scan():
+    for batch in Source(inputs, options).scan():
         splitter.add(batch)
         watch.add(batch)
         count.add(batch)

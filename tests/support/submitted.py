@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.shards import Shard, ShardRow, read_shard
-from batcher.submission.planner import SubmitOptions
+from batcher.submission.source import SubmitOptions
 from batcher.types import SamplingParams
 
 

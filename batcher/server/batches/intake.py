@@ -23,8 +23,9 @@ from batcher.server.batches.records import (
     record_failure,
 )
 from batcher.server.batches.uploads import FileStore
-from batcher.submission.planner import SubmitOptions, submit
-from batcher.submission.readers import files as prompts
+from batcher.submission.planner import submit
+from batcher.submission.readers.files import LineBatch, NamedStream, read_batches
+from batcher.submission.source import SubmitOptions
 from batcher.types import SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -93,7 +94,7 @@ def _read(
         errors = _find_no_json(files, record)
         if not errors:
             with _open(files, record.input_file_id) as file:
-                submit(job, [prompts.STDIN], options, stdin=file, stdin_name=record.filename, on_progress=look_up)
+                submit(job, [NamedStream(file, record.filename)], options, on_progress=look_up)
             return None
     except _InterruptedError:
         return None
@@ -136,8 +137,8 @@ def _find_no_json(files: FileStore, record: BatchRecord) -> list[BatchError]:
         if not file.read(1):
             return [BatchError("empty_file", f"{record.filename}: is empty; write a request on each line")]
         file.seek(0)
-        batch = next(prompts.read_batches([prompts.InputFile(prompts.STDIN)], stdin=file, stdin_name=record.filename))
-    assert isinstance(batch, prompts.LineBatch), "Parquet is refused as a stream"
+        batch = next(read_batches([NamedStream(file, record.filename)]))
+    assert isinstance(batch, LineBatch), "Parquet is refused as a stream"
     if any(line is None or _is_object(line) for line in batch.lines):
         return []
     return [

@@ -1,37 +1,40 @@
 """Input files -> batches of raw rows, each row with its source (`file:line`, or `file: row N` for Parquet and CSV).
 
-JSONL comes as lines of bytes, plain or compressed (.gz, .zst), from files or standard input; Parquet and CSV come as
-Arrow tables. Everything is read front to back in bounded memory. What is wrong with a whole file raises InputError
+JSONL comes as lines of bytes, plain or compressed (.gz, .zst), from files or streams; Parquet and CSV come as Arrow
+tables. What is no file (standard input, an upload) comes through `InputStream`. Everything is read front to back in
+bounded memory. What is wrong with a whole file raises InputError
 here; what is wrong with a row is for the validation to say.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import pyarrow as pa
 
 from batcher.errors import InputError, first_line
 from batcher.submission.readers import csv_files, parquet_files
 from batcher.submission.readers.json_lines import MAX_LINE_BYTES, read_lines
-from batcher.submission.readers.paths import COMPRESSED, STDIN, InputFile, expand, is_stream
+from batcher.submission.readers.paths import COMPRESSED, STREAM, InputFile, expand, is_pipe
 from batcher.submission.readers.raw_rows import FileValue, LineBatch, Origin, TableBatch
 from batcher.submission.readers.streams import Readable, decompressed, is_compressed
 
 __all__ = [
     "FORMATS",
     "MAX_LINE_BYTES",
-    "STDIN",
     "STDIN_NAME",
     "InputFile",
+    "InputStream",
     "LineBatch",
+    "NamedStream",
     "Origin",
     "ReadOptions",
     "Readable",
     "TableBatch",
     "expand",
     "file_columns",
-    "is_stream",
     "read_batches",
 ]
 
@@ -59,7 +62,7 @@ class ReadOptions:
     """How files are read.
 
     `file_column` is the column that gets the path of each row's file. `format`, one of `FORMATS`, is that of files
-    whose names do not say, such as standard input; None: JSONL. `csv_delimiter` stands between the cells of all CSV
+    whose names do not say, and of streams of bytes; None: JSONL. `csv_delimiter` stands between the cells of all CSV
     and TSV files; None: comma and tab.
     """
 
@@ -68,24 +71,61 @@ class ReadOptions:
     format: str | None = None
 
 
-def read_batches(
-    files: Sequence[InputFile],
-    options: ReadOptions | None = None,
-    *,
-    stdin: Readable | None = None,
-    stdin_name: str = STDIN_NAME,
-) -> Iterator[LineBatch | TableBatch]:
-    """The rows of `files` (from `expand`), in order. Raises InputError for one that can't be read or has no rows.
+class InputStream(Protocol):
+    """Input that is no file: it can be read once, front to back."""
 
-    `stdin_name` is what messages call standard input, or whatever stream takes its place.
-    """
+    @property
+    def name(self) -> str:
+        """What messages call it. Nothing else depends on it."""
+        ...
+
+    def batches(self, options: ReadOptions) -> Iterator[LineBatch | TableBatch]:
+        """Its rows. Raises InputError, OSError and pyarrow's errors."""
+        ...
+
+    def digest(self) -> str:
+        """What tells its content from another: reads what is left, so that it covers all."""
+        ...
+
+
+class NamedStream:
+    """A stream of bytes, which holds JSONL, or what `ReadOptions.format` says. Mutable; it hashes what is read."""
+
+    def __init__(self, stream: Readable, name: str = STDIN_NAME) -> None:
+        self.name = name
+        self._stream = stream
+        self._hash = hashlib.sha256()
+
+    def read(self, size: int = -1, /) -> bytes:
+        data = self._stream.read(size)
+        self._hash.update(data)
+        return data
+
+    def batches(self, options: ReadOptions) -> Iterator[LineBatch | TableBatch]:
+        """See `InputStream`."""
+        head = _read_head(self)
+        if head == parquet_files.MAGIC:
+            raise InputError(f"{self.name}: Parquet can't be read from a stream; save it as a file and name the file")
+        yield from _read_text(head, self, self.name, None, options)
+
+    def digest(self) -> str:
+        """See `InputStream`."""
+        while self.read(1 << 20):
+            pass
+        return self._hash.hexdigest()
+
+
+def read_batches(
+    files: Sequence[InputFile | InputStream], options: ReadOptions | None = None
+) -> Iterator[LineBatch | TableBatch]:
+    """The rows of `files` (from `expand`), in order. Raises InputError for one that can't be read or has no rows."""
     options = options or ReadOptions()
     for file in files:
-        shown = stdin_name if file.name == STDIN else file.shown
+        shown = file.shown if isinstance(file, InputFile) else file.name
         columns = file_columns(file, options)
         is_empty = True
         try:
-            for batch in _read_stdin(stdin, shown, options) if file.name == STDIN else _read_path(file, options):
+            for batch in _read_path(file, options) if isinstance(file, InputFile) else file.batches(options):
                 is_empty = False
                 yield _with_columns(batch, columns, options.file_column) if columns else batch
         except (OSError, pa.ArrowException) as exc:
@@ -94,25 +134,17 @@ def read_batches(
             raise InputError(f"{shown}: holds no rows; give a file with at least one prompt")
 
 
-def file_columns(file: InputFile, options: ReadOptions) -> Mapping[str, FileValue]:
+def file_columns(file: InputFile | InputStream, options: ReadOptions) -> Mapping[str, FileValue]:
     """The columns that a file gives to all of its rows. Raises InputError for two of one name."""
+    columns, shown = (file.columns, file.shown) if isinstance(file, InputFile) else ({}, STREAM)
     if options.file_column is None:
-        return file.columns
-    if options.file_column in file.columns:
+        return columns
+    if options.file_column in columns:
         raise InputError(
-            f"--file-column {options.file_column}: the folders of {file.shown} give a column of this name; "
+            f"--file-column {options.file_column}: the folders of {shown} give a column of this name; "
             "choose another name"
         )
-    return {**file.columns, options.file_column: file.shown}
-
-
-def _read_stdin(stdin: Readable | None, name: str, options: ReadOptions) -> Iterator[LineBatch | TableBatch]:
-    if stdin is None:
-        raise InputError("-: there is no standard input to read; name a file")
-    head = _read_head(stdin)
-    if head == parquet_files.MAGIC:
-        raise InputError(f"{name}: Parquet can't be read from a stream; save it as a file and name the file")
-    yield from _read_text(head, stdin, name, None, options)
+    return {**columns, options.file_column: shown}
 
 
 def _read_path(file: InputFile, options: ReadOptions) -> Iterator[LineBatch | TableBatch]:
@@ -151,7 +183,7 @@ def _read_text(
     format_ = found or options.format or "jsonl"
     whole = decompressed(head, stream)
     if format_ == "jsonl":
-        path = Path(file.name) if file is not None and not is_stream(file.name) else None
+        path = Path(file.name) if file is not None and not is_pipe(file.name) else None
         yield from read_lines(whole, name, path=path)
     else:
         is_guess = options.csv_delimiter is None

@@ -13,12 +13,15 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import unquote
 
 from batcher.errors import InputError
 
-#: How the command line names standard input.
-STDIN = "-"
+#: How the command line and manifests name input that is no file.
+STREAM = "-"
+
+_Stream = TypeVar("_Stream")
 
 #: What Hive and Spark write for null in the name of a folder.
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
@@ -56,7 +59,7 @@ _UNREADABLE = {
 
 @dataclass(frozen=True, slots=True)
 class InputFile:
-    """A file to read: its path, or `-`, and the columns that it gives to all of its rows."""
+    """A file to read: its path, and the columns that it gives to all of its rows."""
 
     name: str
     columns: Mapping[str, str | int | None] = field(default_factory=dict)
@@ -77,8 +80,8 @@ def shown_path(name: str) -> str:
     return os.fsencode(name).decode("utf-8", errors="backslashreplace")
 
 
-def expand(inputs: Sequence[str], *, own: Path | None = None) -> list[InputFile]:
-    """The files that `inputs` name, `-` kept for standard input: those of a glob, or of a folder, in order of name.
+def expand(inputs: Sequence[str | _Stream], *, own: Path | None = None) -> list[InputFile | _Stream]:
+    """The files that `inputs` name: those of a glob, or of a folder, in order of name. What is no name stays as it is.
 
     Folders that hold jobs are left out below another folder, and so is `own`, the job that is being made.
     Raises InputError for a pattern without a match, a missing file, and a folder with nothing to read or with
@@ -86,13 +89,13 @@ def expand(inputs: Sequence[str], *, own: Path | None = None) -> list[InputFile]
     """
     if not inputs:
         raise InputError("no input: name a Parquet, JSONL or CSV file, a folder of them, or - for standard input")
-    if inputs.count(STDIN) > 1:
-        raise InputError("standard input (-) is named twice; it can be read once")
-    names: list[str] = []
+    names: list[str | _Stream] = []
     for name in inputs:
-        if name == STDIN:
+        if not isinstance(name, str):
             names.append(name)
             continue
+        if name == STREAM:
+            raise InputError("-: there is no standard input to read; name a file")
         if glob.has_magic(name) and not os.path.lexists(name):
             found = _matches(name)
         elif Path(name).is_dir():
@@ -102,13 +105,13 @@ def expand(inputs: Sequence[str], *, own: Path | None = None) -> list[InputFile]
         for path in found:
             _check_file(Path(path))
         # A file of that name is not standard input.
-        names.extend(f"./{path}" if path == STDIN else path for path in found)
-    return _with_types([InputFile(name, _folder_columns(name)) for name in names])
+        names.extend(f"./{path}" if path == STREAM else path for path in found)
+    return _with_types([InputFile(name, _folder_columns(name)) if isinstance(name, str) else name for name in names])
 
 
-def is_stream(name: str) -> bool:
-    """Whether a file of `expand` can be read only once: standard input, a pipe."""
-    return name == STDIN or not Path(name).is_file()
+def is_pipe(name: str) -> bool:
+    """Whether a file of `expand` can be read only once."""
+    return not Path(name).is_file()
 
 
 def _suffix(name: str) -> str:
@@ -213,16 +216,18 @@ def _folder_columns(name: str) -> dict[str, str | None]:
     return columns
 
 
-def _with_types(files: Sequence[InputFile]) -> list[InputFile]:
+def _with_types(files: Sequence[InputFile | _Stream]) -> list[InputFile | _Stream]:
     """Make a column integers where each of its values in the whole input is one, as pyarrow and Spark do."""
     values: dict[str, list[str]] = {}
     for file in files:
+        if not isinstance(file, InputFile):
+            continue
         for key, value in file.columns.items():
             values.setdefault(key, []).extend([value] if isinstance(value, str) else [])
     integers = {key for key, texts in values.items() if _are_integers(texts)}
     return [
         replace(file, columns={k: int(v) if k in integers and v is not None else v for k, v in file.columns.items()})
-        if file.columns
+        if isinstance(file, InputFile) and file.columns
         else file
         for file in files
     ]

@@ -1,5 +1,6 @@
 """Commands that look before work is done, the options they share with run and submit, and every command's help."""
 
+import io
 import json
 import re
 from pathlib import Path
@@ -74,6 +75,14 @@ def test_validate_json_has_the_same(run: Run, prompts: Path) -> None:
     assert code == 1
     assert (found["num_rows"], found["num_ok"], found["num_bad"], found["num_choices"]) == (3, 2, 1, 3)
     assert (found["bad"], found["carried"], found["tokens"]) == ([], {"topic": "string"}, None)
+
+
+def test_standard_input_is_one_of_the_files_and_named_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b'{"prompt": 5}\n')))
+
+    assert "<stdin>:1: prompt is 5" in run("validate - --model qwen")[1]
+    code, _, err = run("validate - -")
+    assert (code, "standard input (-) is named twice" in err) == (2, True)
 
 
 def test_validate_under_strict_ends_as_submit_would(run: Run, prompts: Path) -> None:

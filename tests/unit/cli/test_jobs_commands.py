@@ -17,7 +17,7 @@ from batcher.cli.texts import print_sample
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.lock import exclusive
 from batcher.manage.finish import finalize
-from batcher.submission import planner
+from batcher.submission.planner import submit
 from batcher.types import ErrorCode
 from tests.support.job_files import complete_job, failed, make_job, ok, write_chunk, write_part
 from tests.support.submitted import make_options, write_lines
@@ -168,8 +168,7 @@ def test_results_with_errors_are_only_those(run: Run, finished: JobDir) -> None:
 
 def test_row_that_was_refused_at_submit_is_legible_too(run: Run, tmp_path: Path) -> None:
     job = JobDir(tmp_path / "job")
-    planner.submit(job, [write_lines(tmp_path / "p.jsonl", {"prompt": 5}, {"prompt": "a"})], make_options())
-    planner.commit_refused(job)
+    submit(job, [write_lines(tmp_path / "p.jsonl", {"prompt": 5}, {"prompt": "a"})], make_options())
 
     code, out, _ = run("results job --errors")
 

@@ -14,7 +14,7 @@ import pytest
 
 from batcher.cli import cli
 from batcher.cli.options import read_template
-from batcher.submission.planner import SubmitOptions
+from batcher.submission.source import SubmitOptions
 from batcher.submission.validation import ValidationReport, validate
 from batcher.types import SamplingParams
 

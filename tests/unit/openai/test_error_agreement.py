@@ -11,7 +11,7 @@ import pytest
 from batcher.jobdir.results import build_table
 from batcher.openai.answers import batch_output_line
 from batcher.server.app import make_api
-from batcher.submission.readers.files import STDIN, InputFile, LineBatch, read_batches
+from batcher.submission.readers.files import LineBatch, NamedStream, read_batches
 from batcher.submission.rows import RowParser
 from batcher.types import Completion, RequestFacts, SamplingParams
 from tests.support.api_client import ask
@@ -127,7 +127,7 @@ def line_of(line: dict[str, Any]) -> dict[str, Any]:
 
 def line_of_bytes(line: bytes, *, columns: dict[str, Any] | None = None) -> dict[str, Any]:
     parser = RowParser(params=SamplingParams(), default_model=None, known_models=frozenset({"tiny"}))
-    [batch] = read_batches([InputFile(STDIN)], stdin=io.BytesIO(line + b"\n"))
+    [batch] = read_batches([NamedStream(io.BytesIO(line + b"\n"))])
     assert isinstance(batch, LineBatch)
     batch = replace(batch, columns=columns or {})
     [row] = parser.parse(batch, first_row=0).rows

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from batcher.errors import InputError
 from batcher.jobdir.folder import JobDir
-from batcher.submission.planner import fingerprint, submit
+from batcher.submission.planner import submit
+from batcher.submission.source import fingerprint
 from batcher.types import DEFAULT_CHAT_MAX_TOKENS, SamplingParams
 from tests.support.parsing import batch_line, message, parse_line, parse_lines, parse_table
 from tests.support.submitted import carried_of, make_options, rows_of, write_lines

@@ -21,7 +21,7 @@ from batcher.jobdir.shards import conform
 from batcher.submission.carried import CarriedColumns, TableRow
 from batcher.submission.planner import submit
 from batcher.submission.readers import csv_files
-from batcher.submission.readers.files import ReadOptions, TableBatch, expand, read_batches
+from batcher.submission.readers.files import NamedStream, ReadOptions, TableBatch, expand, read_batches
 from tests.support.submitted import carried_of, make_options, rows_of, write_lines
 from tests.unit.conftest import Run
 
@@ -90,7 +90,7 @@ def test_delimiter_and_format_can_be_given(tmp_path: Path) -> None:
     path = tmp_path / "export"
     path.write_bytes(MESSY)
     assert len(rows_in(path, format="csv")) == 3
-    [batch] = read_batches(expand(["-"]), ReadOptions(format="tsv"), stdin=io.BytesIO(b"prompt\tn\nx\t1\n"))
+    [batch] = read_batches([NamedStream(io.BytesIO(b"prompt\tn\nx\t1\n"))], ReadOptions(format="tsv"))
     assert isinstance(batch, TableBatch)
     assert (batch.origin.source(0), batch.table.to_pylist()) == ("<stdin>: row 1", [{"prompt": "x", "n": "1"}])
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from batcher.errors import InputError
-from batcher.submission.readers.files import LineBatch, Readable, expand, read_batches
+from batcher.submission.readers.files import LineBatch, NamedStream, Readable, expand, read_batches
 
 #: A table of `prompt` and an Int128 as Polars 2.1 writes it, which pyarrow can't.
 INT128 = base64.b64decode(
@@ -41,14 +41,14 @@ class Drip:
         return self._data.read(min(size, 1))
 
 
-def lines_of(path: Path | str, stdin: Readable | None = None) -> list[bytes | None]:
-    batches = list(read_batches(expand([str(path)]), stdin=stdin))
+def lines_of(source: Path | Readable) -> list[bytes | None]:
+    batches = list(read_batches(expand([str(source) if isinstance(source, Path) else NamedStream(source)])))
     return [line for batch in batches if isinstance(batch, LineBatch) for line in batch.lines]
 
 
-def refusal(path: Path | str, stdin: Readable | None = None) -> str:
+def refusal(source: Path | Readable) -> str:
     with pytest.raises(InputError) as caught:
-        lines_of(path, stdin)
+        lines_of(source)
     return str(caught.value)
 
 
@@ -126,14 +126,14 @@ def test_bad_rows_are_no_document(tmp_path: Path, text: str) -> None:
 
 @pytest.mark.parametrize(("text", "rows"), DOCUMENTS[:7], ids=range(7))
 def test_document_from_a_pipe_is_told_however_it_is_cut(text: str, rows: list[Any]) -> None:
-    message = refusal("-", Drip(text.encode()))
-    assert message == refusal("-", io.BytesIO(text.encode()))
+    message = refusal(Drip(text.encode()))
+    assert message == refusal(io.BytesIO(text.encode()))
     assert message.startswith("<stdin>: is a JSON array; write one object on each line: pipe it through jq -c '.[]")
 
 
 def test_lines_from_a_pipe_read_alike_however_they_are_cut() -> None:
     data = b'\xef\xbb\xbf\n[{"a": 1}]\n\n{"b": 2}\n'
-    assert lines_of("-", Drip(data)) == lines_of("-", io.BytesIO(data)) == [b'[{"a": 1}]', b'{"b": 2}']
+    assert lines_of(Drip(data)) == lines_of(io.BytesIO(data)) == [b'[{"a": 1}]', b'{"b": 2}']
 
 
 def bgzip_block(data: bytes) -> bytes:
@@ -157,7 +157,7 @@ def test_members_of_gzip_are_joined_and_zeros_left_out(tmp_path: Path, parts: li
     path = tmp_path / "in.jsonl.gz"
     path.write_bytes(b"".join(parts))
     assert lines_of(path) == [b"1", b"2", b"3"]
-    assert lines_of("-", Drip(path.read_bytes())) == [b"1", b"2", b"3"]
+    assert lines_of(Drip(path.read_bytes())) == [b"1", b"2", b"3"]
 
 
 def test_every_way_to_cut_a_gzip_file_is_told(tmp_path: Path) -> None:

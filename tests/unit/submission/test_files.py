@@ -15,9 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batcher.errors import InputError
-from batcher.submission.readers import files as prompts
 from batcher.submission.readers import json_lines, parquet_files
-from batcher.submission.readers.files import LineBatch, TableBatch, expand, read_batches
+from batcher.submission.readers.files import LineBatch, NamedStream, TableBatch, expand, read_batches
 
 
 def zstd(data: bytes) -> bytes:
@@ -25,9 +24,9 @@ def zstd(data: bytes) -> bytes:
     return compressed
 
 
-def lines_of(inputs: Sequence[str], stdin: prompts.Readable | None = None) -> list[tuple[str, bytes | None]]:
+def lines_of(inputs: Sequence[str | NamedStream]) -> list[tuple[str, bytes | None]]:
     found: list[tuple[str, bytes | None]] = []
-    for batch in read_batches(expand(inputs), stdin=stdin):
+    for batch in read_batches(expand(inputs)):
         assert isinstance(batch, LineBatch)
         found.extend((batch.origin.source(i), line) for i, line in enumerate(batch.lines))
     return found
@@ -54,7 +53,7 @@ def test_plain_and_compressed_lines_read_alike(tmp_path: Path, name: str, pack: 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress, zstd])
 def test_standard_input_reads_like_a_file(pack: Callable[[bytes], bytes]) -> None:
     stdin = io.BytesIO(pack(b"1\n\n2\n"))
-    assert lines_of(["-"], stdin) == [("<stdin>:1", b"1"), ("<stdin>:3", b"2")]
+    assert lines_of([NamedStream(stdin)]) == [("<stdin>:1", b"1"), ("<stdin>:3", b"2")]
 
 
 def test_byte_order_mark_crlf_and_blank_lines_do_not_matter(tmp_path: Path) -> None:
@@ -111,10 +110,11 @@ def test_globs_are_sorted_and_folders_skipped(tmp_path: Path) -> None:
     for name in ("b.jsonl", "a.jsonl", "c.txt"):
         (tmp_path / name).write_text("{}")
     (tmp_path / "z.jsonl").mkdir()
-    assert [file.name for file in expand([f"{tmp_path}/*.jsonl", "-", f"{tmp_path}/c.txt"])] == [
+    inputs: list[str | NamedStream] = [f"{tmp_path}/*.jsonl", NamedStream(io.BytesIO(), "upload"), f"{tmp_path}/c.txt"]
+    assert [file.name for file in expand(inputs)] == [
         f"{tmp_path}/a.jsonl",
         f"{tmp_path}/b.jsonl",
-        "-",
+        "upload",
         f"{tmp_path}/c.txt",
     ]
 
@@ -159,18 +159,18 @@ def test_unusable_file_is_named_with_what_is_wrong(
     assert "\n" not in str(caught.value)
 
 
-def test_folder_and_empty_list_and_stdin_twice_are_refused(tmp_path: Path) -> None:
+def test_folder_and_empty_list_and_a_bare_dash_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"is a folder without a file to read; name one that has \.parquet"):
         expand([str(tmp_path)])
     with pytest.raises(InputError, match="no input"):
         expand([])
-    with pytest.raises(InputError, match="named twice"):
-        expand(["-", "-"])
+    with pytest.raises(InputError, match="no standard input"):
+        expand(["-"])
 
 
 def test_parquet_from_standard_input_is_refused() -> None:
     with pytest.raises(InputError, match="Parquet can't be read from a stream"):
-        lines_of(["-"], io.BytesIO(b"PAR1...."))
+        lines_of([NamedStream(io.BytesIO(b"PAR1...."))])
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "parquet-without-its-suffix"])

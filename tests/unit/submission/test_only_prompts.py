@@ -14,6 +14,7 @@ from batcher.manage.export import ExportFormat, export
 from batcher.manage.finish import finalize
 from batcher.manage.repair import repair
 from batcher.submission.planner import submit
+from batcher.submission.readers.files import NamedStream
 from batcher.submission.validation import validate
 from tests.support.completing import complete
 from tests.support.manual_engine import ManualEngine
@@ -72,7 +73,7 @@ def test_such_a_table_among_files_with_columns_has_nulls_in_them(tmp_path: Path,
     job = JobDir(tmp_path / "job")
 
     with Path(second).open("rb") as stdin:
-        submit(job, [first, second, third, "-"], make_options(), stdin=stdin)
+        submit(job, [first, second, third, NamedStream(stdin)], make_options())
     complete(job, engine)
 
     export(job, tmp_path / "out.jsonl")

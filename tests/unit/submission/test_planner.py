@@ -17,8 +17,10 @@ from batcher.errors import InputError, JobError
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.manifest import Manifest
 from batcher.jobdir.results import read_counts, read_file, result_schema
-from batcher.submission import planner, staging
-from batcher.submission.planner import commit_refused, fingerprint, submit
+from batcher.submission import staging
+from batcher.submission.planner import submit
+from batcher.submission.readers.files import NamedStream
+from batcher.submission.source import fingerprint
 from batcher.submission.validation import TokenTotals, validate
 from batcher.types import ErrorCode, Request, RowError, SamplingParams
 from tests.support.submitted import carried_of, make_options, names_in, rows_of, write_lines
@@ -93,16 +95,6 @@ def test_parts_of_refused_rows_are_committed_by_submit(tmp_path: Path, job: JobD
     assert (counts.num_rows, counts.num_errors, counts.num_choices) == (2, 2, 0)
 
 
-def test_lost_part_of_refused_rows_is_written_again_the_same(tmp_path: Path, job: JobDir) -> None:
-    submit(job, [write_lines(tmp_path / "p.jsonl", {"prompt": "a"}, b"bad")], make_options())
-    part = job.part_path(1)
-    before = read_file(part)
-    assert commit_refused(job) == 0
-    part.unlink()
-    assert commit_refused(JobDir.open(job.path)) == 1
-    assert read_file(part).equals(before)
-
-
 def test_strict_refuses_all_with_the_first_bad_rows_and_leaves_nothing(tmp_path: Path, job: JobDir) -> None:
     path = write_lines(tmp_path / "p.jsonl", *[{"prompt": "a"}] * 100, *[b"bad"] * 25)
     with pytest.raises(InputError) as caught:
@@ -126,7 +118,7 @@ def test_several_files_are_one_input_with_the_union_of_their_columns(tmp_path: P
     pq.write_table(pa.table({"prompt": ["d"], "x": pa.array([4], pa.int8()), "z": [b"\xff"]}), tmp_path / "b.parquet")
     stdin = io.BytesIO(b'{"prompt": "e", "y": [2.5]}')
 
-    manifest = submit(job, [f"{tmp_path}/a*", f"{tmp_path}/b.parquet", "-"], make_options(), stdin=stdin)
+    manifest = submit(job, [f"{tmp_path}/a*", f"{tmp_path}/b.parquet", NamedStream(stdin)], make_options())
 
     assert [row.request.prompts for row in rows_of(job)] == [("a",), ("b",), ("c",), ("d",), ("e",)]
     assert [row.request.row for row in rows_of(job)] == list(range(5))
@@ -326,11 +318,11 @@ def test_another_input_or_option_does_not_touch_the_job(
 
 
 def test_standard_input_given_again_is_compared_too(job: JobDir) -> None:
-    first = submit(job, ["-"], make_options(), stdin=io.BytesIO(b'{"prompt": "a"}'))
-    again = submit(JobDir(job.path), ["-"], make_options(), stdin=io.BytesIO(b'{"prompt": "a"}'))
+    first = submit(job, [NamedStream(io.BytesIO(b'{"prompt": "a"}'))], make_options())
+    again = submit(JobDir(job.path), [NamedStream(io.BytesIO(b'{"prompt": "a"}'), "other")], make_options())
     assert again == first
     with pytest.raises(JobError, match="other input"):
-        submit(JobDir(job.path), ["-"], make_options(), stdin=io.BytesIO(b'{"prompt": "b"}'))
+        submit(JobDir(job.path), [NamedStream(io.BytesIO(b'{"prompt": "b"}'))], make_options())
 
 
 def test_leftovers_of_a_killed_submit_are_cleared(tmp_path: Path, job: JobDir, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -475,14 +467,13 @@ def test_validate_refuses_what_submit_refuses(tmp_path: Path) -> None:
         validate(["-"], make_options())
 
 
-def test_fingerprint_reads_standard_input_only_if_given(tmp_path: Path) -> None:
+def test_fingerprint_covers_files_and_streams_whole(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "p.jsonl", {"prompt": "a"})
     options = make_options()
     prints = {
-        planner.fingerprint([path], options),
-        planner.fingerprint([path, path], options),
-        planner.fingerprint([path, "-"], options),
-        planner.fingerprint([path, "-"], options, stdin=io.BytesIO(b"x")),
-        planner.fingerprint([path, "-"], options, stdin=io.BytesIO(b"y")),
+        fingerprint([path], options),
+        fingerprint([path, path], options),
+        fingerprint([path, NamedStream(io.BytesIO(b"x"))], options),
+        fingerprint([path, NamedStream(io.BytesIO(b"y"))], options),
     }
-    assert len(prints) == 5
+    assert len(prints) == 4
