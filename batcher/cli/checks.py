@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from batcher.cli.engines import context_lengths
+from batcher.api.engines import context_lengths
 from batcher.cli.options import (
     broker_option,
     context_option,

@@ -1,11 +1,12 @@
 """Options and choices of the commands that load models: run, worker, resume, serve."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from batcher.api import engines
+from batcher.api.engines import DEFAULT_GRACE_S
 from batcher.cli.options import (
     Decorator,
     context_option,
@@ -14,14 +15,8 @@ from batcher.cli.options import (
     option,
     row_timeout_option,
 )
-from batcher.errors import ModelError
-
-if TYPE_CHECKING:
-    from batcher.model_files import ModelRef
-    from workers.process.events import WorkerConfig
-
-#: Seconds that a stopped worker gets by default. With the embedded broker's own end, `run` stops within 10.
-DEFAULT_GRACE_S = 8.0
+from batcher.errors import InputError
+from batcher.model_files import ModelRef
 
 models_option = option(
     "--model",
@@ -81,11 +76,6 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def needed_extras(broker: str | None) -> tuple[str, ...]:
-    """The extras that completing prompts on this machine takes, with a broker of our own where none is given."""
-    return ("worker",) if broker else ("worker", "embedded")
-
-
 def take_engine_options(options: dict[str, Any]) -> dict[str, Any]:
     """Move the parameters of `engine_options` out of `options`, named as `WorkerConfig` has them."""
     from batcher.broker.leases import LEASE_TTL_S
@@ -105,62 +95,9 @@ def take_engine_options(options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def worker_config(
-    models: Sequence["ModelRef"],
-    jobs_root: Path,
-    *,
-    home: Path,
-    quiet: bool,
-    model_sha256: Sequence[str],
-    **engine: Any,
-) -> "WorkerConfig":
-    from batcher.model_files import parse_sha256
-    from workers.local import default_worker_name
-    from workers.process.events import WorkerConfig
-
-    return WorkerConfig(
-        name=default_worker_name(),
-        models=tuple((model.name, str(model.path)) for model in models),
-        broker_url="",  # whoever starts the workers knows it
-        jobs_root=str(jobs_root),
-        home=str(home),
-        quiet=quiet,
-        model_sha256=parse_sha256(model_sha256, models),
-        **engine,
-    )
-
-
-def context_lengths(models: "Sequence[ModelRef]", ctx: int | None) -> dict[str, int]:
-    """Tokens that a sequence of each model can hold where `--ctx` is this; without those whose file does not say."""
-    from batcher.gguf import trained_context_length
-    from workers.engines.llama.settings import context_limit
-
-    trained = {model.name: trained_context_length(model.path) for model in models}
-    return {name: context_limit(ctx, trained=found) for name, found in trained.items() if found is not None}
-
-
-def choose_models(specs: Sequence[str], *, needed: set[str] | None = None) -> list["ModelRef"]:
-    """The models that `--model` gives; with none given, those `needed` by name, else the only known one."""
-    from batcher.model_files import known_models, parse_model
-
-    chosen = [parse_model(spec) for spec in specs]
-    names = [model.name for model in chosen]
-    if len(set(names)) < len(names):
-        raise click.UsageError(f"--model: two models have the same name ({', '.join(names)}); write NAME=PATH")
-    known = known_models()
-    if needed is not None:
-        chosen += [model for model in known if model.name in needed - set(names)]
-        missing = sorted(needed - {model.name for model in chosen})
-        if missing:
-            raise ModelError(f"the job needs the model {missing[0]}; give --model {missing[0]}=PATH")
-        return chosen
-    if chosen:
-        return chosen
-    if len(known) == 1:
-        return known
-    listed = ", ".join(model.name for model in known)
-    raise click.UsageError(
-        f"which model? Give --model NAME; `batcher models` lists: {listed}"
-        if known
-        else "which model? Give --model PATH of a GGUF file; no model is known by name on this machine"
-    )
+def choose_models(specs: Sequence[str], *, needed: set[str] | None = None) -> list[ModelRef]:
+    """As `batcher.api.engines` does it; where nothing says which model, the command's usage is shown."""
+    try:
+        return engines.choose_models(specs, needed=needed)
+    except InputError as exc:
+        raise click.UsageError(str(exc)) from exc

@@ -13,16 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from batcher.api.engines import context_lengths, needed_extras, worker_config
 from batcher.cli import EXIT_INTERRUPTED
-from batcher.cli.engines import (
-    choose_models,
-    context_lengths,
-    engine_options,
-    models_option,
-    needed_extras,
-    take_engine_options,
-    worker_config,
-)
+from batcher.cli.engines import choose_models, engine_options, models_option, take_engine_options
 from batcher.cli.jobs import repair_parts
 from batcher.cli.options import (
     broker_option,

@@ -14,8 +14,8 @@ import click
 import pytest
 import yaml
 
+from batcher.api.engines import DEFAULT_GRACE_S
 from batcher.cli import cli
-from batcher.cli.engines import DEFAULT_GRACE_S
 from batcher.model_files import MODELS_DIR_VARIABLE
 
 ROOT = Path(__file__).parents[3]

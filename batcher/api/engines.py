@@ -1,0 +1,81 @@
+"""Workers of this machine, as whoever starts them chooses: which models they serve, and how."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from batcher.errors import InputError, ModelError
+from batcher.gguf import trained_context_length
+from batcher.model_files import ModelRef, known_models, parse_model, parse_sha256
+
+if TYPE_CHECKING:
+    from workers.process.events import WorkerConfig
+
+#: Seconds that a stopped worker gets by default. With the embedded broker's own end, `run` stops within 10.
+DEFAULT_GRACE_S = 8.0
+
+
+def needed_extras(broker: str | None) -> tuple[str, ...]:
+    """The extras that completing prompts on this machine takes, with a broker of our own where none is given."""
+    return ("worker",) if broker else ("worker", "embedded")
+
+
+def choose_models(specs: Sequence[str], *, needed: set[str] | None = None) -> list[ModelRef]:
+    """The models that `--model` gives; with none given, those `needed` by name, else the only known one.
+
+    Raises InputError where nothing says which, ModelError for a model that is not here.
+    """
+    chosen = [parse_model(spec) for spec in specs]
+    names = [model.name for model in chosen]
+    if len(set(names)) < len(names):
+        raise InputError(f"--model: two models have the same name ({', '.join(names)}); write NAME=PATH")
+    known = known_models()
+    if needed is not None:
+        chosen += [model for model in known if model.name in needed - set(names)]
+        missing = sorted(needed - {model.name for model in chosen})
+        if missing:
+            raise ModelError(f"the job needs the model {missing[0]}; give --model {missing[0]}=PATH")
+        return chosen
+    if chosen:
+        return chosen
+    if len(known) == 1:
+        return known
+    listed = ", ".join(model.name for model in known)
+    raise InputError(
+        f"which model? Give --model NAME; `batcher models` lists: {listed}"
+        if known
+        else "which model? Give --model PATH of a GGUF file; no model is known by name on this machine"
+    )
+
+
+def context_lengths(models: Sequence[ModelRef], ctx: int | None) -> dict[str, int]:
+    """Tokens that a sequence of each model can hold where `--ctx` is this; without those whose file does not say."""
+    from workers.engines.llama.settings import context_limit
+
+    trained = {model.name: trained_context_length(model.path) for model in models}
+    return {name: context_limit(ctx, trained=found) for name, found in trained.items() if found is not None}
+
+
+def worker_config(
+    models: Sequence[ModelRef],
+    jobs_root: Path,
+    *,
+    home: Path,
+    quiet: bool,
+    model_sha256: Sequence[str],
+    **engine: Any,
+) -> "WorkerConfig":
+    """What a worker of these models needs to know but for its broker; `engine` are fields of `WorkerConfig`."""
+    from workers.local import default_worker_name
+    from workers.process.events import WorkerConfig
+
+    return WorkerConfig(
+        name=default_worker_name(),
+        models=tuple((model.name, str(model.path)) for model in models),
+        broker_url="",  # whoever starts the workers knows it
+        jobs_root=str(jobs_root),
+        home=str(home),
+        quiet=quiet,
+        model_sha256=parse_sha256(model_sha256, models),
+        **engine,
+    )
