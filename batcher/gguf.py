@@ -27,7 +27,7 @@ def trained_context_length(path: Path) -> int | None:
         with path.open("rb") as file:
             return _find_context_length(file)
     except (OSError, ValueError, OverflowError, RecursionError, struct.error):
-        # What is wrong with the file is for llama.cpp to say.
+        # llama.cpp says what is wrong with the file.
         return None
 
 

@@ -1,4 +1,4 @@
-"""The doorbell: a Redis-protocol broker, the leases kept in it, and the sweep that rings again.
+"""The doorbell: a Redis-protocol broker, the leases kept in it, and the sweep that sends again.
 
 url.py     what a broker's URL may say, and how it may be shown
 client.py  the client, and a server of our own where the user has none

@@ -1,4 +1,4 @@
-"""Reaper and idle look: they find shards that nobody works on or ever will, and ring the doorbell for them again.
+"""Finds the shards that nobody works on and no message will bring to a worker, and sends them again.
 
 The broker may lose a message (a flush, a crash, a worker killed between taking it and claiming), and a worker may die
 with a shard in its hands. Everybody who waits for a job sweeps it, in three ways:
@@ -9,9 +9,9 @@ with a shard in its hands. Everybody who waits for a job sweeps it, in three way
 - *Left by the dead*: the process of a worker died and its supervisor lives to tell. Its leases are released and its
   shards sent, without waiting for any expiry.
 - *Orphaned*: the queue of a model is empty, and a shard is neither committed nor leased; seen so twice, a sweep
-  interval apart, as a message on its way to a claim takes milliseconds. Rather than knowing which message vanished,
-  this looks at what is. It is also the way of a shard whose attempts fail (a full disk, say): its message is dropped,
-  and it comes back at growing intervals, from two looks to five minutes, until a chunk more of it is saved.
+  interval apart, as a message on its way to a claim takes milliseconds. So nobody has to know which message vanished.
+  A shard whose attempts fail (a full disk, say) is sent again in this way, too: its message is dropped, and it comes
+  back at growing intervals, from two looks to five minutes, until a chunk more of it is saved.
 
 A message too many costs nothing, as its claim fails. One key a shard keeps sweepers from sending the same at a time:
 
@@ -119,7 +119,7 @@ class Sweep:
         self._send_unsent()
         return reaped.next_expiry_s
 
-    def bury(self, worker: str, pid: int) -> None:
+    def release_dead(self, worker: str, pid: int) -> None:
         """Release the leases of a process that is known to be dead, and send its shards."""
         for lease in self._leases.held(self.job.job_id, self._leases.claimed(self.job.job_id)).values():
             # By its number too: another process of that name may have claimed meanwhile.

@@ -126,7 +126,7 @@ class JobSweep:
             self._enqueue(self._job, self._job.pending_shards())
             self._is_sending = False
         for death in deaths:
-            self._sweep.bury(death.worker, death.pid)
+            self._sweep.release_dead(death.worker, death.pid)
         next_expiry_s = self._sweep.reap()
         if self._look.is_due():
             self._sweep.look()
@@ -163,7 +163,7 @@ class RootSweep:
                 if is_look_due and finalize(sweep.job) is not None:
                     continue
                 for death in deaths:
-                    sweep.bury(death.worker, death.pid)
+                    sweep.release_dead(death.worker, death.pid)
                 next_expiry_s = min(next_expiry_s, sweep.reap())
                 if is_look_due:
                     sweep.look()

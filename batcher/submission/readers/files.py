@@ -2,8 +2,8 @@
 
 JSONL comes as lines of bytes, plain or compressed (.gz, .zst), from files or streams; Parquet and CSV come as Arrow
 tables. What is no file (standard input, an upload) comes through `InputStream`. Everything is read front to back in
-bounded memory. What is wrong with a whole file raises InputError
-here; what is wrong with a row is for the validation to say.
+bounded memory. A file that is wrong as a whole raises InputError
+here; the validation says what is wrong with a row.
 """
 
 import hashlib

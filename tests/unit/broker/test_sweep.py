@@ -307,7 +307,7 @@ def test_shards_of_a_dead_process_are_released_and_sent_at_once_and_no_others(
     monkeypatch.setattr("os.getpid", lambda: 12)
     claim(client, job, 2, worker="dead")
 
-    Sweep(job, client, enqueue=sent).bury("dead", 11)
+    Sweep(job, client, enqueue=sent).release_dead("dead", 11)
 
     assert sent.shards == [0]
     assert set(Leases(client).held(job.job_id, [0, 1, 2])) == {1, 2}
