@@ -3,7 +3,6 @@
 import json
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +16,11 @@ from batcher.server.batches.service import Batches
 from batcher.server.batches.states import BatchReader
 from batcher.server.batches.uploads import FileStore, StoredFile
 from batcher.types import Choice, Completion, ErrorCode, FinishReason, Request, RowError, Usage
+from tests.support.clock import Clock
 
 Answer = Callable[[Request], str | RowError]
 
 TIMEOUT = RowError(ErrorCode.TIMEOUT, "took too long")
-
-
-@dataclass
-class Clock:
-    """Starts now, as the times of files do, and goes on when it is told to."""
-
-    now: float = field(default_factory=time.time)
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +37,8 @@ class BatchBench:
 
     def __init__(self, root: Path, *, models: frozenset[str] | None = frozenset({"tiny"})) -> None:
         self.root = root
-        self.clock = Clock()
+        # The times of files are those of the machine.
+        self.clock = Clock(time.time())
         self.sent: list[str] = []
         self.num_wakes = 0
         self.models = models

@@ -1,8 +1,6 @@
 """A job of one shard, and what its runner needs: a real broker, real files, and an engine that answers when told to."""
 
 import threading
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import redis
 from batcher.broker.leases import Leases, lease_key
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.results import read_file
+from tests.support.clock import Clock
 from tests.support.job_factory import make_job, make_request
 from tests.support.manual_engine import ManualEngine
 from workers.shard.runner import Outcome, Surroundings, run_shard
@@ -18,36 +17,12 @@ from workers.shard.runner import Outcome, Surroundings, run_shard
 ROWS = 6
 
 
-def wait_for(condition: Callable[[], object], *, timeout_s: float = 10) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "what the test waits for did not happen"
-        time.sleep(0.01)
-
-
-class Clock:
-    """Seconds that pass when the test says so."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-        self.num_readings = 0
-
-    def __call__(self) -> float:
-        self.num_readings += 1
-        return self.now
-
-    def wait_for_readings(self, number: int) -> None:
-        """Block until the time was asked for `number` times more: the runner asks once a round."""
-        target = self.num_readings + number
-        wait_for(lambda: self.num_readings >= target)
-
-
 class Bench:
     """A job of one shard, and what its runner needs."""
 
     def __init__(self, path: Path, client: redis.Redis) -> None:
         self.client = client
-        self.clock = Clock()
+        self.clock = Clock(1000.0)
         self.job = make_job(path / "job", [[make_request(row) for row in range(ROWS)]])
         self.stopping = threading.Event()
         self.commits: list[JobDir] = []

@@ -16,4 +16,4 @@ def wait_for(condition: Callable[[], Any], *, what: str, timeout_s: float = PATI
         if found:
             return found
         assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
-        time.sleep(0.05)
+        time.sleep(0.02)

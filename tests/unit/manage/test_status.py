@@ -16,19 +16,14 @@ from batcher.manage import status
 from batcher.manage.finish import finalize
 from batcher.manage.status import RATE_WINDOW_S, JobState, StatusReader, read_status
 from batcher.types import ErrorCode
+from tests.support.clock import Clock
 from tests.support.job_files import complete_job, failed, make_job, ok, result_table, write_chunk, write_part
 from tests.unit.manage.test_status_workers import give_sign
 
 
-class Clock:
-    """Unix seconds that pass only when told."""
-
-    def __init__(self, job: JobDir) -> None:
-        started = job.first_claim_at()
-        self.now = started.timestamp() if started else 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
+def clock_from_first_claim(job: JobDir) -> Clock:
+    started = job.first_claim_at()
+    return Clock(started.timestamp() if started else 1_000_000.0)
 
 
 @pytest.fixture
@@ -210,7 +205,7 @@ def test_rates_and_eta_follow_the_last_seconds(tmp_path: Path) -> None:
     job = make_job(tmp_path / "job", (100,))
     give_sign(tmp_path, "w")
     job.claim_attempt(0, worker="w")
-    clock = Clock(job)
+    clock = clock_from_first_claim(job)
     reader = StatusReader(job, clock=clock)
     reader.read()
     for second in range(1, 41):
@@ -232,7 +227,7 @@ def test_first_reading_gives_the_average_of_the_whole_job(tmp_path: Path) -> Non
     write_file(job.part_path(1), result_table([failed(20)]))
     job.claim_attempt(0, worker="w")
     write_chunk(job, 0, [ok(row) for row in range(4)])
-    clock = Clock(job)
+    clock = clock_from_first_claim(job)
     clock.now += 8
 
     found = StatusReader(job, clock=clock).read()
@@ -246,7 +241,7 @@ def test_first_reading_gives_the_average_of_the_whole_job(tmp_path: Path) -> Non
 def test_rate_of_a_stalled_job_decays_and_recovers(tmp_path: Path) -> None:
     job = make_job(tmp_path / "job", (100,))
     job.claim_attempt(0, worker="w")
-    clock = Clock(job)
+    clock = clock_from_first_claim(job)
     reader = StatusReader(job, clock=clock)
     reader.read()
     clock.now += 10
@@ -262,7 +257,7 @@ def test_rate_of_a_stalled_job_decays_and_recovers(tmp_path: Path) -> None:
 def test_clock_that_stands_still_or_runs_backwards_divides_by_nothing(tmp_path: Path) -> None:
     job = make_job(tmp_path / "job", (2,))
     job.claim_attempt(0, worker="w")
-    clock = Clock(job)
+    clock = clock_from_first_claim(job)
     reader = StatusReader(job, clock=clock)
     reader.read()
     write_chunk(job, 0, [ok(0)])

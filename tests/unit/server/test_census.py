@@ -9,6 +9,7 @@ from batcher.jobdir.folder import JobDir, unset_success
 from batcher.manage.finish import finalize
 from batcher.manage.status import Status, StatusReader
 from batcher.server.census import FRESH_S, CensusTaker
+from tests.support.clock import Clock
 from tests.support.job_files import complete_job, make_job, ok, write_part
 
 
@@ -16,19 +17,6 @@ def finished_job(path: Path) -> JobDir:
     job = complete_job(path)
     assert finalize(job) is not None
     return job
-
-
-class Clock:
-    """Moves when it is told to."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def pass_by(self) -> None:
-        self.now += FRESH_S + 1
 
 
 def test_jobs_shards_and_rows_are_counted_by_state(tmp_path: Path) -> None:
@@ -55,7 +43,7 @@ def test_numbers_are_kept_for_some_seconds(tmp_path: Path) -> None:
     finished_job(tmp_path / "done")
 
     assert taker.take().jobs["complete"] == 0
-    clock.pass_by()
+    clock.now += FRESH_S + 1
     assert taker.take().jobs["complete"] == 1
 
 
@@ -73,7 +61,7 @@ def test_complete_job_is_read_once_until_it_is_opened_again(tmp_path: Path, monk
 
     for _ in range(3):
         taker.take()
-        clock.pass_by()
+        clock.now += FRESH_S + 1
     assert len(reads) == 1
 
     unset_success(job)
@@ -89,7 +77,7 @@ def test_job_that_is_deleted_or_damaged_is_left_out(tmp_path: Path) -> None:
 
     shutil.rmtree(gone.path)
     damaged.manifest_path.write_text("{")
-    clock.pass_by()
+    clock.now += FRESH_S + 1
 
     assert sum(taker.take().jobs.values()) == 0
 

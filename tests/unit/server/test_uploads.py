@@ -1,18 +1,19 @@
 """Uploaded files in the jobs root: they appear whole or not at all, and go when their time is over."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
 
 from batcher.errors import InputError, StorageError
 from batcher.server.batches.uploads import LEFTOVER_AGE_S, FileStore, StoredFile, Upload, as_label
-from tests.support.batch_bench import Clock
+from tests.support.clock import Clock
 
 
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(time.time())
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ from batcher.jobdir import attempts
 from batcher.jobdir.attempts import Cause, forgive, read_ends, read_journal, record_end
 from batcher.jobdir.verdict import MAX_FAILURES
 from tests.support.manual_engine import ManualEngine, ManualTicket
-from tests.support.shard_bench import ROWS, Bench, wait_for
+from tests.support.shard_bench import ROWS, Bench
+from tests.support.waiting import wait_for
 from workers.engines.llama.sequence import OnStart, SequenceRequest, SequenceResult, Sink, ignore_start
 from workers.shard.runner import FLUSH_INTERVAL_S, Outcome, _ShardRun
 
@@ -100,7 +101,7 @@ def test_engine_that_dies_leaves_its_journal_and_its_words(
 def test_attempt_in_good_order_leaves_no_journal(bench: Bench, background: Callable[..., Future[Outcome]]) -> None:
     engine = ManualEngine(allowance=2)
     running = background(bench.run, engine)
-    wait_for(lambda: engine.num_steps == 2)
+    wait_for(lambda: engine.num_steps == 2, what="2 prompts are answered")
     assert bench.job.journal_path(0, attempt=1).exists()
 
     bench.stopping.set()
@@ -129,7 +130,7 @@ def test_attempt_whose_shard_was_committed_meanwhile_stops(
 ) -> None:
     engine = ManualEngine(allowance=2)
     running = background(bench.run, engine)
-    wait_for(lambda: engine.num_steps == 2)
+    wait_for(lambda: engine.num_steps == 2, what="2 prompts are answered")
     bench.client.flushall()
     assert bench.run(ManualEngine(), worker="w2") is Outcome.COMMITTED
 

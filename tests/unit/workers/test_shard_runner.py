@@ -14,7 +14,8 @@ from batcher.jobdir.results import read_counts
 from batcher.types import ErrorCode, RowError
 from tests.support.job_factory import make_job, make_request
 from tests.support.manual_engine import ManualEngine
-from tests.support.shard_bench import ROWS, Bench, wait_for
+from tests.support.shard_bench import ROWS, Bench
+from tests.support.waiting import wait_for
 from workers.process.stall import MIN_LIMIT_S
 from workers.shard.runner import FLUSH_INTERVAL_S, Outcome
 
@@ -82,7 +83,7 @@ def test_stop_saves_finished_rows_and_the_next_attempt_computes_only_the_others(
 ) -> None:
     engine = ManualEngine(allowance=4)
     running = background(bench.run, engine)
-    wait_for(lambda: engine.num_steps == 4)
+    wait_for(lambda: engine.num_steps == 4, what="4 prompts are answered")
 
     bench.stopping.set()
 
@@ -109,7 +110,7 @@ def test_stop_saves_finished_rows_and_the_next_attempt_computes_only_the_others(
 def test_finished_rows_are_saved_every_few_seconds(bench: Bench, background: Callable[..., Future[Outcome]]) -> None:
     engine = ManualEngine(allowance=2)
     running = background(bench.run, engine)
-    wait_for(lambda: engine.num_steps == 2)
+    wait_for(lambda: engine.num_steps == 2, what="2 prompts are answered")
     assert bench.job.chunks(0) == []
 
     bench.clock.now += FLUSH_INTERVAL_S
@@ -125,7 +126,7 @@ def test_finished_rows_are_saved_every_few_seconds(bench: Bench, background: Cal
 def test_dead_engine_costs_only_unfinished_rows(bench: Bench, background: Callable[..., Future[Outcome]]) -> None:
     engine = ManualEngine(allowance=3)
     running = background(bench.run, engine)
-    wait_for(lambda: engine.num_steps == 3)
+    wait_for(lambda: engine.num_steps == 3, what="3 prompts are answered")
 
     engine.die()
 
@@ -161,7 +162,7 @@ def test_lease_taken_by_another_ends_the_run_with_its_rows_saved(
 ) -> None:
     engine = ManualEngine(allowance=2)
     running = background(bench.run, engine)
-    wait_for(lambda: engine.num_steps == 2)
+    wait_for(lambda: engine.num_steps == 2, what="2 prompts are answered")
 
     bench.client.set(lease_key(bench.job.job_id, 0), "other")
     bench.clock.now += Pace().renewal_interval_s
@@ -176,12 +177,12 @@ def test_lease_lost_by_a_flushed_broker_is_taken_again(
 ) -> None:
     engine = ManualEngine(allowance=1)
     running = background(bench.run, engine)
-    wait_for(lambda: engine.num_steps == 1)
+    wait_for(lambda: engine.num_steps == 1, what="a prompt is answered")
 
     bench.client.flushall()
     bench.clock.now += Pace().renewal_interval_s
 
-    wait_for(lambda: bench.lease is not None)
+    wait_for(lambda: bench.lease is not None, what="a lease is taken again")
     engine.allow(ROWS)
     assert running.result(timeout=10) is Outcome.COMMITTED
 
@@ -189,7 +190,7 @@ def test_lease_lost_by_a_flushed_broker_is_taken_again(
 def test_lease_of_a_stalled_engine_is_left_to_expire(bench: Bench, background: Callable[..., Future[Outcome]]) -> None:
     engine = ManualEngine(allowance=1)
     running = background(bench.run, engine)
-    wait_for(lambda: engine.num_steps == 1)
+    wait_for(lambda: engine.num_steps == 1, what="a prompt is answered")
     bench.clock.now += Pace().renewal_interval_s
     bench.clock.wait_for_readings(3)
     bench.client.flushall()
@@ -207,10 +208,10 @@ def test_run_goes_on_and_commits_without_a_broker(tmp_path: Path, background: Ca
         bench = Bench(tmp_path, open_client(url))
         engine = ManualEngine(allowance=2)
         running = background(bench.run, engine)
-        wait_for(lambda: engine.num_steps == 2)
+        wait_for(lambda: engine.num_steps == 2, what="2 prompts are answered")
         bench.client.shutdown(nosave=True)
     bench.clock.now += Pace().renewal_interval_s
-    wait_for(lambda: bench.progress.acquire(blocking=False))
+    wait_for(lambda: bench.progress.acquire(blocking=False), what="progress is told")
 
     engine.allow(ROWS)
 
@@ -224,7 +225,7 @@ def test_cancelled_job_stops_with_its_finished_rows_saved(
 ) -> None:
     engine = ManualEngine(allowance=2)
     running = background(bench.run, engine)
-    wait_for(lambda: engine.num_steps == 2)
+    wait_for(lambda: engine.num_steps == 2, what="2 prompts are answered")
 
     bench.job.cancel()
     bench.clock.now += FLUSH_INTERVAL_S
@@ -239,7 +240,7 @@ def test_torn_chunk_is_ignored_and_its_rows_are_computed_again(
 ) -> None:
     engine = ManualEngine(allowance=3)
     running = background(bench.run, engine)
-    wait_for(lambda: engine.num_steps == 3)
+    wait_for(lambda: engine.num_steps == 3, what="3 prompts are answered")
     bench.stopping.set()
     running.result(timeout=10)
     bench.stopping.clear()
@@ -273,7 +274,7 @@ def test_slower_of_two_attempts_leaves_the_first_part_as_it_is(
 ) -> None:
     slow = ManualEngine(lambda request: "slow", allowance=1)
     running = background(bench.run, slow)
-    wait_for(lambda: slow.num_steps == 1)
+    wait_for(lambda: slow.num_steps == 1, what="a prompt is answered")
     bench.client.flushall()
     assert bench.run(ManualEngine(lambda request: "fast"), worker="w2") is Outcome.COMMITTED
 

@@ -15,6 +15,7 @@ from batcher.errors import BatcherError, ModelError
 from batcher.jobdir.attempts import Cause, Outcome, read_ends
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.heartbeats import WorkerState, read_heartbeats
+from tests.support.clock import Clock
 from tests.support.job_factory import make_job, make_request
 from workers.process.events import Beat, Event, EventKind, OpenAttempt, WorkerConfig
 from workers.process.launch import launch_child
@@ -55,17 +56,6 @@ def stay():
 """
 
 
-class Clock:
-    """Leaps ahead at each look, so that no restart is waited for."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        self.now += 100
-        return self.now
-
-
 class Nursery:
     """Starts supervisors and ends their children."""
 
@@ -94,7 +84,8 @@ class Nursery:
             on_loaded=self.loaded.append,
             command=(sys.executable, "-c", PRELUDE + script),
             spares=spares,
-            clock=Clock(),
+            # So that no restart is waited for.
+            clock=Clock(step_s=100),
         )
         self.supervisors.append(supervisor)
         supervisor.start()

@@ -9,6 +9,7 @@ import pytest
 from batcher.errors import ModelError
 from batcher.machine import Cores
 from batcher.types import SamplingParams
+from tests.support.clock import Clock
 from tests.support.tiny_gguf import write_tiny_gguf
 from workers.engines.llama.settings import EngineConfig, EngineValues
 from workers.engines.profile import Profile
@@ -169,13 +170,6 @@ def test_default_that_can_not_be_measured_ends_the_search(model: Path) -> None:
 
 
 # -- the meter ----------------------------------------------------------------------------------------------------
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def test_meter_counts_from_the_end_of_the_warm_up() -> None:
