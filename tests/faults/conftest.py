@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.family import Family
 from tests.support.waiting import wait_for
+from tests.support.wall_clock import WallClock, sweep_shared_memory
 
 #: A command that goes on as the one given behind it, limited in something: `Family.start(..., prefix=...)`.
 Prefix = tuple[object, ...]
@@ -45,6 +47,17 @@ def memory_limit(make_memory_group: Callable[[int], Path]) -> Callable[[int], Pr
         return ("sh", "-c", f'echo $$ > {make_memory_group(num_bytes)}/cgroup.procs && exec "$@"', "sh")
 
     return limit
+
+
+@pytest.fixture
+def clock(family: Family) -> Iterator[WallClock]:
+    clock = WallClock(family.folder / "clock")
+    clock.set("+0")
+    yield clock
+    family.kill_all()
+    for command in family.commands:
+        command.wait()
+    sweep_shared_memory()
 
 
 def _make_group(num_bytes: int) -> Path | None:

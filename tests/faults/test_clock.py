@@ -1,11 +1,8 @@
 """Wall clocks that are a day off, or are set while work is going on: leases and rows do not depend on them."""
 
-import contextlib
-import importlib.util
 import os
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -15,55 +12,14 @@ from tests.faults.injection import inject
 from tests.support.family import Family, assert_every_row_once, has_chunks, start_worker, submit, wait_until_ready
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_for
+from tests.support.wall_clock import WallClock
 
 SLOTS = ("--slots", 4)
 ROWS = 120
 
 
-@dataclass(frozen=True)
-class Clock:
-    """The wall clock of the processes that have `env`; only `CLOCK_REALTIME`, as where an administrator sets it."""
-
-    path: Path
-
-    @property
-    def env(self) -> dict[str, str]:
-        found = importlib.util.find_spec("libfaketime")
-        assert found is not None
-        assert found.submodule_search_locations is not None
-        (package,) = found.submodule_search_locations
-        return {
-            "LD_PRELOAD": f"{package}/vendor/libfaketime/src/libfaketime.so.1",
-            "FAKETIME_TIMESTAMP_FILE": str(self.path),
-            # Seconds until a change in the file is seen.
-            "FAKETIME_CACHE_DURATION": "1",
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-            # Times of files are the file system's.
-            "NO_FAKE_STAT": "1",
-        }
-
-    def set(self, offset: str) -> None:
-        """Put it forth or back: `+1d`."""
-        self.path.write_text(offset)
-
-
 @pytest.fixture
-def clock(family: Family) -> Iterator[Clock]:
-    clock = Clock(family.folder / "clock")
-    clock.set("+0")
-    yield clock
-    family.kill_all()
-    for command in family.commands:
-        command.wait()
-    # It shares memory between a process and its children, and leaves it where they are killed.
-    for path in Path("/dev/shm").glob("*faketime_*"):
-        with contextlib.suppress(ValueError, FileNotFoundError):
-            if not Path(f"/proc/{int(path.name.rpartition('_')[2])}").exists():
-                path.unlink()
-
-
-@pytest.fixture
-def redis_server_with_clock(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Iterator[RedisServer]:
+def redis_server_with_clock(tmp_path: Path, clock: WallClock, monkeypatch: pytest.MonkeyPatch) -> Iterator[RedisServer]:
     # Not the one on PATH: Debian's redis-server has its memory from jemalloc, which reads the clock at its first use,
     # while libfaketime needs memory when the clock is first read, and gives up.
     server = RedisServer(tmp_path, program=packaged_server())
@@ -77,7 +33,7 @@ def redis_server_with_clock(tmp_path: Path, clock: Clock, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("offset", ["+1d", "-1d"])
 def test_worker_whose_clock_is_a_day_off_shares_a_job(
-    family: Family, model: Path, clock: Clock, redis_url: str, offset: str
+    family: Family, model: Path, clock: WallClock, redis_url: str, offset: str
 ) -> None:
     clock.set(offset)
     slow = inject(slow_step_s=0.05)
@@ -101,7 +57,7 @@ def test_worker_whose_clock_is_a_day_off_shares_a_job(
 
 @pytest.mark.parametrize("offset", ["+1d", "-1d"])
 def test_worker_whose_clock_is_set_while_it_works_keeps_its_shard(
-    family: Family, model: Path, clock: Clock, redis_url: str, offset: str
+    family: Family, model: Path, clock: WallClock, redis_url: str, offset: str
 ) -> None:
     job = submit(family, redis_url, rows=ROWS, shard_rows=ROWS, options=("--max-tokens", 8))
     odd = start_worker(family, redis_url, model, "odd", *SLOTS, env={**inject(slow_step_s=0.05), **clock.env})
@@ -122,7 +78,7 @@ def test_worker_whose_clock_is_set_while_it_works_keeps_its_shard(
 def test_brokers_clock_that_is_set_keeps_no_shard_from_the_living(
     family: Family,
     model: Path,
-    clock: Clock,
+    clock: WallClock,
     redis_server_with_clock: RedisServer,
     offset: str,
 ) -> None:

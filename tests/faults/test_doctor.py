@@ -1,7 +1,5 @@
 """`batcher doctor` on machines that are really broken: it names what is wrong, with its value and the remedy."""
 
-import contextlib
-import importlib.util
 import json
 import os
 import platform
@@ -23,6 +21,7 @@ from batcher.broker.client import connect
 from tests.faults.conftest import Prefix
 from tests.support.family import Family, start_worker, wait_until_ready
 from tests.support.redis_server import RedisServer
+from tests.support.wall_clock import WallClock
 
 #: Seconds in which doctor must have found that a broker hangs, and ended.
 HANG_LIMIT_S = 15.0
@@ -378,42 +377,15 @@ def test_jobs_folder_without_hard_links_fails(doctor: Doctor, family: Family) ->
 # -- clocks -------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def clock_env() -> Iterator[Callable[[str], dict[str, str]]]:
-    """The environment that sets the wall clock of a command off, but not the file system's."""
-    found = importlib.util.find_spec("libfaketime")
-    assert found is not None
-    assert found.submodule_search_locations is not None
-    library = Path(found.submodule_search_locations[0], "vendor/libfaketime/src/libfaketime.so.1")
-
-    def env(offset: str) -> dict[str, str]:
-        return {
-            "LD_PRELOAD": str(library),
-            "FAKETIME": offset,
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-            "NO_FAKE_STAT": "1",
-        }
-
-    yield env
-    # What it shares between a process and its children; it leaves it where one is killed.
-    for path in Path("/dev/shm").glob("*faketime_*"):
-        with contextlib.suppress(ValueError, FileNotFoundError):
-            if not Path(f"/proc/{int(path.name.rpartition('_')[2])}").exists():
-                path.unlink()
-
-
 @pytest.mark.parametrize(
     ("offset", "skew"), [("+60s", r"(59\.\d|60\.[0-4]) s behind"), ("-1d", r"86,(399\.\d|400\.[0-4]) s ahead of")]
 )
 def test_clock_that_is_off_is_a_warning(
-    doctor: Doctor,
-    client: redis.Redis,
-    redis_url: str,
-    clock_env: Callable[[str], dict[str, str]],
-    offset: str,
-    skew: str,
+    doctor: Doctor, client: redis.Redis, redis_url: str, clock: WallClock, offset: str, skew: str
 ) -> None:
-    report = doctor(broker=redis_url, env=clock_env(offset))
+    clock.set(offset)
+
+    report = doctor(broker=redis_url, env=clock.env)
 
     assert (report.code, report.bad()) == (0, {"broker clock": "warn", "jobs folder clock": "warn"})
     for name in report.bad():
