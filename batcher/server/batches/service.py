@@ -7,7 +7,6 @@ on.
 
 import logging
 import secrets
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -91,8 +90,6 @@ class Batches:
         self._reader = reader
         self._wake = wake
         self._clock = clock
-        #: One thread makes the files of a job; the others wait for it.
-        self._making: dict[Path, threading.Lock] = {}
 
     # -- what clients ask -------------------------------------------------------------------------------------------
 
@@ -203,15 +200,18 @@ class Batches:
         )
 
     def output_file(self, file_id: str) -> OutputFile | None:
-        """The output file with this id, made if need be, which reads all results. None where there is none (yet)."""
+        """The output file with this id. None where there is none (yet).
+
+        The first call after a change of the results makes the files of the job, which reads all of these; two calls at
+        once may both do so.
+        """
         found = self._find_output(file_id)
         if found is None:
             return None
         job, kind, batch = found
         if file_id not in (batch.output_file_id, batch.error_file_id):
             return None
-        with self._making.setdefault(job.path, threading.Lock()):
-            outputs = make_outputs(job)
+        outputs = make_outputs(job)
         num_bytes = outputs.num_bytes(kind)
         return None if num_bytes is None else _output_file(job, kind, batch, outputs.stamp, num_bytes)
 

@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from typing import Any, BinaryIO, Literal
+from weakref import WeakValueDictionary
 
 from fastapi import APIRouter
 from pydantic import BaseModel
@@ -11,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from batcher.server.batches.outputs import is_virtual_input
+from batcher.server.batches.outputs import is_virtual_input, parse_output_id
 from batcher.server.batches.service import Batches, OutputFile
 from batcher.server.batches.uploads import MAX_EXPIRES_S, MIN_EXPIRES_S, PURPOSES, FileStore, StoredFile
 from batcher.server.guard.errors import ApiError
@@ -108,9 +109,26 @@ _CONTENT_RESPONSE: dict[str, Any] = {
 }
 
 
+class _Turns:
+    """One at a time makes the output files of a job. Those who wait hold no thread, which other requests need."""
+
+    def __init__(self) -> None:
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    def of(self, file_id: str) -> asyncio.Lock:
+        """What to hold while asking for an output file. It is forgotten when nobody holds it or waits."""
+        parsed = parse_output_id(file_id)
+        job_id = parsed[0] if parsed is not None else ""
+        lock = self._locks.get(job_id)
+        if lock is None:
+            lock = self._locks[job_id] = asyncio.Lock()
+        return lock
+
+
 def files_router(files: FileStore, batches: Batches, *, max_bytes: int) -> APIRouter:
     """The routes of files; an upload has at most `max_bytes`."""
     router = APIRouter(tags=["files"])
+    turns = _Turns()
 
     @router.post("/v1/files", response_model=FileObject, responses=error_responses(413), openapi_extra=_FORM)
     async def create_file(request: Request) -> Response:
@@ -127,7 +145,7 @@ def files_router(files: FileStore, batches: Batches, *, max_bytes: int) -> APIRo
     )
     async def retrieve_file(request: Request) -> Response:
         """Describe a file."""
-        return _answer(await _describe(request.path_params["file_id"], files, batches))
+        return _answer(await _describe(request.path_params["file_id"], files, batches, turns))
 
     @router.delete(
         "/v1/files/{file_id}", response_model=FileDeleted, responses=error_responses(404), openapi_extra=_FILE_ID
@@ -144,7 +162,7 @@ def files_router(files: FileStore, batches: Batches, *, max_bytes: int) -> APIRo
     )
     async def download_file(request: Request) -> Response:
         """Download a file."""
-        return await _download(request.path_params["file_id"], files, batches)
+        return await _download(request.path_params["file_id"], files, batches, turns)
 
     return router
 
@@ -171,11 +189,12 @@ async def _list(request: Request, files: FileStore, batches: Batches) -> FileLis
     )
 
 
-async def _describe(file_id: str, files: FileStore, batches: Batches) -> FileObject:
+async def _describe(file_id: str, files: FileStore, batches: Batches, turns: _Turns) -> FileObject:
     stored = await in_thread(files.get, file_id)
     if stored is not None:
         return _of_upload(stored)
-    output = await in_thread(batches.output_file, file_id)
+    async with turns.of(file_id):
+        output = await in_thread(batches.output_file, file_id)
     if output is None:
         raise _no_such_file(file_id)
     return _of_output(output)
@@ -191,11 +210,12 @@ async def _delete(file_id: str, files: FileStore, batches: Batches) -> FileDelet
     return FileDeleted(id=file_id)
 
 
-async def _download(file_id: str, files: FileStore, batches: Batches) -> Response:
+async def _download(file_id: str, files: FileStore, batches: Batches, turns: _Turns) -> Response:
     file = await in_thread(files.open, file_id)
     if file is not None:
         return await _stream(file, media_type="application/octet-stream")
-    opened = await in_thread(batches.open_output, file_id)
+    async with turns.of(file_id):
+        opened = await in_thread(batches.open_output, file_id)
     if opened is None:
         raise _no_such_file(file_id)
     return await _stream(opened[1], media_type="application/jsonl")

@@ -1,18 +1,24 @@
 """`/v1/files`: what the SDK sends and reads, and what nobody should send."""
 
 import socket
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
 import openai
 import pytest
 
+from batcher.manage.export import write_batch_output
 from batcher.server.app import Api
+from batcher.server.batches import outputs
 from tests.support.api_bench import MAX_BYTES, error_of, make_files_and_batches, served
 from tests.support.api_client import ask
 from tests.support.batch_bench import BatchBench, line, lines, work
-from tests.support.waiting import wait_for
+from tests.support.waiting import PATIENCE_S, wait_for
 
 GOOD = lines(line("a"), line("b"))
 
@@ -240,6 +246,36 @@ def test_output_file_is_listed_once_it_was_asked_for(client: openai.OpenAI, benc
     assert [one.id for one in client.files.list(purpose="batch_output")] == [file_id]
     assert client.files.delete(file_id).deleted
     assert list(client.files.list(purpose="batch_output")) == []
+
+
+def test_output_file_is_made_once_and_who_waits_for_it_is_in_nobodys_way(
+    app: Api, bench: BatchBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = bench.started(GOOD)
+    work(bench.job(batch.id))
+    bench.keeper.make_round()
+    may_go_on, num_made = threading.Event(), []
+
+    def write(*args: Any, **kwargs: Any) -> tuple[int, int]:
+        num_made.append(1)
+        assert may_go_on.wait(PATIENCE_S)
+        return write_batch_output(*args, **kwargs)
+
+    monkeypatch.setattr(outputs, "write_batch_output", write)
+    path = f"/v1/files/{bench.get(batch.id).output_file_id}"
+    with served(app) as url, ThreadPoolExecutor(50) as pool:
+        # More than there are threads for work on the disk.
+        waiting = [pool.submit(httpx.get, f"{url}{path}", timeout=PATIENCE_S) for _ in range(50)]
+        is_open = "batcher_http_requests_open 51.0"
+        wait_for(lambda: is_open in httpx.get(f"{url}/metrics").text, what="all are waiting")
+        try:
+            assert httpx.get(f"{url}/v1/files", timeout=PATIENCE_S / 2).json()["data"] != []
+        finally:
+            may_go_on.set()
+
+        assert {future.result().status_code for future in waiting} == {200}
+        assert httpx.get(f"{url}{path}/content").status_code == 200
+    assert num_made == [1]
 
 
 def test_content_is_never_shown_as_a_page(app: Api, bench: BatchBench) -> None:
