@@ -21,11 +21,11 @@ import numpy.typing as npt
 
 from batcher.types import SamplingParams
 from tests.support.fake_model import FakeVocabulary
-from workers.engines.llama.engine import Engine
+from workers.engines.base import SequenceRequest
+from workers.engines.llama.engine import LlamaEngine
 from workers.engines.llama.kv_cache import KvCache, Placement
 from workers.engines.llama.model import BatchArrays
 from workers.engines.llama.scheduler import StepBatch
-from workers.engines.llama.sequence import SequenceRequest
 
 MAX_BATCH_TOKENS = 2048
 MAX_TOKENS = 64
@@ -99,7 +99,7 @@ def measure(shape: Shape, params: SamplingParams, *, num_steps: int) -> tuple[fl
     """Milliseconds a step in all, and those of them spent in sampling."""
     cache = KvCache(num_slots=shape.num_slots, cells_per_sequence=512)
     model: Any = InstantModel(shape)
-    engine = Engine("instant", model, cache=cache, max_batch_tokens=MAX_BATCH_TOKENS)
+    engine = LlamaEngine("instant", model, cache=cache, max_batch_tokens=MAX_BATCH_TOKENS)
     num_requests = shape.num_slots * (2 + num_steps // MAX_TOKENS)
     requests = [SequenceRequest((n, 0), f"{n:<{PROMPT_TOKENS}}", params) for n in range(num_requests)]
     engine.submit(requests, lambda result: None)

@@ -4,8 +4,7 @@ import queue
 from collections.abc import Sequence
 
 from batcher.errors import EngineError
-from workers.engines.llama.engine import Engine
-from workers.engines.llama.sequence import SequenceRequest, SequenceResult
+from workers.engines.base import Engine, SequenceRequest, SequenceResult
 
 WAIT_S = 60
 

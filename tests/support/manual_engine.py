@@ -1,23 +1,34 @@
-"""An engine without a model that fulfils the same interface: it answers in order, as many prompts as it was told to."""
+"""An engine without a model (`workers.engines.base.Engine`): it answers in order, as many prompts as it was told to."""
 
 import threading
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from batcher.errors import EngineError
-from batcher.types import Choice, FinishReason, RowError, Usage
-from workers.engines.llama.sequence import OnStart, SequenceRequest, SequenceResult, Sink, ignore_start
+from batcher.types import Choice, EngineStats, FinishReason, RowError, Usage
+from workers.engines.base import (
+    Ability,
+    OnDelta,
+    OnStart,
+    SequenceDelta,
+    SequenceRequest,
+    SequenceResult,
+    Sink,
+    Ticket,
+    find_missing,
+    ignore_start,
+)
 
 Answer = Callable[[SequenceRequest], str | RowError]
 
 
-class ManualTicket:
-    """Like `workers.engines.llama.engine.Ticket`."""
-
-    def __init__(self) -> None:
-        self.is_cancelled = False
-
-    def cancel(self) -> None:
-        self.is_cancelled = True
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    request: SequenceRequest
+    sink: Sink
+    on_start: OnStart
+    on_delta: OnDelta | None
+    ticket: Ticket
 
 
 class ManualEngine:
@@ -26,18 +37,35 @@ class ManualEngine:
     `seen` holds the requests in order of submission.
     """
 
-    def __init__(self, answer: Answer = lambda request: f"<{request.prompt}>", *, allowance: int | None = None) -> None:
+    name = "manual"
+    num_slots = 1
+
+    def __init__(
+        self,
+        answer: Answer = lambda request: f"<{request.prompt}>",
+        *,
+        allowance: int | None = None,
+        abilities: Ability = Ability.TOKEN_IDS,
+    ) -> None:
         self.num_steps = 0
         self.system_fingerprint: str | None = "fp_manual"
         self.longest_step_s = 0.0
+        self.abilities = abilities
         self.seen: list[SequenceRequest] = []
         self.failure: EngineError | None = None
         self._answer = answer
         self._allowance = allowance
-        self._waiting: list[tuple[SequenceRequest, Sink, OnStart, ManualTicket]] = []
+        self._waiting: list[_Waiting] = []
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
+
+    def start(self) -> None:
+        """It has started already."""
+
+    @property
+    def is_busy(self) -> bool:
+        return any(not each.ticket.is_cancelled for each in self._waiting)
 
     def submit(
         self,
@@ -45,16 +73,22 @@ class ManualEngine:
         sink: Sink,
         *,
         on_start: OnStart = ignore_start,
+        on_delta: OnDelta | None = None,
         is_alone: bool = False,
-    ) -> ManualTicket:
-        ticket = ManualTicket()
-        taken = list(requests)
-        assert all(request.is_alone == is_alone for request in taken)
+    ) -> Ticket:
+        ticket = Ticket()
+        taken = []
+        for request in requests:
+            assert request.is_alone == is_alone
+            if (missing := find_missing(request, self.abilities)) is not None:
+                sink(SequenceResult(request.key, error=missing))
+            else:
+                taken.append(request)
         with self._changed:
             if self.failure is not None:
                 raise self.failure
             self.seen.extend(taken)
-            self._waiting.extend((request, sink, on_start, ticket) for request in taken)
+            self._waiting.extend(_Waiting(request, sink, on_start, on_delta, ticket) for request in taken)
             self._changed.notify_all()
         return ticket
 
@@ -68,16 +102,38 @@ class ManualEngine:
         """Fail as a real engine does: every sink hears of it once, and nothing can be submitted any more."""
         with self._changed:
             self.failure = EngineError(message)
-            sinks = {id(ticket): sink for _, sink, _, ticket in self._waiting if not ticket.is_cancelled}
+            sinks = {id(each.ticket): each.sink for each in self._waiting if not each.ticket.is_cancelled}
             self._waiting.clear()
             self._changed.notify_all()
         for sink in sinks.values():
             sink(self.failure)
 
+    def close(self) -> None:
+        self.die("the engine was closed")
+        self._thread.join()
+
     def wait_until_taken(self, number: int, *, timeout_s: float = 10) -> None:
         """Block until `number` prompts were submitted in all."""
         with self._changed:
             assert self._changed.wait_for(lambda: len(self.seen) >= number, timeout_s)
+
+    def stats(self) -> EngineStats:
+        waiting = [each.request for each in self._waiting if not each.ticket.is_cancelled]
+        return EngineStats(
+            num_slots=self.num_slots,
+            num_running=0,
+            num_waiting=len(waiting),
+            num_live_running=0,
+            num_live_waiting=sum(request.is_live for request in waiting),
+            num_cells=0,
+            num_cells_used=0,
+            num_steps=self.num_steps,
+            num_prompt_tokens=0,
+            num_cached_tokens=0,
+            num_completion_tokens=0,
+            num_preempted=0,
+            longest_step_s=self.longest_step_s,
+        )
 
     def _run(self) -> None:
         while True:
@@ -85,14 +141,18 @@ class ManualEngine:
                 self._changed.wait_for(lambda: self.failure or (self._waiting and self._allowance != 0))
                 if self.failure is not None:
                     return
-                request, sink, on_start, ticket = self._waiting.pop(0)
-                if ticket.is_cancelled:
+                each = self._waiting.pop(0)
+                if each.ticket.is_cancelled:
                     continue
                 if self._allowance is not None:
                     self._allowance -= 1
                 self.num_steps += 1
-            on_start(request)
-            sink(self._result(request))
+            each.on_start(each.request)
+            result = self._result(each.request)
+            if each.on_delta is not None and result.choice is not None:
+                for character in result.choice.text:
+                    each.on_delta(SequenceDelta(each.request.key, character))
+            each.sink(result)
 
     def _result(self, request: SequenceRequest) -> SequenceResult:
         answer = self._answer(request)

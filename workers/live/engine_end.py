@@ -15,8 +15,7 @@ from collections.abc import Callable, Mapping
 
 from batcher.errors import EngineError
 from batcher.types import Choice, Delta, ErrorCode, RowError
-from workers.engines.llama.engine import Engine, Ticket
-from workers.engines.llama.sequence import SequenceDelta, SequenceResult
+from workers.engines.base import Engine, SequenceDelta, SequenceResult, Ticket
 from workers.live.frames import (
     Answer,
     AskStats,

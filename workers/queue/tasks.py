@@ -10,9 +10,10 @@ from celery.exceptions import Reject
 from batcher.errors import BatcherError, EngineError
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.root import locate_job
+from workers.engines.base import Engine
 from workers.queue.app import RUN_SHARD
 from workers.queue.messages import MessageError, ShardMessage
-from workers.shard.runner import EngineLike, Outcome, Surroundings, run_shard
+from workers.shard.runner import Outcome, Surroundings, run_shard
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ def register(
     app: Celery,
     *,
     jobs_root: Path,
-    engines: Mapping[str, EngineLike],
+    engines: Mapping[str, Engine],
     around: Surroundings,
     on_failure: OnFailure,
     on_engine_failure: Callable[[EngineError], None],
@@ -56,8 +57,8 @@ def register(
 
 
 def _resolve(
-    job_id: object, shard: object, *, jobs_root: Path, engines: Mapping[str, EngineLike]
-) -> tuple[JobDir, int, EngineLike] | None:
+    job_id: object, shard: object, *, jobs_root: Path, engines: Mapping[str, Engine]
+) -> tuple[JobDir, int, Engine] | None:
     """The job, shard and engine a message means; None, with a line in the log, where it means none of ours."""
     try:
         message = ShardMessage.from_values(job_id, shard)

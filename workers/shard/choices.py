@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from batcher.types import Choice, Request, RowError
-from workers.engines.llama.sequence import SequenceRequest, SequenceResult
+from workers.engines.base import SequenceRequest, SequenceResult
 
 
 def sequence_requests(

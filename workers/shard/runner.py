@@ -20,7 +20,6 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -43,7 +42,7 @@ from batcher.jobdir.results import build_table, join_tables, read_chunks, result
 from batcher.jobdir.shards import read_shard
 from batcher.jobdir.verdict import Verdict, judge
 from batcher.types import Choice, Completion, RowError
-from workers.engines.llama.sequence import OnStart, SequenceRequest, SequenceResult, Sink
+from workers.engines.base import Engine, SequenceRequest, SequenceResult
 from workers.process.stall import stall_limit_s
 from workers.shard.choices import Gathering, sequence_requests
 
@@ -65,29 +64,6 @@ class Outcome(StrEnum):
     LEASED_ELSEWHERE = "leased elsewhere"
     CANCELLED = "cancelled"
     STOPPED = "stopped"
-
-
-class TicketLike(Protocol):
-    """What a runner needs of an engine's ticket."""
-
-    def cancel(self) -> None: ...
-
-
-class EngineLike(Protocol):
-    """What a runner needs of an engine: `workers.engines.llama.engine.Engine`, and the double of the tests."""
-
-    @property
-    def num_steps(self) -> int: ...
-
-    @property
-    def longest_step_s(self) -> float: ...
-
-    @property
-    def system_fingerprint(self) -> str | None: ...
-
-    def submit(
-        self, requests: Iterable[SequenceRequest], sink: Sink, *, on_start: OnStart, is_alone: bool
-    ) -> TicketLike: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +89,7 @@ class Surroundings:
     clock: Callable[[], float] = time.monotonic
 
 
-def run_shard(job: JobDir, shard: int, engine: EngineLike, around: Surroundings) -> Outcome:
+def run_shard(job: JobDir, shard: int, engine: Engine, around: Surroundings) -> Outcome:
     """Run one shard to its end, blocking. `shard` must be in the manifest, with the engine's model.
 
     Raises EngineError when the engine died (finished rows are saved), CorruptFileError or JobError where the job
@@ -145,7 +121,7 @@ def run_shard(job: JobDir, shard: int, engine: EngineLike, around: Surroundings)
 
 
 def _run_attempt(
-    job: JobDir, shard: int, engine: EngineLike, around: Surroundings, *, lease: Lease, attempt: int
+    job: JobDir, shard: int, engine: Engine, around: Surroundings, *, lease: Lease, attempt: int
 ) -> Outcome:
     """Run the attempt under its journal, and say how it ended where that was not in good order."""
     verdict = judge(job, shard, attempt=attempt)
@@ -202,7 +178,7 @@ class _ShardRun:
         self,
         job: JobDir,
         shard: int,
-        engine: EngineLike,
+        engine: Engine,
         around: Surroundings,
         *,
         lease: Lease,

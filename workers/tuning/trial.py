@@ -32,10 +32,9 @@ from workers.engines.llama.settings import EngineConfig, EngineValues
 from workers.process.environment import engine_environment
 
 if TYPE_CHECKING:
-    from workers.engines.llama.engine import Engine
+    from workers.engines.base import Engine, SequenceRequest, SequenceResult
     from workers.engines.llama.model import Model
     from workers.engines.llama.scheduler import StepBatch
-    from workers.engines.llama.sequence import SequenceRequest, SequenceResult
 
 #: Prompts that must begin while the clock runs, or that many times as long it runs at most: else it is chance whether a
 #: long prompt falls into the window.
@@ -270,7 +269,7 @@ def _requests(prompts: Sequence[TrialPrompt], *, num_slots: int) -> "Iterator[Se
 
     From the second round on each begins with its round's number: an engine that knows a text already computes it once.
     """
-    from workers.engines.llama.sequence import SequenceRequest
+    from workers.engines.base import SequenceRequest
 
     for number in itertools.count():
         round_number, i = divmod(number, len(prompts))

@@ -14,10 +14,10 @@ import pytest
 from batcher.errors import EngineError, ModelError
 from batcher.types import Choice, ErrorCode, FinishReason, SamplingParams
 from tests.support.tiny_gguf import write_tiny_gguf
-from workers.engines.llama.engine import Engine
+from workers.engines.base import SequenceRequest, SequenceResult
+from workers.engines.llama.engine import LlamaEngine
 from workers.engines.llama.gate import Gate
 from workers.engines.llama.loader import EngineConfig, load_engine, load_tokenizer
-from workers.engines.llama.sequence import SequenceRequest, SequenceResult
 
 WAIT_S = 60
 
@@ -34,7 +34,7 @@ PROMPTS = [
 
 GREEDY = SamplingParams(max_tokens=24, temperature=0, seed=0)
 
-StartEngine = Callable[..., Engine]
+StartEngine = Callable[..., LlamaEngine]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def start(tiny: Path) -> Iterator[StartEngine]:
     """Starts engines on the tiny model and closes them."""
     engines = []
 
-    def make(num_slots: int = 8, path: Path = tiny, context_length: int = 512) -> Engine:
+    def make(num_slots: int = 8, path: Path = tiny, context_length: int = 512) -> LlamaEngine:
         config = EngineConfig(num_slots=num_slots, num_threads=1, context_length=context_length)
         engine = load_engine("tiny", path, config)
         engine.start()
@@ -59,7 +59,7 @@ def start(tiny: Path) -> Iterator[StartEngine]:
         engine.close()
 
 
-def complete(engine: Engine, requests: list[tuple[str, SamplingParams]]) -> list[SequenceResult]:
+def complete(engine: LlamaEngine, requests: list[tuple[str, SamplingParams]]) -> list[SequenceResult]:
     """Results in the order of the requests."""
     inbox: queue.SimpleQueue[SequenceResult | EngineError] = queue.SimpleQueue()
     engine.submit(
@@ -73,7 +73,7 @@ def complete(engine: Engine, requests: list[tuple[str, SamplingParams]]) -> list
     return sorted(results, key=lambda result: result.key)
 
 
-def choices(engine: Engine, requests: list[tuple[str, SamplingParams]]) -> list[Choice]:
+def choices(engine: LlamaEngine, requests: list[tuple[str, SamplingParams]]) -> list[Choice]:
     found = [result.choice for result in complete(engine, requests)]
     return [choice for choice in found if choice is not None]
 

@@ -14,9 +14,9 @@ from batcher.types import Choice, SamplingParams
 from tests.support.plain_decoding import LIKELY, TableModel, decode_plainly
 from tests.unit.engines.test_engine_property import STEMS, SYSTEM, check, make_engine
 from tests.unit.engines.test_sharing import other_value
-from workers.engines.llama.engine import Engine
+from workers.engines.base import SequenceDelta, SequenceRequest, SequenceResult
+from workers.engines.llama.engine import LlamaEngine
 from workers.engines.llama.sampling.sampler import MIN_TEMPERATURE
-from workers.engines.llama.sequence import SequenceDelta, SequenceRequest, SequenceResult
 from workers.engines.llama.twins import DRAWING, UNSHAPING
 
 words = st.text(" ABC", min_size=1, max_size=3)
@@ -62,7 +62,7 @@ class Heard:
         self.logprobs[delta.key[0]].extend(each.logprob for each in delta.logprobs or ())
 
 
-def submit(engine: Engine, prompts: list[tuple[str, SamplingParams]], *, is_live: bool = False) -> Heard:
+def submit(engine: LlamaEngine, prompts: list[tuple[str, SamplingParams]], *, is_live: bool = False) -> Heard:
     heard = Heard()
     requests = [
         SequenceRequest((n, 0), prompt, params, seed=n, is_live=is_live) for n, (prompt, params) in enumerate(prompts)

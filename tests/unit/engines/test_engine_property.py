@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from batcher.errors import EngineError
 from batcher.types import SamplingParams, TokenLogprob
 from tests.support.fake_model import END, FakeModel, complete_alone, next_token
-from workers.engines.llama.engine import Engine, Ticket
+from workers.engines.base import SequenceDelta, SequenceRequest, SequenceResult, Ticket
+from workers.engines.llama.engine import LlamaEngine
 from workers.engines.llama.kv_cache import MIN_SHARED_TOKENS, KvCache
-from workers.engines.llama.sequence import SequenceDelta, SequenceRequest, SequenceResult
 
 CELLS = 192
 
@@ -74,12 +74,12 @@ arrivals = st.lists(
 )
 
 
-def make_engine(model: FakeModel, *, slots: int, batch: int, is_deduplicating: bool, is_sharing: bool) -> Engine:
+def make_engine(model: FakeModel, *, slots: int, batch: int, is_deduplicating: bool, is_sharing: bool) -> LlamaEngine:
     cache = KvCache(num_slots=slots, cells_per_sequence=CELLS, is_sharing=is_sharing)
-    return Engine("fake", model, cache=cache, max_batch_tokens=batch, is_deduplicating=is_deduplicating)  # type: ignore[arg-type]
+    return LlamaEngine("fake", model, cache=cache, max_batch_tokens=batch, is_deduplicating=is_deduplicating)  # type: ignore[arg-type]
 
 
-def submit(engine: Engine, arrival: Arrival) -> Caller:
+def submit(engine: LlamaEngine, arrival: Arrival) -> Caller:
     results: dict[int, SequenceResult] = {}
     deltas: dict[int, str] = defaultdict(str)
     listed: dict[int, list[TokenLogprob]] = defaultdict(list)
@@ -126,7 +126,7 @@ def check_logprobs(found: tuple[TokenLogprob, ...] | None, text: str, *, num_pro
         assert math.isclose(one.logprob, (tokens[at] == likeliest) - log_total, abs_tol=1e-5)
 
 
-def check(engine: Engine, model: FakeModel) -> None:
+def check(engine: LlamaEngine, model: FakeModel) -> None:
     """The scheduler's books balance, and the cells hold what they say."""
     engine._scheduler.check_integrity()
     cache = engine._cache

@@ -14,9 +14,9 @@ import pytest
 from batcher.types import Choice, ErrorCode, RowError, SamplingParams
 from tests.support.engine_reading import complete
 from tests.support.tiny_gguf import write_tiny_gguf
-from workers.engines.llama.engine import Engine
+from workers.engines.base import SequenceRequest, SequenceResult
+from workers.engines.llama.engine import LlamaEngine
 from workers.engines.llama.loader import EngineConfig, load_engine
-from workers.engines.llama.sequence import SequenceRequest, SequenceResult
 
 GREEDY = SamplingParams(max_tokens=24, temperature=0, seed=0)
 
@@ -27,31 +27,31 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def engine(model: Path) -> Iterator[Engine]:
+def engine(model: Path) -> Iterator[LlamaEngine]:
     engine = load_engine("tiny", model, EngineConfig(num_slots=8, num_threads=1, context_length=512))
     engine.start()
     yield engine
     engine.close()
 
 
-def one(engine: Engine, prompt: str, params: SamplingParams, *, is_chat: bool = False) -> SequenceResult:
+def one(engine: LlamaEngine, prompt: str, params: SamplingParams, *, is_chat: bool = False) -> SequenceResult:
     (result,) = complete(engine, [SequenceRequest((0, 0), prompt, params, is_chat=is_chat)])
     return result
 
 
-def choice(engine: Engine, prompt: str, params: SamplingParams, *, is_chat: bool = False) -> Choice:
+def choice(engine: LlamaEngine, prompt: str, params: SamplingParams, *, is_chat: bool = False) -> Choice:
     found = one(engine, prompt, params, is_chat=is_chat).choice
     assert found is not None
     return found
 
 
-def error(engine: Engine, prompt: str, params: SamplingParams, *, is_chat: bool = False) -> RowError:
+def error(engine: LlamaEngine, prompt: str, params: SamplingParams, *, is_chat: bool = False) -> RowError:
     found = one(engine, prompt, params, is_chat=is_chat).error
     assert found is not None
     return found
 
 
-def test_bias_forces_and_forbids_tokens(engine: Engine) -> None:
+def test_bias_forces_and_forbids_tokens(engine: LlamaEngine) -> None:
     free = choice(engine, "hello", GREEDY)
     letter = engine._vocabulary.tokenize("Q").tolist()[0]
 
@@ -63,14 +63,14 @@ def test_bias_forces_and_forbids_tokens(engine: Engine) -> None:
     assert forbidden.text[0] != free.text[0]
 
 
-def test_bias_outside_the_vocabulary_is_refused_by_its_number(engine: Engine) -> None:
+def test_bias_outside_the_vocabulary_is_refused_by_its_number(engine: LlamaEngine) -> None:
     found = error(engine, "hello", replace(GREEDY, logit_bias=((70_000, 1.0),)))
 
     assert found.code is ErrorCode.INVALID_REQUEST
     assert "70000" in found.message
 
 
-def test_penalties_follow_the_documented_formula(engine: Engine, model: Path) -> None:
+def test_penalties_follow_the_documented_formula(engine: LlamaEngine, model: Path) -> None:
     """Step by step against llama.cpp's own logits, with the formula applied here."""
     params = replace(GREEDY, presence_penalty=1.5, frequency_penalty=0.75, max_tokens=16)
     reference = llama_cpp.Llama(str(model), n_ctx=512, n_threads=1, flash_attn=True, verbose=False)
@@ -93,7 +93,7 @@ def test_penalties_follow_the_documented_formula(engine: Engine, model: Path) ->
     assert choice(engine, "hello hello hello", params).text == expected
 
 
-def test_logprobs_are_those_of_the_models_softmax(engine: Engine, model: Path) -> None:
+def test_logprobs_are_those_of_the_models_softmax(engine: LlamaEngine, model: Path) -> None:
     found = choice(engine, "hello world", replace(GREEDY, logprobs=5, max_tokens=8))
     reference = llama_cpp.Llama(str(model), n_ctx=512, n_threads=1, flash_attn=True, logits_all=True, verbose=False)
     theirs = reference.create_completion("hello world", max_tokens=8, temperature=0, logprobs=5)
@@ -114,7 +114,7 @@ def test_logprobs_are_those_of_the_models_softmax(engine: Engine, model: Path) -
     assert b"".join(token.token for token in found.logprobs).decode("utf-8", "replace") == found.text
 
 
-def test_logprobs_end_with_the_text_at_a_stop_string(engine: Engine) -> None:
+def test_logprobs_end_with_the_text_at_a_stop_string(engine: LlamaEngine) -> None:
     free = choice(engine, "hello world", replace(GREEDY, logprobs=0))
     stop = free.text[5:8]
 
@@ -126,7 +126,7 @@ def test_logprobs_end_with_the_text_at_a_stop_string(engine: Engine) -> None:
     assert len(text) - len(stopped.text) < len(stop)
 
 
-def test_chat_is_written_by_the_models_template(engine: Engine) -> None:
+def test_chat_is_written_by_the_models_template(engine: LlamaEngine) -> None:
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hello"}]
     prompt = "[system] Be brief.<|endoftext|>\n[user] hello<|endoftext|>\n[assistant] "
 
@@ -135,7 +135,7 @@ def test_chat_is_written_by_the_models_template(engine: Engine) -> None:
     assert (chat.text, chat.usage.prompt_tokens) == (text.text, text.usage.prompt_tokens)
 
 
-def test_messages_that_the_template_refuses_are_the_requests_fault(engine: Engine) -> None:
+def test_messages_that_the_template_refuses_are_the_requests_fault(engine: LlamaEngine) -> None:
     found = error(engine, json.dumps([{"role": "tool", "content": "x"}]), GREEDY, is_chat=True)
 
     assert found.code is ErrorCode.INVALID_REQUEST
@@ -182,7 +182,7 @@ def test_suffix_is_written_with_the_models_marks(tmp_path: Path) -> None:
     assert (filled.text, filled.usage.prompt_tokens) == (by_hand.text, by_hand.usage.prompt_tokens)
 
 
-def test_suffix_for_a_model_that_cannot_fill_in_is_refused(engine: Engine) -> None:
+def test_suffix_for_a_model_that_cannot_fill_in_is_refused(engine: LlamaEngine) -> None:
     found = error(engine, "def f(", replace(GREEDY, suffix="): pass"))
 
     assert found.code is ErrorCode.INVALID_REQUEST

@@ -9,9 +9,9 @@ import pytest
 from batcher.errors import EngineError
 from batcher.types import SamplingParams
 from tests.support.fake_model import FakeModel, complete_alone
-from workers.engines.llama.engine import Engine, Ticket
+from workers.engines.base import SequenceDelta, SequenceRequest, SequenceResult, Ticket
+from workers.engines.llama.engine import LlamaEngine
 from workers.engines.llama.kv_cache import KvCache
-from workers.engines.llama.sequence import SequenceDelta, SequenceRequest, SequenceResult
 
 SLOTS = 8
 
@@ -29,7 +29,7 @@ class Stepper:
     def __post_init__(self) -> None:
         self.model = FakeModel(num_slots=self.num_slots)
         cache = KvCache(num_slots=self.num_slots, cells_per_sequence=512)
-        self.engine = Engine("fake", self.model, cache=cache, max_batch_tokens=self.max_batch_tokens)  # type: ignore[arg-type]
+        self.engine = LlamaEngine("fake", self.model, cache=cache, max_batch_tokens=self.max_batch_tokens)  # type: ignore[arg-type]
 
     @property
     def scheduler(self):  # type: ignore[no-untyped-def]

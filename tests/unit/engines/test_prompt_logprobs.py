@@ -16,10 +16,10 @@ from batcher.errors import EngineError
 from batcher.openai.answers import logprobs_object
 from batcher.types import Choice, FinishReason, SamplingParams
 from tests.support.tiny_gguf import END_OF_TEXT, write_tiny_gguf
-from workers.engines.llama.engine import Engine
+from workers.engines.base import SequenceRequest, SequenceResult
+from workers.engines.llama.engine import LlamaEngine
 from workers.engines.llama.loader import EngineConfig, load_engine
 from workers.engines.llama.scores import NUM_TOP, ScoreTable, max_scored_tokens
-from workers.engines.llama.sequence import SequenceRequest, SequenceResult
 
 WAIT_S = 60
 CONTEXT = 512
@@ -40,14 +40,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf")
 
 
-def load(path: Path, **options: Any) -> Engine:
+def load(path: Path, **options: Any) -> LlamaEngine:
     engine = load_engine("tiny", path, EngineConfig(num_threads=1, context_length=CONTEXT, **options))
     engine.start()
     return engine
 
 
 @pytest.fixture(scope="module")
-def engine(tiny: Path) -> Iterator[Engine]:
+def engine(tiny: Path) -> Iterator[LlamaEngine]:
     engine = load(tiny, num_slots=4)
     yield engine
     engine.close()
@@ -61,7 +61,11 @@ def reference(tiny: Path) -> Iterator[llama_cpp.Llama]:
 
 
 def score(
-    engine: Engine, *prompts: str, params: SamplingParams = SCORE, is_token_ids: bool = False, is_scored: bool = True
+    engine: LlamaEngine,
+    *prompts: str,
+    params: SamplingParams = SCORE,
+    is_token_ids: bool = False,
+    is_scored: bool = True,
 ) -> list[Choice]:
     """The choices of prompts that are echoed, in their order."""
     inbox: queue.SimpleQueue[SequenceResult | EngineError] = queue.SimpleQueue()
@@ -102,7 +106,7 @@ def logprobs_along(reference: llama_cpp.Llama, ids: list[int]) -> Any:
 # -- agreement --------------------------------------------------------------------------------------------------------
 
 
-def test_logprobs_of_prompts_are_those_of_the_models_logits(engine: Engine, reference: llama_cpp.Llama) -> None:
+def test_logprobs_of_prompts_are_those_of_the_models_logits(engine: LlamaEngine, reference: llama_cpp.Llama) -> None:
     for choice, text in zip(score(engine, *TEXTS), TEXTS, strict=True):
         ids = engine._vocabulary.tokenize(text).tolist()
         expected = logprobs_along(reference, ids)
@@ -114,7 +118,7 @@ def test_logprobs_of_prompts_are_those_of_the_models_logits(engine: Engine, refe
             assert np.allclose([value for _, value in ours.top], np.sort(row)[::-1][:NUM_TOP], atol=0.02)
 
 
-def test_logprobs_of_token_ids_are_those_of_the_models_logits(engine: Engine, reference: llama_cpp.Llama) -> None:
+def test_logprobs_of_token_ids_are_those_of_the_models_logits(engine: LlamaEngine, reference: llama_cpp.Llama) -> None:
     """With ids that no tokenizer would give for a text."""
     ids = np.random.default_rng(0).integers(0, engine._vocabulary.size, 200).tolist()
     (choice,) = score(engine, json.dumps(ids), params=replace(SCORE, max_tokens=0), is_token_ids=True)
@@ -124,7 +128,7 @@ def test_logprobs_of_token_ids_are_those_of_the_models_logits(engine: Engine, re
 
 
 def test_logprobs_behind_a_bos_are_those_that_create_completion_gives(
-    engine: Engine, reference: llama_cpp.Llama
+    engine: LlamaEngine, reference: llama_cpp.Llama
 ) -> None:
     """Without a BOS it gives each token what the model says behind it. With one it leaves out that, and the first."""
     (choice,) = score(engine, END_OF_TEXT + TEXTS[1])
@@ -136,7 +140,7 @@ def test_logprobs_behind_a_bos_are_those_that_create_completion_gives(
     assert are_close(values(choice)[2:], expected["token_logprobs"][1:])
 
 
-def test_prompt_of_many_steps_is_scored_like_one_of_few(tiny: Path, engine: Engine) -> None:
+def test_prompt_of_many_steps_is_scored_like_one_of_few(tiny: Path, engine: LlamaEngine) -> None:
     """However few logits a step has room for."""
     narrow = load(tiny, num_slots=1)
     narrow._scheduler._max_scored_tokens = 5
@@ -151,7 +155,7 @@ def test_prompt_of_many_steps_is_scored_like_one_of_few(tiny: Path, engine: Engi
     assert are_close(values(ours), values(theirs))
 
 
-def test_common_beginning_is_scored_once(engine: Engine) -> None:
+def test_common_beginning_is_scored_once(engine: LlamaEngine) -> None:
     """As the answers to a multiple choice after one long context."""
     context = "Which of these is a colour? " * 8
     answers = [context + answer for answer in ("red", "a house", "hello", "redder", "")]
@@ -165,7 +169,7 @@ def test_common_beginning_is_scored_once(engine: Engine) -> None:
         assert are_close(values(one), values(other))
 
 
-def test_cells_without_scores_are_computed_again_for_them(engine: Engine) -> None:
+def test_cells_without_scores_are_computed_again_for_them(engine: LlamaEngine) -> None:
     prompt = "Not scored at first, " * 10
     plain = score(engine, prompt, params=SamplingParams(max_tokens=1, temperature=0), is_scored=False)[0]
     again = score(engine, prompt)[0]
@@ -181,7 +185,7 @@ def test_cells_without_scores_are_computed_again_for_them(engine: Engine) -> Non
 
 
 @pytest.mark.parametrize("is_token_ids", [False, True])
-def test_offsets_lead_into_the_text(engine: Engine, is_token_ids: bool) -> None:
+def test_offsets_lead_into_the_text(engine: LlamaEngine, is_token_ids: bool) -> None:
     prompts = [json.dumps(engine._vocabulary.tokenize(text).tolist()) for text in TEXTS] if is_token_ids else TEXTS
     params = replace(SCORE, max_tokens=6)
     for choice, text in zip(score(engine, *prompts, params=params, is_token_ids=is_token_ids), TEXTS, strict=True):
@@ -195,7 +199,7 @@ def test_offsets_lead_into_the_text(engine: Engine, is_token_ids: bool) -> None:
 
 
 @pytest.mark.parametrize("logprobs", [0, 1, 5])
-def test_max_tokens_zero_scores_and_generates_nothing(engine: Engine, logprobs: int) -> None:
+def test_max_tokens_zero_scores_and_generates_nothing(engine: LlamaEngine, logprobs: int) -> None:
     prompt = "b" * CONTEXT
     (choice,) = score(engine, prompt, params=replace(SCORE, max_tokens=0, logprobs=logprobs))
 
@@ -207,7 +211,7 @@ def test_max_tokens_zero_scores_and_generates_nothing(engine: Engine, logprobs: 
     assert {len(top) for top in found["top_logprobs"][1:]} <= {max(1, logprobs), logprobs + 1}
 
 
-def test_echo_of_nothing_generated_and_nothing_asked_is_the_prompt(engine: Engine) -> None:
+def test_echo_of_nothing_generated_and_nothing_asked_is_the_prompt(engine: LlamaEngine) -> None:
     before = engine.num_steps
     params = SamplingParams(max_tokens=0)
     (choice,) = score(engine, json.dumps([70, 71, 72]), params=params, is_token_ids=True, is_scored=False)

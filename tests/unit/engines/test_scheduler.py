@@ -1,23 +1,17 @@
 """Slots, prefixes and order of work, stepped by hand, without llama.cpp."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 
 from batcher.errors import EngineError
 from batcher.types import SamplingParams
+from workers.engines.base import SequenceRequest, SequenceResult, Ticket
 from workers.engines.llama.kv_cache import MIN_SHARED_TOKENS, KvCache, Placement
 from workers.engines.llama.scheduler import Scheduler, StepBatch
-from workers.engines.llama.sequence import Sequence, SequenceRequest, SequenceResult
+from workers.engines.llama.sequence import Sequence
 
 #: Long enough to be shared.
 PREFIX = tuple(range(1000, 1000 + MIN_SHARED_TOKENS + 8))
-
-
-@dataclass
-class Owner:
-    is_cancelled: bool = False
 
 
 def ignore(_result: SequenceResult | EngineError) -> None:
@@ -25,12 +19,12 @@ def ignore(_result: SequenceResult | EngineError) -> None:
 
 
 def make_sequence(
-    prompt: int | tuple[int, ...], max_tokens: int = 4, owner: Owner | None = None, *, is_alone: bool = False
+    prompt: int | tuple[int, ...], max_tokens: int = 4, owner: Ticket | None = None, *, is_alone: bool = False
 ) -> Sequence:
     """A sequence of this prompt, or of one so long that shares nothing with others."""
     request = SequenceRequest((0, 0), "", SamplingParams(max_tokens=max_tokens, seed=0), is_alone=is_alone)
     tokens = np.array(prompt if isinstance(prompt, tuple) else range(prompt), np.int32)
-    return Sequence(request, tokens, ignore, owner or Owner())
+    return Sequence(request, tokens, ignore, owner or Ticket())
 
 
 def make_scheduler(*, slots: int = 4, cells: int = 64, batch: int = 16) -> Scheduler:
@@ -243,7 +237,7 @@ def test_gaps_between_the_last_running_are_closed() -> None:
 
 def test_cancelled_sequences_leave_at_once_and_others_stay() -> None:
     scheduler = make_scheduler(slots=2)
-    gone, staying = Owner(), Owner()
+    gone, staying = Ticket(), Ticket()
     scheduler.add([make_sequence(2, 9, gone), make_sequence(2, 9, staying), make_sequence(2, 8, gone)])
     scheduler.schedule()
     gone.is_cancelled = True
@@ -257,7 +251,8 @@ def test_cancelled_sequences_leave_at_once_and_others_stay() -> None:
 
 def test_cancelled_sequence_stays_while_a_twin_waits_for_its_answer() -> None:
     scheduler = make_scheduler()
-    gone, staying = Owner(is_cancelled=True), Owner()
+    gone, staying = Ticket(), Ticket()
+    gone.cancel()
     first = make_sequence(2, 9, gone)
     first.twins.append(make_sequence(2, 9, staying))
     scheduler.add([first])

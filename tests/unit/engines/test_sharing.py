@@ -11,10 +11,11 @@ from batcher.errors import EngineError
 from batcher.types import Choice, FinishReason, SamplingParams, Usage
 from tests.support.tiny_gguf import write_tiny_gguf
 from tests.unit.engines.test_engine import choices
-from workers.engines.llama.engine import Engine
+from workers.engines.base import SequenceRequest, SequenceResult, Ticket
+from workers.engines.llama.engine import LlamaEngine
 from workers.engines.llama.loader import EngineConfig, load_engine
 from workers.engines.llama.sampling.sampler import MIN_TEMPERATURE
-from workers.engines.llama.sequence import Sequence, SequenceRequest, SequenceResult
+from workers.engines.llama.sequence import Sequence
 from workers.engines.llama.twins import DRAWING, UNSHAPING, Twins
 
 GREEDY = SamplingParams(max_tokens=12, temperature=0, seed=0)
@@ -29,11 +30,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def engine(tiny: Path) -> Iterator[Engine]:
+def engine(tiny: Path) -> Iterator[LlamaEngine]:
     yield from started(tiny)
 
 
-def started(path: Path, *, slots: int = 8, is_deduplicating: bool = True, is_sharing: bool = True) -> Iterator[Engine]:
+def started(
+    path: Path, *, slots: int = 8, is_deduplicating: bool = True, is_sharing: bool = True
+) -> Iterator[LlamaEngine]:
     config = EngineConfig(num_slots=slots, num_threads=1, context_length=512, is_deduplicating=is_deduplicating)
     engine = load_engine("tiny", path, config)
     engine._cache.is_sharing = is_sharing
@@ -42,7 +45,7 @@ def started(path: Path, *, slots: int = 8, is_deduplicating: bool = True, is_sha
     engine.close()
 
 
-def test_rows_of_templates_say_the_same_as_without_sharing(engine: Engine, tiny: Path) -> None:
+def test_rows_of_templates_say_the_same_as_without_sharing(engine: LlamaEngine, tiny: Path) -> None:
     requests = [(f"{template}row {n}", GREEDY) for n in range(16) for template in TEMPLATES]
 
     shared = choices(engine, requests)
@@ -56,13 +59,13 @@ def test_rows_of_templates_say_the_same_as_without_sharing(engine: Engine, tiny:
     assert all(a.usage.prompt_tokens == b.usage.prompt_tokens for a, b in zip(shared, alone, strict=True))
 
 
-def test_prefix_is_still_there_when_the_next_shard_comes(engine: Engine) -> None:
+def test_prefix_is_still_there_when_the_next_shard_comes(engine: LlamaEngine) -> None:
     choices(engine, [(TEMPLATES[0] + "first", GREEDY)])
     (later,) = choices(engine, [(TEMPLATES[0] + "second", GREEDY)])
     assert later.usage.cached_tokens >= 70
 
 
-def test_equal_prompts_with_other_seeds_share_the_prefill_and_draw_for_themselves(engine: Engine) -> None:
+def test_equal_prompts_with_other_seeds_share_the_prefill_and_draw_for_themselves(engine: LlamaEngine) -> None:
     found = choices(engine, [(TEMPLATES[0], SamplingParams(max_tokens=12, seed=seed)) for seed in range(6)])
     assert len({choice.text for choice in found}) == 6
     num_prompt = found[0].usage.prompt_tokens
@@ -70,7 +73,7 @@ def test_equal_prompts_with_other_seeds_share_the_prefill_and_draw_for_themselve
 
 
 @pytest.mark.parametrize("params", [GREEDY, SamplingParams(max_tokens=12, seed=7)])
-def test_equal_requests_are_decoded_once(engine: Engine, params: SamplingParams) -> None:
+def test_equal_requests_are_decoded_once(engine: LlamaEngine, params: SamplingParams) -> None:
     found = choices(engine, [("hello world", params)] * 20)
 
     assert len({choice.text for choice in found}) == 1
@@ -84,7 +87,7 @@ def test_equal_requests_are_decoded_once(engine: Engine, params: SamplingParams)
     assert engine.num_steps == 12, "its answer was remembered"
 
 
-def test_greedy_requests_are_equal_whatever_their_seeds(engine: Engine) -> None:
+def test_greedy_requests_are_equal_whatever_their_seeds(engine: LlamaEngine) -> None:
     found = choices(engine, [("hello", replace(GREEDY, seed=seed, top_p=0.5)) for seed in range(5)])
     assert len({choice.text for choice in found}) == 1
     assert engine.num_steps == 12
@@ -96,19 +99,13 @@ def test_without_deduplication_each_is_decoded(tiny: Path) -> None:
         assert all(choice.usage.cached_tokens == 0 for choice in found)
 
 
-class Owner:
-    """Waits for answers."""
-
-    is_cancelled = False
-
-
 def make(prompt: list[int], results: list[SequenceResult | EngineError], **changes: object) -> Sequence:
     params = replace(GREEDY, **changes)  # type: ignore[arg-type]
     return Sequence(
         SequenceRequest((len(results), 0), "", params, seed=params.seed or 0),
         np.array(prompt, np.int32),
         results.append,
-        Owner(),
+        Ticket(),
     )
 
 

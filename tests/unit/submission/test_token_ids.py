@@ -14,9 +14,9 @@ from batcher.submission.readers.files import LineBatch, Origin, TableBatch
 from batcher.submission.rows import RowParser
 from batcher.types import Choice, ErrorCode, Request, SamplingParams
 from tests.support.tiny_gguf import write_tiny_gguf
-from workers.engines.llama.engine import Engine
+from workers.engines.base import SequenceRequest, SequenceResult
+from workers.engines.llama.engine import LlamaEngine
 from workers.engines.llama.loader import EngineConfig, load_engine
-from workers.engines.llama.sequence import SequenceRequest, SequenceResult
 
 WAIT_S = 60
 
@@ -24,7 +24,7 @@ GREEDY = SamplingParams(max_tokens=12, temperature=0)
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaEngine]:
     path = write_tiny_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf")
     engine = load_engine("tiny", path, EngineConfig(num_slots=4, num_threads=1, context_length=256))
     engine.start()
@@ -32,7 +32,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     engine.close()
 
 
-def complete(engine: Engine, *requests: SequenceRequest) -> list[SequenceResult]:
+def complete(engine: LlamaEngine, *requests: SequenceRequest) -> list[SequenceResult]:
     """In the order of their keys."""
     inbox: queue.SimpleQueue[SequenceResult | EngineError] = queue.SimpleQueue()
     engine.submit(requests, inbox.put)
@@ -105,14 +105,14 @@ def test_refused_row_keeps_its_ids() -> None:
 
 
 @pytest.mark.parametrize("text", ["hello world", "日本語", "x" * 100])
-def test_ids_of_a_text_complete_as_the_text_does(engine: Engine, text: str) -> None:
+def test_ids_of_a_text_complete_as_the_text_does(engine: LlamaEngine, text: str) -> None:
     ids = json.dumps(engine._vocabulary.tokenize(text).tolist())
     as_text, as_ids = complete(engine, SequenceRequest((0, 0), text, GREEDY), of_ids(1, ids))
     assert choice_of(as_ids).text == choice_of(as_text).text
     assert choice_of(as_ids).usage.prompt_tokens == choice_of(as_text).usage.prompt_tokens
 
 
-def test_ids_that_no_text_has_are_computed_as_they_are(engine: Engine) -> None:
+def test_ids_that_no_text_has_are_computed_as_they_are(engine: LlamaEngine) -> None:
     """A tokenizer would merge them."""
     pieces = [engine._vocabulary.tokenize(letter).item() for letter in "hello"]
     merged, apart = complete(engine, SequenceRequest((0, 0), "hello", GREEDY), of_ids(1, json.dumps(pieces)))
@@ -121,7 +121,7 @@ def test_ids_that_no_text_has_are_computed_as_they_are(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("beyond", [0, 1, 2**31 - 1])
-def test_id_outside_the_vocabulary_is_an_error_of_its_row(engine: Engine, beyond: int) -> None:
+def test_id_outside_the_vocabulary_is_an_error_of_its_row(engine: LlamaEngine, beyond: int) -> None:
     size = engine._vocabulary.size
     bad = min(size + beyond, 2**31 - 1)
     good, refused = complete(engine, of_ids(0, f"[{size - 1}]"), of_ids(1, f"[1,{bad},2]"))
@@ -131,7 +131,7 @@ def test_id_outside_the_vocabulary_is_an_error_of_its_row(engine: Engine, beyond
     assert f"the token {bad}; the model's go from 0 to {size - 1}" in refused.error.message
 
 
-def test_ids_over_the_context_are_an_error_of_their_row(engine: Engine) -> None:
+def test_ids_over_the_context_are_an_error_of_their_row(engine: LlamaEngine) -> None:
     full, over = complete(engine, of_ids(0, str([5] * 244)), of_ids(1, str([5] * 245)))
     assert choice_of(full).usage.total_tokens == 256
     assert over.error is not None

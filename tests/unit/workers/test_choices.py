@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batcher.types import Choice, ErrorCode, FinishReason, Request, RowError, SamplingParams, TokenLogprob, Usage
-from workers.engines.llama.sequence import SequenceRequest, SequenceResult
+from workers.engines.base import SequenceRequest, SequenceResult
 from workers.shard.choices import Gathering, sequence_requests
 
 

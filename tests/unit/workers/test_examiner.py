@@ -10,7 +10,7 @@ import pytest
 from batcher.types import Request, RowError, SamplingParams
 from tests.support.engine_reading import complete
 from tests.support.tiny_gguf import write_tiny_gguf
-from workers.engines.llama.engine import Engine
+from workers.engines.llama.engine import LlamaEngine
 from workers.engines.llama.loader import EngineConfig, load_engine
 from workers.engines.llama.settings import context_limit
 from workers.shard.choices import sequence_requests
@@ -23,7 +23,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def engine(model: Path) -> Iterator[Engine]:
+def engine(model: Path) -> Iterator[LlamaEngine]:
     engine = load_engine("tiny", model, EngineConfig(num_slots=2, num_threads=1, context_length=200))
     engine.start()
     yield engine
@@ -62,7 +62,7 @@ REQUESTS = [
 
 
 @pytest.mark.parametrize("request_", REQUESTS, ids=range(len(REQUESTS)))
-def test_examiner_and_engine_agree(model: Path, engine: Engine, request_: Request) -> None:
+def test_examiner_and_engine_agree(model: Path, engine: LlamaEngine, request_: Request) -> None:
     examined = Examiner(model, limit=context_limit(200, trained=512)).examine(request_)
 
     results = complete(engine, list(sequence_requests(request_, position=0, job_seed=0, timeout_s=None)))

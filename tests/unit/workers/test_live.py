@@ -10,7 +10,7 @@ import pytest
 from batcher.types import Delta, Request, SamplingParams, TokenLogprob
 from tests.support.fake_model import FakeModel, FakeVocabulary, complete_alone
 from tests.support.waiting import PATIENCE_S
-from workers.engines.llama.engine import Engine
+from workers.engines.llama.engine import LlamaEngine
 from workers.engines.llama.kv_cache import KvCache, Tokens
 from workers.live.engine_end import LiveRequests
 from workers.live.frames import (
@@ -46,7 +46,7 @@ def server() -> Iterator[Server]:
     ours, theirs = socket.socketpair()
     server = Server(ours)
     cache = KvCache(num_slots=2, cells_per_sequence=512)
-    engine = Engine("fake", FakeModel(num_slots=2), cache=cache, max_batch_tokens=64, system_fingerprint="fp_fake")  # type: ignore[arg-type]
+    engine = LlamaEngine("fake", FakeModel(num_slots=2), cache=cache, max_batch_tokens=64, system_fingerprint="fp_fake")  # type: ignore[arg-type]
     engine.start()
     LiveRequests(
         theirs,

@@ -10,10 +10,10 @@ from batcher.errors import CorruptFileError, EngineError, ShardGivenUpError
 from batcher.jobdir import attempts
 from batcher.jobdir.attempts import Cause, forgive, read_ends, read_journal, record_end
 from batcher.jobdir.verdict import MAX_FAILURES
-from tests.support.manual_engine import ManualEngine, ManualTicket
+from tests.support.manual_engine import ManualEngine
 from tests.support.shard_bench import ROWS, Bench
 from tests.support.waiting import wait_for
-from workers.engines.llama.sequence import OnStart, SequenceRequest, SequenceResult, Sink, ignore_start
+from workers.engines.base import OnDelta, OnStart, SequenceRequest, SequenceResult, Sink, Ticket, ignore_start
 from workers.shard.runner import FLUSH_INTERVAL_S, Outcome, _ShardRun
 
 
@@ -152,15 +152,16 @@ def test_row_that_was_alone_is_cleared_before_the_engine_goes_on(bench: Bench, m
             sink: Sink,
             *,
             on_start: OnStart = ignore_start,
+            on_delta: OnDelta | None = None,
             is_alone: bool = False,
-        ) -> ManualTicket:
+        ) -> Ticket:
             def take(item: SequenceResult | EngineError) -> None:
                 sink(item)
                 # What a crash right now would be blamed on.
                 alone.append(read_journal(bench.job.journal_path(0, attempt=2)).alone)
                 looked.release()
 
-            return super().submit(requests, take, on_start=on_start, is_alone=is_alone)
+            return super().submit(requests, take, on_start=on_start, on_delta=on_delta, is_alone=is_alone)
 
     # The runner's own thread may come to it any time later.
     looked = threading.Semaphore(0)

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from tests.support.job_factory import make_job, make_request
 from tests.unit.workers.test_messages import json_values
+from workers.engines.base import Engine
 from workers.queue.tasks import _resolve
-from workers.shard.runner import EngineLike
 
 #: Never called: no shard is run here.
-ENGINES = cast("Mapping[str, EngineLike]", {"tiny": object()})
+ENGINES = cast("Mapping[str, Engine]", {"tiny": object()})
 
 NAMES = ["job", "out", "alias", "loop", "damaged", "empty", "file", ".", "..", "../outside", "job/", "job\n", "jöb", ""]
 

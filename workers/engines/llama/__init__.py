@@ -14,5 +14,5 @@ echo.py       the prompt in front of its answer
 sampling/     from logits to tokens to text
 model.py      llama.cpp by llama-cpp-python; the only file that imports it
 settings.py   slots, threads, batch sizes, context: chosen for model, machine and job, with reasons
-loader.py     from a file and settings to an Engine
+loader.py     from a file and settings to an engine
 """

@@ -15,6 +15,18 @@ import numpy as np
 
 from batcher.errors import EngineError, ModelError
 from batcher.types import EngineStats, FinishReason, RowError, SamplingParams, TokenLogprob
+from workers.engines.base import (
+    ALL_ABILITIES,
+    Ability,
+    OnDelta,
+    OnStart,
+    SequenceDelta,
+    SequenceRequest,
+    SequenceResult,
+    Sink,
+    Ticket,
+    ignore_start,
+)
 from workers.engines.llama.echo import echo_of
 from workers.engines.llama.gate import Gate
 from workers.engines.llama.kv_cache import KvCache, Placement
@@ -24,33 +36,11 @@ from workers.engines.llama.sampling.sampler import Floats, Sampler
 from workers.engines.llama.sampling.text import decode_text
 from workers.engines.llama.sampling.transcript import transcript_of
 from workers.engines.llama.scheduler import Scheduler, StepBatch
-from workers.engines.llama.sequence import (
-    OnDelta,
-    OnStart,
-    Sequence,
-    SequenceDelta,
-    SequenceRequest,
-    SequenceResult,
-    Sink,
-    ignore_start,
-)
+from workers.engines.llama.sequence import Sequence
 from workers.engines.llama.twins import Twins
 
 
-class Ticket:
-    """The caller's hold on what it submitted."""
-
-    def __init__(self, wake: Callable[[], None]) -> None:
-        self.is_cancelled = False
-        self._wake = wake
-
-    def cancel(self) -> None:
-        """Drop what is waiting or running. A result may still come for a sequence that finishes in this very step."""
-        self.is_cancelled = True
-        self._wake()
-
-
-class Engine:
+class LlamaEngine:
     """Continuous batching over one model. `model` must have its context open and belongs to the engine from now on.
 
     Engines of one process share a `gate`. `num_steps` and `longest_step_s` may be read by any thread: how often the
@@ -114,6 +104,11 @@ class Engine:
         self._is_tried_out.wait()
         if self.failure is not None:
             raise ModelError(f"{self._model.path}: loaded, but can't compute: {self.failure}")
+
+    @property
+    def abilities(self) -> Ability:
+        """All but, if it is set up so, to compute equal requests once."""
+        return ALL_ABILITIES if self._twins is not None else ALL_ABILITIES & ~Ability.DEDUPLICATION
 
     @property
     def num_slots(self) -> int:
@@ -255,7 +250,7 @@ class Engine:
         """
         params = SamplingParams(max_tokens=1, temperature=0)
         prompt = np.zeros(min(self.TRIAL_TOKENS, self._cache.cells_per_sequence - 1), np.int32)
-        trial = Sequence(SequenceRequest((0, 0), "", params), prompt, lambda result: None, Ticket(lambda: None))
+        trial = Sequence(SequenceRequest((0, 0), "", params), prompt, lambda result: None, Ticket())
         self._scheduler.add([trial])
         batch = self._scheduler.schedule()
         assert batch is not None

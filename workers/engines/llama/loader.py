@@ -5,7 +5,7 @@ from pathlib import Path
 
 from batcher.errors import ModelError
 from batcher.machine import read_cores, read_memory
-from workers.engines.llama.engine import Engine
+from workers.engines.llama.engine import LlamaEngine
 from workers.engines.llama.gate import Gate
 from workers.engines.llama.kv_cache import KvCache
 from workers.engines.llama.model import ContextSize, Model, Tokenizer, describe_build, free_gpu_memory, supports_gpu
@@ -40,7 +40,7 @@ __all__ = [
 ALL_LAYERS = -1
 
 
-def load_engine(name: str, path: Path, config: EngineConfig, *, gate: Gate | None = None) -> Engine:
+def load_engine(name: str, path: Path, config: EngineConfig, *, gate: Gate | None = None) -> LlamaEngine:
     """Load a model and make an engine of it, not yet started. Raises ModelError. Takes as long as reading the file.
 
     Engines of one process share a `gate`.
@@ -96,7 +96,7 @@ def make_engine(
     is_deduplicating: bool = True,
     gate: Gate | None = None,
     system_fingerprint: str | None = None,
-) -> Engine:
+) -> LlamaEngine:
     """Open the context and make an engine of the model, not yet started. Raises ModelError."""
     size = ContextSize(
         num_slots=settings.num_slots.value,
@@ -107,7 +107,7 @@ def make_engine(
     )
     model.open_context(size)
     cache = KvCache(num_slots=size.num_slots, cells_per_sequence=model.context_length)
-    return Engine(
+    return LlamaEngine(
         name,
         model,
         cache=cache,

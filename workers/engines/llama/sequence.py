@@ -1,14 +1,12 @@
 """One prompt being decoded: what was asked, how far it is, what came out."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 import numpy as np
 
-from batcher.errors import EngineError
-from batcher.types import Choice, ErrorCode, FinishReason, RowError, SamplingParams, TokenLogprob, Usage
+from batcher.types import Choice, ErrorCode, FinishReason, RowError, TokenLogprob, Usage
+from workers.engines.base import OnStart, SequenceRequest, SequenceResult, Sink, Ticket, ignore_start
 from workers.engines.llama.kv_cache import Tokens
 from workers.engines.llama.sampling.sampler import Draws
 from workers.engines.llama.sampling.transcript import Transcript
@@ -16,71 +14,8 @@ from workers.engines.llama.sampling.transcript import Transcript
 _NO_TOKENS: Tokens = np.zeros(0, np.int32)
 
 
-@dataclass(frozen=True, slots=True)
-class SequenceRequest:
-    """One prompt to decode. `key` is the caller's: (position of the row in its shard, number of the sequence).
-
-    Its tokens are drawn by its own `seed`; the `seed`, `n`, `best_of` and `echo` of `params` are the caller's business,
-    so that many requests can have the same `params`. Of a chat (`is_chat`) the prompt is the JSON text of its messages,
-    of token ids (`is_token_ids`) that of an array of them. With `is_echoing` the text of the answer begins with the
-    prompt's, and with `scores_prompt` its log-probabilities with those of the prompt's tokens.
-    `timeout_s` runs from its first prefill. `is_live`: somebody waits for it, so it goes before those that are not.
-    `is_alone`: nothing else may be computed in this process from its first token to its last.
-    """
-
-    key: tuple[int, int]
-    prompt: str
-    params: SamplingParams
-    seed: int = 0
-    timeout_s: float | None = None
-    is_alone: bool = False
-    is_live: bool = False
-    is_chat: bool = False
-    is_token_ids: bool = False
-    is_echoing: bool = False
-    scores_prompt: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class SequenceDelta:
-    """What the text of a request has gained, and the log-probabilities of its tokens, if they were asked for."""
-
-    key: tuple[int, int]
-    text: str
-    logprobs: tuple[TokenLogprob, ...] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class SequenceResult:
-    """What became of a request: a choice, or the error that says why there is none."""
-
-    key: tuple[int, int]
-    choice: Choice | None = None
-    error: RowError | None = None
-
-
 #: Equal for requests that must get the same answer.
 TwinKey = tuple[object, ...]
-
-#: Receives results in the engine's thread and must not block. An EngineError says that the engine is dead.
-Sink = Callable[[SequenceResult | EngineError], None]
-
-#: Receives text in the engine's thread as it comes, and must not block.
-OnDelta = Callable[[SequenceDelta], None]
-
-#: Told in the engine's thread of a request whose first tokens are about to be computed; must not block.
-OnStart = Callable[[SequenceRequest], None]
-
-
-def ignore_start(_request: SequenceRequest) -> None:
-    """An `OnStart` for callers that keep no journal."""
-
-
-class Canceller(Protocol):
-    """Whatever can say that a sequence's owner has lost interest."""
-
-    @property
-    def is_cancelled(self) -> bool: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -95,7 +30,7 @@ class Sequence:
     request: SequenceRequest
     prompt: Tokens
     sink: Sink
-    owner: Canceller
+    owner: Ticket
     on_start: OnStart = ignore_start
     #: Which `Scheduler.add` brought it; later ones have higher numbers.
     arrival: int = 0
