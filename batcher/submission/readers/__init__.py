@@ -1,4 +1,4 @@
-"""Input files -> batches of raw rows.
+"""Input files and rows in memory -> batches of raw rows.
 
 files.py          all kinds of files, one after the other
 paths.py          folders and globs -> files
@@ -7,4 +7,5 @@ raw_rows.py       what readers give
 json_lines.py     JSONL
 csv_files.py      CSV, TSV
 parquet_files.py  Parquet
+memory.py         dicts and tables in memory
 """
