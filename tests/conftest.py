@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from batcher.broker.client import folder_for
+from batcher.broker.embedded import folder_for
 from tests.support.family import Family
 from tests.support.redis_server import RedisServer
 from tests.support.tiny_gguf import write_tiny_gguf

@@ -19,7 +19,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
 
-from batcher.broker.client import connect, embedded_broker, own_folder
+from batcher.broker.client import connect
+from batcher.broker.embedded import embedded_broker, own_folder
 from batcher.broker.leases import LEASE_TTL_S, Pace
 from batcher.errors import BatcherError, BrokerError, JobCancelledError
 from batcher.jobdir.folder import JobDir

@@ -1,7 +1,8 @@
 """The doorbell: a Redis-protocol broker, the leases kept in it, and the sweep that sends again.
 
-url.py     what a broker's URL may say, and how it may be shown
-client.py  the client, and a server of our own where the user has none
-leases.py  who works on a shard now
-sweep.py   shards that nobody works on, found and sent again
+url.py       what a broker's URL may say, and how it may be shown
+client.py    the client, and the keys that Batcher has there
+embedded.py  a server of our own, where the user has none
+leases.py    who works on a shard now
+sweep.py     shards that nobody works on, found and sent again
 """

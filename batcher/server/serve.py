@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
-from batcher.broker.client import connect, embedded_broker
+from batcher.broker.client import connect
+from batcher.broker.embedded import embedded_broker
 from batcher.errors import BatcherError, BrokerBusyError, BrokerError, InputError
 from batcher.jobdir.folder import JobDir
 from batcher.live import LiveEngine

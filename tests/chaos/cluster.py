@@ -18,7 +18,8 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from batcher.broker.client import KEY_PREFIX, find_server
+from batcher.broker.client import KEY_PREFIX
+from batcher.broker.embedded import find_server
 from batcher.jobdir.folder import JobDir
 from tests.chaos.audit import Witness
 from tests.chaos.faults import BROKER_FREEZE_S, FREEZE_S, ON_CHUNKS, ON_WORKERS, OUTAGE_S, Fault, FaultKind

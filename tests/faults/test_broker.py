@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from batcher.broker.client import folder_for, queue_key
+from batcher.broker.client import queue_key
+from batcher.broker.embedded import folder_for
 from batcher.jobdir.folder import JobDir
 from tests.faults.injection import inject
 from tests.support.family import (

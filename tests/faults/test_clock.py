@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from batcher.broker.client import packaged_server
+from batcher.broker.embedded import packaged_server
 from tests.faults.injection import inject
 from tests.support.family import Family, assert_every_row_once, has_chunks, start_worker, submit, wait_until_ready
 from tests.support.redis_server import RedisServer

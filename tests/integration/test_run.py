@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from batcher.broker.client import connect, folder_for
+from batcher.broker.client import connect
+from batcher.broker.embedded import folder_for
 from batcher.cli import EXIT_INTERRUPTED
 from batcher.jobdir.folder import JobDir
 from tests.support.family import Family, assert_every_row_once, chunk_rows, has_chunks, write_prompts

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from batcher.broker.client import folder_for
+from batcher.broker.embedded import folder_for
 from batcher.jobdir.attempts import AttemptEnd, read_ends
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.results import read_file

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import redis
 
-from batcher.broker.client import connect, find_server, open_client
+from batcher.broker.client import connect, open_client
+from batcher.broker.embedded import find_server
 from batcher.errors import BrokerError
 from tests.support.waiting import wait_for
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from batcher.broker.client import embedded_broker, open_client
+from batcher.broker.client import open_client
+from batcher.broker.embedded import embedded_broker
 from batcher.cli import run_cli
 from tests.support.shard_bench import Bench
 from workers.shard.runner import Outcome

@@ -13,7 +13,8 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from batcher.broker.client import KEY_PREFIX, connect, embedded_broker, find_server, open_client
+from batcher.broker.client import KEY_PREFIX, connect, open_client
+from batcher.broker.embedded import embedded_broker, find_server
 from batcher.broker.url import client_url, has_secret, hide_password, redact
 from batcher.cli.doctor.finding import Check, Level, size_text
 from batcher.cli.doctor.jobs_folder import clock_check

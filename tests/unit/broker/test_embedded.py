@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from batcher.broker.client import connect, embedded_broker, find_server, folder_for, open_client
+from batcher.broker.client import connect, open_client
+from batcher.broker.embedded import embedded_broker, find_server, folder_for
 from batcher.broker.url import celery_url, client_url, hide_password
 from batcher.errors import BrokerError
 from tests.support.waiting import wait_for
@@ -21,7 +22,7 @@ from tests.support.waiting import wait_for
 HOLDER = """
 import sys
 from pathlib import Path
-from batcher.broker.client import embedded_broker
+from batcher.broker.embedded import embedded_broker
 with embedded_broker(Path(sys.argv[1])) as url:
     print(url, flush=True)
     sys.stdin.read()
@@ -124,8 +125,8 @@ def test_server_that_stumbles_over_what_it_wrote_down_begins_again_with_nothing(
 def test_server_that_keeps_dying_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("batcher.broker.client._MAX_RESTARTS", 2)
-    monkeypatch.setattr("batcher.broker.client._RESTART_PAUSE_S", 0.01)
+    monkeypatch.setattr("batcher.broker.embedded._MAX_RESTARTS", 2)
+    monkeypatch.setattr("batcher.broker.embedded._RESTART_PAUSE_S", 0.01)
     folder = folder_for(tmp_path)
 
     with embedded_broker(tmp_path) as url:
@@ -213,7 +214,7 @@ def test_lock_that_a_killed_owner_left_to_a_process_it_was_starting_is_waited_fo
 
 
 def test_lock_that_stays_when_its_owner_has_ended_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("batcher.broker.client._LOCK_REMAINS_S", 0.05)
+    monkeypatch.setattr("batcher.broker.embedded._LOCK_REMAINS_S", 0.05)
     holder = start_holder(tmp_path)
     os.kill(holder.pid, signal.SIGKILL)
     holder.communicate()

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 import batcher
-from batcher.broker.client import connect, embedded_broker
+from batcher.broker.client import connect
+from batcher.broker.embedded import embedded_broker
 from batcher.cli import doctor
 from batcher.cli.doctor import Check, EngineWishes, Level
 from batcher.cli.doctor import broker as broker_checks

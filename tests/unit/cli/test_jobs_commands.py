@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from batcher.broker.client import connect, embedded_broker, queue_key
+from batcher.broker.client import connect, queue_key
+from batcher.broker.embedded import embedded_broker
 from batcher.cli.texts import print_sample
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.lock import exclusive

@@ -13,7 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from batcher.broker.client import folder_for, open_client, queue_key
+from batcher.broker.client import open_client, queue_key
+from batcher.broker.embedded import folder_for
 from tests.support.waiting import PATIENCE_S, wait_for
 
 ROOT = Path(__file__).parents[3]

@@ -7,7 +7,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from batcher.broker.client import embedded_broker, open_client
+from batcher.broker.client import open_client
+from batcher.broker.embedded import embedded_broker
 from batcher.broker.leases import Pace, lease_key
 from batcher.errors import EngineError, JobError
 from batcher.jobdir.results import read_counts
