@@ -16,11 +16,18 @@ def module_file(name: str) -> Path | None:
 
 
 def defines(source: str, name: str) -> bool:
-    return re.search(rf"^ *(?:def|class) {name}\b|^ *(?:self\.)?{name}(?:: .+)? = ", source, re.MULTILINE) is not None
+    """Whether a module defines `name`, or imports it."""
+    patterns = (
+        rf"(?:def|class) {name}\b",
+        rf"(?:self\.)?{name}(?:: .+)? = ",
+        rf"from .+ import .*\b{name}\b",
+        rf"{name},",
+    )
+    return any(re.search(rf"^ *{pattern}", source, re.MULTILINE) for pattern in patterns)
 
 
 def is_found(mention: str, *, file: Path) -> bool:
-    """Whether `mention` is a module (beside `file`, or by the rooms that lead to it), or something defined in one."""
+    """Whether `mention` is a module (beside `file`, or by the rooms to it), or a definition in one of these."""
     package = ".".join(file.relative_to(ROOT).parent.parts)
     head, _, last = mention.rpartition(".")
     for prefix in (f"{package}.", "batcher.", "workers.", ""):
@@ -29,8 +36,8 @@ def is_found(mention: str, *, file: Path) -> bool:
         owner = module_file(prefix + head) if head else None
         if owner and defines(owner.read_text(encoding="utf-8"), last):
             return True
-    source = file.read_text(encoding="utf-8")
-    return all(defines(source, part) for part in mention.split("."))
+    sources = [path.read_text(encoding="utf-8") for path in file.parent.glob("*.py")]
+    return any(all(defines(source, part) for part in mention.split(".")) for source in sources)
 
 
 def test_each_thing_that_a_reader_is_sent_to_exists() -> None:
