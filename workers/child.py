@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from workers.shard.runner import Surroundings
 
 # Not __name__, which is `__main__` here, and so none of those that `_set_up_logging` lets speak.
-logger = logging.getLogger("workers.child")
+logger = logging.getLogger("batcher.workers.child")
 
 EXIT_REFUSED = 3
 #: Of -1000 to 1000; as if it had half of the machine's memory more than it has.
@@ -313,8 +313,7 @@ def _set_up_logging(config: WorkerConfig) -> None:
     logging.basicConfig(
         level=logging.WARNING, format=f"%(asctime)s {config.name} %(levelname)s %(message)s", stream=sys.stderr
     )
-    for name in ("batcher", "workers"):
-        logging.getLogger(name).setLevel(logging.WARNING if config.quiet else logging.INFO)
+    logging.getLogger("batcher").setLevel(logging.WARNING if config.quiet else logging.INFO)
     # At WARNING it logs each message that is put back at a stop.
     logging.getLogger("celery.app.trace").setLevel(logging.ERROR)
     for handler in logging.getLogger().handlers:

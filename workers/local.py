@@ -12,12 +12,13 @@ import shlex
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Self
+from typing import Any, Self
 
 from batcher.broker.client import connect
 from batcher.broker.embedded import embedded_broker, own_folder
@@ -31,7 +32,7 @@ from workers.process.events import WorkerConfig
 from workers.process.supervisor import Supervisor, end_idle, stop_all
 from workers.queue.sweeper import JobSweep, RootSweep, Sweeper
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(f"batcher.{__name__}")
 
 #: Seconds between two looks at signals and children.
 TICK_S = 0.1
@@ -43,27 +44,36 @@ BROKER_PATIENCE_S = 30.0
 
 
 class StoppedError(BatcherError):
-    """The user stopped the command (SIGINT or SIGTERM) before the job was complete."""
+    """The user stopped the command before the job was complete, by the signal `number`: SIGINT or SIGTERM."""
 
     exit_code = 130
 
+    def __init__(self, message: str, *, number: int = signal.SIGINT) -> None:
+        super().__init__(message)
+        self.number = number
+
 
 class StopSignals:
-    """Counts SIGINT and SIGTERM instead of dying of them, inside a `with` block. For the main thread."""
+    """Counts SIGINT and SIGTERM instead of dying of them, inside a `with` block.
+
+    In another thread than the main one it hears none: Python delivers signals to the main thread alone.
+    """
 
     def __init__(self) -> None:
         self.num_received = 0
+        #: The last one.
+        self.number: int = signal.SIGINT
 
     def __enter__(self) -> Self:
         # A plain counter, read between naps: nothing that a handler could find locked.
-        self._previous = {number: signal.signal(number, self._count) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._previous = {number: _handle(number, self._count) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            _handle(number, handler)
 
     def is_urgent(self) -> bool:
         """Whether the user has asked twice."""
@@ -71,6 +81,14 @@ class StopSignals:
 
     def _count(self, number: int, frame: FrameType | None) -> None:
         self.num_received += 1
+        self.number = number
+
+
+def _handle(number: int, handler: Any) -> Any:
+    """Set the handler of a signal; returns the one before. Does nothing where that can't be done, or was not."""
+    if handler is None or threading.current_thread() is not threading.main_thread():
+        return None
+    return signal.signal(number, handler)
 
 
 def default_worker_name() -> str:
@@ -91,10 +109,10 @@ class JobBroker:
 def job_broker(job: JobDir, broker_url: str | None) -> Iterator[JobBroker]:
     """Keep other commands of this machine off `job`, and yield a broker: `broker_url`, else an embedded one.
 
-    SIGTERM is like Ctrl-C inside: a KeyboardInterrupt, so that the broker and its folder are gone in any case. Raises
-    BrokerError. Call it from the main thread.
+    In the main thread SIGTERM is like Ctrl-C inside: a KeyboardInterrupt, so that the broker and its folder are gone in
+    any case. Raises BrokerError.
     """
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    previous = _handle(signal.SIGTERM, signal.default_int_handler)
     try:
         if broker_url is None:
             with embedded_broker(job.path) as url:
@@ -103,7 +121,7 @@ def job_broker(job: JobDir, broker_url: str | None) -> Iterator[JobBroker]:
             with own_folder(job.path):
                 yield JobBroker(broker_url, is_ours=False)
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        _handle(signal.SIGTERM, previous)
 
 
 def complete(
@@ -115,15 +133,17 @@ def complete(
     spares: list[subprocess.Popen[bytes]],
     on_status: Callable[[Status], None],
     on_engines: Callable[[str], None] = lambda text: None,
+    log: int | None = None,
 ) -> Summary:
     """Complete `job` with workers of this machine, blocking; returns its summary.
 
     `config` is that of each worker but for name, broker and a fair share of machine and job. `spares` are processes for
     them that have been launched already. `on_status` is called about twice a second, `on_engines` with how the workers
-    have set up their engines, once if they agree.
+    have set up their engines, once if they agree. `log` is the descriptor of the workers' stderr; None: that of this
+    process.
 
-    Raises StoppedError on SIGINT or SIGTERM, JobCancelledError if somebody cancelled the job, and another BatcherError
-    if the workers can't go on. Finished rows are kept in any case. Call it from the main thread.
+    Raises StoppedError on SIGINT or SIGTERM (in the main thread), JobCancelledError if somebody cancelled the job, and
+    another BatcherError if the workers can't go on. Finished rows are kept in any case.
     """
     summary = finalize(job)
     if summary is not None:
@@ -144,6 +164,7 @@ def complete(
                 on_death=sweeper.on_death,
                 on_loaded=on_loaded,
                 spares=spares,
+                log=log,
             )
             for each in _share(config, num_workers)
         ]
@@ -241,7 +262,7 @@ def _watch(
     next_status, is_busy = 0.0, False
     while True:
         if stop.num_received:
-            raise StoppedError("stopped")
+            raise StoppedError("stopped", number=stop.number)
         for supervisor in supervisors:
             supervisor.poll()
         sweeper.check()

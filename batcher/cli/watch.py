@@ -143,5 +143,4 @@ def log_to_stderr(level: int, *, broker_url: str, role: str = "supervisor") -> N
     handler = logging.StreamHandler()
     handler.setFormatter(RedactingFormatter(f"%(asctime)s {role} %(levelname)s %(message)s", broker_url))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    for name in ("batcher", "workers"):
-        logging.getLogger(name).setLevel(level)
+    logging.getLogger("batcher").setLevel(level)

@@ -21,7 +21,7 @@ from batcher.jobdir import store
 from batcher.machine import processor_name, usable_cores
 from workers.engines.llama.settings import MAX_SLOTS, EngineValues, TunedValues
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(f"batcher.{__name__}")
 
 PROFILES_DIR_VARIABLE = "BATCHER_PROFILES_DIR"
 

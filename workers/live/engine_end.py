@@ -32,7 +32,7 @@ from workers.live.frames import (
 )
 from workers.shard.choices import Gathering, sequence_requests
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(f"batcher.{__name__}")
 
 #: Answers that are sent in one go.
 _MOST_AT_ONCE = 1024

@@ -40,7 +40,7 @@ from workers.process.events import WorkerConfig
 from workers.process.supervisor import Supervisor, stop_all
 from workers.queue.sweeper import RootSweep, Sweeper
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(f"batcher.{__name__}")
 
 #: Bytes of a frame at most; one holds a whole text, or what a single step has added to it. The log-probabilities of a
 #: prompt of 131,072 tokens take some 40 MB.

@@ -19,7 +19,7 @@ from batcher.jobdir.heartbeats import (
 )
 from workers.process.events import OpenAttempt, WorkerConfig
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(f"batcher.{__name__}")
 
 #: Six signs in the life of a lease, five seconds at the default.
 BEATS_PER_LEASE = 6

@@ -18,9 +18,11 @@ CHILD_COMMAND = (sys.executable, "-P", "-m", "workers.child")
 
 
 def launch_child(
-    command: Sequence[str] = CHILD_COMMAND, *, descriptors: tuple[int, ...] = ()
+    command: Sequence[str] = CHILD_COMMAND, *, descriptors: tuple[int, ...] = (), log: int | None = None
 ) -> subprocess.Popen[bytes]:
     """Start a child that waits for its configuration, a line on its stdin. `descriptors` stay open in it, too.
+
+    `log` is the descriptor of its stderr; None: that of this process.
 
     It leads a session of its own, so that a Ctrl-C in the terminal does not reach it.
     """
@@ -28,6 +30,7 @@ def launch_child(
         command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        stderr=log,
         start_new_session=True,
         pass_fds=descriptors,
         env=engine_environment(),
@@ -35,12 +38,15 @@ def launch_child(
 
 
 @contextlib.contextmanager
-def spare_children(number: int) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Children for those who take one (`pop`) and own it from then on; what nobody took is gone at the end."""
+def spare_children(number: int, *, log: int | None = None) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Children for those who take one (`pop`) and own it from then on; what nobody took is gone at the end.
+
+    `log` is as for `launch_child`.
+    """
     spares: list[subprocess.Popen[bytes]] = []
     try:
         for _ in range(number):
-            spares.append(launch_child())
+            spares.append(launch_child(log=log))
         yield spares
     finally:
         for child in spares:

@@ -28,7 +28,7 @@ from workers.process.launch import CHILD_COMMAND, close_child, kill_child, launc
 from workers.process.memory import count_oom_kills
 from workers.process.stall import StallMeter, stall_limit_s
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(f"batcher.{__name__}")
 
 #: Deaths of a child in a row, without anything saved in between, after which there is no point in another.
 MAX_CRASHES = 10
@@ -56,9 +56,10 @@ class Supervisor:
     """One child and its successors. Not for several threads; nothing here blocks but `stop_all`.
 
     `on_shard_failure` hears why a shard could not be run, `on_death` that a child died without being asked to, by the
-    worker's name and the child's pid, `on_loaded` how a child has set up its engines, a line for each. Where there are
-    live requests, `open_channel` is called for each child and gives the end of a socket that is the child's. The first
-    child is one of `spares` where there is any (without `open_channel`). `clock` is in seconds and only grows.
+    worker's name and the child's pid, `on_loaded` how a child has set up its engines, a line for each. Where there
+    are live requests, `open_channel` is called for each child and gives the end of a socket that is the child's. The
+    first child is one of `spares` where there is any (without `open_channel`). `log` is as for `launch_child`.
+    `clock` is in seconds and only grows.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Supervisor:
         open_channel: Callable[[], socket.socket] | None = None,
         command: Sequence[str] = CHILD_COMMAND,
         spares: list[subprocess.Popen[bytes]] | None = None,
+        log: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = config.name
@@ -82,6 +84,7 @@ class Supervisor:
         self._open_channel = open_channel
         self._command = command
         self._spares = spares if spares is not None else []
+        self._log = log
         self._clock = clock
         self._beacon = Beacon(config, clock=clock)
         self._child: subprocess.Popen[bytes] | None = None
@@ -133,7 +136,10 @@ class Supervisor:
             if self._open_channel is not None:
                 descriptors = (stack.enter_context(self._open_channel()).fileno(),)
                 config = replace(config, live_descriptor=descriptors[0])
-            self._child = self._spares.pop() if self._spares else launch_child(self._command, descriptors=descriptors)
+            if self._spares:
+                self._child = self._spares.pop()
+            else:
+                self._child = launch_child(self._command, descriptors=descriptors, log=self._log)
         assert self._child.stdin is not None
         assert self._child.stdout is not None
         os.set_blocking(self._child.stdout.fileno(), False)

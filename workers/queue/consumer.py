@@ -12,7 +12,7 @@ from kombu.connection import Connection
 
 from batcher.broker.url import hide_password, redact
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(f"batcher.{__name__}")
 
 #: Seconds between tries to reach the broker: the first pause, and the longest, which is also that after a refusal.
 FIRST_PAUSE_S = 1

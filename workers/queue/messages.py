@@ -16,7 +16,7 @@ from batcher.ids import ID_PATTERN
 from workers.queue.app import RUN_SHARD
 from workers.queue.consumer import PatientConsumer
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(f"batcher.{__name__}")
 
 #: Bytes of a body. Ours have at most 300; a long one is not even parsed.
 MAX_BODY = 1024

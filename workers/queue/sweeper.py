@@ -24,7 +24,7 @@ from batcher.jobdir.root import list_jobs
 from batcher.manage.finish import finalize
 from workers.queue.app import enqueue, make_app
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(f"batcher.{__name__}")
 
 #: Seconds. Between two rounds at least, and from the moment when a lease can expire to the look for it.
 _SHORTEST_WAIT_S = 0.05

@@ -15,7 +15,7 @@ from workers.queue.app import RUN_SHARD
 from workers.queue.messages import MessageError, ShardMessage
 from workers.shard.runner import Outcome, Surroundings, run_shard
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(f"batcher.{__name__}")
 
 #: Told of a shard that could not be run: job id, shard, what went wrong.
 OnFailure = Callable[[str, int, BatcherError], None]

@@ -46,7 +46,7 @@ from workers.engines.base import Engine, SequenceRequest, SequenceResult
 from workers.process.stall import stall_limit_s
 from workers.shard.choices import Gathering, sequence_requests
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(f"batcher.{__name__}")
 
 #: Rows, seconds: what a crash may cost, against one small file (two fsyncs) each time.
 FLUSH_ROWS = 256

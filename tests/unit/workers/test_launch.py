@@ -1,6 +1,7 @@
 """Processes for workers that are launched before it is known what they will do."""
 
 import contextlib
+import logging
 import signal
 import subprocess
 import sys
@@ -8,7 +9,8 @@ import sys
 import pytest
 
 from workers.child import EXIT_REFUSED, NEEDED_MODULES
-from workers.process.launch import kill_child, spare_children
+from workers.process.launch import kill_child, launch_child, spare_children
+from workers.process.logs import ChildLog
 
 
 def test_spares_that_nobody_took_are_gone_at_the_end() -> None:
@@ -49,3 +51,34 @@ def test_spare_ends_by_itself_when_its_parent_is_gone() -> None:
 
 def test_what_a_spare_imports_exists() -> None:
     subprocess.run([sys.executable, "-c", "".join(f"import {name}; " for name in NEEDED_MODULES)], check=True)
+
+
+def test_what_a_child_writes_to_stderr_is_in_the_log_of_its_parent(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    lines = (
+        b"2026-01-02 03:04:05,678 w1 INFO tiny: 4 slots",
+        b"2026-01-02 03:04:05,678 w1 ERROR shard 3: \xff",
+        b"Traceback of it",
+        b"2026-01-02 03:04:05,678 w1 DEBUG x",
+        b"ggml: a line of a library",
+    )
+    joined = b"\n".join(lines)
+    script = f"import sys; sys.stderr.buffer.write({joined!r})"
+
+    with caplog.at_level(logging.DEBUG, logger="batcher"), ChildLog() as log:
+        kill_child_after_its_end(launch_child((sys.executable, "-c", script), log=log.descriptor))
+
+    assert [(record.name, record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("batcher.workers.child", "INFO", "w1: tiny: 4 slots"),
+        ("batcher.workers.child", "ERROR", "w1: shard 3: \\xff"),
+        ("batcher.workers.child", "ERROR", "Traceback of it"),
+        ("batcher.workers.child", "DEBUG", "w1: x"),
+        ("batcher.workers.child", "WARNING", "ggml: a line of a library"),
+    ]
+    assert capfd.readouterr().err == ""
+
+
+def kill_child_after_its_end(child: subprocess.Popen[bytes]) -> None:
+    child.wait()
+    kill_child(child)
