@@ -1,10 +1,10 @@
 """The app: routes, and the layers around them.
 
 CORSMiddleware  answers the browsers of pages that may ask, where any may (see `guard.origins`)
-Boundary        errors become answers; every request is counted and timed
-KeyCheck        who has no key goes no further (without keys: LoopbackCheck)
-Admission       how many at a time, and how much body
-the routes      completions, chat, models, health, metrics; files and batches as they are given
+Boundary        makes answers of errors; counts and times every request
+KeyCheck        refuses requests without a key (a server without keys: LoopbackCheck, those of other machines)
+Admission       bounds the number of requests at a time, and their bodies
+the routes      completions, chat, models, health, metrics; files and batches
 """
 
 import asyncio

@@ -80,12 +80,12 @@ class Metrics:
 
     def render(self, engines: Mapping[str, EngineStats], census: Census | None) -> bytes:
         """All that there is to say, in the text format of Prometheus."""
-        moment = CollectorRegistry()
-        moment.register(_Moment(engines, census))
-        return generate_latest(self._registry) + generate_latest(moment)
+        snapshot = CollectorRegistry()
+        snapshot.register(_Snapshot(engines, census))
+        return generate_latest(self._registry) + generate_latest(snapshot)
 
 
-class _Moment(Collector):
+class _Snapshot(Collector):
     """Engines, jobs and workers as they are now."""
 
     def __init__(self, engines: Mapping[str, EngineStats], census: Census | None) -> None:

@@ -6,8 +6,8 @@ Start:
 3. the process of the engines. Requests are answered at once, by 503 until the models are loaded.
 
 Shutdown, in the reverse order:
-1. no new connections. Live requests may finish within the grace period; then `Exchanges.cut` ends them with an error,
-   and what is still connected a second later is aborted. Before the engines, so that a finished request is delivered;
+1. no new connections. Live requests may finish within the grace period; then `Exchanges.end_all` ends them with an
+   error, and what is still connected a second later is aborted. Before the engines, so that they can finish;
 2. the keeper of batches, which must not enqueue for a broker that is gone;
 3. the engines, which save the rows that they have and give their shards back by the broker;
 4. the broker.
@@ -267,16 +267,16 @@ class _Server:
         self._uvicorn.should_exit = True
         loop = asyncio.get_running_loop()
         self._timers += [
-            loop.call_later(grace_s, self._cut),
+            loop.call_later(grace_s, self._end_exchanges),
             loop.call_later(grace_s + _FLUSH_S, self._abort),
         ]
 
-    def _cut(self) -> None:
+    def _end_exchanges(self) -> None:
         if self._api is not None:
-            self._api.exchanges.cut()
+            self._api.exchanges.end_all()
 
     def _abort(self) -> None:
-        """Cut whatever connection is left: uploads, and clients that take nothing."""
+        """Abort the connections that are left: of uploads, and of clients that read nothing."""
         assert self._uvicorn is not None
         for connection in list(self._uvicorn.server_state.connections):
             connection.transport.abort()

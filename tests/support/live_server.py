@@ -96,6 +96,6 @@ def live_server(engine: ScriptedEngine, *, limits: Limits | None = None) -> Iter
         wait_for(lambda: server.started, what="the server listens")
         yield LiveServer(listener.getsockname()[1], engine, api, server, loops[0])
     finally:
-        loops[0].call_soon_threadsafe(api.exchanges.cut)
+        loops[0].call_soon_threadsafe(api.exchanges.end_all)
         server.should_exit = True
         thread.join()

@@ -1,7 +1,7 @@
 """The input of a batch becomes a job: read, validated and split by the planner, or refused as a whole.
 
-What is wrong with one line becomes an error row, which comes out in the error file. What is wrong with the file fails
-the batch: no line in it is JSON, an id is used twice, it is gone.
+A bad line becomes an error row, which comes out in the error file. A bad file fails the batch: no line of it is JSON,
+an id is used twice, it is gone.
 """
 
 import logging
@@ -83,7 +83,7 @@ def _read(
 ) -> BatchFailure | None:
     """Make the job. Returns why it can't be made; None where it was, or where the reading was interrupted."""
 
-    def look_up(_: int) -> None:
+    def check_interrupted(_: int) -> None:
         if is_stopping() or job.is_cancelled:
             raise _InterruptedError
 
@@ -94,7 +94,7 @@ def _read(
         errors = _find_no_json(files, record)
         if not errors:
             with _open(files, record.input_file_id) as file:
-                submit(job, [NamedStream(file, record.filename)], options, on_progress=look_up)
+                submit(job, [NamedStream(file, record.filename)], options, on_progress=check_interrupted)
             return None
     except _InterruptedError:
         return None

@@ -126,16 +126,16 @@ class BatchKeeper:
         record = self._reader.record(job)
         if record is None or self._next_look.get(job.path, 0.0) > now:
             return
-        is_over = now >= record.expires_at and not is_expiry_noted(job)
+        is_expired = now >= record.expires_at and not is_expiry_noted(job)
         if job.exists() and finalize(job) is not None:
-            if is_over:
+            if is_expired:
                 # So that a retry after this has all the time it needs.
                 note_expired(job, int(now))
             self._rest(job)
             return
         cancellation = job.cancellation
         guard = partial(check_record, job)
-        if cancellation is None and is_over:
+        if cancellation is None and is_expired:
             batch = self._reader.read(job)
             if batch is None or batch.status.is_final:
                 return
@@ -150,7 +150,7 @@ class BatchKeeper:
             if batch is not None and batch.status is BatchStatus.CANCELLING and not self._reader.is_held(job):
                 note_cancelled(job, cancellation, int(now))
             elif batch is None or batch.status.is_final:
-                if batch is not None and is_over:
+                if batch is not None and is_expired:
                     note_expired(job, int(now))
                 self._rest(job)
         elif job.path in self._unsent or (self._is_first_round and job.exists() and job.first_claim_at() is None):

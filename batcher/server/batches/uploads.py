@@ -78,7 +78,7 @@ class FileStore:
         if not FILE_ID_PATTERN.match(file_id):
             return None
         found = self._read(file_id)
-        return None if found is None or self._is_over(found) else found
+        return None if found is None or self._is_expired(found) else found
 
     def list_files(self) -> list[StoredFile]:
         """All files, the oldest first."""
@@ -109,13 +109,13 @@ class FileStore:
         for name in self._names():
             found = self._read(name)
             if found is not None:
-                num_deleted += self._is_over(found) and self._remove(name)
+                num_deleted += self._is_expired(found) and self._remove(name)
             elif _last_written(self._folder / name) < self._clock() - LEFTOVER_AGE_S:
                 shutil.rmtree(self._folder / name, ignore_errors=True)
                 num_deleted += 1
         return num_deleted
 
-    def _is_over(self, found: StoredFile) -> bool:
+    def _is_expired(self, found: StoredFile) -> bool:
         return found.expires_at is not None and found.expires_at <= self._clock()
 
     def _names(self) -> list[str]:
@@ -171,7 +171,7 @@ class Upload:
         self._content = self._folder / "content"
         self._temp = store.temp_path(self._content)
         self._lock = threading.Lock()
-        self._is_over = False
+        self._is_closed = False
         self.num_bytes = 0
         try:
             self._file = self._temp.open("xb")
@@ -207,21 +207,21 @@ class Upload:
             assert created, "ids are drawn at random"
             store.flush_folder(self._home)
             store.create_if_absent(self._folder / "meta.json", _META.dump_json(stored, indent=1))
-            self._is_over = True
+            self._is_closed = True
         return stored
 
     def discard(self) -> None:
         """Leave nothing of a file that was not committed. Never raises."""
         with self._lock:
-            if not self._is_over:
-                self._is_over = True
+            if not self._is_closed:
+                self._is_closed = True
                 with contextlib.suppress(OSError):
                     self._file.close()
                 self._remove()
 
     def _check_open(self) -> None:
-        if self._is_over:
-            raise StorageError(f"{self._content}: the upload was given up")
+        if self._is_closed:
+            raise StorageError(f"{self._content}: the upload was discarded")
 
     def _remove(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)

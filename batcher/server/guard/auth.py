@@ -120,7 +120,7 @@ class KeyCheck:
 
 
 class LoopbackCheck:
-    """Stands where no key is asked for, and lets pass what names this machine as its host.
+    """In the place of KeyCheck in a server without keys: lets requests pass that name this machine as their host.
 
     A web page in a browser of this machine could otherwise use the server, by a name of its own that it lets point to
     127.0.0.1 (DNS rebinding). Pages of `origins` may, under this machine's name.

@@ -26,8 +26,8 @@ MAX_WAITING = 16
 
 
 @dataclass(frozen=True, slots=True)
-class _Pile:
-    """Deltas of one choice that go out as one."""
+class _DeltaGroup:
+    """Deltas of one choice that are sent as one."""
 
     deltas: list[Delta]
 
@@ -51,8 +51,8 @@ class Exchange:
         self._receive = receive
         self._num_left = num_choices
         self._timeout_s = timeout_s
-        self._waiting: list[_Pile | Choice] = []
-        self._last_pile: dict[int, _Pile] = {}
+        self._waiting: list[_DeltaGroup | Choice] = []
+        self._last_group: dict[int, _DeltaGroup] = {}
         self._error: Exception | None = None
         self._is_finished = False
         self._changed = asyncio.Event()
@@ -88,7 +88,7 @@ class Exchange:
         assert self._waiting, "the engine ended without all choices"
         items = [item if isinstance(item, Choice) else item.merged() for item in self._waiting]
         self._waiting.clear()
-        self._last_pile.clear()
+        self._last_group.clear()
         return items
 
     def fail(self, error: Exception) -> None:
@@ -111,13 +111,13 @@ class Exchange:
     def _keep(self, item: Delta | Choice) -> None:
         if isinstance(item, Choice):
             self._num_left -= 1
-            self._last_pile.pop(item.index, None)
+            self._last_group.pop(item.index, None)
             self._waiting.append(item)
-        elif len(self._waiting) >= MAX_WAITING and item.index in self._last_pile:
-            self._last_pile[item.index].deltas.append(item)
+        elif len(self._waiting) >= MAX_WAITING and item.index in self._last_group:
+            self._last_group[item.index].deltas.append(item)
         else:
-            pile = self._last_pile[item.index] = _Pile([item])
-            self._waiting.append(pile)
+            group = self._last_group[item.index] = _DeltaGroup([item])
+            self._waiting.append(group)
         self._changed.set()
 
     async def _watch(self) -> None:
@@ -133,7 +133,7 @@ class Exchanges:
         self._engine = engine
         self._limits = limits
         self._open: dict[Exchange, int] = {}
-        self._is_cut = False
+        self._is_ended = False
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -145,7 +145,7 @@ class Exchanges:
     def begin(self, request: Request, receive: Receive, *, is_streaming: bool) -> "_Counted":
         """The exchange of `request`, as a context. Raises ApiError for want of room, and once the server stops."""
         assert self._engine is not None, "a request for a model that is not served"
-        if self._is_cut:
+        if self._is_ended:
             raise _stopping_error()
         num_queued = sum(self._open.values())
         # A single request is taken whatever its size: `max_sequences` has bounded that.
@@ -158,9 +158,9 @@ class Exchanges:
         exchange = Exchange(items, receive, num_choices=request.num_choices, timeout_s=timeout_s)
         return _Counted(exchange, self._open, num_sequences=request.num_sequences)
 
-    def cut(self) -> None:
+    def end_all(self) -> None:
         """End all that are open with an error, and let none begin any more."""
-        self._is_cut = True
+        self._is_ended = True
         for exchange in list(self._open):
             exchange.fail(_stopping_error())
 

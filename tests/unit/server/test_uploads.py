@@ -57,7 +57,7 @@ def test_file_that_is_not_committed_does_not_exist(tmp_path: Path, files: FileSt
     upload.discard()
 
     assert folders(tmp_path) == []
-    with pytest.raises(StorageError, match="given up"):
+    with pytest.raises(StorageError, match="discarded"):
         upload.write(b"more")
 
 
