@@ -26,7 +26,7 @@ from tests.support.family import (
     submit,
     wait_until_ready,
 )
-from tests.support.job_factory import make_job, make_request
+from tests.support.job_files import make_job
 from tests.support.waiting import wait_for
 from workers.queue.app import enqueue, make_app
 
@@ -189,7 +189,7 @@ def test_message_lost_in_a_dead_workers_socket_is_sent_again(family: Family, mod
     idle = start_worker(family, redis_url, model, "idle", *PACE)
     wait_until_ready(idle)
     pids = pids_of(family, idle)
-    job = make_job(family.folder / "jobs" / "lost", [[make_request(row) for row in range(8)]])
+    job = make_job(family.folder / "jobs" / "lost", (8,))
     freeze_with_message(pids, job, redis_url)
     assert job.num_attempts(0) == 0
     send(signal.SIGKILL, pids)

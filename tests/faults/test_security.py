@@ -26,7 +26,7 @@ from batcher.broker.client import connect, queue_key
 from batcher.errors import BrokerError
 from batcher.jobdir.folder import JobDir
 from tests.support.family import Command, Family, assert_every_row_once, wait_until_ready, write_prompts
-from tests.support.job_factory import make_job, make_request
+from tests.support.job_files import make_job
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_for
 from workers.queue.app import RUN_SHARD, enqueue, make_app
@@ -180,7 +180,7 @@ def answering(line: bytes) -> Iterator[int]:
 def test_password_that_an_old_server_repeats_is_not_shown(tmp_path: Path) -> None:
     # As Redis 5 has it.
     answer = b"-ERR unknown command `HELLO`, with args beginning with: `3`, `AUTH`, `default`, `geheim`, \r\n"
-    job = make_job(tmp_path / "job", [[make_request(0)]])
+    job = make_job(tmp_path / "job", (1,))
 
     with answering(answer) as port:
         url = f"redis://:geheim@127.0.0.1:{port}/0"
@@ -366,7 +366,7 @@ def test_worker_survives_every_message_and_leaves_the_jobs_root_never(
     family: Family, model: Path, redis_server: RedisServer
 ) -> None:
     fleet = Fleet(family, redis_server.url, model)
-    outside = make_job(family.folder / "outside", [[make_request(0)]])
+    outside = make_job(family.folder / "outside", (1,))
     fleet.jobs.mkdir()
     (fleet.jobs / "link").symlink_to(outside.path)
     worker = fleet.start_worker("w1")
@@ -409,7 +409,7 @@ def test_worker_survives_every_message_and_leaves_the_jobs_root_never(
 def test_link_out_of_the_jobs_folder_is_no_job_of_the_command_line(
     family: Family, redis_url: str, tmp_path: Path
 ) -> None:
-    outside = make_job(tmp_path / "outside", [[make_request(0)]])
+    outside = make_job(tmp_path / "outside", (1,))
     jobs = tmp_path / "jobs"
     jobs.mkdir()
     (jobs / "link").symlink_to(outside.path)

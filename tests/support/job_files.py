@@ -1,24 +1,27 @@
 """Job directories for tests, made of the real files: shards, parts and chunks as submit and workers write them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
 
 from batcher.jobdir.folder import JobDir
-from batcher.jobdir.manifest import ShardInfo
+from batcher.jobdir.manifest import Manifest, ShardInfo, encode_schema
 from batcher.jobdir.results import build_table, write_file
 from batcher.jobdir.shards import Shard, ShardRow, write_shard
 from batcher.types import Choice, Completion, ErrorCode, FinishReason, Request, RowError, SamplingParams, Usage
-from tests.support.job_factory import create_manifest
 
+MODEL = "tiny"
+#: What rows of the input carry beside their requests.
 CARRIED = pa.schema([pa.field("topic", pa.string()), pa.field("tags", pa.list_(pa.string()))])
 CREATED = 1_767_225_600  # 2026-01-01T00:00:00Z
 
 
-def request(row: int, *, model: str = "tiny", num_prompts: int = 1) -> Request:
-    prompts = tuple(f"prompt {row}.{index}" for index in range(num_prompts))
-    return Request(row, f"id-{row}", model, prompts, num_prompts > 1, SamplingParams())
+def make_request(row: int, *prompts: str, model: str = MODEL, params: SamplingParams | None = None) -> Request:
+    """A request whose prompt defaults to one that names its row: `prompt 3.0`."""
+    texts = prompts or (f"prompt {row}.0",)
+    return Request(row, f"id-{row}", model, texts, len(texts) > 1, params or SamplingParams())
 
 
 def ok(row: int, *, num_choices: int = 1, text: str = "text", tokens: int = 3, cached: int = 0) -> Completion:
@@ -27,11 +30,12 @@ def ok(row: int, *, num_choices: int = 1, text: str = "text", tokens: int = 3, c
         Choice(index, f"{text} {row}.{index}", FinishReason.LENGTH, Usage(5, tokens, cached), 12.5)
         for index in range(num_choices)
     )
-    return Completion(request(row, num_prompts=num_choices), f"cmpl-{row}", CREATED, choices)
+    prompts = (f"prompt {row}.{index}" for index in range(num_choices))
+    return Completion(make_request(row, *prompts), f"cmpl-{row}", CREATED, choices)
 
 
 def failed(row: int, code: ErrorCode = ErrorCode.TIMEOUT) -> Completion:
-    return Completion(request(row), f"cmpl-{row}", CREATED, error=RowError(code, f"row {row}: {code.value}"))
+    return Completion(make_request(row), f"cmpl-{row}", CREATED, error=RowError(code, f"row {row}: {code.value}"))
 
 
 def carried_of(rows: Iterable[int], schema: pa.Schema = CARRIED) -> pa.Table:
@@ -44,17 +48,45 @@ def carried_of(rows: Iterable[int], schema: pa.Schema = CARRIED) -> pa.Table:
 
 
 def make_job(
-    path: Path, sizes: Sequence[int] = (2,), *, models: Sequence[str | None] | None = None, carried: pa.Schema = CARRIED
+    path: Path,
+    shards: Sequence[int | Sequence[Request]] = (2,),
+    *,
+    models: Sequence[str | None] | None = None,
+    refusals: Mapping[int, RowError] | None = None,
+    carried: pa.Schema = CARRIED,
 ) -> JobDir:
-    """A submitted job with shards of these sizes; rows count on over them. Model None: a shard of refused rows."""
-    job = JobDir(path)
-    models = models or ["tiny"] * len(sizes)
-    for shard, rows in enumerate(_row_ranges(sizes)):
-        refused = RowError(ErrorCode.INVALID_REQUEST, "bad") if models[shard] is None else None
-        shard_rows = tuple(ShardRow(request(row), refused) for row in rows)
-        write_shard(job.shard_path(shard), Shard(shard_rows, carried_of(rows, carried)))
-    infos = tuple(ShardInfo(i, models[i], size, size) for i, size in enumerate(sizes))
-    create_manifest(job, infos, carried=carried)
+    """A submitted job whose shards have these requests, or so many rows that count on over them.
+
+    `models` are those of counted shards; None: a shard of refused rows. `refusals` are those of single rows.
+    """
+    job, infos, num_rows = JobDir(path), [], 0
+    for shard, content in enumerate(shards):
+        if isinstance(content, int):
+            model = models[shard] if models else MODEL
+            requests = [make_request(num_rows + i, model=model or MODEL) for i in range(content)]
+        else:
+            model, requests = content[0].model, list(content)
+        num_rows += len(requests)
+        errors = dict(refusals or {})
+        if model is None:
+            errors |= {request.row: RowError(ErrorCode.INVALID_REQUEST, "bad") for request in requests}
+        rows = tuple(ShardRow(request, errors.get(request.row)) for request in requests)
+        write_shard(job.shard_path(shard), Shard(rows, carried_of((request.row for request in requests), carried)))
+        infos.append(ShardInfo(shard, model, len(requests), sum(request.num_choices for request in requests)))
+    manifest = Manifest(
+        job_id=path.name,
+        created_at=datetime(2026, 1, 1, tzinfo=UTC),
+        inputs=("prompts.jsonl",),
+        fingerprint="f",
+        defaults=SamplingParams(),
+        default_model=MODEL,
+        seed=7,
+        num_rows=num_rows,
+        num_refused=sum(info.num_rows for info in infos if info.model is None),
+        carried_ipc=encode_schema(carried),
+        shards=tuple(infos),
+    )
+    assert job.create_manifest(manifest)
     return job
 
 
@@ -85,8 +117,3 @@ def complete_job(path: Path) -> JobDir:
     write_part(job, 1, [ok(2), ok(3, num_choices=2), failed(4, ErrorCode.CONTEXT_LENGTH_EXCEEDED)])
     write_part(job, 2, [ok(5, cached=4)])
     return job
-
-
-def _row_ranges(sizes: Sequence[int]) -> list[range]:
-    starts = [sum(sizes[:i]) for i in range(len(sizes))]
-    return [range(start, start + size) for start, size in zip(starts, sizes, strict=True)]

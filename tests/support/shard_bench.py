@@ -10,7 +10,7 @@ from batcher.broker.leases import Leases, lease_key
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.results import read_file
 from tests.support.clock import Clock
-from tests.support.job_factory import make_job, make_request
+from tests.support.job_files import make_job
 from tests.support.manual_engine import ManualEngine
 from workers.shard.runner import Outcome, Surroundings, run_shard
 
@@ -23,7 +23,7 @@ class Bench:
     def __init__(self, path: Path, client: redis.Redis) -> None:
         self.client = client
         self.clock = Clock(1000.0)
-        self.job = make_job(path / "job", [[make_request(row) for row in range(ROWS)]])
+        self.job = make_job(path / "job", (ROWS,))
         self.stopping = threading.Event()
         self.commits: list[JobDir] = []
         self.progress = threading.Semaphore(0)

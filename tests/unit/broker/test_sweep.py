@@ -14,12 +14,12 @@ from batcher.broker.sweep import MAX_RESEND_INTERVAL_S, Every, Sweep
 from batcher.errors import BrokerError
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.manifest import ShardInfo
-from tests.support.job_factory import MODEL, make_job, make_request
+from tests.support.job_files import MODEL, make_job
 
 
 @pytest.fixture
 def job(tmp_path: Path) -> JobDir:
-    return make_job(tmp_path / "job", [[make_request(0)], [make_request(1)], [make_request(2, model="other")]])
+    return make_job(tmp_path / "job", (1, 1, 1), models=["tiny", "tiny", "other"])
 
 
 class Sent:
@@ -217,7 +217,7 @@ def test_shard_whose_lease_expired_is_sent_at_once_and_is_the_next_one_taken(job
 
 def test_no_pile_of_messages_grows_while_nobody_is_free(tmp_path: Path, client: redis.Redis) -> None:
     """A hundred shards wait, two workers died, nobody takes a message: one for each expiry, however often we look."""
-    job = make_job(tmp_path / "job", [[make_request(row)] for row in range(102)])
+    job = make_job(tmp_path / "job", (1,) * 102)
     sent = Queued(client)
     sent(job, job.manifest.shards[2:])
     sent.shards.clear()

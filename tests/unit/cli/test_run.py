@@ -8,7 +8,7 @@ import pytest
 from batcher.cli import run_cli
 from batcher.cli.run import _new_job_id
 from batcher.ids import ID_PATTERN
-from tests.support.job_factory import make_job, make_request
+from tests.support.job_files import make_job
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_output_whose_name_is_no_job_id_is_refused(
 
 
 def test_resume_without_the_model_of_the_job_names_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    job = make_job(tmp_path / "job", [[make_request(0, model="rare")]])
+    job = make_job(tmp_path / "job", (1,), models=["rare"])
 
     assert run_cli(["resume", str(job.path)]) == 2
 

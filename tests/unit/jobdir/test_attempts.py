@@ -21,12 +21,12 @@ from batcher.jobdir.attempts import (
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.verdict import MAX_BLAMELESS_CRASHES, MAX_FAILURES, judge
 from batcher.types import ErrorCode
-from tests.support.job_factory import make_job, make_request
+from tests.support.job_files import make_job
 
 
 @pytest.fixture
 def job(tmp_path: Path) -> JobDir:
-    return make_job(tmp_path / "job", [[make_request(row) for row in range(8)]])
+    return make_job(tmp_path / "job", (8,))
 
 
 def attempt(job: JobDir, *lines: str, cause: Cause | None = Cause.FAULT, detail: str = "signal SIGSEGV") -> int:

@@ -24,8 +24,7 @@ from batcher.jobdir.results import (
 )
 from batcher.jobdir.sealed import MissingFileError, seal
 from batcher.types import Completion, ErrorCode, SamplingParams, TokenLogprob
-from tests.support.job_files import CARRIED, CREATED, carried_of, failed, ok, result_table
-from tests.support.job_files import request as make_request
+from tests.support.job_files import CARRIED, CREATED, carried_of, failed, make_request, ok, result_table
 
 SCHEMA = result_schema(CARRIED)
 
@@ -58,7 +57,7 @@ def test_request_has_a_row_for_each_choice(tmp_path: Path) -> None:
 
 
 def test_choices_beyond_the_first_of_a_prompt_have_its_prompt() -> None:
-    request = replace(make_request(7, num_prompts=2), params=SamplingParams(n=2))
+    request = make_request(7, "prompt 7.0", "prompt 7.1", params=SamplingParams(n=2))
     rows = result_table([replace(ok(7, num_choices=4), request=request)]).to_pylist()
 
     assert [row["prompt"] for row in rows] == ["prompt 7.0", "prompt 7.0", "prompt 7.1", "prompt 7.1"]

@@ -3,20 +3,18 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
 import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from batcher.jobdir.results import build_table, join_tables, read_chunks, read_file, result_schema, write_file
 from batcher.types import Choice, Completion, ErrorCode, FinishReason, RowError, Usage
-from tests.support.job_factory import make_job, make_request
+from tests.support.job_files import CARRIED, carried_of, make_job, make_request
 from tests.support.manual_engine import ManualEngine
 from tests.support.shard_bench import Bench
 from workers.shard.runner import Outcome
 
 NUM_ROWS = 10
-CARRIED = pa.schema([pa.field("note", pa.string())])
 SCHEMA = result_schema(CARRIED)
 REQUESTS = [make_request(row, *(["a", "b"] if row % 3 == 0 else [f"p{row}"])) for row in range(NUM_ROWS)]
 
@@ -82,10 +80,9 @@ def write_history(bench: Bench, history: list[list[Chunk]]) -> dict[int, int]:
         attempt = bench.job.claim_attempt(0, worker="w0")
         for sequence, chunk in enumerate(written, start=1):
             rows = sorted(chunk.rows)
-            carried = pa.table({"note": [f"note {row}" for row in rows]}, schema=CARRIED)
             completions = [completion_of(row, attempt) for row in rows]
             path = bench.job.chunk_path(0, attempt=attempt, uid="abcd", sequence=sequence)
-            write_file(path, build_table(completions, carried=carried, attempt=attempt, worker="w0"))
+            write_file(path, build_table(completions, carried=carried_of(rows), attempt=attempt, worker="w0"))
             if chunk.damage is None:
                 counting |= {row: counting.get(row, attempt) for row in rows}
             else:

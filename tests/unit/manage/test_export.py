@@ -21,14 +21,13 @@ from batcher.manage import export as export_module
 from batcher.manage.export import ExportFormat, export, finished_tables, json_rows
 from batcher.manage.finish import finalize
 from batcher.types import ErrorCode, Request, SamplingParams
-from tests.support.job_factory import make_job as make_request_job
-from tests.support.job_factory import make_request
 from tests.support.job_files import (
     CARRIED,
     CREATED,
     complete_job,
     failed,
     make_job,
+    make_request,
     ok,
     result_table,
     write_chunk,
@@ -185,13 +184,12 @@ def test_openai_lines_are_those_of_a_batch_output_file(tmp_path: Path) -> None:
 
 def job_of(path: Path, *requests: Request) -> JobDir:
     """A complete job of one shard; each choice took 5 prompt tokens and 3 more."""
-    job = make_request_job(path, [requests])
+    job = make_job(path, [requests])
     done = [
         replace(ok(request.row, num_choices=request.num_choices), request=request, id=f"chatcmpl-{request.row}")
         for request in requests
     ]
-    carried = pa.table({"note": [f"note {request.row}" for request in requests]})
-    assert write_file(job.part_path(0), build_table(done, carried=carried, attempt=1, worker="w"))
+    assert write_file(job.part_path(0), result_table(done))
     assert finalize(job) is not None
     return job
 

@@ -13,7 +13,7 @@ from batcher.broker.leases import Pace, lease_key
 from batcher.errors import EngineError, JobError
 from batcher.jobdir.results import read_counts
 from batcher.types import ErrorCode, RowError
-from tests.support.job_factory import make_job, make_request
+from tests.support.job_files import make_job, make_request
 from tests.support.manual_engine import ManualEngine
 from tests.support.shard_bench import ROWS, Bench
 from tests.support.waiting import wait_for
@@ -27,8 +27,8 @@ def test_shard_becomes_a_part_with_every_row_in_order(bench: Bench) -> None:
     part = bench.part()
     assert part["row"] == list(range(ROWS))
     assert part["custom_id"] == [f"id-{row}" for row in range(ROWS)]
-    assert part["text"] == [f"<p{row}>" for row in range(ROWS)]
-    assert part["note"] == [f"note {row}" for row in range(ROWS)]
+    assert part["text"] == [f"<prompt {row}.0>" for row in range(ROWS)]
+    assert part["topic"] == [f"topic-{row}" for row in range(ROWS)]
     assert part["id"] == [f"cmpl-{bench.job.manifest.response_digits(row)}" for row in range(ROWS)]
     assert set(part["attempts"]) == {1}
     assert set(part["worker"]) == {"w1"}
@@ -48,10 +48,10 @@ def test_array_prompt_gives_its_choices_in_order_of_index(tmp_path: Path, bench:
         (0, 0, "<a>"),
         (0, 1, "<b>"),
         (0, 2, "<c>"),
-        (1, 0, "<p1>"),
+        (1, 0, "<prompt 1.0>"),
     ]
     assert len({request.seed for request in engine.seen}) == 4
-    assert part["note"] == ["note 0"] * 3 + ["note 1"]
+    assert part["topic"] == ["topic-0"] * 3 + ["topic-1"]
 
 
 def test_one_failed_choice_makes_its_row_an_error_row_and_no_other(tmp_path: Path, bench: Bench) -> None:
@@ -70,12 +70,12 @@ def test_one_failed_choice_makes_its_row_an_error_row_and_no_other(tmp_path: Pat
 
 def test_refused_row_in_a_shard_keeps_its_error_and_is_not_computed(tmp_path: Path, bench: Bench) -> None:
     refusal = RowError(ErrorCode.MODEL_NOT_FOUND, "no such model")
-    bench.job = make_job(tmp_path / "refused", [[make_request(row) for row in range(3)]], errors={1: refusal})
+    bench.job = make_job(tmp_path / "refused", (3,), refusals={1: refusal})
     engine = ManualEngine()
 
     bench.run(engine)
 
-    assert [request.prompt for request in engine.seen] == ["p0", "p2"]
+    assert [request.prompt for request in engine.seen] == ["prompt 0.0", "prompt 2.0"]
     assert bench.part()["error_code"] == [None, "model_not_found", None]
 
 
@@ -97,10 +97,10 @@ def test_stop_saves_finished_rows_and_the_next_attempt_computes_only_the_others(
     second = ManualEngine()
     assert bench.run(second, worker="w2") is Outcome.COMMITTED
 
-    assert [request.prompt for request in second.seen] == ["p4", "p5"]
+    assert [request.prompt for request in second.seen] == ["prompt 4.0", "prompt 5.0"]
     # They draw as they would have.
     seeds = {request.prompt: request.seed for request in engine.seen}
-    assert [request.seed for request in second.seen] == [seeds["p4"], seeds["p5"]]
+    assert [request.seed for request in second.seen] == [seeds["prompt 4.0"], seeds["prompt 5.0"]]
     part = bench.part()
     assert part["row"] == list(range(ROWS))
     assert part["id"] == [f"cmpl-{bench.job.manifest.response_digits(row)}" for row in range(ROWS)]

@@ -16,7 +16,7 @@ from batcher.jobdir.attempts import Cause, Outcome, read_ends
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.heartbeats import WorkerState, read_heartbeats
 from tests.support.clock import Clock
-from tests.support.job_factory import make_job, make_request
+from tests.support.job_files import make_job
 from workers.process.events import Beat, Event, EventKind, OpenAttempt, WorkerConfig
 from workers.process.launch import launch_child
 from workers.process.supervisor import (
@@ -244,7 +244,7 @@ def claim(job: JobDir) -> str:
 
 @pytest.fixture
 def job(tmp_path: Path) -> JobDir:
-    return make_job(tmp_path / "job", [[make_request(0)]])
+    return make_job(tmp_path / "job", (1,))
 
 
 def test_supervisor_takes_a_spare_first_and_launches_its_successor(nursery: Nursery, tmp_path: Path) -> None:

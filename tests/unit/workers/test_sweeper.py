@@ -10,7 +10,7 @@ import redis
 from batcher.broker.client import queue_key
 from batcher.broker.leases import Leases, new_lease
 from batcher.errors import BrokerError, JobError
-from tests.support.job_factory import MODEL, make_job, make_request
+from tests.support.job_files import MODEL, make_job
 from tests.support.waiting import wait_for
 from workers.queue.sweeper import Death, JobSweep, RootSweep, Sweeper, Tick
 
@@ -117,7 +117,7 @@ def test_shards_of_the_dead_are_found_in_a_job_that_is_newer_than_the_last_look(
 ) -> None:
     sweep = RootSweep(tmp_path, broker_url, models=frozenset([MODEL]), lease_ttl_s=30)
     sweep.tick([])
-    job = make_job(tmp_path / "new", [[make_request(0)], [make_request(1)]])
+    job = make_job(tmp_path / "new", (1, 1))
     monkeypatch.setattr("os.getpid", lambda: 7)
     Leases(client).claim(new_lease("new", 1, worker="w"))
 
@@ -130,9 +130,9 @@ def test_shards_of_the_dead_are_found_in_a_job_that_is_newer_than_the_last_look(
 def test_damaged_job_does_not_keep_others_from_being_swept(
     tmp_path: Path, broker_url: str, client: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    damaged = make_job(tmp_path / "a", [[make_request(0)]])
+    damaged = make_job(tmp_path / "a", (1,))
     damaged.manifest_path.write_bytes(b"{")
-    make_job(tmp_path / "b", [[make_request(0)]])
+    make_job(tmp_path / "b", (1,))
     lease = new_lease("b", 0, worker="w")
     Leases(client).claim(lease)
     client.delete(lease.key)
@@ -144,7 +144,7 @@ def test_damaged_job_does_not_keep_others_from_being_swept(
 
 
 def test_round_is_due_when_the_first_lease_can_expire(tmp_path: Path, broker_url: str, client: redis.Redis) -> None:
-    job = make_job(tmp_path / "job", [[make_request(0)], [make_request(1)]])
+    job = make_job(tmp_path / "job", (1, 1))
     sweep = JobSweep(job, broker_url, is_sending=True, lease_ttl_s=30)
     assert sweep.tick([]) == 4
     assert client.llen(queue_key(MODEL)) == 2, "it began with a message for each shard"

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tests.support.job_factory import make_job, make_request
+from tests.support.job_files import make_job
 from tests.unit.workers.test_messages import json_values
 from workers.engines.base import Engine
 from workers.queue.tasks import _resolve
@@ -26,8 +26,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A jobs root, itself a link, with a job, links to it, to a job outside and to themselves, and what is no job."""
     folder = tmp_path_factory.mktemp("tasks")
     root = folder / "jobs"
-    make_job(root / "job", [[make_request(0)], [make_request(1, model="other")]])
-    make_job(folder / "outside", [[make_request(0)]])
+    make_job(root / "job", (1, 1), models=["tiny", "other"])
+    make_job(folder / "outside", (1,))
     (root / "out").symlink_to("../outside")
     (root / "alias").symlink_to("job")
     (root / "loop").symlink_to("loop")
