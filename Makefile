@@ -10,12 +10,11 @@ demo: setup
 	$(BIN)/batcher run jobs/completions/prompts.jsonl -o $(DEMO) --model smollm2-135m --max-tokens 48
 	$(BIN)/batcher results $(DEMO) --limit 5
 
-# In this order, for what fails soonest. Fault tests mostly wait, so several at a time. So do chaos and servers in the
-# acceptance tests, beside which those that compute have the cores; each file shares its server or its texts.
+# In this order, for what fails soonest. Fault tests mostly wait, so several run at a time, beside those acceptance tests
+# that compute and begin with the longest. A group shares a server or texts, so one process runs it.
 test: check
 	$(BIN)/pytest -n 2 tests/unit tests/integration
-	$(BIN)/pytest -n 4 tests/faults
-	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder tests/acceptance
+	$(BIN)/pytest -n 5 --dist loadgroup --no-loadscope-reorder tests/faults tests/acceptance
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -34,8 +34,8 @@ def clean_environment() -> dict[str, str]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that take longest: several run at a time, each by one process."""
-    first = ("test_readme.py", "test_chaos.py", "test_bench.py")
+    """Begin with the files that take longest, so that none of them runs alone at the end. Also sorts fault tests."""
+    first = ("test_readme.py", "test_equality.py", "test_chaos.py", "test_serving.py", "test_bench.py")
     items.sort(key=lambda item: first.index(item.path.name) if item.path.name in first else len(first))
 
 

@@ -13,6 +13,9 @@ from tests.acceptance.conftest import PATIENCE_S, clean_environment
 from tests.support.family import Family
 from tests.support.serving import Server, serve
 
+#: One server for all.
+pytestmark = pytest.mark.xdist_group("clients")
+
 KEY = "sk-test-0123456789"
 MODEL = "smollm2-135m"
 NUM_LINES = 3

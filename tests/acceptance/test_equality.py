@@ -13,6 +13,9 @@ from tests.acceptance.conftest import ROOT, Batcher
 from tests.support.job_reading import result_rows
 from workers.engines.llama.loader import load_tokenizer
 
+#: The texts of the loop are made once.
+pytestmark = pytest.mark.xdist_group("equality")
+
 #: Enough to tell completions apart, few enough for a test on 2 cores.
 MAX_TOKENS = 8
 

@@ -24,6 +24,9 @@ PAGES = {
 #: The two commands of a fresh clone. The second runs this test; the first runs into a folder of the test's.
 SETUP_COMMANDS = {"make test": "true", "make demo": f"make --no-print-directory -C {ROOT} demo DEMO=$PWD/demo"}
 
+#: Ten measurements of the real model take minutes, so the test's small one is tuned in its place.
+PAGES_TUNE = "batcher tune --model smollm2-135m"
+
 #: The broker and the server that the pages speak of.
 PAGES_BROKER = "redis://localhost:6379/0"
 PAGES_SERVER = "127.0.0.1:8000"
@@ -52,7 +55,7 @@ def broker_url(tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if bash_blocks(page)])
-def test_every_bash_block_runs(page: str, tmp_path: Path, broker_url: str) -> None:
+def test_every_bash_block_runs(page: str, tmp_path: Path, broker_url: str, model: Path) -> None:
     """One shell for all blocks of a page, as a reader would; the first failing command fails the test."""
     folder = tmp_path / "clone"
     folder.mkdir()
@@ -60,6 +63,7 @@ def test_every_bash_block_runs(page: str, tmp_path: Path, broker_url: str) -> No
     port = free_port()
     script = "\n".join(bash_blocks(page)).replace(PAGES_BROKER, broker_url)
     script = script.replace(PAGES_SERVER, f"127.0.0.1:{port}")
+    script = script.replace(PAGES_TUNE, f"batcher tune --model tiny={model}")
     for command, instead in SETUP_COMMANDS.items():
         script = re.sub(rf"^{command}\b.*$", instead, script, flags=re.MULTILINE)
 
@@ -88,6 +92,7 @@ def test_pages_name_what_the_test_puts_its_own_in_place_of() -> None:
 
     assert PAGES_BROKER in text
     assert PAGES_SERVER in text
+    assert PAGES_TUNE in text
     assert all(re.search(rf"^{command}\b", text, re.MULTILINE) for command in SETUP_COMMANDS)
 
 

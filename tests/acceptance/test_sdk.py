@@ -14,6 +14,9 @@ from tests.acceptance.conftest import PATIENCE_S, clean_environment
 from tests.support.family import Family
 from tests.support.serving import Server, serve
 
+#: One server for all.
+pytestmark = pytest.mark.xdist_group("sdk")
+
 KEY = "sk-test-0123456789"
 #: As names are elsewhere: with a slash and a colon.
 MODEL = "google/gemma3:27b"
