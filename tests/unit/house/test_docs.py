@@ -49,6 +49,25 @@ def test_each_file_of_the_tree_that_is_named_exists(page: str) -> None:
     assert [name for name in named if not list(ROOT.glob(name.rstrip("/")))] == []
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_each_module_that_a_page_has_run_exists(page: str) -> None:
+    named = re.findall(r"-m ((?:bench|tests|batcher|workers)\.[\w.]*\w)", (ROOT / page).read_text(encoding="utf-8"))
+
+    assert [name for name in named if not (ROOT / name.replace(".", "/")).with_suffix(".py").is_file()] == []
+
+
+def test_each_page_is_reached_from_readme() -> None:
+    reached, waiting = set(), {"README.md"}
+    while waiting:
+        page = waiting.pop()
+        reached.add(page)
+        links = re.findall(r"\]\((?!https?:)([^)\s#]+\.md)", text_of(page))
+        found = {(ROOT / page).parent.joinpath(link).resolve().relative_to(ROOT).as_posix() for link in links}
+        waiting |= found - reached
+
+    assert set(PAGES) - reached == set()
+
+
 def test_each_definition_that_contributing_names_is_in_its_file() -> None:
     named = re.findall(r"`([\w/]+\.py)`:\s+`(?:\w+\.)?(\w+)`", text_of("CONTRIBUTING.md"))
 

@@ -33,6 +33,14 @@ def test_map_of_a_package_names_each_module_and_nothing_else(package: Path) -> N
     assert sorted(set(named) - things_in(package)) == [], f"gone: take the line out of {where}"
 
 
+def test_unit_tests_lie_in_folders_of_the_rooms() -> None:
+    """Those of the ground, of the tree itself, and of the workers around the engines in one folder each."""
+    rooms = {path.parent.name for path in (ROOT / "batcher").glob("*/__init__.py")}
+    folders = {path.parent.name for path in (ROOT / "tests" / "unit").glob("*/__init__.py")}
+
+    assert folders == rooms | {"ground", "house", "engines", "workers"}
+
+
 def test_a_map_is_read_line_by_line() -> None:
     docstring = "What it is.\n\nfolder.py  paths, see `store.py`\nguard/     keys\n\nlock.py\nand store.py too\n"
 
