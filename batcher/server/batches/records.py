@@ -93,7 +93,7 @@ class Note:
 
 
 @dataclass(frozen=True, slots=True)
-class Counts:
+class BatchCounts:
     """The rows of a batch and their tokens, so far."""
 
     total: int = 0
@@ -122,7 +122,7 @@ class Batch:
     expired_at: int | None = None
     cancelling_at: int | None = None
     cancelled_at: int | None = None
-    counts: Counts = field(default_factory=Counts)
+    counts: BatchCounts = field(default_factory=BatchCounts)
     errors: tuple[BatchError, ...] = ()
     metadata: dict[str, str] | None = None
     model: str | None = None
@@ -218,9 +218,9 @@ def unix(at: datetime) -> int:
     return int(at.timestamp())
 
 
-def counts_of(summary: Summary) -> Counts:
+def counts_of(summary: Summary) -> BatchCounts:
     """The counts of a complete job."""
-    return Counts(
+    return BatchCounts(
         total=summary.num_rows,
         completed=summary.num_ok,
         failed=summary.num_errors,

@@ -21,9 +21,9 @@ from batcher.openai.parameters import COMPLETIONS_URL
 from batcher.server.batches.outputs import OutputKind, is_deleted, output_id, virtual_input_id
 from batcher.server.batches.records import (
     Batch,
+    BatchCounts,
     BatchRecord,
     BatchStatus,
-    Counts,
     counts_of,
     read_cancelled_at,
     read_failure,
@@ -174,7 +174,7 @@ class BatchReader:
         return self._with_outputs(job, record, BatchStatus.CANCELLED, times, _without_hope(counts))
 
     def _with_outputs(
-        self, job: JobDir, record: BatchRecord | None, status: BatchStatus, times: dict[str, int], counts: Counts
+        self, job: JobDir, record: BatchRecord | None, status: BatchStatus, times: dict[str, int], counts: BatchCounts
     ) -> Batch:
         created_at = record.created_at if record is not None else unix(job.manifest.created_at)
         in_progress_at = max(created_at, _mtime(job.manifest_path))
@@ -239,8 +239,8 @@ def _summary(known: _Known) -> Summary | None:
     return known.summary
 
 
-def _counts(status: Status) -> Counts:
-    return Counts(
+def _counts(status: Status) -> BatchCounts:
+    return BatchCounts(
         total=status.num_rows,
         completed=status.num_ok,
         failed=status.num_errors,
@@ -250,7 +250,7 @@ def _counts(status: Status) -> Counts:
     )
 
 
-def _without_hope(counts: Counts) -> Counts:
+def _without_hope(counts: BatchCounts) -> BatchCounts:
     """The counts once nothing runs any more: what never ran has failed, and is in the error file."""
     return replace(counts, failed=counts.total - counts.completed)
 

@@ -74,7 +74,9 @@ class Completions:
                 system_fingerprint=fingerprint,
             )
             return EventStream(
-                *(self._exchanges, parsed.request, chunks),
+                self._exchanges,
+                parsed.request,
+                chunks,
                 includes_usage=parsed.includes_usage,
                 metrics=self._metrics,
                 headers=headers,
