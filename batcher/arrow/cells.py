@@ -66,7 +66,7 @@ def typed(column: pa.ChunkedArray, target: pa.DataType) -> pa.ChunkedArray:
 
 
 def field_values(field: str, texts: list[Any]) -> list[Any]:
-    """The cells of a field of the request as values; what is none is left for the validation to refuse."""
+    """The cells of a field of the request as values. The validation refuses those that are not valid."""
     if field in _TEXT_FIELDS:
         # An id or a model without a character is one that is not given.
         return texts if field == "prompt" else [text or None if isinstance(text, str) else text for text in texts]

@@ -1,9 +1,9 @@
 """Columns of any Arrow type as ones that a result file can hold and every operation on tables supports.
 
-What only is another way to store the same values (dictionaries, run-end encoding, views) becomes those values. So do
-lists of a fixed size become lists, which is what they are in Parquet: Arrow's readers before 26 refuse a file whose
-fixed-size lists have nulls among them. What
-Parquet has no type for becomes text, by the rule of `values`: unions as JSON, intervals of months as ISO 8601.
+Dictionaries, run-end encoding and views, which are only other ways to store the same values, become those values. Lists
+of a fixed size become lists, as they are in Parquet: Arrow's readers before 26 refuse a file whose fixed-size lists have
+nulls among them. What Parquet has no type for becomes text, by the rule of `values`: unions as JSON, intervals of months
+as ISO 8601.
 Extension types of Arrow stay. Those of others, pandas' periods for one, become their storage, with the field metadata
 that makes them theirs again in a reader that knows them.
 """
@@ -89,7 +89,7 @@ def _extension_metadata(field: pa.Field) -> dict[bytes, bytes] | None:
 
 
 def _plain(array: pa.Array) -> pa.Array:
-    """Of one chunk. Not by casts: of some types there are none, and of list views they give invalid arrays."""
+    """Of one chunk. Not by casts: some types have no cast, and those of list views give invalid arrays."""
     t = pa.types
     found = array.type
     plain = plain_type(found)

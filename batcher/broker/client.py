@@ -44,7 +44,7 @@ def queue_key(model: str) -> str:
 
 
 def open_client(url: str) -> redis.Redis:
-    """A client that connects when it is first used, with our timeouts. Raises BrokerError where `url` is none."""
+    """A client that connects when it is first used, with our timeouts. Raises BrokerError for a bad `url`."""
     spelled = client_url(url)
     return redis.Redis.from_url(
         spelled,
