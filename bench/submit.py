@@ -78,7 +78,7 @@ def submit(path: Path, folder: Path) -> int:
     from batcher.types import SamplingParams
 
     options = SubmitOptions(default_model="model", params=SamplingParams(), known_models=None)
-    manifest = submit_job(JobDir(folder / "job"), [str(path)], options)
+    manifest = submit_job(JobDir(folder / "job"), [str(path)], options).manifest
     assert manifest.num_refused == 0
     return manifest.num_rows
 

@@ -3,6 +3,7 @@
 import shlex
 import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from batcher.cli.options import broker_option, find_job, jobs_dir_option, json_o
 
 if TYPE_CHECKING:
     from batcher.jobdir.folder import JobDir
+    from batcher.jobdir.sending import Send
     from batcher.manage.retry import Selection
 
 #: Seconds between two looks at a watched job.
@@ -183,34 +185,35 @@ def retry_command(job: str, *, where: tuple[str, ...], broker: str | None, jobs_
     Example:
       batcher retry out --where error_code=timeout
     """
-    from batcher.jobdir.lock import exclusive
-    from batcher.manage import retry
+    from batcher.manage.retry import parse_where, retry
 
-    conditions = retry.parse_where(where)
+    conditions = parse_where(where)
     found = find_job(job, jobs_dir)
-    if broker is not None:
-        from batcher.broker.client import connect
-
-        # Before anything is reopened: a mistyped URL should change nothing.
-        connect(broker).close()
-    with exclusive(found):
-        was_complete = found.is_complete
-        selection = retry.select(found, where=conditions)
-        shards = retry.reopen_selection(found, selection)
+    # Before anything is reopened: a mistyped URL should change nothing.
+    with _sending(broker) as send:
+        retried = retry(found, where=conditions, send=send)
+    selection = retried.selection
     _print_left_out(selection)
-    if not shards:
+    if not selection.shards:
         click.echo("Nothing to retry.")
         return 0
-    click.echo(f"Reopened {selection.num_rows:,} rows in {len(shards):,} shards.")
-    if broker is None:
-        if_needed = "Go on with" if was_complete else "Who works on the job takes them up; if nobody does, go on with"
-        click.echo(f"{if_needed}: batcher resume {_typed(found)}")
+    click.echo(f"Reopened {selection.num_rows:,} rows in {len(selection.shards):,} shards.")
+    if broker is not None:
+        click.echo(f"Enqueued {retried.num_sent:,} shards.")
         return 0
-    from workers.queue.app import enqueue, make_app
-
-    with make_app(broker) as app:
-        click.echo(f"Enqueued {enqueue(app, found, shards):,} shards.")
+    if_needed = (
+        "Go on with" if retried.was_complete else "Who works on the job takes them up; if nobody does, go on with"
+    )
+    click.echo(f"{if_needed}: batcher resume {_typed(found)}")
     return 0
+
+
+def _sending(broker: str | None) -> "AbstractContextManager[Send | None]":
+    if broker is None:
+        return nullcontext()
+    from workers.queue.app import sending
+
+    return sending(broker)
 
 
 @click.command("cancel")
@@ -223,14 +226,13 @@ def cancel_command(job: str, *, jobs_dir: Path) -> int:
     Example:
       batcher cancel out
     """
-    from batcher.manage.finish import finalize
+    from batcher.manage.cancel import CancelResult, cancel
 
     found = find_job(job, jobs_dir)
-    is_new = finalize(found) is None and found.cancel()
-    # Once more: workers may have completed it at this moment. That takes the mark back.
-    if finalize(found) is not None:
+    result = cancel(found)
+    if result is CancelResult.TOO_LATE:
         click.echo("The job is complete; there is nothing to cancel.")
-    elif is_new:
+    elif result is CancelResult.CANCELLED:
         click.echo(f"Cancelled. Finished rows are kept; take it up again with: batcher resume {_typed(found)}")
     else:
         click.echo("The job was cancelled already.")
@@ -272,14 +274,6 @@ def _find_deletable(job: str, jobs_dir: Path) -> "JobDir":
         if can_be_deleted(JobDir(path)) and not JobDir(path).exists() and (path.name == job or path == Path(job)):
             return JobDir(path.resolve())
     return find_job(job, jobs_dir)
-
-
-def repair_parts(job: "JobDir") -> None:
-    """Move damaged parts aside and say so on stderr. What goes on with a job begins with it: their rows are missing."""
-    from batcher.manage.repair import repair
-
-    for damage in repair(job):
-        click.echo(f"Warning: {damage}", err=True)
 
 
 def _print_left_out(selection: "Selection") -> None:

@@ -16,7 +16,6 @@ import click
 from batcher.api.engines import context_lengths, needed_extras, worker_config
 from batcher.cli import EXIT_INTERRUPTED
 from batcher.cli.engines import choose_models, engine_options, models_option, take_engine_options
-from batcher.cli.jobs import repair_parts
 from batcher.cli.options import (
     broker_option,
     find_job,
@@ -37,6 +36,9 @@ if TYPE_CHECKING:
     import subprocess
 
     from batcher.jobdir.folder import JobDir
+    from batcher.jobdir.sending import Send
+    from batcher.manage.finish import Summary
+    from batcher.manage.repair import Damage
     from batcher.model_files import ModelRef
     from batcher.submission.source import SubmitOptions
 
@@ -81,7 +83,6 @@ def run_command(
 
     from batcher.ids import check_id
     from batcher.jobdir.folder import JobDir
-    from batcher.jobdir.refused import commit_refused
     from workers.local import job_broker
 
     engine = take_engine_options(options)
@@ -100,13 +101,14 @@ def run_command(
     again = f"batcher resume {shlex.quote(str(output))}{_model_arguments(chosen)}" if "-" in files else typed_command()
     with job_broker(job, broker) as queue:
         try:
-            _submit(job, files, submission, quiet=quiet)
+            summary = _submit(job, files, submission, quiet=quiet)
         except KeyboardInterrupt:
             click.echo(
                 f"Stopped while reading the input; nothing was submitted. Start again with:\n  {again}", err=True
             )
             return EXIT_INTERRUPTED
-        commit_refused(job)
+        if summary is not None:
+            return report_complete(job, summary)
         return complete_job(job, config, num_workers=num_workers, broker=queue, spares=spares, quiet=quiet, again=again)
 
 
@@ -140,24 +142,21 @@ def submit_command(
     Example:
       batcher submit prompts.jsonl --model qwen --broker redis://host:6379/0 --jobs-dir /mnt/jobs
     """
-    from batcher.broker.client import connect
     from batcher.ids import check_model_name
     from batcher.jobdir.folder import JobDir
-    from batcher.jobdir.refused import commit_refused
     from batcher.jobdir.root import locate_job
-    from workers.queue.app import enqueue, make_app
+    from workers.queue.app import sending
 
     if broker is None:
         raise click.UsageError(
             "submit needs --broker URL (or BATCHER_BROKER); on one machine, `batcher run` needs none"
         )
     # Before anything is written: a mistyped URL should leave no job.
-    connect(broker).close()
-    default_model = None if model is None else check_model_name(model)
-    job = JobDir(locate_job(jobs_dir, job_id or _new_job_id(files[0])))
-    _submit(job, files, submit_options(default_model=default_model, known_models=None, **options), quiet=quiet)
-    commit_refused(job)
-    enqueue(make_app(broker), job, job.pending_shards())
+    with sending(broker) as send:
+        default_model = None if model is None else check_model_name(model)
+        job = JobDir(locate_job(jobs_dir, job_id or _new_job_id(files[0])))
+        submission = submit_options(default_model=default_model, known_models=None, **options)
+        _submit(job, files, submission, send=send, quiet=quiet)
     click.echo(job.job_id)
     warn_of_unserved(job, broker)
     return wait_for_job(job, broker, quiet=quiet) if is_waiting else 0
@@ -239,36 +238,30 @@ def resume_command(
         check_installed("resume", *needed_extras(broker))
     spares = _launch_spares(num_workers if broker is None else 0)
 
-    from batcher.broker.client import connect
-    from batcher.jobdir.refused import commit_refused
-    from batcher.manage.finish import finalize
+    from batcher.manage.resume import needed_models, resume
     from workers.local import job_broker
-    from workers.queue.app import enqueue, make_app
+    from workers.queue.app import sending
 
     engine = take_engine_options(options)
     found = find_job(job, jobs_dir)
     if broker is not None:
-        connect(broker).close()
-        repair_parts(found)
-        commit_refused(found)
-        if finalize(found) is not None:
-            return report_complete(found)
-        _open_again(found)
-        number = enqueue(make_app(broker), found, found.pending_shards())
-        click.echo(f"Enqueued {number:,} shards; `batcher status {quoted(found)} --watch` shows how they go.")
+        with sending(broker) as send:
+            resumed = resume(found, send=send, on_damage=_warn_of_damage)
+        if resumed.summary is not None:
+            return report_complete(found, resumed.summary)
+        click.echo(f"Enqueued {resumed.num_sent:,} shards; `batcher status {quoted(found)} --watch` shows how they go.")
         warn_of_unserved(found, broker)
         return 0
-    repair_parts(found)
-    needed = {info.model for info in found.pending_shards() if info.model is not None}
-    config = worker_config(
-        choose_models(models, needed=needed), found.path.parent, home=found.path, quiet=True, **engine
-    )
+    # Before anything is changed or started.
+    choose_models(models, needed=needed_models(found))
     with job_broker(found, None) as queue:
-        commit_refused(found)
-        if finalize(found) is not None:
-            return report_complete(found)
-        _open_again(found)
+        resumed = resume(found, on_damage=_warn_of_damage)
+        if resumed.summary is not None:
+            return report_complete(found, resumed.summary)
         _say_how_far(found, quiet=quiet)
+        # Once more: those of damaged parts are needed, too.
+        chosen = choose_models(models, needed=needed_models(found))
+        config = worker_config(chosen, found.path.parent, home=found.path, quiet=True, **engine)
         return complete_job(
             *(found, config),
             num_workers=num_workers,
@@ -289,28 +282,29 @@ def _launch_spares(number: int) -> "list[subprocess.Popen[bytes]]":
 # -- submitting ---------------------------------------------------------------------------------------------------
 
 
-def _submit(job: "JobDir", files: Sequence[str], options: "SubmitOptions", *, quiet: bool) -> None:
-    """Make the job exist, or find that it does; say which on stderr."""
-    from batcher.submission import planner
+def _submit(
+    job: "JobDir", files: Sequence[str], options: "SubmitOptions", *, quiet: bool, send: "Send | None" = None
+) -> "Summary | None":
+    """Make the job, or take up the one that is there; say which on stderr. Returns the summary of a complete one."""
+    from batcher.manage.resume import resume
+    from batcher.submission.planner import submit
 
-    existed = job.exists()
-    manifest = planner.submit(job, with_stdin(files), options, on_progress=None if quiet else _show_reading)
-    if existed:
-        repair_parts(job)
-        _open_again(job)
-        _say_how_far(job, quiet=quiet)
-    elif not quiet:
+    on_progress = None if quiet else _show_reading
+    submitted = submit(job, with_stdin(files), options, send=send, on_progress=on_progress)
+    if not submitted.is_new:
+        resumed = resume(job, send=send, on_damage=_warn_of_damage)
+        if resumed.summary is None:
+            _say_how_far(job, quiet=quiet)
+        return resumed.summary
+    if not quiet:
+        manifest = submitted.manifest
         refused = f" ({manifest.num_refused:,} refused)" if manifest.num_refused else ""
         click.echo(f"Submitted {manifest.num_rows:,} rows{refused} in {len(manifest.shards):,} shards.", err=True)
+    return None
 
 
-def _open_again(job: "JobDir") -> None:
-    """Let workers take up what was cancelled, and what they had given up."""
-    from batcher.jobdir.attempts import forgive
-
-    job.uncancel()
-    for info in job.pending_shards():
-        forgive(job, info.shard)
+def _warn_of_damage(damage: "Damage") -> None:
+    click.echo(f"Warning: {damage}", err=True)
 
 
 def _show_reading(num_rows: int) -> None:
@@ -320,7 +314,7 @@ def _show_reading(num_rows: int) -> None:
 
 
 def _say_how_far(job: "JobDir", *, quiet: bool) -> None:
-    if not quiet and not job.is_complete:
+    if not quiet:
         click.echo(f"Resuming: {how_far(job)} are done.", err=True)
 
 

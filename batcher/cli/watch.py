@@ -43,8 +43,6 @@ def complete_job(
     from batcher.manage.finish import finalize
     from workers.local import StoppedError, complete
 
-    if job.is_complete and not job.pending_shards():
-        return report_complete(job)
     log_to_stderr(logging.WARNING, broker_url=broker.url)
     try:
         with _Progress(quiet) as on_status:
@@ -108,11 +106,9 @@ class _Progress:
             self._progress.__exit__(*exc_info)
 
 
-def report_complete(job: "JobDir") -> int:
-    from batcher.manage.finish import read_summary
-
+def report_complete(job: "JobDir", summary: "Summary") -> int:
     click.echo("The job is complete; nothing is left to do.", err=True)
-    return report(job, read_summary(job))
+    return report(job, summary)
 
 
 def report(job: "JobDir", summary: "Summary") -> int:

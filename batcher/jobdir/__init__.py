@@ -10,6 +10,7 @@ results.py     chunks and parts: finished rows
 refused.py     the parts of refused rows
 attempts.py    what an attempt leaves for those after it
 verdict.py     what crashes mean for the next attempt: suspects, rows set aside
+sending.py     what is asked of a broker
 lock.py        one command at a time changes what a job is
 heartbeats.py  signs of life of workers
 """

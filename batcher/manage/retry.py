@@ -18,8 +18,10 @@ import pyarrow.compute as pc
 from batcher.errors import InputError, JobError, StorageError
 from batcher.jobdir import attempts, store
 from batcher.jobdir.folder import JobDir, unset_success
+from batcher.jobdir.lock import exclusive
 from batcher.jobdir.manifest import ShardInfo
 from batcher.jobdir.results import write_file
+from batcher.jobdir.sending import Send
 from batcher.manage.finish import read_part_counts
 from batcher.manage.repair import read_part
 from batcher.types import ErrorCode, RowStatus
@@ -46,6 +48,15 @@ class Selection:
     @property
     def num_rows(self) -> int:
         return sum(len(rows) for _, rows in self.shards)
+
+
+@dataclass(frozen=True, slots=True)
+class Retried:
+    """What a retry did. `was_complete`: nobody works on the job; `num_sent` shards were sent."""
+
+    selection: Selection
+    was_complete: bool
+    num_sent: int
 
 
 def parse_where(conditions: Iterable[str]) -> dict[str, str]:
@@ -86,9 +97,19 @@ def select(job: JobDir, *, where: Mapping[str, str]) -> Selection:
     return Selection(tuple(shards), num_refused, num_not_retriable)
 
 
-def reopen(job: JobDir, *, where: Mapping[str, str]) -> list[ShardInfo]:
-    """Select failed rows and open their shards again. Returns the shards that now wait for a worker."""
-    return reopen_selection(job, select(job, where=where))
+def retry(job: JobDir, *, where: Mapping[str, str], send: Send | None = None) -> Retried:
+    """Run the failed rows of `job` again that meet all conditions of `where`, of which `parse_where` tells the keys.
+
+    `send` has the opened shards worked on; None: who works on the job finds them, or `resume` does. Raises InputError
+    for a condition that no row can meet, JobError for a job that is cancelled, JobBusyError while another command
+    changes it, StorageError where the disk says no, BrokerError of `send`, when the shards are open.
+    """
+    with exclusive(job):
+        was_complete = job.is_complete
+        selection = select(job, where=where)
+        shards = reopen_selection(job, selection)
+    num_sent = send(job, shards) if send is not None and shards else 0
+    return Retried(selection, was_complete=was_complete, num_sent=num_sent)
 
 
 def reopen_selection(job: JobDir, selection: Selection) -> list[ShardInfo]:

@@ -7,6 +7,7 @@ comes last: without it there is no job, and what a killed submit left is cleared
 
 import secrets
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from batcher.errors import InputError, JobError
@@ -14,6 +15,7 @@ from batcher.ids import check_id
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.manifest import Manifest, encode_schema
 from batcher.jobdir.refused import commit_parts
+from batcher.jobdir.sending import Send
 from batcher.jobdir.shards import Shard, write_shard
 from batcher.submission import staging
 from batcher.submission.bad_rows import BadRowsWatch
@@ -25,27 +27,46 @@ from batcher.submission.splitter import Splitter
 DRAWN_SEED_BITS = 53
 
 
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """`is_new`: this call made the job."""
+
+    manifest: Manifest
+    is_new: bool
+
+
 def submit(
     job: JobDir,
     inputs: Sequence[Input],
     options: SubmitOptions,
     *,
+    send: Send | None = None,
     on_progress: Callable[[int], None] | None = None,
-) -> Manifest:
-    """Make `job` from `inputs`, streaming, and return its manifest; `on_progress` gets the number of rows read so far.
+) -> Submitted:
+    """Make `job` from `inputs`, streaming, and send it; `on_progress` gets the number of rows read so far.
 
-    A job that is there already is returned as it is if input and options are the same: the same command again is a
-    resume. Raises JobError if they are not, JobBusyError if another submit
-    is writing it; InputError if the input can't be used, and then nothing is left behind.
+    `send` has a new job worked on; None: the caller does. A job that is there already stays as it is if input and
+    options are the same: the same call again is a resume, and `manage.resume` does what that takes. Raises JobError if
+    they are not the same, JobBusyError if another submit is writing it; InputError if the input can't be used, and then
+    nothing is left behind; BrokerError of `send`, when the job is there.
     """
     check_id(job.job_id, what="job id")
     source = Source(inputs, options, own=job.path)
-    if not job.exists():
-        with staging.locked(job):
-            # Another submit may have written the job while this one waited to look.
-            if not job.exists():
-                return _write_job(job, source, on_progress)
-    return _same_job(job, source)
+    manifest = _make(job, source, on_progress)
+    if manifest is None:
+        return Submitted(_same_job(job, source), is_new=False)
+    if send is not None:
+        send(job, manifest.shards)
+    return Submitted(manifest, is_new=True)
+
+
+def _make(job: JobDir, source: Source, on_progress: Callable[[int], None] | None) -> Manifest | None:
+    """Make the job; None where there is one."""
+    if job.exists():
+        return None
+    with staging.locked(job):
+        # Another submit may have written the job while this one waited to look.
+        return None if job.exists() else _write_job(job, source, on_progress)
 
 
 def _write_job(job: JobDir, source: Source, on_progress: Callable[[int], None] | None) -> Manifest:

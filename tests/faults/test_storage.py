@@ -91,7 +91,7 @@ def test_submit_on_a_full_disk_leaves_no_job_and_works_once_there_is_space(
     disk = mount(family.folder / "disk")
     job = JobDir(disk.path / "out")
     line = run_line(family, model, job, prompts_of(family, 20), *SHORT, "--shard-rows", 10)
-    dry = planner.submit(JobDir(family.folder / "dry"), [str(line[1])], make_options(shard_rows=10))
+    dry = planner.submit(JobDir(family.folder / "dry"), [str(line[1])], make_options(shard_rows=10)).manifest
     shards = [(family.folder / "dry" / "shards" / f"{info.shard:05d}.parquet").stat().st_size for info in dry.shards]
     page = os.sysconf("SC_PAGE_SIZE")
     disk.fill(leave=0 if full_at == "shard" else sum(-(-size // page) * page for size in shards))

@@ -6,17 +6,27 @@ compute. Measured facts are for Celery 5.7.0 and kombu 5.7.0.
 
 import math
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 
 import redis
 from celery import Celery
 from kombu.exceptions import OperationalError
 
-from batcher.broker.client import CONNECT_TIMEOUT_S, HEALTH_CHECK_INTERVAL_S, KEY_PREFIX, SOCKET_TIMEOUT_S, queue_name
+from batcher.broker.client import (
+    CONNECT_TIMEOUT_S,
+    HEALTH_CHECK_INTERVAL_S,
+    KEY_PREFIX,
+    SOCKET_TIMEOUT_S,
+    connect,
+    queue_name,
+)
 from batcher.broker.url import celery_url, hide_password, redact
 from batcher.errors import BrokerError
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.manifest import ShardInfo
+from batcher.jobdir.sending import Send
 
 #: The one task.
 RUN_SHARD = "batcher.run_shard"
@@ -102,6 +112,14 @@ def make_app(broker_url: str) -> Celery:
     app = Celery("batcher", broker=celery_url(broker_url), set_as_current=False)
     app.conf.update(_SETTINGS)
     return app
+
+
+@contextmanager
+def sending(broker_url: str) -> Iterator[Send]:
+    """What sends shards to a broker, within the block. Raises BrokerError at once where that can't be reached."""
+    connect(broker_url).close()
+    with make_app(broker_url) as app:
+        yield partial(enqueue, app)
 
 
 def enqueue(app: Celery, job: JobDir, shards: Iterable[ShardInfo]) -> int:

@@ -181,7 +181,7 @@ def test_success_does_not_outlive_a_part_that_retry_takes_meanwhile(
     job = complete_job(tmp_path / "job")
 
     def open_and_write(job: JobDir, data: bytes) -> None:
-        retry.reopen(job, where={})
+        retry.retry(job, where={})
         write_summary(job, data)
 
     monkeypatch.setattr("batcher.manage.finish.write_summary", open_and_write)

@@ -11,9 +11,8 @@ from batcher.jobdir.attempts import Cause, Outcome, record_end
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.results import join_tables, read_file, result_schema, write_file
 from batcher.jobdir.verdict import judge
-from batcher.manage import retry
 from batcher.manage.finish import finalize
-from batcher.manage.retry import parse_where, reopen, reopen_selection, select
+from batcher.manage.retry import _retriable_codes, parse_where, reopen_selection, retry, select
 from batcher.manage.status import JobState, read_status
 from batcher.types import Completion, ErrorCode
 from tests.support.job_files import complete_job, failed, make_job, ok, result_table, write_chunk, write_part
@@ -56,9 +55,9 @@ def test_only_failed_rows_run_again_and_the_others_stay_as_they_were(tmp_path: P
     finalize(job)
     before = {row["row"]: row for row in read_file(job.part_path(0)).to_pylist()}
 
-    reopened = reopen(job, where={})
+    reopened = retry(job, where={}).selection.shards
 
-    assert [info.shard for info in reopened] == [0, 1]
+    assert [info.shard for info, _ in reopened] == [0, 1]
     assert not job.is_complete
     assert not job.summary_path.exists()
     assert read_status(job).state is JobState.RUNNING
@@ -90,7 +89,7 @@ def test_other_failed_rows_of_a_reopened_shard_keep_their_error(tmp_path: Path) 
     job = make_job(tmp_path / "job", (3,))
     write_part(job, 0, [failed(0), failed(1, ErrorCode.ENGINE_ERROR), ok(2)])
 
-    reopen(job, where={"error_code": "timeout"})
+    retry(job, where={"error_code": "timeout"})
 
     assert resume(job) == [0]
     codes = read_file(job.part_path(0))["error_code"].to_pylist()
@@ -118,7 +117,7 @@ def test_nothing_to_retry_leaves_the_job_complete(tmp_path: Path) -> None:
     write_part(job, 0, [ok(0)])
     finalize(job)
 
-    assert reopen(job, where={}) == []
+    assert retry(job, where={}).selection.shards == ()
     assert job.is_complete
     assert job.summary_path.exists()
 
@@ -128,7 +127,7 @@ def test_open_shards_of_a_running_job_are_left_alone(tmp_path: Path) -> None:
     write_part(job, 0, [failed(0)])
     chunk = write_chunk(job, 1, [failed(1)])
 
-    assert [info.shard for info in reopen(job, where={})] == [0]
+    assert [info.shard for info, _ in retry(job, where={}).selection.shards] == [0]
     assert chunk.exists()
 
 
@@ -138,7 +137,7 @@ def test_old_chunks_with_the_failed_row_do_not_bring_it_back(tmp_path: Path) -> 
     write_chunk(job, 0, [failed(0), ok(1)])
     write_part(job, 0, [failed(0), ok(1)])
 
-    reopen(job, where={})
+    retry(job, where={})
 
     assert kept_rows(job, 0) == [1]
     assert resume(job) == [0]
@@ -152,7 +151,7 @@ def test_row_that_was_set_aside_is_run_again_though_its_old_journal_is_there(tmp
     assert judge(job, 0, attempt=attempt + 1).set_aside
     write_part(job, 0, [ok(0), failed(1, ErrorCode.WORKER_CRASHED)])
 
-    reopen(job, where={})
+    retry(job, where={})
 
     assert not judge(job, 0, attempt=job.num_attempts(0) + 1).set_aside
     assert resume(job) == [1]
@@ -162,7 +161,7 @@ def test_reopening_counts_as_an_attempt_of_its_own(tmp_path: Path) -> None:
     job = make_job(tmp_path / "job", (2,))
     write_part(job, 0, [failed(0), ok(1)])
 
-    reopen(job, where={})
+    retry(job, where={})
 
     assert job.num_attempts(0) == 2
     assert [chunk.attempt for chunk in job.chunks(0)] == [2]
@@ -172,7 +171,7 @@ def test_shard_without_a_good_row_is_reopened_empty(tmp_path: Path) -> None:
     job = make_job(tmp_path / "job", (1,))
     write_part(job, 0, [failed(0)])
 
-    reopen(job, where={})
+    retry(job, where={})
 
     assert job.chunks(0) == []
     assert resume(job) == [0]
@@ -182,7 +181,7 @@ def test_all_choices_of_a_good_row_are_kept(tmp_path: Path) -> None:
     job = make_job(tmp_path / "job", (2,))
     write_part(job, 0, [ok(0, num_choices=3), failed(1)])
 
-    reopen(job, where={})
+    retry(job, where={})
 
     assert kept_rows(job, 0) == [0, 0, 0]
 
@@ -216,7 +215,7 @@ def test_all_durable_steps_are_known(tmp_path: Path, monkeypatch: pytest.MonkeyP
     finalize(job)
     num_steps = _count_durable_steps(monkeypatch, crash_before=None)
 
-    reopen(job, where={})
+    retry(job, where={})
 
     assert num_steps() == NUM_STEPS
 
@@ -231,13 +230,13 @@ def test_crash_before_any_step_loses_nothing(
     with monkeypatch.context() as patch:
         _count_durable_steps(patch, crash_before=crash_before)
         with pytest.raises(ProcessDiedError):
-            reopen(job, where={})
+            retry(job, where={})
 
     assert {0, 2, 3} <= {*kept_rows(job, 0), *kept_rows(job, 1)}
     assert kept_rows(job, 1).count(3) == 2
     assert not (job.is_complete and job.pending_shards())
     if next_command == "retry":
-        reopen(job, where={})
+        retry(job, where={})
     ran = resume(job)
     assert set(ran) <= {1, 4}
     summary = finalize(job)
@@ -255,7 +254,7 @@ def test_cancelled_job_is_not_reopened(tmp_path: Path) -> None:
     job.cancel()
 
     with pytest.raises(JobError, match="cancelled; `batcher resume"):
-        reopen(job, where={})
+        retry(job, where={})
     assert job.pending_shards() == []
 
 
@@ -265,7 +264,7 @@ def test_unreadable_part_is_named_and_nothing_changed(tmp_path: Path) -> None:
     part.write_bytes(part.read_bytes()[:-20])
 
     with pytest.raises(CorruptFileError, match=r"part-00001.*`batcher resume .* moves it aside"):
-        reopen(job, where={})
+        retry(job, where={})
     assert job.pending_shards() == []
 
 
@@ -276,7 +275,7 @@ def test_old_chunk_that_cannot_be_deleted_stops_the_retry(tmp_path: Path, monkey
     monkeypatch.setattr(JobDir, "delete_chunks", lambda self, shard: None)
 
     with pytest.raises(StorageError, match="cannot delete this old chunk"):
-        reopen(job, where={})
+        retry(job, where={})
     assert job.part_path(0).exists()
 
 
@@ -290,7 +289,7 @@ def test_full_disk_leaves_the_part(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Path, "write_bytes", no_space)
 
     with pytest.raises(StorageError, match="No space left"):
-        reopen(job, where={})
+        retry(job, where={})
     assert kept_rows(job, 0) == [0, 1]
 
 
@@ -330,4 +329,4 @@ def test_every_code_is_either_retriable_or_refused() -> None:
     for code in ErrorCode:
         if code.is_retriable:
             assert parse_where([f"error_code={code}"])
-    assert retry._retriable_codes() == [code.value for code in ErrorCode if code is not ErrorCode.INVALID_REQUEST]
+    assert _retriable_codes() == [code.value for code in ErrorCode if code is not ErrorCode.INVALID_REQUEST]

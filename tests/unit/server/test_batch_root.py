@@ -34,7 +34,7 @@ def test_retried_batch_is_in_progress_again_and_its_files_are_made_anew(bench: B
     before = bench.get(batch.id)
     assert len(output_lines(bench, before.output_file_id)) == 2
 
-    retry.reopen(JobDir.open(job.path), where={})
+    retry.retry(JobDir.open(job.path), where={})
     assert bench.get(batch.id).status is BatchStatus.IN_PROGRESS
     assert bench.get(batch.id).output_file_id is None
     assert before.output_file_id is not None

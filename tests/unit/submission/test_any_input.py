@@ -43,7 +43,7 @@ def test_any_bytes_give_one_row_a_line(tmp_path_factory: pytest.TempPathFactory,
     numbers = [number for number, line in enumerate(lines, start=1) if line and not line.isspace()]
     job = JobDir(folder / "job")
 
-    manifest = submit(job, [str(path)], make_options())
+    manifest = submit(job, [str(path)], make_options()).manifest
 
     rows = rows_of(job)
     assert manifest.num_rows == len(rows) == len(numbers)

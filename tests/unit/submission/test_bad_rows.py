@@ -84,7 +84,7 @@ def test_one_mistake_in_all_rows_refuses_the_input_and_leaves_nothing(
 def test_allowed_bad_rows_become_a_job(tmp_path: Path, job: JobDir, mistake: str) -> None:
     path = write_lines(tmp_path / "p.jsonl", *numbered(MISTAKES[mistake]))
 
-    manifest = submit(job, [path], make_options(context_lengths={"tiny": 512}))
+    manifest = submit(job, [path], make_options(context_lengths={"tiny": 512})).manifest
 
     assert manifest.num_rows == len(rows_of(job)) == 2
     assert refusal(path, allow_bad_rows=True) is None
@@ -131,7 +131,7 @@ def test_only_the_first_thousand_rows_are_read(tmp_path: Path, job: JobDir) -> N
     assert sum(seen) < 1000
     assert not job.path.exists()
     assert refusal(many) is not None
-    assert submit(job, [fewer], OPTIONS).num_refused == 999
+    assert submit(job, [fewer], OPTIONS).manifest.num_refused == 999
 
 
 def test_rows_of_several_files_count_together(tmp_path: Path) -> None:

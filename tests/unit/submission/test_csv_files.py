@@ -153,7 +153,7 @@ def test_odd_and_unreadable_rows_become_error_rows_in_their_place(tmp_path: Path
     path.write_bytes(b"custom_id,prompt,x\na,p,1\nb,q\nc,r,2,3\nd,\xff\xfe,4\ne,s,\xe9\nf,\xff\ng,t,5\n")
     job = JobDir(tmp_path / "job")
 
-    manifest = submit(job, [str(path)], make_options())
+    manifest = submit(job, [str(path)], make_options()).manifest
 
     rows = rows_of(job)
     assert [row.request.custom_id for row in rows] == ["a", "row-1", "row-2", "d", "e", "row-5", "g"]

@@ -140,9 +140,9 @@ def test_job_directory_is_told_from_a_folder_of_rows_and_its_results_are_taken(r
     write_lines(workplace / "data" / "a.jsonl", {"prompt": "p"})
     job = JobDir(workplace / "data" / "out")
     options = make_options()
-    manifest = submit(job, ["data"], options)
+    manifest = submit(job, ["data"], options).manifest
     # The same command again finds its job, which lies among its input.
-    assert submit(job, ["data"], options) == manifest
+    assert submit(job, ["data"], options).manifest == manifest
     with pytest.raises(InputError, match=r"data/out: is the directory of a job; .* name data/out/results and say"):
         expand(["data/out"])
     with pytest.raises(InputError, match="data: is the input and also where the job would be written"):
@@ -232,8 +232,8 @@ def test_same_command_finds_its_job_and_other_folders_are_another_input(tmp_path
         folder.mkdir(parents=True)
         write_lines(folder / "a.jsonl", {"prompt": "p"})
     job = JobDir(tmp_path / "job")
-    manifest = submit(job, [str(tmp_path / "de")], make_options())
-    assert submit(job, [str(tmp_path / "de")], make_options()) == manifest
+    manifest = submit(job, [str(tmp_path / "de")], make_options()).manifest
+    assert submit(job, [str(tmp_path / "de")], make_options()).manifest == manifest
     with pytest.raises(JobError, match="with other input;"):
         submit(job, [str(tmp_path / "en")], make_options())
     with pytest.raises(JobError, match="with other input and options;"):
@@ -249,7 +249,7 @@ def test_names_that_are_no_utf8_are_shown_and_carried_as_text(run: Run, workplac
     file = folder / os.fsdecode(b"\xe9.jsonl")
     file.write_text('{"prompt": "p"}\nbroken\n')
     job = JobDir(workplace / "job")
-    manifest = submit(job, [str(folder)], make_options(reading=ReadOptions(file_column="file")))
+    manifest = submit(job, [str(folder)], make_options(reading=ReadOptions(file_column="file"))).manifest
     assert manifest.inputs == (r"caf\xe9=\xff",)
     assert JobDir.open(job.path).manifest == manifest
     bad = rows_of(job)[1].error

@@ -188,7 +188,7 @@ def test_same_rows_find_their_job_again_and_others_do_not(tmp_path: Path, make: 
     rows = [{"prompt": f"p{i}", "k": i} for i in range(50)]
     job = submit_rows(tmp_path / "job", make(rows))
 
-    assert submit(job, [make(list(rows))], make_options()) == job.manifest
+    assert submit(job, [make(list(rows))], make_options()).manifest == job.manifest
 
     with pytest.raises(JobError, match="holds a job with other input"):
         submit(job, [make([*rows[:-1], {"prompt": "p49", "k": 0}])], make_options())

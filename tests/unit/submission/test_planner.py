@@ -59,7 +59,7 @@ BROKEN_MESSAGES = {
 
 def test_each_broken_line_has_its_error_row_and_the_rest_is_carried(tmp_path: Path, job: JobDir) -> None:
     path = write_lines(tmp_path / "prompts.jsonl", *BROKEN_LINES)
-    manifest = submit(job, [path], make_options())
+    manifest = submit(job, [path], make_options()).manifest
 
     rows = rows_of(job)
     errors = {row.request.row: row.error for row in rows if row.error is not None}
@@ -77,7 +77,7 @@ def test_each_broken_line_has_its_error_row_and_the_rest_is_carried(tmp_path: Pa
 
 def test_parts_of_refused_rows_are_committed_by_submit(tmp_path: Path, job: JobDir) -> None:
     path = write_lines(tmp_path / "p.jsonl", {"prompt": "a"}, b"bad", {"prompt": 5, "custom_id": "x", "note": "n"})
-    manifest = submit(job, [path], make_options())
+    manifest = submit(job, [path], make_options()).manifest
 
     refused = [info for info in manifest.shards if info.model is None]
     assert [(info.num_rows, info.num_choices) for info in refused] == [(2, 0)]
@@ -108,7 +108,7 @@ def test_strict_refuses_all_with_the_first_bad_rows_and_leaves_nothing(tmp_path:
 
 
 def test_strict_takes_an_input_without_bad_rows(tmp_path: Path, job: JobDir) -> None:
-    manifest = submit(job, [write_lines(tmp_path / "p.jsonl", {"prompt": "a"})], make_options(strict=True))
+    manifest = submit(job, [write_lines(tmp_path / "p.jsonl", {"prompt": "a"})], make_options(strict=True)).manifest
     assert (manifest.num_rows, manifest.num_refused) == (1, 0)
 
 
@@ -118,7 +118,7 @@ def test_several_files_are_one_input_with_the_union_of_their_columns(tmp_path: P
     pq.write_table(pa.table({"prompt": ["d"], "x": pa.array([4], pa.int8()), "z": [b"\xff"]}), tmp_path / "b.parquet")
     stdin = io.BytesIO(b'{"prompt": "e", "y": [2.5]}')
 
-    manifest = submit(job, [f"{tmp_path}/a*", f"{tmp_path}/b.parquet", NamedStream(stdin)], make_options())
+    manifest = submit(job, [f"{tmp_path}/a*", f"{tmp_path}/b.parquet", NamedStream(stdin)], make_options()).manifest
 
     assert [row.request.prompts for row in rows_of(job)] == [("a",), ("b",), ("c",), ("d",), ("e",)]
     assert [row.request.row for row in rows_of(job)] == list(range(5))
@@ -132,7 +132,7 @@ def test_several_files_are_one_input_with_the_union_of_their_columns(tmp_path: P
 
 def test_column_that_turns_out_wider_late_is_the_same_type_everywhere(tmp_path: Path, job: JobDir) -> None:
     lines = [{"prompt": "p", "x": i} for i in range(500)] + [{"prompt": "p", "x": "late"}]
-    manifest = submit(job, [write_lines(tmp_path / "p.jsonl", *lines)], make_options())
+    manifest = submit(job, [write_lines(tmp_path / "p.jsonl", *lines)], make_options()).manifest
     assert len(manifest.shards) > 5
     assert manifest.carried == pa.schema([("x", pa.string())])
     assert carried_of(job)["x"].to_pylist() == [*map(str, range(500)), "late"]
@@ -153,7 +153,7 @@ def test_parquet_columns_reach_the_shards_with_their_types(tmp_path: Path, job: 
     )
     pq.write_table(table, tmp_path / "in.parquet", row_group_size=2)
     options = make_options(template="{id}: {text}", id_column="id")
-    manifest = submit(job, [f"{tmp_path}/in.parquet"], options)
+    manifest = submit(job, [f"{tmp_path}/in.parquet"], options).manifest
 
     requests = [row.request for row in rows_of(job)]
     assert [request.prompts for request in requests] == [("7: a",), ("8: b",), ("9: c",)]
@@ -190,7 +190,7 @@ def test_id_column_without_any_value_is_a_mistake(tmp_path: Path, job: JobDir) -
     path = write_lines(tmp_path / "p.jsonl", {"prompt": "p", "key": "k"})
     with pytest.raises(InputError, match="--id-column kee: no row has a value there"):
         submit(job, [path], make_options(id_column="kee"))
-    assert submit(job, [path], make_options(id_column="key")).num_rows == 1
+    assert submit(job, [path], make_options(id_column="key")).manifest.num_rows == 1
 
 
 def test_id_column_with_values_is_none_whatever_they_are(tmp_path: Path, job: JobDir) -> None:
@@ -227,18 +227,18 @@ def test_failure_in_the_second_file_leaves_nothing_of_the_first(tmp_path: Path, 
 
 def test_same_command_again_is_the_same_job_untouched(tmp_path: Path, job: JobDir) -> None:
     path = write_lines(tmp_path / "p.jsonl", {"prompt": "a"}, b"bad")
-    first = submit(job, [path], make_options())
+    first = submit(job, [path], make_options()).manifest
     before = {name: (job.path / name).stat().st_mtime_ns for name in names_in(job.path)}
     # Given again with a name, time and machine of its own, it still is the same input.
     copy = tmp_path / "copy.jsonl"
     copy.write_bytes(Path(path).read_bytes())
-    assert submit(JobDir(job.path), [str(copy)], make_options(shard_rows=5, known_models=None)) == first
+    assert submit(JobDir(job.path), [str(copy)], make_options(shard_rows=5, known_models=None)).manifest == first
     assert {name: (job.path / name).stat().st_mtime_ns for name in names_in(job.path)} == before
 
 
 def test_two_jobs_of_one_input_have_other_seeds_and_no_id_in_common(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "p.jsonl", *({"prompt": str(n)} for n in range(50)))
-    first, second = (submit(JobDir(tmp_path / name / "job"), [path], make_options()) for name in ("a", "b"))
+    first, second = (submit(JobDir(tmp_path / name / "job"), [path], make_options()).manifest for name in ("a", "b"))
 
     assert first.seed != second.seed
     assert len({each.response_digits(row) for each in (first, second) for row in range(50)}) == 100
@@ -248,8 +248,8 @@ def test_seed_that_is_given_is_the_jobs(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "p.jsonl", {"prompt": "a"})
     for seed in (0, 7, 2**63 - 1):
         job = JobDir(tmp_path / f"job-{seed}")
-        assert submit(job, [path], make_options(seed=seed)).seed == seed
-        assert submit(JobDir(job.path), [path], make_options(seed=seed)) == job.manifest
+        assert submit(job, [path], make_options(seed=seed)).manifest.seed == seed
+        assert submit(JobDir(job.path), [path], make_options(seed=seed)).manifest == job.manifest
 
 
 def test_command_without_a_seed_finds_the_job_that_it_made_when_the_default_was_0(tmp_path: Path, job: JobDir) -> None:
@@ -318,8 +318,8 @@ def test_another_input_or_option_does_not_touch_the_job(
 
 
 def test_standard_input_given_again_is_compared_too(job: JobDir) -> None:
-    first = submit(job, [NamedStream(io.BytesIO(b'{"prompt": "a"}'))], make_options())
-    again = submit(JobDir(job.path), [NamedStream(io.BytesIO(b'{"prompt": "a"}'), "other")], make_options())
+    first = submit(job, [NamedStream(io.BytesIO(b'{"prompt": "a"}'))], make_options()).manifest
+    again = submit(JobDir(job.path), [NamedStream(io.BytesIO(b'{"prompt": "a"}'), "other")], make_options()).manifest
     assert again == first
     with pytest.raises(JobError, match="other input"):
         submit(JobDir(job.path), [NamedStream(io.BytesIO(b'{"prompt": "b"}'))], make_options())
@@ -372,7 +372,9 @@ def test_second_submit_at_once_is_refused_and_does_no_harm(tmp_path: Path, job: 
         assert may_go_on.wait(30)
 
     made: list[Manifest] = []
-    first = threading.Thread(target=lambda: made.append(submit(job, [path], make_options(), on_progress=pause)))
+    first = threading.Thread(
+        target=lambda: made.append(submit(job, [path], make_options(), on_progress=pause).manifest)
+    )
     first.start()
     assert is_reading.wait(30)
     with pytest.raises(JobError, match="another submit is writing this job"):
@@ -380,7 +382,7 @@ def test_second_submit_at_once_is_refused_and_does_no_harm(tmp_path: Path, job: 
     may_go_on.set()
     first.join()
 
-    assert submit(JobDir(job.path), [path], make_options()) == made[0]
+    assert submit(JobDir(job.path), [path], make_options()).manifest == made[0]
 
 
 def test_manifest_of_another_submit_wins_where_folders_cannot_be_locked(
