@@ -1,9 +1,9 @@
 """Columns of any Arrow type as ones that a result file can hold and every operation on tables supports.
 
-Dictionaries, run-end encoding and views, which are only other ways to store the same values, become those values. Lists
-of a fixed size become lists, as they are in Parquet: Arrow's readers before 26 refuse a file whose fixed-size lists have
-nulls among them. What Parquet has no type for becomes text, by the rule of `values`: unions as JSON, intervals of months
-as ISO 8601.
+Dictionaries, run-end encoding and views, which are only other ways to store the same values, become those values.
+Lists of a fixed size become lists, as they are in Parquet: Arrow's readers before 26 refuse a file whose fixed-size
+lists have nulls among them. What Parquet has no type for becomes text, by the rule of `values`: unions as JSON,
+intervals of months as ISO 8601.
 Extension types of Arrow stay. Those of others, pandas' periods for one, become their storage, with the field metadata
 that makes them theirs again in a reader that knows them.
 """
