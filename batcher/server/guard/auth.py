@@ -122,8 +122,9 @@ class KeyCheck:
 class LoopbackCheck:
     """In the place of KeyCheck in a server without keys: lets requests pass that name this machine as their host.
 
-    A web page in a browser of this machine could otherwise use the server, by a name of its own that it lets point to
-    127.0.0.1 (DNS rebinding). Pages of `origins` may, under this machine's name.
+    A web page in a browser of this machine could otherwise use the server: by a name of its own that it lets point to
+    127.0.0.1 (DNS rebinding), or by what a browser sends without an Origin, such as an image or a link. Browsers mark
+    that by Sec-Fetch-Site. Pages of `origins` may, under this machine's name.
     """
 
     def __init__(self, app: ASGIApp, *, origins: tuple[str, ...] = ()) -> None:
@@ -132,22 +133,32 @@ class LoopbackCheck:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            headers = Headers(scope=scope)
-            for name, value in (("host", f"//{headers.get('host', 'localhost')}"), ("origin", headers.get("origin"))):
-                if value is None or (name == "origin" and value in self._origins):
-                    continue
-                if not _is_local(value):
-                    raise ApiError(
-                        403,
-                        f"the header {name} does not name this machine, and a server without keys answers nobody else; "
-                        "ask it as http://127.0.0.1:PORT, or start it with --api-keys-file",
-                        code="not_local",
-                    )
+            self._check(Headers(scope=scope))
         await self._app(scope, receive, send)
+
+    def _check(self, headers: Headers) -> None:
+        origin = headers.get("origin")
+        is_listed = origin is not None and origin in self._origins
+        if not _is_local(f"//{headers.get('host', 'localhost')}"):
+            raise _not_local("the header host does not name this machine")
+        if not is_listed and origin is not None and not _is_local(origin):
+            raise _not_local("the header origin does not name this machine")
+        if not is_listed and headers.get("sec-fetch-site", "").lower() == "cross-site":
+            raise _not_local("the request comes from a page of another site (sec-fetch-site)")
+
+
+def _not_local(what: str) -> ApiError:
+    return ApiError(
+        403,
+        f"{what}, and a server without keys answers nobody else; "
+        "ask it as http://127.0.0.1:PORT, or start it with --api-keys-file",
+        code="not_local",
+    )
 
 
 def _is_local(url: str) -> bool:
     try:
-        return is_loopback(urlsplit(url).hostname or "")
+        parts = urlsplit(url)
+        return "@" not in parts.netloc and is_loopback(parts.hostname or "")
     except ValueError:
         return False

@@ -10,6 +10,7 @@
   too (lingering close).
 - Pipelining: uvicorn queues any number of requests, and does not tell the one that is being answered when the client
   hangs up. Here the queue is short, and it is told.
+- Hosts and transfer codings that RFC 9112 has a server refuse are refused (`heads`).
 - Bad HTTP is answered with the documented error object, not with plain text.
 """
 
@@ -21,6 +22,7 @@ from pydantic_core import to_json
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from batcher.server.guard.errors import ApiError
+from batcher.server.guard.heads import check_head
 from batcher.server.guard.limits import Limits
 
 #: Bytes of a request's line and headers together. The server has no use for more than some hundred.
@@ -106,6 +108,11 @@ class Connection(HttpToolsProtocol):
         self._stop_head_timer()
         if len(self.pipeline) >= MAX_PIPELINED:
             raise _StopParsingError
+        try:
+            check_head(self.headers, http_version=self.parser.get_http_version())
+        except ApiError as exc:
+            self._refuse(exc)
+            raise _StopParsingError from exc
         # To HTTP/2, which some clients make with their first request. The parser reads nothing that comes after it.
         is_offer = self.parser.should_upgrade()
         if is_offer and any(name in (b"content-length", b"transfer-encoding") for name, _ in self.headers):

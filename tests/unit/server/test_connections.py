@@ -276,6 +276,52 @@ def test_chunked_body_with_endless_extensions_or_trailers_is_refused(data: bytes
         assert is_well(server)
 
 
+GET = b"GET /v1/models HTTP/1.1\r\n"
+POST = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (GET + b"\r\n", 400),
+        (GET + b"host: localhost\r\nhost: localhost\r\n\r\n", 400),
+        (GET + b"host: localhost\r\nHost: evil.example\r\n\r\n", 400),
+        (GET + b"host: user@localhost\r\n\r\n", 400),
+        (GET + b"host: localhost/path\r\n\r\n", 400),
+        (GET + b"host: local host\r\n\r\n", 400),
+        (GET + b"host: localhost:80:80\r\n\r\n", 400),
+        (GET + b"host: [::1]:8000 \r\nconnection: close\r\n\r\n", 200),
+        (b"GET /v1/models HTTP/1.0\r\n\r\n", 200),
+        (POST + b"transfer-encoding: gzip\r\n\r\n", 501),
+        (POST + b"transfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 501),
+        (POST + b"transfer-encoding: identity\r\n\r\n", 501),
+        (POST + b"transfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+        (POST + b"transfer-encoding: chunked\r\ncontent-length: 5\r\n\r\n0\r\n\r\n", 400),
+        (POST.replace(b"1.1", b"1.0") + b"transfer-encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+    ],
+)
+def test_head_is_taken_or_refused_as_the_standard_has_it(data: bytes, expected: int) -> None:
+    with live_server(ScriptedEngine()) as server:
+        client = server.connect(data)
+
+        answer = read_all(client)
+        client.close()
+
+        assert answer.count(b"content-length: ") == 1
+        assert int(answer.split()[1]) == expected
+        assert expected == 200 or error_of(answer)[1]["type"] in ("invalid_request_error", "server_error")
+        assert is_well(server)
+
+
+def test_chunked_body_is_taken() -> None:
+    with live_server(ScriptedEngine()) as server:
+        chunked = b"%x\r\n%s\r\n0\r\n\r\n" % (len(WHOLE), WHOLE)
+        client = server.connect(POST + b"connection: close\r\nTransfer-Encoding: Chunked\r\n\r\n" + chunked)
+
+        assert read_all(client).startswith(b"HTTP/1.1 200")
+        client.close()
+
+
 OFFER = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\n"
 
 

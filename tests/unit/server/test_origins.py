@@ -98,7 +98,8 @@ def test_star_lets_every_page_ask() -> None:
 def test_server_without_keys_answers_the_listed_page_by_a_name_of_this_machine_alone() -> None:
     one = make_api(ScriptedEngine(), keys=None, cors_origins=(PAGE,))
 
-    assert ask(one, "GET", "/v1/models", headers={"origin": PAGE}).status_code == 200
+    cross_site = {"origin": PAGE, "sec-fetch-site": "cross-site"}
+    assert ask(one, "GET", "/v1/models", headers=cross_site).status_code == 200
     assert ask(one, "GET", "/v1/models", headers={"origin": OTHER_PAGE}).status_code == 403
     rebound = ask(one, "GET", "/v1/models", headers={"origin": PAGE, "host": "app.example"})
     assert rebound.status_code == 403
