@@ -13,6 +13,7 @@ from batcher.broker.client import open_client
 from batcher.broker.embedded import embedded_broker
 from batcher.cli import run_cli
 from tests.support.shard_bench import Bench
+from tests.support.tiny_gguf import write_tiny_gguf
 from workers.shard.runner import Outcome
 
 #: Runs a command line; gives its exit code, stdout and stderr.
@@ -39,6 +40,12 @@ def run(workplace: Path, capsys: pytest.CaptureFixture[str]) -> Run:
         return code, captured.out, captured.err
 
     return run_line
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random model that ends its texts now and then."""
+    return write_tiny_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf")
 
 
 @pytest.fixture(scope="module")

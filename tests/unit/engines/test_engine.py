@@ -1,5 +1,6 @@
 """The engine on a real llama.cpp context: a tiny random GGUF, compared with llama-cpp-python's own completion."""
 
+import contextlib
 import queue
 import threading
 from collections import Counter
@@ -12,14 +13,13 @@ import numpy as np
 import pytest
 
 from batcher.errors import EngineError, ModelError
-from batcher.types import Choice, ErrorCode, FinishReason, SamplingParams
+from batcher.types import ErrorCode, FinishReason, SamplingParams
+from tests.support.tiny_engine import WAIT_S, choices_of, results_of, running
 from tests.support.tiny_gguf import write_tiny_gguf
 from workers.engines.base import SequenceRequest, SequenceResult
 from workers.engines.llama.engine import LlamaEngine
 from workers.engines.llama.gate import Gate
 from workers.engines.llama.loader import EngineConfig, load_engine, load_tokenizer
-
-WAIT_S = 60
 
 PROMPTS = [
     "hello world",
@@ -37,45 +37,15 @@ GREEDY = SamplingParams(max_tokens=24, temperature=0, seed=0)
 StartEngine = Callable[..., LlamaEngine]
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf")
-
-
 @pytest.fixture
 def start(tiny: Path) -> Iterator[StartEngine]:
     """Starts engines on the tiny model and closes them."""
-    engines = []
+    with contextlib.ExitStack() as engines:
 
-    def make(num_slots: int = 8, path: Path = tiny, context_length: int = 512) -> LlamaEngine:
-        config = EngineConfig(num_slots=num_slots, num_threads=1, context_length=context_length)
-        engine = load_engine("tiny", path, config)
-        engine.start()
-        engines.append(engine)
-        return engine
+        def make(num_slots: int = 8, path: Path = tiny, context_length: int = 512) -> LlamaEngine:
+            return engines.enter_context(running(path, num_slots=num_slots, context_length=context_length))
 
-    yield make
-    for engine in engines:
-        engine.close()
-
-
-def complete(engine: LlamaEngine, requests: list[tuple[str, SamplingParams]]) -> list[SequenceResult]:
-    """Results in the order of the requests."""
-    inbox: queue.SimpleQueue[SequenceResult | EngineError] = queue.SimpleQueue()
-    engine.submit(
-        [SequenceRequest((i, 0), p, params, seed=params.seed or 0) for i, (p, params) in enumerate(requests)], inbox.put
-    )
-    results = []
-    for _ in requests:
-        result = inbox.get(timeout=WAIT_S)
-        assert isinstance(result, SequenceResult)
-        results.append(result)
-    return sorted(results, key=lambda result: result.key)
-
-
-def choices(engine: LlamaEngine, requests: list[tuple[str, SamplingParams]]) -> list[Choice]:
-    found = [result.choice for result in complete(engine, requests)]
-    return [choice for choice in found if choice is not None]
+        yield make
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +56,7 @@ def reference(tiny: Path) -> Iterator[llama_cpp.Llama]:
 
 
 def test_one_slot_at_temperature_zero_equals_create_completion(start: StartEngine, reference: llama_cpp.Llama) -> None:
-    ours = choices(start(num_slots=1), [(prompt, GREEDY) for prompt in PROMPTS])
+    ours = choices_of(start(num_slots=1), [(prompt, GREEDY) for prompt in PROMPTS])
 
     for prompt, choice in zip(PROMPTS, ours, strict=True):
         theirs = reference.create_completion(prompt, max_tokens=24, temperature=0)
@@ -99,7 +69,7 @@ def test_one_slot_at_temperature_zero_equals_create_completion(start: StartEngin
 def test_many_slots_give_what_one_slot_gives(start: StartEngine) -> None:
     requests = [(f"{prompt} {n}", GREEDY) for prompt in PROMPTS for n in range(8)]
 
-    alone, together = choices(start(num_slots=1), requests), choices(start(num_slots=16), requests)
+    alone, together = choices_of(start(num_slots=1), requests), choices_of(start(num_slots=16), requests)
 
     # Float order differs with the batch's composition, so a rare row may differ.
     same = sum(a.text == b.text for a, b in zip(alone, together, strict=True))
@@ -107,7 +77,7 @@ def test_many_slots_give_what_one_slot_gives(start: StartEngine) -> None:
 
 
 def test_default_max_tokens_is_16(start: StartEngine) -> None:
-    (choice,) = choices(start(), [("hello", SamplingParams(temperature=0, seed=0))])
+    (choice,) = choices_of(start(), [("hello", SamplingParams(temperature=0, seed=0))])
     assert (choice.usage.completion_tokens, choice.finish_reason) == (16, FinishReason.LENGTH)
 
 
@@ -124,7 +94,7 @@ def test_defaults_draw_from_the_models_whole_softmax(start: StartEngine, tmp_pat
 
     num_draws, vocabulary = 4000, load_tokenizer(flat)
     engine = start(num_slots=32, path=flat)
-    found = choices(engine, [("hello world", SamplingParams(max_tokens=1, seed=seed)) for seed in range(num_draws)])
+    found = choices_of(engine, [("hello world", SamplingParams(max_tokens=1, seed=seed)) for seed in range(num_draws)])
 
     counts = Counter(choice.text for choice in found)
     pieces = {vocabulary.piece(token): expected[token] * num_draws for token in range(len(expected))}
@@ -138,8 +108,8 @@ def test_same_seed_gives_the_same_text_in_any_company(start: StartEngine) -> Non
     params = SamplingParams(max_tokens=12, seed=5)
     engine = start(num_slots=4)
 
-    (alone,) = choices(engine, [("hello", params)])
-    among = choices(
+    (alone,) = choices_of(engine, [("hello", params)])
+    among = choices_of(
         engine, [(p, SamplingParams(max_tokens=12, seed=i)) for i, p in enumerate(PROMPTS)] + [("hello", params)]
     )
 
@@ -149,12 +119,12 @@ def test_same_seed_gives_the_same_text_in_any_company(start: StartEngine) -> Non
 @pytest.mark.parametrize("as_array", [False, True])
 def test_stop_ends_the_text_before_it(start: StartEngine, as_array: bool) -> None:
     engine = start()
-    (free,) = choices(engine, [("hello world", GREEDY)])
+    (free,) = choices_of(engine, [("hello world", GREEDY)])
     stop = free.text[5:9]
     first = free.text.find(stop)
 
     params = SamplingParams(max_tokens=24, temperature=0, stop=(stop, "never this") if as_array else (stop,), seed=0)
-    (stopped,) = choices(engine, [("hello world", params)])
+    (stopped,) = choices_of(engine, [("hello world", params)])
 
     assert stopped.text == free.text[:first]
     assert stopped.finish_reason is FinishReason.STOP
@@ -164,7 +134,7 @@ def test_stop_ends_the_text_before_it(start: StartEngine, as_array: bool) -> Non
 def test_end_of_text_token_stops_and_is_not_counted(start: StartEngine, tmp_path: Path) -> None:
     """Given a model that soon ends, when sampled, then the reason is `stop` and the end token is not in the usage."""
     eager = write_tiny_gguf(tmp_path / "eager.gguf", end_bias=10.0)
-    found = choices(start(path=eager), [(f"{n}", SamplingParams(max_tokens=200, seed=n)) for n in range(20)])
+    found = choices_of(start(path=eager), [(f"{n}", SamplingParams(max_tokens=200, seed=n)) for n in range(20)])
     stopped = [choice for choice in found if choice.finish_reason is FinishReason.STOP]
     assert stopped
     assert all(choice.usage.completion_tokens < 200 for choice in stopped)
@@ -178,7 +148,7 @@ def test_ignored_end_of_text_is_a_token_without_text(start: StartEngine, tmp_pat
     end = int(np.flatnonzero(engine._vocabulary.is_end)[0])
     prompts = [f"{n}" for n in range(12)]
     plain, ignoring, patient, stopping = (
-        choices(engine, [(prompt, replace(GREEDY, max_tokens=40, **params)) for prompt in prompts])
+        choices_of(engine, [(prompt, replace(GREEDY, max_tokens=40, **params)) for prompt in prompts])
         for params in (
             {},
             {"ignore_eos": True},
@@ -200,11 +170,11 @@ def test_ignored_end_of_text_is_a_token_without_text(start: StartEngine, tmp_pat
 def test_bad_words_are_not_generated_by_the_models_own_tokens(start: StartEngine) -> None:
     """Given a word of a free completion that is several tokens, the completion differs from its last token on."""
     engine = start()
-    (free,) = choices(engine, [("hello world", GREEDY)])
+    (free,) = choices_of(engine, [("hello world", GREEDY)])
     word = free.text[:3]
     assert len(engine._vocabulary.tokenize(word)) == 3
 
-    (clean,) = choices(engine, [("hello world", replace(GREEDY, bad_words=(word, "hello")))])
+    (clean,) = choices_of(engine, [("hello world", replace(GREEDY, bad_words=(word, "hello")))])
 
     assert clean.text.startswith(word[:2])
     assert word not in clean.text
@@ -213,7 +183,7 @@ def test_bad_words_are_not_generated_by_the_models_own_tokens(start: StartEngine
 
 def test_prompt_over_the_context_is_an_error_row_and_spares_its_neighbours(start: StartEngine) -> None:
     engine = start(context_length=256)
-    results = complete(engine, [("a", GREEDY), ("b" * 4000, GREEDY), ("c", GREEDY)])
+    results = results_of(engine, [("a", GREEDY), ("b" * 4000, GREEDY), ("c", GREEDY)])
 
     assert [result.error is None for result in results] == [True, False, True]
     error = results[1].error
@@ -229,7 +199,7 @@ def test_context_of_any_length_is_filled_to_the_end_and_no_further(start: StartE
     engine = start(num_slots=1, context_length=context_length)
     limit = engine.stats().num_cells
 
-    fits, too_long = complete(
+    fits, too_long = results_of(
         engine, [(f"{'z' * number}", replace(GREEDY, max_tokens=1)) for number in (limit - 2, limit)]
     )
 
@@ -242,7 +212,7 @@ def test_prompt_that_is_far_too_long_is_refused_without_its_tokens(start: StartE
     engine = start(context_length=256)
     longest = engine._vocabulary.most_bytes
 
-    (result,) = complete(engine, [("b" * (256 * max(longest, 16) + 1), GREEDY)])
+    (result,) = results_of(engine, [("b" * (256 * max(longest, 16) + 1), GREEDY)])
 
     assert longest >= max(len(engine._vocabulary.piece(token)) for token in range(engine._vocabulary.size))
     assert result.error is not None
@@ -255,7 +225,7 @@ def test_max_tokens_that_nobody_asked_for_are_as_many_as_there_is_room_for(start
     engine = start(num_slots=2, context_length=256)
     loose = replace(GREEDY, max_tokens=1024, clips_max_tokens=True)
 
-    short, full, over = complete(engine, [("a", loose), ("b" * 255, loose), ("c" * 256, loose)])
+    short, full, over = results_of(engine, [("a", loose), ("b" * 255, loose), ("c" * 256, loose)])
 
     for result in (short, full):
         assert result.choice is not None
@@ -270,14 +240,14 @@ def test_max_tokens_that_nobody_asked_for_are_as_many_as_there_is_room_for(start
 def test_prompt_and_max_tokens_may_fill_the_context_exactly(start: StartEngine) -> None:
     engine = start(num_slots=2, context_length=256)
     exactly, too_many = (SamplingParams(max_tokens=n, temperature=0, seed=0) for n in (56, 57))
-    fits, over = complete(engine, [("b" * 200, exactly), ("b" * 200, too_many)])
+    fits, over = results_of(engine, [("b" * 200, exactly), ("b" * 200, too_many)])
     assert fits.choice is not None
     assert fits.choice.usage.total_tokens == 256
     assert over.error is not None
 
 
 def test_empty_prompt_starts_from_the_beginning_of_text(start: StartEngine) -> None:
-    (choice,) = choices(start(), [("", GREEDY)])
+    (choice,) = choices_of(start(), [("", GREEDY)])
     assert choice.usage.prompt_tokens == 1
 
 
@@ -289,7 +259,7 @@ def test_cancelled_ticket_frees_its_slots_for_others(start: StartEngine) -> None
 
     ticket.cancel()
 
-    assert len(choices(engine, [("hello", GREEDY)])) == 1
+    assert len(choices_of(engine, [("hello", GREEDY)])) == 1
     assert inbox.qsize() < 500
 
 
@@ -401,7 +371,7 @@ def test_cancelled_request_that_was_alone_lets_the_others_go_on(start: StartEngi
     assert started.wait(WAIT_S)
     ticket.cancel()
 
-    assert len(complete(engine, [("hello", GREEDY)])) == 1
+    assert len(results_of(engine, [("hello", GREEDY)])) == 1
 
 
 def test_completion_that_takes_too_long_is_a_timeout_and_its_neighbour_is_not(start: StartEngine) -> None:
@@ -419,7 +389,7 @@ def test_completion_that_takes_too_long_is_a_timeout_and_its_neighbour_is_not(st
     assert error is not None
     assert error.code is ErrorCode.TIMEOUT
     assert "not finished after 100 s" in error.message
-    assert len(complete(engine, [("hello", GREEDY)])) == 1
+    assert len(results_of(engine, [("hello", GREEDY)])) == 1
 
 
 def test_model_that_computes_no_numbers_is_refused_at_the_start(tmp_path: Path) -> None:

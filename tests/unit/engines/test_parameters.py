@@ -12,26 +12,18 @@ import numpy as np
 import pytest
 
 from batcher.types import Choice, ErrorCode, RowError, SamplingParams
-from tests.support.engine_reading import complete
+from tests.support.tiny_engine import complete, running
 from tests.support.tiny_gguf import write_tiny_gguf
 from workers.engines.base import SequenceRequest, SequenceResult
 from workers.engines.llama.engine import LlamaEngine
-from workers.engines.llama.loader import EngineConfig, load_engine
 
 GREEDY = SamplingParams(max_tokens=24, temperature=0, seed=0)
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf", end_bias=-30.0)
-
-
-@pytest.fixture(scope="module")
 def engine(model: Path) -> Iterator[LlamaEngine]:
-    engine = load_engine("tiny", model, EngineConfig(num_slots=8, num_threads=1, context_length=512))
-    engine.start()
-    yield engine
-    engine.close()
+    with running(model) as engine:
+        yield engine
 
 
 def one(engine: LlamaEngine, prompt: str, params: SamplingParams, *, is_chat: bool = False) -> SequenceResult:
@@ -157,13 +149,9 @@ def test_template_that_is_missing_broken_or_hostile_fails_only_chats(
     tmp_path: Path, template: str | None, why: str
 ) -> None:
     path = write_tiny_gguf(tmp_path / "tiny.gguf", chat_template=template)
-    engine = load_engine("tiny", path, EngineConfig(num_slots=2, num_threads=1, context_length=256))
-    engine.start()
-    try:
+    with running(path, num_slots=2, context_length=256) as engine:
         found = error(engine, json.dumps([{"role": "user", "content": "x"}]), GREEDY, is_chat=True)
         assert choice(engine, "hello", GREEDY).usage.completion_tokens > 0
-    finally:
-        engine.close()
 
     assert found.code is ErrorCode.INVALID_REQUEST
     assert any(each in found.message for each in why.split("|")), found.message
@@ -171,13 +159,9 @@ def test_template_that_is_missing_broken_or_hostile_fails_only_chats(
 
 def test_suffix_is_written_with_the_models_marks(tmp_path: Path) -> None:
     path = write_tiny_gguf(tmp_path / "fim.gguf", can_fill_in=True)
-    engine = load_engine("tiny", path, EngineConfig(num_slots=2, num_threads=1, context_length=256))
-    engine.start()
-    try:
+    with running(path, num_slots=2, context_length=256) as engine:
         filled = choice(engine, "def f(", replace(GREEDY, suffix="): pass"))
         by_hand = choice(engine, "<fim_prefix>def f(<fim_suffix>): pass<fim_middle>", GREEDY)
-    finally:
-        engine.close()
 
     assert (filled.text, filled.usage.prompt_tokens) == (by_hand.text, by_hand.usage.prompt_tokens)
 

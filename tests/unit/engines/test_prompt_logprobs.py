@@ -2,7 +2,6 @@
 
 import json
 import math
-import queue
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +14,12 @@ import pytest
 from batcher.errors import EngineError
 from batcher.openai.answers import logprobs_object
 from batcher.types import Choice, FinishReason, SamplingParams
+from tests.support.tiny_engine import complete, running
 from tests.support.tiny_gguf import END_OF_TEXT, write_tiny_gguf
-from workers.engines.base import SequenceRequest, SequenceResult
+from workers.engines.base import SequenceRequest
 from workers.engines.llama.engine import LlamaEngine
-from workers.engines.llama.loader import EngineConfig, load_engine
 from workers.engines.llama.scores import NUM_TOP, ScoreTable, max_scored_tokens
 
-WAIT_S = 60
 CONTEXT = 512
 
 SCORE = SamplingParams(max_tokens=1, temperature=0, logprobs=5)
@@ -36,21 +34,9 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf")
-
-
-def load(path: Path, **options: Any) -> LlamaEngine:
-    engine = load_engine("tiny", path, EngineConfig(num_threads=1, context_length=CONTEXT, **options))
-    engine.start()
-    return engine
-
-
-@pytest.fixture(scope="module")
 def engine(tiny: Path) -> Iterator[LlamaEngine]:
-    engine = load(tiny, num_slots=4)
-    yield engine
-    engine.close()
+    with running(tiny, num_slots=4) as engine:
+        yield engine
 
 
 @pytest.fixture(scope="module")
@@ -68,19 +54,13 @@ def score(
     is_scored: bool = True,
 ) -> list[Choice]:
     """The choices of prompts that are echoed, in their order."""
-    inbox: queue.SimpleQueue[SequenceResult | EngineError] = queue.SimpleQueue()
     requests = [
         SequenceRequest((n, 0), p, params, is_token_ids=is_token_ids, is_echoing=True, scores_prompt=is_scored)
         for n, p in enumerate(prompts)
     ]
-    engine.submit(requests, inbox.put)
-    found = {}
-    for _ in prompts:
-        result = inbox.get(timeout=WAIT_S)
-        assert isinstance(result, SequenceResult)
-        assert result.choice is not None, result.error
-        found[result.key[0]] = result.choice
-    return [found[n] for n in range(len(prompts))]
+    found = [result.choice for result in complete(engine, requests)]
+    assert None not in found
+    return [choice for choice in found if choice is not None]
 
 
 def values(choice: Choice) -> list[float | None]:
@@ -142,13 +122,10 @@ def test_logprobs_behind_a_bos_are_those_that_create_completion_gives(
 
 def test_prompt_of_many_steps_is_scored_like_one_of_few(tiny: Path, engine: LlamaEngine) -> None:
     """However few logits a step has room for."""
-    narrow = load(tiny, num_slots=1)
-    narrow._scheduler._max_scored_tokens = 5
-    try:
+    with running(tiny, num_slots=1) as narrow:
+        narrow._scheduler._max_scored_tokens = 5
         (ours,) = score(narrow, TEXTS[1])
         num_steps = narrow.num_steps
-    finally:
-        narrow.close()
 
     (theirs,) = score(engine, TEXTS[1])
     assert num_steps > ours.usage.prompt_tokens / 7
@@ -226,11 +203,8 @@ def test_echo_of_nothing_generated_and_nothing_asked_is_the_prompt(engine: Llama
 
 def test_models_end_is_listed_behind_the_prompt(tmp_path: Path) -> None:
     """So the entries behind the prompt's are as many as were generated, whatever that was."""
-    ending = load(write_tiny_gguf(tmp_path / "ends.gguf", end_bias=60), num_slots=1)
-    try:
+    with running(write_tiny_gguf(tmp_path / "ends.gguf", end_bias=60), num_slots=1) as ending:
         (choice,) = score(ending, "hello world")
-    finally:
-        ending.close()
 
     assert (choice.text, choice.finish_reason) == ("hello world", FinishReason.STOP)
     assert choice.usage.completion_tokens == 0

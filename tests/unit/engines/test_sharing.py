@@ -9,11 +9,9 @@ import pytest
 
 from batcher.errors import EngineError
 from batcher.types import Choice, FinishReason, SamplingParams, Usage
-from tests.support.tiny_gguf import write_tiny_gguf
-from tests.unit.engines.test_engine import choices
+from tests.support.tiny_engine import choices_of, running
 from workers.engines.base import SequenceRequest, SequenceResult, Ticket
 from workers.engines.llama.engine import LlamaEngine
-from workers.engines.llama.loader import EngineConfig, load_engine
 from workers.engines.llama.sampling.sampler import MIN_TEMPERATURE
 from workers.engines.llama.sequence import Sequence
 from workers.engines.llama.twins import DRAWING, UNSHAPING, Twins
@@ -24,32 +22,19 @@ GREEDY = SamplingParams(max_tokens=12, temperature=0, seed=0)
 TEMPLATES = ("Classify the text. " * 4, "Classify the text. " * 4 + "Answer yes or no. " * 3, "Translate: " * 7)
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf")
-
-
 @pytest.fixture
 def engine(tiny: Path) -> Iterator[LlamaEngine]:
-    yield from started(tiny)
-
-
-def started(
-    path: Path, *, slots: int = 8, is_deduplicating: bool = True, is_sharing: bool = True
-) -> Iterator[LlamaEngine]:
-    config = EngineConfig(num_slots=slots, num_threads=1, context_length=512, is_deduplicating=is_deduplicating)
-    engine = load_engine("tiny", path, config)
-    engine._cache.is_sharing = is_sharing
-    engine.start()
-    yield engine
-    engine.close()
+    with running(tiny) as engine:
+        yield engine
 
 
 def test_rows_of_templates_say_the_same_as_without_sharing(engine: LlamaEngine, tiny: Path) -> None:
     requests = [(f"{template}row {n}", GREEDY) for n in range(16) for template in TEMPLATES]
 
-    shared = choices(engine, requests)
-    (alone,) = [choices(plain, requests) for plain in started(tiny, slots=1, is_sharing=False)]
+    shared = choices_of(engine, requests)
+    with running(tiny, num_slots=1) as plain:
+        plain._cache.is_sharing = False
+        alone = choices_of(plain, requests)
 
     # Float order differs with the batch's composition, so a rare row may differ.
     assert sum(a.text == b.text for a, b in zip(shared, alone, strict=True)) >= 0.95 * len(requests)
@@ -60,13 +45,13 @@ def test_rows_of_templates_say_the_same_as_without_sharing(engine: LlamaEngine, 
 
 
 def test_prefix_is_still_there_when_the_next_shard_comes(engine: LlamaEngine) -> None:
-    choices(engine, [(TEMPLATES[0] + "first", GREEDY)])
-    (later,) = choices(engine, [(TEMPLATES[0] + "second", GREEDY)])
+    choices_of(engine, [(TEMPLATES[0] + "first", GREEDY)])
+    (later,) = choices_of(engine, [(TEMPLATES[0] + "second", GREEDY)])
     assert later.usage.cached_tokens >= 70
 
 
 def test_equal_prompts_with_other_seeds_share_the_prefill_and_draw_for_themselves(engine: LlamaEngine) -> None:
-    found = choices(engine, [(TEMPLATES[0], SamplingParams(max_tokens=12, seed=seed)) for seed in range(6)])
+    found = choices_of(engine, [(TEMPLATES[0], SamplingParams(max_tokens=12, seed=seed)) for seed in range(6)])
     assert len({choice.text for choice in found}) == 6
     num_prompt = found[0].usage.prompt_tokens
     assert sorted(choice.usage.cached_tokens for choice in found) == [0] + 5 * [num_prompt - 1]
@@ -74,7 +59,7 @@ def test_equal_prompts_with_other_seeds_share_the_prefill_and_draw_for_themselve
 
 @pytest.mark.parametrize("params", [GREEDY, SamplingParams(max_tokens=12, seed=7)])
 def test_equal_requests_are_decoded_once(engine: LlamaEngine, params: SamplingParams) -> None:
-    found = choices(engine, [("hello world", params)] * 20)
+    found = choices_of(engine, [("hello world", params)] * 20)
 
     assert len({choice.text for choice in found}) == 1
     assert engine.num_steps == 12
@@ -82,20 +67,20 @@ def test_equal_requests_are_decoded_once(engine: LlamaEngine, params: SamplingPa
     assert sorted(choice.usage.cached_tokens for choice in found) == [0] + 19 * [num_prompt]
     assert all(choice.usage.completion_tokens == 12 for choice in found)
 
-    (again,) = choices(engine, [("hello world", params)])
+    (again,) = choices_of(engine, [("hello world", params)])
     assert (again.text, again.usage.cached_tokens) == (found[0].text, num_prompt)
     assert engine.num_steps == 12, "its answer was remembered"
 
 
 def test_greedy_requests_are_equal_whatever_their_seeds(engine: LlamaEngine) -> None:
-    found = choices(engine, [("hello", replace(GREEDY, seed=seed, top_p=0.5)) for seed in range(5)])
+    found = choices_of(engine, [("hello", replace(GREEDY, seed=seed, top_p=0.5)) for seed in range(5)])
     assert len({choice.text for choice in found}) == 1
     assert engine.num_steps == 12
 
 
 def test_without_deduplication_each_is_decoded(tiny: Path) -> None:
-    for engine in started(tiny, is_deduplicating=False):
-        found = choices(engine, [("hello world", GREEDY)] * 4)
+    with running(tiny, is_deduplicating=False) as engine:
+        found = choices_of(engine, [("hello world", GREEDY)] * 4)
         assert all(choice.usage.cached_tokens == 0 for choice in found)
 
 

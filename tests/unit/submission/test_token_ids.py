@@ -1,47 +1,28 @@
 """Prompts that are token ids: the same in a body, a batch line, a plain row and a table, and computed as they are."""
 
 import json
-import queue
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from batcher.errors import EngineError
 from batcher.openai.bodies import parse_body
 from batcher.submission.readers.files import LineBatch, Origin, TableBatch
 from batcher.submission.rows import RowParser
 from batcher.types import Choice, ErrorCode, Request, SamplingParams
-from tests.support.tiny_gguf import write_tiny_gguf
+from tests.support.tiny_engine import complete, running
 from workers.engines.base import SequenceRequest, SequenceResult
 from workers.engines.llama.engine import LlamaEngine
-from workers.engines.llama.loader import EngineConfig, load_engine
-
-WAIT_S = 60
 
 GREEDY = SamplingParams(max_tokens=12, temperature=0)
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaEngine]:
-    path = write_tiny_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf")
-    engine = load_engine("tiny", path, EngineConfig(num_slots=4, num_threads=1, context_length=256))
-    engine.start()
-    yield engine
-    engine.close()
-
-
-def complete(engine: LlamaEngine, *requests: SequenceRequest) -> list[SequenceResult]:
-    """In the order of their keys."""
-    inbox: queue.SimpleQueue[SequenceResult | EngineError] = queue.SimpleQueue()
-    engine.submit(requests, inbox.put)
-    results = []
-    for _ in requests:
-        result = inbox.get(timeout=WAIT_S)
-        assert isinstance(result, SequenceResult)
-        results.append(result)
-    return sorted(results, key=lambda result: result.key)
+def engine(tiny: Path) -> Iterator[LlamaEngine]:
+    with running(tiny, num_slots=4, context_length=256) as engine:
+        yield engine
 
 
 def of_ids(number: int, prompt: str, params: SamplingParams = GREEDY) -> SequenceRequest:
@@ -107,7 +88,7 @@ def test_refused_row_keeps_its_ids() -> None:
 @pytest.mark.parametrize("text", ["hello world", "日本語", "x" * 100])
 def test_ids_of_a_text_complete_as_the_text_does(engine: LlamaEngine, text: str) -> None:
     ids = json.dumps(engine._vocabulary.tokenize(text).tolist())
-    as_text, as_ids = complete(engine, SequenceRequest((0, 0), text, GREEDY), of_ids(1, ids))
+    as_text, as_ids = complete(engine, [SequenceRequest((0, 0), text, GREEDY), of_ids(1, ids)])
     assert choice_of(as_ids).text == choice_of(as_text).text
     assert choice_of(as_ids).usage.prompt_tokens == choice_of(as_text).usage.prompt_tokens
 
@@ -115,7 +96,7 @@ def test_ids_of_a_text_complete_as_the_text_does(engine: LlamaEngine, text: str)
 def test_ids_that_no_text_has_are_computed_as_they_are(engine: LlamaEngine) -> None:
     """A tokenizer would merge them."""
     pieces = [engine._vocabulary.tokenize(letter).item() for letter in "hello"]
-    merged, apart = complete(engine, SequenceRequest((0, 0), "hello", GREEDY), of_ids(1, json.dumps(pieces)))
+    merged, apart = complete(engine, [SequenceRequest((0, 0), "hello", GREEDY), of_ids(1, json.dumps(pieces))])
     assert choice_of(merged).usage.prompt_tokens == 1
     assert choice_of(apart).usage.prompt_tokens == 5
 
@@ -124,7 +105,7 @@ def test_ids_that_no_text_has_are_computed_as_they_are(engine: LlamaEngine) -> N
 def test_id_outside_the_vocabulary_is_an_error_of_its_row(engine: LlamaEngine, beyond: int) -> None:
     size = engine._vocabulary.size
     bad = min(size + beyond, 2**31 - 1)
-    good, refused = complete(engine, of_ids(0, f"[{size - 1}]"), of_ids(1, f"[1,{bad},2]"))
+    good, refused = complete(engine, [of_ids(0, f"[{size - 1}]"), of_ids(1, f"[1,{bad},2]")])
     assert choice_of(good).usage.prompt_tokens == 1
     assert refused.error is not None
     assert refused.error.code is ErrorCode.INVALID_REQUEST
@@ -132,7 +113,7 @@ def test_id_outside_the_vocabulary_is_an_error_of_its_row(engine: LlamaEngine, b
 
 
 def test_ids_over_the_context_are_an_error_of_their_row(engine: LlamaEngine) -> None:
-    full, over = complete(engine, of_ids(0, str([5] * 244)), of_ids(1, str([5] * 245)))
+    full, over = complete(engine, [of_ids(0, str([5] * 244)), of_ids(1, str([5] * 245))])
     assert choice_of(full).usage.total_tokens == 256
     assert over.error is not None
     assert over.error.code is ErrorCode.CONTEXT_LENGTH_EXCEEDED

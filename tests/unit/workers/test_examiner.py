@@ -8,26 +8,18 @@ from typing import Any
 import pytest
 
 from batcher.types import Request, RowError, SamplingParams
-from tests.support.engine_reading import complete
+from tests.support.tiny_engine import complete, running
 from tests.support.tiny_gguf import write_tiny_gguf
 from workers.engines.llama.engine import LlamaEngine
-from workers.engines.llama.loader import EngineConfig, load_engine
 from workers.engines.llama.settings import context_limit
 from workers.shard.choices import sequence_requests
 from workers.shard.examiner import Examiner
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf")
-
-
-@pytest.fixture(scope="module")
-def engine(model: Path) -> Iterator[LlamaEngine]:
-    engine = load_engine("tiny", model, EngineConfig(num_slots=2, num_threads=1, context_length=200))
-    engine.start()
-    yield engine
-    engine.close()
+def engine(tiny: Path) -> Iterator[LlamaEngine]:
+    with running(tiny, num_slots=2, context_length=200) as engine:
+        yield engine
 
 
 def make(*prompts: str, is_chat: bool = False, is_token_ids: bool = False, **params: Any) -> Request:
@@ -62,8 +54,8 @@ REQUESTS = [
 
 
 @pytest.mark.parametrize("request_", REQUESTS, ids=range(len(REQUESTS)))
-def test_examiner_and_engine_agree(model: Path, engine: LlamaEngine, request_: Request) -> None:
-    examined = Examiner(model, limit=context_limit(200, trained=512)).examine(request_)
+def test_examiner_and_engine_agree(tiny: Path, engine: LlamaEngine, request_: Request) -> None:
+    examined = Examiner(tiny, limit=context_limit(200, trained=512)).examine(request_)
 
     results = complete(engine, list(sequence_requests(request_, position=0, job_seed=0, timeout_s=None)))
 

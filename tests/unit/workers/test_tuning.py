@@ -10,7 +10,6 @@ from batcher.errors import ModelError
 from batcher.machine import Cores
 from batcher.types import SamplingParams
 from tests.support.clock import Clock
-from tests.support.tiny_gguf import write_tiny_gguf
 from workers.engines.llama.settings import EngineConfig, EngineValues
 from workers.engines.profile import Profile
 from workers.tuning import trial
@@ -21,18 +20,6 @@ DEFAULT = EngineValues(num_slots=32, num_threads=4, max_batch_tokens=2048, max_m
 PROMPT = TrialPrompt("hello", SamplingParams(max_tokens=8, stop=("x", "y"), temperature=0.5))
 
 Rate = Callable[[EngineValues, int], float]
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf", end_bias=-30.0)
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    path = tmp_path / "model.gguf"
-    path.write_bytes(b"GGUF")
-    return path
 
 
 def search(model: Path, rate: Rate, *, max_slots: int = 1000) -> tuple[Profile, list[Measurement]]:
@@ -214,10 +201,10 @@ def test_what_is_to_be_measured_travels_whole() -> None:
     assert TrialConfig.from_json(line) == config
 
 
-def test_engine_is_measured_in_a_process_of_its_own(tiny: Path) -> None:
+def test_engine_is_measured_in_a_process_of_its_own(model: Path) -> None:
     engine = EngineConfig(num_slots=3, num_threads=1, context_length=64, max_batch_tokens=32, max_micro_batch_tokens=16)
 
-    result = run_trial(TrialConfig(str(tiny), engine, (PROMPT,), 0.05))
+    result = run_trial(TrialConfig(str(model), engine, (PROMPT,), 0.05))
 
     assert result.tokens_per_s > 0
     assert result.values == EngineValues(3, 1, 32, 16)
@@ -225,27 +212,27 @@ def test_engine_is_measured_in_a_process_of_its_own(tiny: Path) -> None:
     assert (result.context_length, result.uses_gpu) == (64, False)
 
 
-def test_prompts_that_do_not_fit_are_left_out(tiny: Path) -> None:
+def test_prompts_that_do_not_fit_are_left_out(model: Path) -> None:
     long = replace(PROMPT, text="word " * 200)
     engine = EngineConfig(num_slots=2, num_threads=1, context_length=64)
 
-    assert run_trial(TrialConfig(str(tiny), engine, (long, PROMPT), 0.05)).tokens_per_s > 0
+    assert run_trial(TrialConfig(str(model), engine, (long, PROMPT), 0.05)).tokens_per_s > 0
     with pytest.raises(ModelError, match="none of 1 prompts fits into 64 tokens"):
-        run_trial(TrialConfig(str(tiny), engine, (long,), 0.05))
+        run_trial(TrialConfig(str(model), engine, (long,), 0.05))
 
 
-def test_settings_that_can_not_be_had_say_why(tiny: Path, tmp_path: Path) -> None:
+def test_settings_that_can_not_be_had_say_why(model: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="--slots is 300"):
-        run_trial(TrialConfig(str(tiny), EngineConfig(num_slots=300), (PROMPT,), 0.05))
+        run_trial(TrialConfig(str(model), EngineConfig(num_slots=300), (PROMPT,), 0.05))
     with pytest.raises(ModelError, match="took longer than 0 s"):
-        run_trial(TrialConfig(str(tiny), EngineConfig(num_slots=1), (PROMPT,), 60), timeout_s=0.3)
+        run_trial(TrialConfig(str(model), EngineConfig(num_slots=1), (PROMPT,), 60), timeout_s=0.3)
 
 
-def test_process_that_dies_is_told_of(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_process_that_dies_is_told_of(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "_TRIAL_COMMAND", ("bash", "-c", "echo broken >&2; kill -SEGV $$"))
 
     with pytest.raises(ModelError, match=r"signal SIGSEGV \(broken\)"):
-        run_trial(TrialConfig(str(tiny), EngineConfig(), (PROMPT,), 0.05))
+        run_trial(TrialConfig(str(model), EngineConfig(), (PROMPT,), 0.05))
 
 
 def test_trial_travels_as_json_with_every_parameter() -> None:
