@@ -21,11 +21,6 @@ from tests.unit.conftest import Run
 GOOD = lines(line("a"), line("b"), line("c"))
 
 
-@pytest.fixture
-def bench(tmp_path: Path) -> BatchBench:
-    return BatchBench(tmp_path / "jobs")
-
-
 def test_retried_batch_is_in_progress_again_and_its_files_are_made_anew(bench: BatchBench) -> None:
     batch = bench.started(GOOD)
     job = bench.job(batch.id)

@@ -2,7 +2,6 @@
 
 import json
 import threading
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,11 +23,6 @@ from batcher.server.batches.requests import BatchEndedError, BatchRequestError, 
 from tests.support.batch_bench import TIMEOUT, BatchBench, line, lines, output_lines, work, work_partly
 
 GOOD = lines(line("a"), line("b"), line("c"))
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> BatchBench:
-    return BatchBench(tmp_path / "jobs")
 
 
 def test_batch_goes_from_validating_to_completed(bench: BatchBench) -> None:

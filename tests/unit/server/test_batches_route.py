@@ -1,8 +1,6 @@
 """`/v1/batches`: what the SDK sends and reads, and what nobody should send."""
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import openai
@@ -11,27 +9,11 @@ from openai.types import Batch
 
 from batcher.server.app import Api
 from tests.support import job_files
-from tests.support.api_bench import error_of, make_files_and_batches, served
+from tests.support.api_bench import error_of, make_files_and_batches
 from tests.support.api_client import ask
 from tests.support.batch_bench import TIMEOUT, BatchBench, line, lines, work
 
 GOOD = lines(line("a"), line("b"), line("c"))
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> BatchBench:
-    return BatchBench(tmp_path)
-
-
-@pytest.fixture
-def app(bench: BatchBench) -> Api:
-    return make_files_and_batches(bench)
-
-
-@pytest.fixture
-def client(app: Api) -> Iterator[openai.OpenAI]:
-    with served(app) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="k", max_retries=0) as client:
-        yield client
 
 
 def body(bench: BatchBench, **changes: Any) -> dict[str, Any]:

@@ -19,12 +19,6 @@ WHOLE = json.dumps({"model": "tiny", "prompt": "a"}).encode()
 HEAD = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\n"
 
 
-@pytest.fixture
-def latch() -> Latch:
-    """Closed, so that requests are held."""
-    return Latch()
-
-
 def is_well(server: LiveServer) -> bool:
     with server.client() as client:
         answer = client.post("/v1/completions", content=WHOLE)

@@ -2,9 +2,7 @@
 
 import socket
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,28 +13,12 @@ import pytest
 from batcher.manage.export import write_batch_output
 from batcher.server.app import Api
 from batcher.server.batches import outputs
-from tests.support.api_bench import MAX_BYTES, error_of, make_files_and_batches, served
+from tests.support.api_bench import MAX_BYTES, error_of, served
 from tests.support.api_client import ask
 from tests.support.batch_bench import BatchBench, line, lines, work
 from tests.support.waiting import PATIENCE_S, wait_for
 
 GOOD = lines(line("a"), line("b"))
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> BatchBench:
-    return BatchBench(tmp_path)
-
-
-@pytest.fixture
-def app(bench: BatchBench) -> Api:
-    return make_files_and_batches(bench)
-
-
-@pytest.fixture
-def client(app: Api) -> Iterator[openai.OpenAI]:
-    with served(app) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="k", max_retries=0) as client:
-        yield client
 
 
 def form(*parts: tuple[str, str | None, bytes], boundary: str = "b", end: bytes = b"--b--\r\n") -> dict[str, object]:

@@ -17,12 +17,6 @@ from tests.support.waiting import wait_for
 BODY = {"model": "tiny", "prompt": "a"}
 
 
-@pytest.fixture
-def latch() -> Latch:
-    """Closed, so that requests are held."""
-    return Latch()
-
-
 def held(latch: Latch) -> ScriptedEngine:
     """An engine that answers nothing before the latch is open."""
     return ScriptedEngine(script=lambda request: [latch, *(choice(i, "x") for i in range(request.num_choices))])
