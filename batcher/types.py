@@ -247,6 +247,41 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """How the user wants an engine to be; None means: choose. `context_length` is in tokens per sequence.
+
+    Without `is_deduplicating` equal requests are decoded each for itself.
+    """
+
+    num_slots: int | None = None
+    num_threads: int | None = None
+    num_gpu_layers: int | None = None
+    context_length: int | None = None
+    max_batch_tokens: int | None = None
+    max_micro_batch_tokens: int | None = None
+    is_deduplicating: bool = True
+
+
+#: An engine that chooses everything for itself.
+CHOOSE_ALL = EngineConfig()
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What an engine is opened for: `num_workers` share the machine, and `num_prompts` are all that there are, none of
+    which takes more than `longest_request` tokens with its completion. None: nobody knows what will come.
+    """
+
+    num_workers: int = 1
+    num_prompts: int | None = None
+    longest_request: int | None = None
+
+
+#: Of one worker, which may get anything.
+UNKNOWN_DEMAND = Demand()
+
+
+@dataclass(frozen=True, slots=True)
 class EngineStats:
     """An engine at a moment. Cells are those of the KV cache; totals count from the start of its process.
 

@@ -124,9 +124,9 @@ def run_loop(rows: list[Row], setup: Setup) -> Pass:
 def run_ours(rows: list[Row], setup: Setup, side: Side) -> Pass:
     """All prompts submitted to one engine at once. Raises UnavailableError."""
     from batcher.errors import EngineError
-    from batcher.types import SamplingParams, Usage
+    from batcher.types import EngineConfig, SamplingParams, Usage
     from workers.engines.base import SequenceRequest, SequenceResult
-    from workers.engines.llama.loader import EngineConfig, load_engine
+    from workers.engines.llama.loader import load_engine
 
     config = EngineConfig(num_slots=setup.slots, num_threads=setup.threads, context_length=setup.ctx)
     if side is Side.OURS_NO_DEDUP:

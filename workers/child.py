@@ -25,10 +25,14 @@ from typing import TYPE_CHECKING, Any
 from batcher.errors import BatcherError, EngineError
 from batcher.startup import start_fast
 from workers.process.events import Beat, Event, EventKind, OpenAttempt, WorkerConfig
+from workers.process.lines import decode, encode
 
 if TYPE_CHECKING:
     from batcher.jobdir.folder import JobDir
+    from workers.engines.base import Engine
     from workers.shard.runner import Surroundings
+
+    Engines = dict[str, Engine]
 
 # Not __name__, which is `__main__` here, and so none of those that `_set_up_logging` lets speak.
 logger = logging.getLogger("batcher.workers.child")
@@ -43,6 +47,7 @@ EXIT_ENGINE_FAILED = 70
 #: The largest of those that the work needs; each brings many more.
 NEEDED_MODULES = (
     "workers.engines.llama.loader",
+    "workers.engines.open",
     "workers.engines.profile",
     "workers.queue.tasks",
     "workers.queue.messages",
@@ -68,7 +73,7 @@ class Reporter:
         """Write one line. A parent that is gone is noticed by the end of stdin, not here."""
         try:
             with self._lock:
-                os.write(self._descriptor, event.to_json())
+                os.write(self._descriptor, encode(event))
         except BrokenPipeError:
             pass
 
@@ -81,7 +86,7 @@ def main() -> int:
     # What can't be imported fails again below, where the parent listens.
     with contextlib.suppress(BatcherError):
         _import_until_config_comes()
-    config = WorkerConfig.from_json(_read_line(0))
+    config = decode(WorkerConfig, _read_line(0))
     threading.Thread(target=_stop_with_parent, args=(config.grace_s,), name="parent-watch", daemon=True).start()
     _set_up_logging(config)
     try:
@@ -93,13 +98,15 @@ def main() -> int:
 
 def _work(config: WorkerConfig, reporter: Reporter) -> int:
     from batcher.model_files import verify_sha256
+    from workers.engines.open import load_engines
 
     for name, digest in config.model_sha256:
         verify_sha256(Path(dict(config.models)[name]), digest)
-    engines, texts = _load_engines(config)
+    loaded = load_engines(config.models, config.engine, config.demand)
+    engines = {each.engine.name: each.engine for each in loaded}
     for engine in engines.values():
         engine.start()
-    reporter.send(Event(EventKind.LOADED, "\n".join(texts)))
+    reporter.send(Event(EventKind.LOADED, "\n".join(each.setup for each in loaded)))
     threading.Thread(target=_beat, args=(list(engines.values()), reporter), name="beat", daemon=True).start()
     failures = EngineFailures()
     if config.live_descriptor is not None:
@@ -126,7 +133,7 @@ class EngineFailures:
         _stop()
 
 
-def _answer_live(descriptor: int, engines: dict[str, Any], reporter: Reporter, failures: EngineFailures) -> None:
+def _answer_live(descriptor: int, engines: "Engines", reporter: Reporter, failures: EngineFailures) -> None:
     from workers.live.engine_end import LiveRequests
 
     LiveRequests(
@@ -139,7 +146,7 @@ def _answer_live(descriptor: int, engines: dict[str, Any], reporter: Reporter, f
     ).start()
 
 
-def _wait_for_stop(config: WorkerConfig, engines: dict[str, Any], reporter: Reporter, failures: EngineFailures) -> int:
+def _wait_for_stop(config: WorkerConfig, engines: "Engines", reporter: Reporter, failures: EngineFailures) -> int:
     """Let live requests be answered until SIGTERM comes."""
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: stopping.set())
@@ -148,41 +155,7 @@ def _wait_for_stop(config: WorkerConfig, engines: dict[str, Any], reporter: Repo
     return 0
 
 
-def _load_engines(config: WorkerConfig) -> tuple[dict[str, Any], list[str]]:
-    """The engines by name, not yet started, and how each was set up, in a line."""
-    from workers.engines.fingerprint import system_fingerprint
-    from workers.engines.llama import loader
-    from workers.engines.llama.gate import Gate
-    from workers.engines.profile import find_tuned
-
-    wishes = loader.EngineConfig(
-        num_slots=config.num_slots,
-        num_threads=config.num_threads,
-        num_gpu_layers=config.num_gpu_layers,
-        context_length=config.context_length,
-        max_batch_tokens=config.max_batch_tokens,
-        max_micro_batch_tokens=config.max_micro_batch_tokens,
-    )
-    gate = Gate()
-    engines, texts = {}, []
-    for name, path in config.models:
-        model = loader.load_model(Path(path), wishes)
-        settings = loader.choose(
-            model,
-            wishes,
-            tuned=find_tuned(Path(path), uses_gpu=loader.uses_gpu(wishes)),
-            num_workers=config.num_workers,
-            num_prompts=config.num_prompts,
-            longest_request=config.longest_request,
-        )
-        fingerprint = system_fingerprint(Path(path), backend=loader.describe_backend(wishes))
-        engines[name] = loader.make_engine(name, model, settings, gate=gate, system_fingerprint=fingerprint)
-        texts.append(f"{name}: {settings}")
-        logger.info("%s", texts[-1])
-    return engines, texts
-
-
-def _beat(engines: list[Any], reporter: Reporter) -> None:
+def _beat(engines: list["Engine"], reporter: Reporter) -> None:
     """Tell the parent every second how far the engines are, as long as the process lives."""
     while True:
         steps = tuple(engine.num_steps for engine in engines)
@@ -192,7 +165,7 @@ def _beat(engines: list[Any], reporter: Reporter) -> None:
         time.sleep(BEAT_INTERVAL_S)
 
 
-def _take_shards(config: WorkerConfig, engines: dict[str, Any], reporter: Reporter, failures: EngineFailures) -> int:
+def _take_shards(config: WorkerConfig, engines: "Engines", reporter: Reporter, failures: EngineFailures) -> int:
     from celery import signals
 
     from batcher.broker.client import queue_name

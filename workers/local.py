@@ -1,4 +1,4 @@
-"""Workers of this machine, watched until the work is done (`complete`) or until told to stop (`serve`).
+"""Workers of this machine, watched until the work is done (`complete`) or until told to stop (`run_worker`).
 
 Both own what they start: whatever happens, no process of theirs is left when they return or raise. Shutdown goes from
 the work to the broker: first the workers save their rows and give their shards back, then the broker may go.
@@ -28,6 +28,7 @@ from batcher.jobdir.folder import JobDir
 from batcher.jobdir.heartbeats import sweep_heartbeats
 from batcher.manage.finish import Summary, finalize
 from batcher.manage.status import Status, StatusReader
+from batcher.types import Demand
 from workers.process.events import WorkerConfig
 from workers.process.supervisor import Supervisor, end_idle, stop_all
 from workers.queue.sweeper import JobSweep, RootSweep, Sweeper
@@ -153,9 +154,8 @@ def complete(
     with StopSignals() as stop, sweeper:
         failures: list[str] = []
         num_prompts = sum(info.num_choices for info in job.pending_shards() if info.model is not None)
-        config = replace(
-            config, broker_url=broker.url, num_prompts=num_prompts, longest_request=job.manifest.longest_request
-        )
+        demand = Demand(num_workers, num_prompts, job.manifest.longest_request)
+        config = replace(config, broker_url=broker.url, demand=demand)
         on_loaded = _only_news(on_engines)
         supervisors = [
             Supervisor(
@@ -166,7 +166,7 @@ def complete(
                 spares=spares,
                 log=log,
             )
-            for each in _share(config, num_workers)
+            for each in _named(config, num_workers)
         ]
         try:
             for supervisor in supervisors:
@@ -195,7 +195,7 @@ def wait(
             ) from exc
 
 
-def serve(config: WorkerConfig, *, on_ready: Callable[[], None]) -> None:
+def run_worker(config: WorkerConfig, *, on_ready: Callable[[], None]) -> None:
     """Run one worker until SIGINT or SIGTERM, and sweep the jobs under its jobs root. Call it from the main thread.
 
     `on_ready` is called once, when the model is loaded and the worker waits for shards. Raises BatcherError where the
@@ -230,11 +230,11 @@ def _job_sweeper(job: JobDir, broker_url: str, *, is_sending: bool, lease_ttl_s:
     return Sweeper(sweep.tick, patience_s=BROKER_PATIENCE_S, retry_interval_s=Pace(lease_ttl_s).sweep_interval_s)
 
 
-def _share(config: WorkerConfig, num_workers: int) -> list[WorkerConfig]:
-    """One configuration a worker; each divides cores and memory by their number."""
+def _named(config: WorkerConfig, num_workers: int) -> list[WorkerConfig]:
+    """One configuration a worker, of its own name."""
     if num_workers == 1:
         return [config]
-    return [replace(config, name=f"{config.name}-{i + 1}", num_workers=num_workers) for i in range(num_workers)]
+    return [replace(config, name=f"{config.name}-{i + 1}") for i in range(num_workers)]
 
 
 def _only_news(tell: Callable[[str], None]) -> Callable[[str], None]:

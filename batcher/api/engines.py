@@ -63,9 +63,9 @@ def worker_config(
     home: Path,
     quiet: bool,
     model_sha256: Sequence[str],
-    **engine: Any,
+    **options: Any,
 ) -> "WorkerConfig":
-    """What a worker of these models needs to know but for its broker; `engine` are fields of `WorkerConfig`."""
+    """What a worker of these models needs to know but for its broker; `options` are fields of `WorkerConfig`."""
     from workers.local import default_worker_name
     from workers.process.events import WorkerConfig
 
@@ -77,5 +77,5 @@ def worker_config(
         home=str(home),
         quiet=quiet,
         model_sha256=parse_sha256(model_sha256, models),
-        **engine,
+        **options,
     )

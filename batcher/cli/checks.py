@@ -21,6 +21,7 @@ from batcher.cli.options import (
     submit_options,
     with_stdin,
 )
+from batcher.types import EngineConfig
 
 if TYPE_CHECKING:
     from batcher.cli.doctor import Check
@@ -183,7 +184,7 @@ def doctor_command(
       batcher doctor --broker redis://queue:6379/0 --jobs-dir /mnt/jobs --model llama=/data/llama.gguf
     """
     from batcher.cli import EXIT_CHECK_FAILED
-    from batcher.cli.doctor import Check, EngineWishes, Level, run_checks
+    from batcher.cli.doctor import Check, Level, run_checks
     from batcher.errors import ModelError
     from batcher.model_files import known_models, parse_model
 
@@ -200,7 +201,7 @@ def doctor_command(
         jobs_dir=jobs_dir,
         broker=broker,
         models=refs if models else known_models(),
-        wishes=EngineWishes(num_slots=slots, context_length=ctx, num_gpu_layers=gpu_layers),
+        wishes=EngineConfig(num_slots=slots, context_length=ctx, num_gpu_layers=gpu_layers),
         is_one_worker=bool(models),
     )
     is_failed = False

@@ -17,6 +17,7 @@ from batcher.cli.options import (
 )
 from batcher.errors import InputError
 from batcher.model_files import ModelRef
+from batcher.types import EngineConfig
 
 models_option = option(
     "--model",
@@ -81,12 +82,14 @@ def take_engine_options(options: dict[str, Any]) -> dict[str, Any]:
     from batcher.broker.leases import LEASE_TTL_S
 
     return {
-        "num_slots": options.pop("slots"),
-        "num_threads": options.pop("threads"),
-        "num_gpu_layers": options.pop("gpu_layers"),
-        "context_length": options.pop("ctx"),
-        "max_batch_tokens": options.pop("batch_tokens"),
-        "max_micro_batch_tokens": options.pop("micro_batch_tokens"),
+        "engine": EngineConfig(
+            num_slots=options.pop("slots"),
+            num_threads=options.pop("threads"),
+            num_gpu_layers=options.pop("gpu_layers"),
+            context_length=options.pop("ctx"),
+            max_batch_tokens=options.pop("batch_tokens"),
+            max_micro_batch_tokens=options.pop("micro_batch_tokens"),
+        ),
         "grace_s": options.pop("grace"),
         "stall_timeout_s": options.pop("stall_timeout"),
         "lease_ttl_s": options.pop("lease_ttl") or LEASE_TTL_S,

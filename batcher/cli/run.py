@@ -85,7 +85,7 @@ def run_command(
     from batcher.jobdir.folder import JobDir
     from workers.local import job_broker
 
-    engine = take_engine_options(options)
+    worker = take_engine_options(options)
     chosen = choose_models(models)
     job = JobDir(output.resolve())
     check_id(job.path.name, what="name of the job directory")
@@ -93,11 +93,11 @@ def run_command(
     submission = submit_options(
         default_model=chosen[0].name,
         known_models=names,
-        row_timeout=engine["row_timeout_s"],
-        context_lengths=context_lengths(chosen, engine["context_length"]),
+        row_timeout=worker["row_timeout_s"],
+        context_lengths=context_lengths(chosen, worker["engine"].context_length),
         **options,
     )
-    config = worker_config(chosen, job.path.parent, home=job.path, quiet=True, **engine)
+    config = worker_config(chosen, job.path.parent, home=job.path, quiet=True, **worker)
     again = f"batcher resume {shlex.quote(str(output))}{_model_arguments(chosen)}" if "-" in files else typed_command()
     with job_broker(job, broker) as queue:
         try:
@@ -182,7 +182,7 @@ def worker_command(
     check_installed("worker", "worker")
     from batcher.broker.url import hide_password
     from batcher.ids import check_id
-    from workers.local import serve
+    from workers.local import run_worker
 
     if broker is None:
         raise click.UsageError(
@@ -197,7 +197,7 @@ def worker_command(
     log_to_stderr(logging.INFO, broker_url=broker)
     config = worker_config(chosen, jobs_root, home=jobs_root, quiet=False, **take_engine_options(options))
     config = replace(config, broker_url=broker, name=check_id(name, what="worker name") if name else config.name)
-    serve(
+    run_worker(
         config,
         on_ready=lambda: click.echo(
             f"Worker {config.name} is ready: {', '.join(model.name for model in chosen)} "
@@ -242,7 +242,7 @@ def resume_command(
     from workers.local import job_broker
     from workers.queue.app import sending
 
-    engine = take_engine_options(options)
+    worker = take_engine_options(options)
     found = find_job(job, jobs_dir)
     if broker is not None:
         with sending(broker) as send:
@@ -261,7 +261,7 @@ def resume_command(
         _say_how_far(found, quiet=quiet)
         # Once more: those of damaged parts are needed, too.
         chosen = choose_models(models, needed=needed_models(found))
-        config = worker_config(chosen, found.path.parent, home=found.path, quiet=True, **engine)
+        config = worker_config(chosen, found.path.parent, home=found.path, quiet=True, **worker)
         return complete_job(
             *(found, config),
             num_workers=num_workers,

@@ -139,11 +139,11 @@ def serve_command(
     origins = _choose_origins(cors_origins, has_keys=keys is not None)
     jobs_root = _make_folder(jobs_dir)
     limits = _take_limits(options)
-    engine = take_engine_options(options)
+    worker = take_engine_options(options)
     engines, names = None, "files and batches"
     if has_engines:
         chosen = choose_models(models)
-        engines = worker_config(chosen, jobs_root, home=jobs_root, quiet=False, **engine)
+        engines = worker_config(chosen, jobs_root, home=jobs_root, quiet=False, **worker)
         names = ", ".join(model.name for model in chosen)
     config = ServerConfig(
         host=host,
@@ -153,7 +153,7 @@ def serve_command(
         broker_url=broker,
         is_working=is_working,
         keys=keys,
-        grace_s=engine["grace_s"],
+        grace_s=worker["grace_s"],
         ignores_unknown=ignore_unknown,
         cors_origins=origins,
         limits=limits,

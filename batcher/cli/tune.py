@@ -8,10 +8,10 @@ import click
 
 from batcher.cli.options import context_option, gpu_layers_option, option, prompt_column_option, template_option
 from batcher.installation import check_installed
+from batcher.types import EngineConfig
 
 if TYPE_CHECKING:
     from batcher.model_files import ModelRef
-    from workers.engines.llama.settings import EngineConfig
     from workers.engines.profile import Profile
     from workers.tuning.search import Measurement
     from workers.tuning.trial import TrialPrompt
@@ -83,7 +83,6 @@ def tune_command(
     """
     if not is_forgetting:
         check_installed("tune", "worker")
-    from workers.engines.llama.settings import EngineConfig
 
     if is_showing and is_forgetting:
         raise click.UsageError("--show and --forget: give one of them")
@@ -97,9 +96,7 @@ def tune_command(
     return _tune(ref, found, config=config, seconds=seconds, source=", ".join(prompts))
 
 
-def _tune(
-    model: "ModelRef", prompts: "list[TrialPrompt]", *, config: "EngineConfig", seconds: float, source: str
-) -> int:
+def _tune(model: "ModelRef", prompts: "list[TrialPrompt]", *, config: EngineConfig, seconds: float, source: str) -> int:
     from workers.engines.profile import save_profile
     from workers.tuning.search import tune
 
@@ -125,7 +122,7 @@ def _tune(
 
 
 def _show(model: "ModelRef", *, gpu_layers: int | None) -> int:
-    from workers.engines.llama.loader import EngineConfig, uses_gpu
+    from workers.engines.open import uses_gpu
     from workers.engines.profile import load_profile, machine_key, model_key, profile_path
 
     key = model_key(model.path)

@@ -12,7 +12,7 @@ import pytest
 from batcher.errors import BatcherError
 from batcher.live import EngineAwayError, LiveRequestError
 from batcher.openai.fields import MAX_CHOICES
-from batcher.types import Choice, Delta, EngineStats, ErrorCode, Request, SamplingParams
+from batcher.types import Choice, Delta, EngineConfig, EngineStats, ErrorCode, Request, SamplingParams
 from tests.support.family import children_of
 from workers.live.server_end import ProcessEngines, open_engines
 from workers.process.events import WorkerConfig
@@ -39,9 +39,7 @@ async def ready_engines(model: Path, home: Path, *, slots: int) -> AsyncIterator
         jobs_root=str(home),
         home=str(home),
         grace_s=5.0,
-        num_slots=slots,
-        num_threads=1,
-        context_length=512,
+        engine=EngineConfig(num_slots=slots, num_threads=1, context_length=512),
     )
     failures: list[BatcherError] = []
     loaded: list[str] = []

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from batcher.errors import EngineError
-from batcher.types import Choice, SamplingParams
+from batcher.types import Choice, EngineConfig, SamplingParams
 from workers.engines.base import SequenceRequest, SequenceResult
 from workers.engines.llama.engine import LlamaEngine
-from workers.engines.llama.loader import EngineConfig, load_engine
+from workers.engines.llama.loader import load_engine
 
 WAIT_S = 60
 

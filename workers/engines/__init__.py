@@ -1,6 +1,7 @@
 """What completes prompts, and what is measured and known of it.
 
 base.py         what a runner asks of any engine: the one protocol
+open.py         makes engines: which kinds there are
 fingerprint.py  what an engine is, in a few characters
 profile.py      what `batcher tune` found
 llama/          llama.cpp in this process

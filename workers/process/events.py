@@ -1,24 +1,23 @@
 """What a worker's supervisor and its child say to each other, in JSON lines: the configuration, and events back."""
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 
 from batcher.broker.leases import LEASE_TTL_S
 from batcher.errors import BatcherError
+from batcher.types import CHOOSE_ALL, UNKNOWN_DEMAND, Demand, EngineConfig
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerConfig:
-    """What a child needs to know. Travels as JSON. `models` are pairs of name and path; None: the engine chooses.
+    """What a child needs to know. Travels as JSON. `models` are pairs of name and path.
 
     `grace_s` are the seconds it gets to save its rows and give back its shards. `name` stands in the `worker` column of
     the results. `home` is the folder below which the supervisor keeps its sign of life. `stall_timeout_s` are the
     seconds without a step after which an engine is given up. `row_timeout_s` goes before a job's own. `quiet` leaves
     only warnings in the log. `model_sha256` are pairs of a model's name and the digest that its file must have.
-    `num_workers` share this machine. `num_prompts` are all that there is to do, and none takes more than
-    `longest_request` tokens, prompt and completion; None: nobody knows what will come. Unless it `takes_shards` it
-    computes only live requests, and knows no broker. `live_descriptor` is that of the socket by which they come.
+    Unless it `takes_shards` it computes only live requests, and knows no broker. `live_descriptor` is that of the
+    socket by which they come.
     """
 
     name: str
@@ -30,30 +29,12 @@ class WorkerConfig:
     lease_ttl_s: float = LEASE_TTL_S
     stall_timeout_s: float | None = None
     row_timeout_s: float | None = None
-    num_slots: int | None = None
-    num_threads: int | None = None
-    num_gpu_layers: int | None = None
-    context_length: int | None = None
-    max_batch_tokens: int | None = None
-    max_micro_batch_tokens: int | None = None
-    num_workers: int = 1
-    num_prompts: int | None = None
-    longest_request: int | None = None
+    engine: EngineConfig = CHOOSE_ALL
+    demand: Demand = UNKNOWN_DEMAND
     quiet: bool = False
     model_sha256: tuple[tuple[str, str], ...] = ()
     takes_shards: bool = True
     live_descriptor: int | None = None
-
-    def to_json(self) -> bytes:
-        """One line."""
-        return json.dumps(asdict(self)).encode() + b"\n"
-
-    @classmethod
-    def from_json(cls, data: bytes) -> "WorkerConfig":
-        values = json.loads(data)
-        values["models"] = tuple((name, path) for name, path in values["models"])
-        values["model_sha256"] = tuple((name, digest) for name, digest in values["model_sha256"])
-        return cls(**values)
 
 
 class EventKind(StrEnum):
@@ -100,19 +81,3 @@ class Event:
     exit_code: int = BatcherError.exit_code
     attempt: OpenAttempt | None = None
     beat: Beat | None = None
-
-    def to_json(self) -> bytes:
-        """One line."""
-        return json.dumps(asdict(self)).encode() + b"\n"
-
-    @classmethod
-    def from_json(cls, data: bytes) -> "Event":
-        values = json.loads(data)
-        attempt, beat = values["attempt"], values["beat"]
-        return cls(
-            EventKind(values["kind"]),
-            values["message"],
-            values["exit_code"],
-            OpenAttempt(**attempt) if attempt else None,
-            Beat(tuple(beat["steps"]), tuple(beat["is_busy"]), beat["longest_step_s"]) if beat else None,
-        )

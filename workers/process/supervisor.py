@@ -25,6 +25,7 @@ from batcher.jobdir.heartbeats import STALLED_AFTER_S, WorkerState
 from workers.process.beacon import Beacon
 from workers.process.events import Event, EventKind, OpenAttempt, WorkerConfig
 from workers.process.launch import CHILD_COMMAND, close_child, kill_child, launch_child
+from workers.process.lines import decode, encode
 from workers.process.memory import count_oom_kills
 from workers.process.stall import StallMeter, stall_limit_s
 
@@ -145,7 +146,7 @@ class Supervisor:
         os.set_blocking(self._child.stdout.fileno(), False)
         # A child that died already is noticed by `poll`. Smaller than the pipe, so this does not wait.
         with contextlib.suppress(BrokenPipeError):
-            self._child.stdin.write(config.to_json())
+            self._child.stdin.write(encode(config))
             self._child.stdin.flush()
 
     def poll(self) -> None:
@@ -209,7 +210,7 @@ class Supervisor:
                 return
             *lines, self._unread = (self._unread + data).split(b"\n")
             for line in lines:
-                yield Event.from_json(line)
+                yield decode(Event, line)
 
     def _handle(self, event: Event) -> None:
         match event.kind:

@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from batcher.types import Request, RowError
-from workers.engines.llama.loader import load_tokenizer
-from workers.engines.llama.prompts import Prompts
+from workers.engines.open import load_token_counter
 from workers.shard.choices import sequence_requests
 
 
@@ -13,9 +12,7 @@ class Examiner:
 
     def __init__(self, path: Path, *, limit: int) -> None:
         """Load the vocabulary. Raises ModelError."""
-        # Kept: what the prompts are made with lives in it.
-        self._tokenizer = load_tokenizer(path)
-        self._prompts = Prompts(self._tokenizer, chat_template=self._tokenizer.chat_template, limit=limit)
+        self._count = load_token_counter(path, limit=limit)
 
     def examine(self, request: Request) -> tuple[int, ...] | RowError:
         """The number of tokens of each prompt, or why the request can't run."""
@@ -24,8 +21,8 @@ class Examiner:
             # The sequences of one prompt differ in their seeds alone.
             if sequence.key[1] % request.params.num_drawn:
                 continue
-            found = self._prompts.tokenize(sequence)
+            found = self._count(sequence)
             if isinstance(found, RowError):
                 return found
-            counts.append(len(found))
+            counts.append(found)
         return tuple(counts)

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from batcher.errors import ModelError
 from batcher.machine import Cores, read_cores
-from workers.engines.llama.settings import MAX_SLOTS, EngineConfig, EngineValues, with_values
+from batcher.types import EngineConfig
+from workers.engines.llama.settings import MAX_SLOTS, EngineValues, with_values
 from workers.engines.profile import Profile, machine_key, model_key
 from workers.tuning.trial import TrialConfig, TrialPrompt, TrialResult, run_trial
 

@@ -12,7 +12,6 @@ up to ten times as long as what is measured. So attention is a little cheaper th
 
 import contextlib
 import itertools
-import json
 import os
 import queue
 import subprocess
@@ -21,20 +20,17 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from batcher.errors import BatcherError, EngineError, ModelError
-from batcher.types import SamplingParams
-from workers.engines.llama.settings import EngineConfig, EngineValues
+from batcher.types import EngineConfig, SamplingParams
+from workers.engines.base import Engine, SequenceRequest, SequenceResult
+from workers.engines.llama.settings import EngineValues
+from workers.engines.open import load_metered
 from workers.process.environment import engine_environment
-
-if TYPE_CHECKING:
-    from workers.engines.base import Engine, SequenceRequest, SequenceResult
-    from workers.engines.llama.model import Model
-    from workers.engines.llama.scheduler import StepBatch
+from workers.process.lines import decode, encode
 
 #: Prompts that must begin while the clock runs, or that many times as long it runs at most: else it is chance whether a
 #: long prompt falls into the window.
@@ -73,24 +69,6 @@ class TrialConfig:
     prompts: tuple[TrialPrompt, ...]
     seconds: float
 
-    def to_json(self) -> bytes:
-        """One line."""
-        return json.dumps(asdict(self)).encode() + b"\n"
-
-    @classmethod
-    def from_json(cls, data: bytes) -> "TrialConfig":
-        values = json.loads(data)
-        prompts = []
-        for prompt in values["prompts"]:
-            given = {name: _with_tuples(value) for name, value in prompt["params"].items()}
-            prompts.append(TrialPrompt(prompt["text"], SamplingParams(**given)))
-        return cls(values["model"], EngineConfig(**values["engine"]), tuple(prompts), values["seconds"])
-
-
-def _with_tuples(value: Any) -> Any:
-    """A value of a parameter, as it was before JSON made lists of its tuples."""
-    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
-
 
 @dataclass(frozen=True, slots=True)
 class TrialResult:
@@ -102,9 +80,13 @@ class TrialResult:
     context_length: int
     uses_gpu: bool
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "TrialResult":
-        return cls(**{**values, "values": EngineValues(**values["values"])})
+
+@dataclass(frozen=True, slots=True)
+class TrialAnswer:
+    """What a trial says in the end: its result, or why there is none."""
+
+    result: TrialResult | None
+    error: str = ""
 
 
 @dataclass(slots=True)
@@ -183,17 +165,17 @@ def _ask(trial: "subprocess.Popen[bytes]", config: TrialConfig) -> bytes:
     assert trial.stdout is not None
     # Not closed before the answer: the end of the pipe tells the trial that nobody waits for it any more.
     with trial.stdout, contextlib.suppress(BrokenPipeError), trial.stdin:
-        trial.stdin.write(config.to_json())
+        trial.stdin.write(encode(config))
         trial.stdin.flush()
         return trial.stdout.readline()
     return b""
 
 
 def _read_result(line: bytes) -> TrialResult:
-    values = json.loads(line)
-    if "error" in values:
-        raise ModelError(values["error"])
-    return TrialResult.from_dict(values)
+    answer = decode(TrialAnswer, line)
+    if answer.result is None:
+        raise ModelError(answer.error)
+    return answer.result
 
 
 def main() -> int:
@@ -201,39 +183,26 @@ def main() -> int:
     # What llama.cpp prints must not stand before the result.
     output = os.dup(1)
     os.dup2(2, 1)
-    config = TrialConfig.from_json(sys.stdin.buffer.readline())
+    config = decode(TrialConfig, sys.stdin.buffer.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        answer = asdict(measure(config))
+        answer = TrialAnswer(measure(config))
     except BatcherError as exc:
-        answer = {"error": str(exc)}
-    os.write(output, json.dumps(answer).encode() + b"\n")
+        answer = TrialAnswer(None, str(exc))
+    os.write(output, encode(answer))
     return 0
 
 
 def measure(config: TrialConfig) -> TrialResult:
     """Measure in this process. Raises ModelError or EngineError."""
-    from workers.engines.llama import loader
-    from workers.engines.llama.model import Model
-
     meter = Meter(config.seconds)
-
-    class MeteredModel(Model):
-        """Tells the meter of each decode."""
-
-        def decode(self, batch: "StepBatch") -> Any:
-            logits = super().decode(batch)
-            meter.add(len(batch.tokens))
-            return logits
-
-    model = loader.load_model(Path(config.model), config.engine, make_model=MeteredModel)
-    settings = loader.choose(model, config.engine)
+    opened = load_metered(Path(config.model), config.engine, on_decoded=meter.add)
+    engine, settings = opened.engine, opened.settings
     num_slots = settings.num_slots.value
-    prompts = _prompts_that_fit(model, config.prompts, settings.context_length.value)
-    engine = loader.make_engine("trial", model, settings)
+    prompts = _prompts_that_fit(opened.count_tokens, config.prompts, settings.context_length.value)
     engine.start()
     first = islice(_requests(prompts, num_slots=num_slots), num_slots)
-    meter.num_warm_up_tokens = sum(model.vocabulary.count_tokens(request.prompt) for request in first)
+    meter.num_warm_up_tokens = sum(opened.count_tokens(request.prompt) for request in first)
     try:
         _keep_full(engine, _requests(prompts, num_slots=num_slots), num_slots=num_slots, meter=meter)
     finally:
@@ -244,17 +213,19 @@ def measure(config: TrialConfig) -> TrialResult:
         values=settings.values,
         max_slots=settings.max_slots,
         context_length=settings.context_length.value,
-        uses_gpu=loader.uses_gpu(config.engine),
+        uses_gpu=opened.uses_gpu,
     )
 
 
-def _prompts_that_fit(model: "Model", prompts: Sequence[TrialPrompt], context_length: int) -> list[TrialPrompt]:
+def _prompts_that_fit(
+    count_tokens: Callable[[str], int], prompts: Sequence[TrialPrompt], context_length: int
+) -> list[TrialPrompt]:
     """Those that a slot has room for. Raises ModelError where there are none."""
     fitting = []
     for prompt in prompts:
         # A round's number goes in front, see `_requests`.
         room = context_length - prompt.params.max_tokens - _NUMBER_TOKENS
-        if 0 < model.vocabulary.count_tokens(prompt.text) <= room:
+        if 0 < count_tokens(prompt.text) <= room:
             fitting.append(prompt)
     if not fitting:
         raise ModelError(
@@ -264,13 +235,11 @@ def _prompts_that_fit(model: "Model", prompts: Sequence[TrialPrompt], context_le
     return fitting
 
 
-def _requests(prompts: Sequence[TrialPrompt], *, num_slots: int) -> "Iterator[SequenceRequest]":
+def _requests(prompts: Sequence[TrialPrompt], *, num_slots: int) -> Iterator[SequenceRequest]:
     """Prompts without end. The first of each slot are cut, and end one by one from the beginning.
 
     From the second round on each begins with its round's number: an engine that knows a text already computes it once.
     """
-    from workers.engines.base import SequenceRequest
-
     for number in itertools.count():
         round_number, i = divmod(number, len(prompts))
         prompt, params = prompts[i], prompts[i].params
@@ -281,7 +250,7 @@ def _requests(prompts: Sequence[TrialPrompt], *, num_slots: int) -> "Iterator[Se
         yield SequenceRequest((number, 0), text, params, seed=number)
 
 
-def _keep_full(engine: "Engine", requests: "Iterator[SequenceRequest]", *, num_slots: int, meter: Meter) -> None:
+def _keep_full(engine: Engine, requests: Iterator[SequenceRequest], *, num_slots: int, meter: Meter) -> None:
     """Have always a prompt waiting for each slot, until the meter is done. Raises EngineError."""
     inbox: queue.SimpleQueue[SequenceResult | EngineError] = queue.SimpleQueue()
 

@@ -13,11 +13,12 @@ from pathlib import Path
 from batcher.cli.doctor.broker import check_broker, check_embedded_broker
 from batcher.cli.doctor.finding import Check, Level
 from batcher.cli.doctor.jobs_folder import check_jobs_dir, check_workers
-from batcher.cli.doctor.models import EngineWishes, check_models
+from batcher.cli.doctor.models import check_models
 from batcher.cli.doctor.software import check_llama, check_machine, check_packages
 from batcher.model_files import ModelRef
+from batcher.types import EngineConfig
 
-__all__ = ["Check", "EngineWishes", "Level", "run_checks"]
+__all__ = ["Check", "Level", "run_checks"]
 
 
 def run_checks(
@@ -25,7 +26,7 @@ def run_checks(
     jobs_dir: Path,
     broker: str | None,
     models: Sequence[ModelRef],
-    wishes: EngineWishes,
+    wishes: EngineConfig,
     is_one_worker: bool,
 ) -> Iterator[Check]:
     """All checks, one after the other as they are done.

@@ -17,6 +17,7 @@ from batcher.cli.doctor.finding import Check, Level, size_text
 from batcher.errors import ModelError
 from batcher.machine import Memory, read_memory
 from batcher.model_files import ModelRef, is_gguf
+from batcher.types import EngineConfig
 
 #: Seconds. It takes some tenths of one, and longer on a network file system that is busy.
 OUTLINE_TIMEOUT_S = 60.0
@@ -54,15 +55,6 @@ print(json.dumps({
     "has_gpu": model.supports_gpu(),
 }))
 """
-
-
-@dataclass(frozen=True, slots=True)
-class EngineWishes:
-    """What a worker would be told by `--slots`, `--ctx` and `--gpu-layers`; None: it chooses."""
-
-    num_slots: int | None = None
-    context_length: int | None = None
-    num_gpu_layers: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +96,7 @@ class _Need:
         )
 
 
-def check_models(models: Sequence[ModelRef], wishes: EngineWishes, *, is_one_worker: bool) -> Iterator[Check]:
+def check_models(models: Sequence[ModelRef], wishes: EngineConfig, *, is_one_worker: bool) -> Iterator[Check]:
     """Whether each model's file is there and whole, and whether memory has room for it and its slots.
 
     `is_one_worker`: a worker loads all of them, one after the other; else each is looked at alone.
@@ -170,7 +162,7 @@ def _outline(path: Path) -> _Outline | None:
     return _Outline(**found)
 
 
-def _reckon(outline: _Outline, wishes: EngineWishes, memory: Memory) -> _Need:
+def _reckon(outline: _Outline, wishes: EngineConfig, memory: Memory) -> _Need:
     """What a worker would take, by the rules of workers/engines/llama/loader.py."""
     context_length = wishes.context_length or outline.context_length
     # Models without attention have no KV cache.

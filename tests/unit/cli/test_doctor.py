@@ -19,7 +19,7 @@ import batcher
 from batcher.broker.client import connect
 from batcher.broker.embedded import embedded_broker
 from batcher.cli import doctor
-from batcher.cli.doctor import Check, EngineWishes, Level
+from batcher.cli.doctor import Check, Level
 from batcher.cli.doctor import broker as broker_checks
 from batcher.cli.doctor import jobs_folder as folder_checks
 from batcher.cli.doctor import models as model_checks
@@ -28,6 +28,7 @@ from batcher.installation import install_extras
 from batcher.jobdir.heartbeats import WorkerHeartbeat, WorkerState, heartbeat_path, write_heartbeat
 from batcher.machine import Memory
 from batcher.model_files import ModelRef
+from batcher.types import EngineConfig
 from tests.support.tiny_gguf import Shape, write_tiny_gguf
 from workers.engines.llama import loader
 from workers.engines.llama.model import Model
@@ -45,7 +46,7 @@ def test_every_finding_but_ok_has_a_remedy(tmp_path: Path) -> None:
             jobs_dir=tmp_path,
             broker="redis://127.0.0.1:1/0",
             models=[],
-            wishes=EngineWishes(),
+            wishes=EngineConfig(),
             is_one_worker=False,
         )
     )
@@ -318,7 +319,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> ModelRef:
     return ModelRef("tiny", write_tiny_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf", shape=Shape(hidden=96)))
 
 
-def check_memory(tiny: ModelRef, wishes: EngineWishes) -> Check:
+def check_memory(tiny: ModelRef, wishes: EngineConfig) -> Check:
     return by_name(model_checks.check_models([tiny], wishes, is_one_worker=True))["memory for tiny"]
 
 
@@ -339,8 +340,8 @@ def test_slots_are_reckoned_as_a_worker_does(tiny: ModelRef, monkeypatch: pytest
     # The worker asks once the weights are loaded.
     monkeypatch.setattr(loader, "available_memory", lambda *, on_gpu: free)
     model = Model(tiny.path, num_gpu_layers=0)
-    for wishes in (EngineWishes(), EngineWishes(context_length=4000), EngineWishes(num_slots=7)):
-        config = loader.EngineConfig(num_slots=wishes.num_slots, context_length=wishes.context_length)
+    for wishes in (EngineConfig(), EngineConfig(context_length=4000), EngineConfig(num_slots=7)):
+        config = EngineConfig(num_slots=wishes.num_slots, context_length=wishes.context_length)
         settings = loader.choose(model, config)
 
         need = model_checks._reckon(outline, wishes, Memory(GIB, free + outline.num_bytes))
@@ -350,7 +351,7 @@ def test_slots_are_reckoned_as_a_worker_does(tiny: ModelRef, monkeypatch: pytest
 
 
 def test_none_known_is_a_warning() -> None:
-    (check,) = model_checks.check_models([], EngineWishes(), is_one_worker=False)
+    (check,) = model_checks.check_models([], EngineConfig(), is_one_worker=False)
 
     assert check.level is Level.WARN
 
@@ -358,7 +359,7 @@ def test_none_known_is_a_warning() -> None:
 def test_model_that_ends_llama_cpp_fails(tiny: ModelRef, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_checks, "_OUTLINE_SCRIPT", "import os; os.abort()")
 
-    (check,) = model_checks.check_models([tiny], EngineWishes(), is_one_worker=True)
+    (check,) = model_checks.check_models([tiny], EngineConfig(), is_one_worker=True)
 
     assert check.level is Level.FAIL
     assert "llama.cpp ended with signal SIGABRT" in check.message
@@ -368,7 +369,7 @@ def test_model_that_can_not_be_read_in_time_fails(tiny: ModelRef, monkeypatch: p
     monkeypatch.setattr(model_checks, "_OUTLINE_SCRIPT", "import time; time.sleep(60)")
     monkeypatch.setattr(model_checks, "OUTLINE_TIMEOUT_S", 0.2)
 
-    (check,) = model_checks.check_models([tiny], EngineWishes(), is_one_worker=True)
+    (check,) = model_checks.check_models([tiny], EngineConfig(), is_one_worker=True)
 
     assert check.level is Level.FAIL
     assert "could not be read within" in check.message
@@ -380,7 +381,7 @@ def test_without_llama_cpp_the_first_bytes_are_looked_at(
     (tmp_path / "llama_cpp.py").write_text("raise ImportError('not on this machine')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
 
-    (check,) = model_checks.check_models([tiny], EngineWishes(), is_one_worker=True)
+    (check,) = model_checks.check_models([tiny], EngineConfig(), is_one_worker=True)
 
     assert check.level is Level.OK
     assert "begins as a GGUF file" in check.message
@@ -389,21 +390,27 @@ def test_without_llama_cpp_the_first_bytes_are_looked_at(
 @pytest.mark.parametrize(
     ("memory", "wishes", "level", "message", "remedy"),
     [
-        (Memory(GIB, GIB), EngineWishes(), Level.OK, "KV cache of 32 slots x 512 tokens 8.0 MiB", ""),
-        (Memory(GIB, 10 * 2**20), EngineWishes(), Level.WARN, "room for 19 slots instead of 32", "smaller --ctx"),
-        (Memory(GIB, 2**19), EngineWishes(), Level.WARN, "512.0 KiB|524,288 bytes are available now", "quantization"),
-        (Memory(2**19, 2**19), EngineWishes(), Level.FAIL, "has 524,288 bytes for it", "quantization"),
-        (Memory(GIB, 2**24), EngineWishes(200), Level.WARN, "16.0 MiB are available now", "use --slots 62, or use"),
-        (Memory(2**25, 2**24), EngineWishes(200), Level.FAIL, "has 32.0 MiB for it", "use --slots 62, or use"),
-        (Memory(GIB, GIB), EngineWishes(200, 1000), Level.OK, "KV cache of 200 slots x 1,000 tokens", ""),
-        (Memory(GIB, GIB), EngineWishes(1), Level.OK, "KV cache of 1 slot x 512 tokens", ""),
+        (Memory(GIB, GIB), EngineConfig(), Level.OK, "KV cache of 32 slots x 512 tokens 8.0 MiB", ""),
+        (Memory(GIB, 10 * 2**20), EngineConfig(), Level.WARN, "room for 19 slots instead of 32", "smaller --ctx"),
+        (Memory(GIB, 2**19), EngineConfig(), Level.WARN, "512.0 KiB|524,288 bytes are available now", "quantization"),
+        (Memory(2**19, 2**19), EngineConfig(), Level.FAIL, "has 524,288 bytes for it", "quantization"),
+        (Memory(GIB, 2**24), EngineConfig(200), Level.WARN, "16.0 MiB are available now", "use --slots 62, or use"),
+        (Memory(2**25, 2**24), EngineConfig(200), Level.FAIL, "has 32.0 MiB for it", "use --slots 62, or use"),
+        (
+            Memory(GIB, GIB),
+            EngineConfig(num_slots=200, context_length=1000),
+            Level.OK,
+            "KV cache of 200 slots x 1,000 tokens",
+            "",
+        ),
+        (Memory(GIB, GIB), EngineConfig(1), Level.OK, "KV cache of 1 slot x 512 tokens", ""),
     ],
 )
 def test_memory_is_set_against_weights_and_slots(
     tiny: ModelRef,
     monkeypatch: pytest.MonkeyPatch,
     memory: Memory,
-    wishes: EngineWishes,
+    wishes: EngineConfig,
     level: Level,
     message: str,
     remedy: str,
@@ -420,7 +427,7 @@ def test_memory_is_set_against_weights_and_slots(
 def test_models_of_one_worker_share_the_memory(tiny: ModelRef, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_checks, "read_memory", lambda: Memory(2**24, 2**24))
     models = [tiny, ModelRef("again", tiny.path)]
-    wishes = EngineWishes(num_slots=40)
+    wishes = EngineConfig(num_slots=40)
 
     alone = by_name(model_checks.check_models(models, wishes, is_one_worker=False))
     together = by_name(model_checks.check_models(models, wishes, is_one_worker=True))
@@ -438,6 +445,6 @@ def test_memory_of_a_gpu_is_not_judged_by_the_machines(
     monkeypatch.setattr(model_checks, "_outline", lambda path: outline)
     monkeypatch.setattr(model_checks, "read_memory", lambda: Memory(GIB, GIB))
 
-    check = check_memory(tiny, EngineWishes(num_gpu_layers=gpu_layers))
+    check = check_memory(tiny, EngineConfig(num_gpu_layers=gpu_layers))
 
     assert (check.level is Level.FAIL) == is_checked

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from batcher.types import SamplingParams
+from batcher.types import EngineConfig, SamplingParams
 from tests.support.engine_contract import EngineContract
 from tests.support.fake_model import FakeModel
 from tests.support.manual_engine import ManualEngine
 from workers.engines.base import ALL_ABILITIES, Ability, Engine, SequenceRequest, find_missing
 from workers.engines.llama.engine import LlamaEngine
 from workers.engines.llama.kv_cache import KvCache
-from workers.engines.llama.loader import EngineConfig, load_engine
+from workers.engines.llama.loader import load_engine
 
 
 class TestLlamaEngine(EngineContract):

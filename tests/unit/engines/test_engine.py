@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from batcher.errors import EngineError, ModelError
-from batcher.types import ErrorCode, FinishReason, SamplingParams
+from batcher.types import EngineConfig, ErrorCode, FinishReason, SamplingParams
 from tests.support.tiny_engine import WAIT_S, choices_of, results_of, running
 from tests.support.tiny_gguf import write_tiny_gguf
 from workers.engines.base import SequenceRequest, SequenceResult
 from workers.engines.llama.engine import LlamaEngine
 from workers.engines.llama.gate import Gate
-from workers.engines.llama.loader import EngineConfig, load_engine, load_tokenizer
+from workers.engines.llama.loader import load_engine, load_tokenizer
 
 PROMPTS = [
     "hello world",

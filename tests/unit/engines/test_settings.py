@@ -6,10 +6,10 @@ import pytest
 
 from batcher.errors import ModelError
 from batcher.machine import Cores, read_memory
+from batcher.types import Demand, EngineConfig
 from workers.engines.llama.loader import available_memory
 from workers.engines.llama.model import free_gpu_memory, supports_gpu
 from workers.engines.llama.settings import (
-    EngineConfig,
     EngineSettings,
     EngineValues,
     Setting,
@@ -67,15 +67,17 @@ def test_slots_are_those_that_memory_has_room_for() -> None:
 
     assert choose(situation=tight).num_slots == Setting(6, "half of 3.1 GiB of free memory / 256 MiB a slot")
     assert choose(EngineConfig(context_length=512), tight).num_slots.value == 24
-    shared = choose(situation=replace(tight, num_workers=2))
+    shared = choose(situation=replace(tight, demand=Demand(num_workers=2)))
     assert shared.num_slots == Setting(3, "half of 3.1 GiB of free memory, for 2 workers, / 256 MiB a slot")
     assert choose(situation=replace(ROOMY, free_memory=0)).num_slots.value == 1
 
 
 def test_a_small_job_takes_no_more_slots_than_it_has_prompts() -> None:
-    assert choose(situation=replace(ROOMY, num_prompts=5)).num_slots == Setting(5, "one for each prompt of the job")
-    assert choose(situation=replace(ROOMY, num_prompts=0)).num_slots.value == 1
-    assert choose(situation=replace(ROOMY, num_prompts=500)).num_slots.value == 32
+    assert choose(situation=replace(ROOMY, demand=Demand(num_prompts=5))).num_slots == Setting(
+        5, "one for each prompt of the job"
+    )
+    assert choose(situation=replace(ROOMY, demand=Demand(num_prompts=0))).num_slots.value == 1
+    assert choose(situation=replace(ROOMY, demand=Demand(num_prompts=500))).num_slots.value == 32
 
 
 def test_context_of_a_model_that_was_trained_for_less_is_its_own() -> None:
@@ -98,7 +100,7 @@ def test_context_of_a_model_that_was_trained_for_less_is_its_own() -> None:
 def test_threads_are_the_cores_that_are_there_for_this_worker(
     cores: Cores, num_workers: int, expected: Setting
 ) -> None:
-    situation = replace(ROOMY, cores=cores, num_workers=num_workers)
+    situation = replace(ROOMY, cores=cores, demand=Demand(num_workers=num_workers))
 
     assert choose(situation=situation).num_threads == expected
 
@@ -125,7 +127,7 @@ def test_option_goes_before_the_profile() -> None:
 
 
 def test_profile_gives_way_to_memory_and_to_workers_beside() -> None:
-    settings = choose(situation=replace(ROOMY, free_memory=8 * GIB, num_workers=2), tuned=TUNED)
+    settings = choose(situation=replace(ROOMY, free_memory=8 * GIB, demand=Demand(num_workers=2)), tuned=TUNED)
 
     assert settings.num_slots.value == 8
     assert settings.num_threads == Setting(2, "4 cores shared by 2 workers")
@@ -174,12 +176,12 @@ def test_without_a_gpu_the_memory_is_the_process_own() -> None:
     ],
 )
 def test_slots_are_no_longer_than_the_job_needs(longest: int | None, context_length: int, reason: str) -> None:
-    settings = choose(situation=replace(ROOMY, longest_request=longest))
+    settings = choose(situation=replace(ROOMY, demand=Demand(longest_request=longest)))
     assert settings.context_length == Setting(context_length, reason)
 
 
 def test_short_requests_leave_room_for_more_slots() -> None:
     little = replace(ROOMY, free_memory=4 * GIB)
-    assert choose(situation=replace(little, longest_request=400)).num_slots.value == min(
+    assert choose(situation=replace(little, demand=Demand(longest_request=400))).num_slots.value == min(
         32, 4 * choose(situation=little).num_slots.value
     )

@@ -15,10 +15,12 @@ from batcher.errors import BatcherError, ModelError
 from batcher.jobdir.attempts import Cause, Outcome, read_ends
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.heartbeats import WorkerState, read_heartbeats
+from batcher.types import EngineConfig
 from tests.support.clock import Clock
 from tests.support.job_files import make_job
 from workers.process.events import Beat, Event, EventKind, OpenAttempt, WorkerConfig
 from workers.process.launch import launch_child
+from workers.process.lines import decode, encode
 from workers.process.supervisor import (
     MAX_CRASHES,
     MAX_CRASHES_WITHOUT_ROW,
@@ -39,7 +41,7 @@ def make_config(home: Path) -> WorkerConfig:
         jobs_root="/jobs",
         home=str(home),
         grace_s=8.0,
-        num_slots=3,
+        engine=EngineConfig(num_slots=3),
     )
 
 
@@ -113,8 +115,10 @@ def poll_forever(supervisor: Supervisor) -> None:
 
 
 def test_config_survives_its_way_to_the_child(tmp_path: Path) -> None:
-    config = make_config(tmp_path)
-    assert WorkerConfig.from_json(config.to_json()) == config
+    # A folder whose name is no UTF-8.
+    config = replace(make_config(tmp_path), jobs_root="/jobs/\udcff", model_sha256=(("tiny", "0" * 64),))
+
+    assert decode(WorkerConfig, encode(config)) == config
 
 
 def test_child_gets_its_config_on_stdin_and_not_on_its_command_line(nursery: Nursery, tmp_path: Path) -> None:
@@ -124,7 +128,7 @@ def test_child_gets_its_config_on_stdin_and_not_on_its_command_line(nursery: Nur
     supervisor = nursery.start(script)
     poll_until(supervisor, lambda: supervisor.is_ready)
 
-    assert WorkerConfig.from_json(seen.read_bytes()) == nursery.config
+    assert decode(WorkerConfig, seen.read_bytes()) == nursery.config
 
 
 def test_child_that_dies_while_loading_blames_the_model(nursery: Nursery) -> None:
@@ -358,9 +362,9 @@ def test_event_survives_its_way_to_the_parent() -> None:
         Event(EventKind.CLAIMED, attempt=OpenAttempt("/jobs/a", 3, 2)),
         Event(EventKind.BEAT, beat=Beat((1, 2), (True, False), 0.5)),
     ):
-        line = event.to_json()
+        line = encode(event)
         assert line.count(b"\n") == 1
-        assert Event.from_json(line) == event
+        assert decode(Event, line) == event
 
 
 def test_how_the_engines_were_set_up_is_passed_on(nursery: Nursery) -> None:

@@ -8,10 +8,11 @@ import pytest
 
 from batcher.errors import ModelError
 from batcher.machine import Cores
-from batcher.types import SamplingParams
+from batcher.types import EngineConfig, SamplingParams
 from tests.support.clock import Clock
-from workers.engines.llama.settings import EngineConfig, EngineValues
+from workers.engines.llama.settings import EngineValues
 from workers.engines.profile import Profile
+from workers.process.lines import decode, encode
 from workers.tuning import trial
 from workers.tuning.search import Measurement, tune
 from workers.tuning.trial import Meter, TrialConfig, TrialPrompt, TrialResult, run_trial
@@ -195,10 +196,10 @@ def test_what_is_to_be_measured_travels_whole() -> None:
     params = SamplingParams(logit_bias=((5, 1.0), (6, -1.0)), stop_token_ids=(3,), bad_words=("a b",))
     config = TrialConfig("/m.gguf", EngineConfig(num_slots=3), (PROMPT, TrialPrompt("é\n", params)), 0.5)
 
-    line = config.to_json()
+    line = encode(config)
 
     assert line.count(b"\n") == 1
-    assert TrialConfig.from_json(line) == config
+    assert decode(TrialConfig, line) == config
 
 
 def test_engine_is_measured_in_a_process_of_its_own(model: Path) -> None:
@@ -238,4 +239,4 @@ def test_process_that_dies_is_told_of(model: Path, monkeypatch: pytest.MonkeyPat
 def test_trial_travels_as_json_with_every_parameter() -> None:
     params = SamplingParams(stop=("a", "b"), logit_bias=((5, -1.5), (7, 2.0)), logprobs=3, n=2)
     config = TrialConfig("m.gguf", EngineConfig(), (TrialPrompt("p", params),), 1.0)
-    assert TrialConfig.from_json(config.to_json()) == config
+    assert decode(TrialConfig, encode(config)) == config

@@ -5,15 +5,17 @@ from pathlib import Path
 
 from batcher.errors import ModelError
 from batcher.machine import read_cores, read_memory
+from batcher.types import UNKNOWN_DEMAND, Demand, EngineConfig
 from workers.engines.llama.engine import LlamaEngine
 from workers.engines.llama.gate import Gate
 from workers.engines.llama.kv_cache import KvCache
 from workers.engines.llama.model import ContextSize, Model, Tokenizer, describe_build, free_gpu_memory, supports_gpu
+from workers.engines.llama.sampling.sampler import Floats
+from workers.engines.llama.scheduler import StepBatch
 from workers.engines.llama.settings import (
     DEFAULT_CONTEXT_LENGTH,
     DEFAULT_NUM_SLOTS,
     MAX_CACHE_SHARE,
-    EngineConfig,
     EngineSettings,
     Situation,
     TunedValues,
@@ -25,7 +27,6 @@ __all__ = [
     "DEFAULT_CONTEXT_LENGTH",
     "DEFAULT_NUM_SLOTS",
     "MAX_CACHE_SHARE",
-    "EngineConfig",
     "available_memory",
     "choose",
     "describe_backend",
@@ -39,6 +40,9 @@ __all__ = [
 #: llama.cpp: every layer that fits.
 ALL_LAYERS = -1
 
+#: Receives the number of tokens that were computed.
+OnDecoded = Callable[[int], None]
+
 
 def load_engine(name: str, path: Path, config: EngineConfig, *, gate: Gate | None = None) -> LlamaEngine:
     """Load a model and make an engine of it, not yet started. Raises ModelError. Takes as long as reading the file.
@@ -49,20 +53,35 @@ def load_engine(name: str, path: Path, config: EngineConfig, *, gate: Gate | Non
     return make_engine(name, model, choose(model, config), is_deduplicating=config.is_deduplicating, gate=gate)
 
 
-def load_model(path: Path, config: EngineConfig, *, make_model: Callable[..., Model] = Model) -> Model:
+def load_model(path: Path, config: EngineConfig, *, on_decoded: OnDecoded | None = None) -> Model:
     """Load the weights. Raises ModelError, and before it loads anything for options that contradict each other.
 
-    `make_model` is called like `Model`, and may be a model that also measures.
+    `on_decoded` is told of the number of tokens after each decode, in the engine's thread.
     """
     check_config(config)
     if config.num_gpu_layers and not supports_gpu():
         raise ModelError(
             f"--gpu-layers is {config.num_gpu_layers}, but llama-cpp-python was built for CPUs only; "
-            "build it for the GPU (docs/operations.md, GPU workers) or leave the option out"
+            "build it for the GPU (README, GPU workers) or leave the option out"
         )
     default_layers = ALL_LAYERS if supports_gpu() else 0
     layers = default_layers if config.num_gpu_layers is None else config.num_gpu_layers
-    return make_model(path, num_gpu_layers=layers)
+    if on_decoded is None:
+        return Model(path, num_gpu_layers=layers)
+    return _MeteredModel(path, num_gpu_layers=layers, on_decoded=on_decoded)
+
+
+class _MeteredModel(Model):
+    """Tells of each decode."""
+
+    def __init__(self, path: Path, *, num_gpu_layers: int, on_decoded: OnDecoded) -> None:
+        super().__init__(path, num_gpu_layers=num_gpu_layers)
+        self._on_decoded = on_decoded
+
+    def decode(self, batch: StepBatch) -> Floats:
+        logits = super().decode(batch)
+        self._on_decoded(len(batch.tokens))
+        return logits
 
 
 def choose(
@@ -70,9 +89,7 @@ def choose(
     config: EngineConfig,
     *,
     tuned: TunedValues | None = None,
-    num_workers: int = 1,
-    num_prompts: int | None = None,
-    longest_request: int | None = None,
+    demand: Demand = UNKNOWN_DEMAND,
 ) -> EngineSettings:
     """The settings for this machine, whose memory is looked at now, with the weights of `model` in it."""
     situation = Situation(
@@ -81,9 +98,7 @@ def choose(
         uses_gpu=uses_gpu(config),
         free_memory=available_memory(on_gpu=uses_gpu(config)),
         cores=read_cores(),
-        num_workers=num_workers,
-        num_prompts=num_prompts,
-        longest_request=longest_request,
+        demand=demand,
     )
     return choose_settings(config, situation, tuned=tuned)
 

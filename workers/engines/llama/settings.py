@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from batcher.errors import ModelError
 from batcher.machine import Cores
+from batcher.types import UNKNOWN_DEMAND, Demand, EngineConfig
 
 #: llama.h, LLAMA_MAX_SEQ.
 MAX_SLOTS = 256
@@ -31,22 +32,6 @@ DEFAULT_MICRO_BATCH_TOKENS = 512
 
 #: The KV cache takes at most this share of the memory that is free once the weights are loaded.
 MAX_CACHE_SHARE = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class EngineConfig:
-    """What the user asked for; None means: choose. `context_length` is in tokens per sequence.
-
-    Without `is_deduplicating` equal requests are decoded each for itself.
-    """
-
-    num_slots: int | None = None
-    num_threads: int | None = None
-    num_gpu_layers: int | None = None
-    context_length: int | None = None
-    max_batch_tokens: int | None = None
-    max_micro_batch_tokens: int | None = None
-    is_deduplicating: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +63,6 @@ class Situation:
     """What an engine is set up for: model, machine and job.
 
     `free_memory` are the bytes for KV cache and all else once the weights are loaded, in the GPU where `uses_gpu`.
-    `num_workers` share the machine. `num_prompts` are those of the job, none of which takes more than `longest_request`
-    tokens with its completion; None: nobody knows what will come.
     """
 
     trained_context_length: int
@@ -87,9 +70,7 @@ class Situation:
     uses_gpu: bool
     free_memory: int
     cores: Cores
-    num_workers: int = 1
-    num_prompts: int | None = None
-    longest_request: int | None = None
+    demand: Demand = UNKNOWN_DEMAND
 
     def most_slots(self, context_length: int) -> int:
         """The slots of `context_length` tokens that memory has room for; one at least."""
@@ -98,11 +79,11 @@ class Situation:
     @property
     def cache_memory(self) -> float:
         """Bytes that the KV cache of one worker may take."""
-        return self.free_memory * MAX_CACHE_SHARE / self.num_workers
+        return self.free_memory * MAX_CACHE_SHARE / self.demand.num_workers
 
     def room_reason(self, context_length: int) -> str:
         """Why there are no more slots than `most_slots`."""
-        sharing = f", for {self.num_workers} workers," if self.num_workers > 1 else ""
+        sharing = f", for {self.demand.num_workers} workers," if self.demand.num_workers > 1 else ""
         where = "free GPU memory" if self.uses_gpu else "free memory"
         free, slot = _size_text(self.free_memory), _size_text(self._slot_bytes(context_length))
         return f"half of {free} of {where}{sharing} / {slot} a slot"
@@ -209,9 +190,9 @@ def _choose_context_length(config: EngineConfig, situation: Situation) -> Settin
         bound = Setting(situation.trained_context_length, "all that the model was trained for")
     else:
         bound = Setting(DEFAULT_CONTEXT_LENGTH, "the default")
-    if not situation.longest_request:
+    if not situation.demand.longest_request:
         return bound
-    needed = Setting(whole_cells(situation.longest_request), "the longest request of the job")
+    needed = Setting(whole_cells(situation.demand.longest_request), "the longest request of the job")
     return min(bound, needed, key=lambda setting: setting.value)
 
 
@@ -227,8 +208,8 @@ def _choose_slots(
     else:
         wish = Setting(DEFAULT_NUM_SLOTS, "the default for CPUs")
     bounds = [Setting(situation.most_slots(context_length), situation.room_reason(context_length))]
-    if situation.num_prompts is not None:
-        bounds.append(Setting(max(1, situation.num_prompts), "one for each prompt of the job"))
+    if situation.demand.num_prompts is not None:
+        bounds.append(Setting(max(1, situation.demand.num_prompts), "one for each prompt of the job"))
     if config.max_batch_tokens is not None:
         bounds.append(Setting(config.max_batch_tokens, "no more than --batch-tokens"))
     return min(wish, *bounds, key=lambda setting: setting.value)
@@ -238,9 +219,9 @@ def _choose_threads(config: EngineConfig, situation: Situation, tuned: TunedValu
     cores = situation.cores
     if config.num_threads is not None:
         return Setting(config.num_threads, "--threads")
-    if situation.num_workers > 1:
-        share = max(1, cores.num_usable // situation.num_workers)
-        return Setting(share, f"{_count(cores.num_usable, 'core')} shared by {situation.num_workers} workers")
+    if situation.demand.num_workers > 1:
+        share = max(1, cores.num_usable // situation.demand.num_workers)
+        return Setting(share, f"{_count(cores.num_usable, 'core')} shared by {situation.demand.num_workers} workers")
     if tuned is not None:
         return Setting(tuned.values.num_threads, tuned.source)
     if cores.quota is not None and cores.num_usable < cores.num_physical:

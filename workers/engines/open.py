@@ -1,0 +1,108 @@
+"""Makes engines: the one place that knows which kinds there are. Whoever runs something on them knows `base` alone.
+
+All are llama.cpp's on a GGUF file today. An engine of another kind gets its branch in `load_engines`. What is heavy is
+imported where it is needed: a process that only asks about a model need not have llama.cpp.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from batcher.types import Demand, EngineConfig, RowError
+from workers.engines.base import Engine, SequenceRequest
+
+if TYPE_CHECKING:
+    from workers.engines.llama.settings import EngineSettings
+
+logger = logging.getLogger(__name__)
+
+#: The number of tokens of a request's prompt, or why it can't run.
+CountTokens = Callable[[SequenceRequest], int | RowError]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedEngine:
+    """An engine that has not started yet, and how it was set up, in a line."""
+
+    engine: Engine
+    setup: str
+
+
+@dataclass(frozen=True, slots=True)
+class MeteredEngine:
+    """An engine whose speed is measured. `count_tokens` tells how many a text has."""
+
+    engine: Engine
+    settings: "EngineSettings"
+    uses_gpu: bool
+    count_tokens: Callable[[str], int]
+
+
+def load_engines(models: Sequence[tuple[str, str]], config: EngineConfig, demand: Demand) -> list[LoadedEngine]:
+    """An engine for each pair of a model's name and its path, all for this process. Blocks while models are read.
+
+    Raises ModelError.
+    """
+    from workers.engines.fingerprint import system_fingerprint
+    from workers.engines.llama import loader
+    from workers.engines.llama.gate import Gate
+    from workers.engines.profile import find_tuned
+
+    gate = Gate()
+    loaded = []
+    for name, where in models:
+        path = Path(where)
+        model = loader.load_model(path, config)
+        tuned = find_tuned(path, uses_gpu=loader.uses_gpu(config))
+        settings = loader.choose(model, config, tuned=tuned, demand=demand)
+        engine = loader.make_engine(
+            name,
+            model,
+            settings,
+            is_deduplicating=config.is_deduplicating,
+            gate=gate,
+            system_fingerprint=system_fingerprint(path, backend=loader.describe_backend(config)),
+        )
+        loaded.append(LoadedEngine(engine, f"{name}: {settings}"))
+        logger.info("%s", loaded[-1].setup)
+    return loaded
+
+
+def load_metered(path: Path, config: EngineConfig, *, on_decoded: Callable[[int], None]) -> MeteredEngine:
+    """An engine as `config` says, whatever was tuned, that tells of the tokens of each step in its own thread.
+
+    Raises ModelError.
+    """
+    from workers.engines.llama import loader
+
+    model = loader.load_model(path, config, on_decoded=on_decoded)
+    settings = loader.choose(model, config)
+    engine = loader.make_engine("trial", model, settings)
+    return MeteredEngine(engine, settings, loader.uses_gpu(config), model.vocabulary.count_tokens)
+
+
+def load_token_counter(path: Path, *, limit: int) -> CountTokens:
+    """What counts the tokens of prompts as an engine does that has the model at `path` and `limit` tokens a sequence,
+    without its weights. Raises ModelError.
+    """
+    from workers.engines.llama.loader import load_tokenizer
+    from workers.engines.llama.prompts import Prompts
+
+    # The vocabulary that the prompts are made with lives in it.
+    tokenizer = load_tokenizer(path)
+    prompts = Prompts(tokenizer, chat_template=tokenizer.chat_template, limit=limit)
+
+    def count(request: SequenceRequest) -> int | RowError:
+        found = prompts.tokenize(request)
+        return found if isinstance(found, RowError) else len(found)
+
+    return count
+
+
+def uses_gpu(config: EngineConfig) -> bool:
+    """Whether a GPU is going to compute."""
+    from workers.engines.llama import loader
+
+    return loader.uses_gpu(config)
