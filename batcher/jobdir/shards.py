@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import repeat
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,6 +24,24 @@ from batcher.jobdir import sealed, store
 from batcher.jobdir.sealed import MissingFileError
 from batcher.types import ErrorCode, Request, RequestFacts, RowError, SamplingParams
 
+#: The column of a parameter by its type; that of a tuple is a list.
+_COLUMN_TYPES = {int: pa.int32(), float: pa.float64(), bool: pa.bool_(), str: pa.string()}
+
+
+def _parameter_fields() -> Iterator[pa.Field]:
+    """A column for each parameter, by its name and type; but two for `logit_bias`, and 64 bits for seeds."""
+    for name, hint in get_type_hints(SamplingParams).items():
+        if name == "logit_bias":
+            yield pa.field("biased_tokens", pa.list_(pa.int32()), nullable=False)
+            yield pa.field("biases", pa.list_(pa.float64()), nullable=False)
+            continue
+        kinds = [kind for kind in get_args(hint) if kind not in (NoneType, Ellipsis)] or [hint]
+        kind = pa.int64() if name == "seed" else _COLUMN_TYPES[kinds[0]]
+        yield pa.field(name, pa.list_(kind) if get_origin(hint) is tuple else kind, nullable=NoneType in get_args(hint))
+
+
+_PARAMETERS = tuple(_parameter_fields())
+
 REQUEST_FIELDS = pa.schema(
     [
         pa.field("row", pa.int64(), nullable=False),
@@ -30,33 +49,9 @@ REQUEST_FIELDS = pa.schema(
         pa.field("model", pa.string(), nullable=False),
         pa.field("prompts", pa.list_(pa.string()), nullable=False),
         pa.field("is_array", pa.bool_(), nullable=False),
-        pa.field("max_tokens", pa.int32(), nullable=False),
-        pa.field("temperature", pa.float64(), nullable=False),
-        pa.field("top_p", pa.float64(), nullable=False),
-        pa.field("stop", pa.list_(pa.string()), nullable=False),
-        pa.field("seed", pa.int64()),
+        *_PARAMETERS[:5],
         pa.field("is_chat", pa.bool_(), nullable=False),
-        pa.field("n", pa.int32(), nullable=False),
-        pa.field("best_of", pa.int32()),
-        pa.field("echo", pa.bool_(), nullable=False),
-        pa.field("logprobs", pa.int32()),
-        pa.field("presence_penalty", pa.float64(), nullable=False),
-        pa.field("frequency_penalty", pa.float64(), nullable=False),
-        pa.field("biased_tokens", pa.list_(pa.int32()), nullable=False),
-        pa.field("biases", pa.list_(pa.float64()), nullable=False),
-        pa.field("suffix", pa.string(), nullable=False),
-        pa.field("clips_max_tokens", pa.bool_(), nullable=False),
-        pa.field("top_k", pa.int32(), nullable=False),
-        pa.field("min_p", pa.float64(), nullable=False),
-        pa.field("repetition_penalty", pa.float64(), nullable=False),
-        pa.field("min_tokens", pa.int32(), nullable=False),
-        pa.field("ignore_eos", pa.bool_(), nullable=False),
-        pa.field("stop_token_ids", pa.list_(pa.int32()), nullable=False),
-        pa.field("include_stop_str_in_output", pa.bool_(), nullable=False),
-        pa.field("bad_words", pa.list_(pa.string()), nullable=False),
-        pa.field("add_generation_prompt", pa.bool_(), nullable=False),
-        pa.field("continue_final_message", pa.bool_(), nullable=False),
-        pa.field("chat_template_kwargs", pa.string(), nullable=False),
+        *_PARAMETERS[5:],
         pa.field("is_token_ids", pa.bool_(), nullable=False),
         pa.field("error_code", pa.string()),
         pa.field("error_message", pa.string()),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from batcher.arrow.values import json_text
 from batcher.errors import CorruptFileError
 from batcher.jobdir import sealed, store
-from batcher.jobdir.shards import Shard, ShardRow, conform, read_request_facts, read_shard, write_shard
+from batcher.jobdir.shards import REQUEST_FIELDS, Shard, ShardRow, conform, read_request_facts, read_shard, write_shard
 from batcher.types import ErrorCode, Request, RequestFacts, RowError, SamplingParams
 
 NO_COLUMNS = pa.table({"": pa.nulls(1)}).select([])
@@ -179,3 +179,16 @@ def test_conform_keeps_the_number_of_rows_without_columns() -> None:
 
 def test_json_text_leaves_strings_and_null_alone() -> None:
     assert [json_text(v) for v in ("a", None, 1, True, {"é": [1.5]})] == ["a", None, "1", "true", '{"é": [1.5]}']
+
+
+def test_columns_are_those_of_shards_that_were_written_before() -> None:
+    """They follow from the types of the parameters: whoever changes one of those is told here."""
+    folder = Path(__file__).parents[2] / "data" / "job_e075c6b" / "jobs"
+    paths = sorted(folder.glob("*/shards/*.parquet"))
+    assert paths
+
+    for path in paths:
+        written = sealed.read_table(path).schema.field("request").type
+        columns = [written.field(i) for i in range(written.num_fields)]
+
+        assert columns == [field for field in REQUEST_FIELDS if field.name in {column.name for column in columns}]
