@@ -6,8 +6,8 @@ refused as well: nobody can say what it would have changed. Null is the default 
 
 This is the one place of a field. The models that check bodies and rows (`parameters`), what becomes a request
 (`bodies`), the columns that plain rows may opt in to (`row_params`), the OpenAPI schemas and docs/serving.md follow
-from it. To add a parameter: `SamplingParams`, an entry here, and what it changes in `workers/engines/llama/sampling`; its
-column in shard files follows from its type.
+from it. To add a parameter: `SamplingParams`, an entry here, and what it changes in `workers/engines/llama/sampling`.
+Its column in shard files follows from its type.
 
 Names, types and bounds are OpenAI's, else vLLM's (vllm/entrypoints/openai/completion/protocol.py, sampling_params.py).
 """
