@@ -1,5 +1,12 @@
 """Batcher: a distributed batch completion job runner over llama.cpp.
 
+    import batcher
+
+    job = batcher.run([{"prompt": "The capital of France is"}], "out", model="smollm2-135m")
+    job.results().to_pandas()
+
+docs/python.md has more. What is offered here is imported when it is used first.
+
 The rooms, lowest first: a module imports from its own room and from those named before it. submission, manage and
 broker know nothing of each other. `workers` lies above broker; api, server and cli import it only where a function
 runs.
@@ -24,4 +31,58 @@ server/          HTTP
 cli/             the command line
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from batcher import errors as errors
+    from batcher.api.job import Job
+    from batcher.api.jobs import open_job as open  # noqa: A004 (like gzip.open: said with the name of the package)
+    from batcher.api.jobs import run, submit
+    from batcher.api.results import Results
+    from batcher.errors import BatcherError
+    from batcher.manage.finish import Summary
+    from batcher.manage.status import JobState, Status
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "BatcherError",
+    "Job",
+    "JobState",
+    "Results",
+    "Status",
+    "Summary",
+    "__version__",
+    "errors",
+    "open",
+    "run",
+    "submit",
+]
+
+#: Name -> the module that has it, and how it is called there.
+_OFFERED = {
+    "BatcherError": ("batcher.errors", "BatcherError"),
+    "Job": ("batcher.api.job", "Job"),
+    "JobState": ("batcher.manage.status", "JobState"),
+    "Results": ("batcher.api.results", "Results"),
+    "Status": ("batcher.manage.status", "Status"),
+    "Summary": ("batcher.manage.finish", "Summary"),
+    "open": ("batcher.api.jobs", "open_job"),
+    "run": ("batcher.api.jobs", "run"),
+    "submit": ("batcher.api.jobs", "submit"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "errors":
+        return importlib.import_module("batcher.errors")
+    if name not in _OFFERED:
+        raise AttributeError(f"module 'batcher' has no attribute {name!r}")
+    module, attribute = _OFFERED[name]
+    found = globals()[name] = getattr(importlib.import_module(module), attribute)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -6,6 +6,8 @@ it may hold whatever prints, and is encoded where it becomes a part of a key.
 
 import hashlib
 import re
+import secrets
+from datetime import UTC, datetime
 from urllib.parse import quote
 
 from batcher.errors import InputError
@@ -28,6 +30,12 @@ def check_id(value: str, *, what: str) -> str:
             "and the first one a letter or digit"
         )
     return value
+
+
+def new_job_id(name: str) -> str:
+    """A job id that says what, by a name of any letters, and when, with a tail for two made in the same second."""
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-_") or "job"
+    return f"{stem[:64]}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
 
 
 def is_model_name(value: str) -> bool:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from batcher.errors import InputError, ModelError
 from batcher.gguf import trained_context_length
 from batcher.model_files import ModelRef, known_models, parse_model, parse_sha256
+from batcher.types import EngineConfig
 
 if TYPE_CHECKING:
     from workers.process.events import WorkerConfig
@@ -79,3 +80,25 @@ def worker_config(
         model_sha256=parse_sha256(model_sha256, models),
         **options,
     )
+
+
+def take_engine_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Move what `options` of `batcher run` say of engines and workers out of them, named as `WorkerConfig` has it."""
+    from batcher.broker.leases import LEASE_TTL_S
+
+    digests = options.pop("model_sha256", ())
+    return {
+        "engine": EngineConfig(
+            num_slots=options.pop("slots", None),
+            num_threads=options.pop("threads", None),
+            num_gpu_layers=options.pop("gpu_layers", None),
+            context_length=options.pop("ctx", None),
+            max_batch_tokens=options.pop("batch_tokens", None),
+            max_micro_batch_tokens=options.pop("micro_batch_tokens", None),
+        ),
+        "grace_s": options.pop("grace", DEFAULT_GRACE_S),
+        "stall_timeout_s": options.pop("stall_timeout", None),
+        "lease_ttl_s": options.pop("lease_ttl", None) or LEASE_TTL_S,
+        "row_timeout_s": options.pop("row_timeout", None),
+        "model_sha256": (digests,) if isinstance(digests, str) else digests,
+    }

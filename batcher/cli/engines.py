@@ -17,7 +17,6 @@ from batcher.cli.options import (
 )
 from batcher.errors import InputError
 from batcher.model_files import ModelRef
-from batcher.types import EngineConfig
 
 models_option = option(
     "--model",
@@ -75,27 +74,6 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for decorate in reversed(_ENGINE_OPTIONS):
         command = decorate(command)
     return command
-
-
-def take_engine_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Move the parameters of `engine_options` out of `options`, named as `WorkerConfig` has them."""
-    from batcher.broker.leases import LEASE_TTL_S
-
-    return {
-        "engine": EngineConfig(
-            num_slots=options.pop("slots"),
-            num_threads=options.pop("threads"),
-            num_gpu_layers=options.pop("gpu_layers"),
-            context_length=options.pop("ctx"),
-            max_batch_tokens=options.pop("batch_tokens"),
-            max_micro_batch_tokens=options.pop("micro_batch_tokens"),
-        ),
-        "grace_s": options.pop("grace"),
-        "stall_timeout_s": options.pop("stall_timeout"),
-        "lease_ttl_s": options.pop("lease_ttl") or LEASE_TTL_S,
-        "row_timeout_s": options.pop("row_timeout"),
-        "model_sha256": options.pop("model_sha256"),
-    }
 
 
 def choose_models(specs: Sequence[str], *, needed: set[str] | None = None) -> list[ModelRef]:

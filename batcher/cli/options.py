@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from batcher.errors import InputError, JobError
+from batcher.errors import InputError
 from batcher.types import (
     DEFAULT_CHAT_MAX_TOKENS,
     DEFAULT_MAX_TOKENS,
@@ -397,12 +397,6 @@ def with_stdin(files: Sequence[str]) -> "list[Input]":
 def find_job(job: str, jobs_dir: Path) -> "JobDir":
     """The job that JOB names: the path of a job directory, else an id under the jobs root. Raises JobError."""
     # Here and not above: it brings pyarrow, and `--help` looks at every command.
-    from batcher.jobdir.folder import JobDir
-    from batcher.jobdir.root import locate_job
+    from batcher.jobdir import root
 
-    as_path = Path(job)
-    if JobDir(as_path).exists():
-        return JobDir.open(as_path.resolve())
-    if as_path.name != job:
-        raise JobError(f"{job}: no job here (no manifest.json); `batcher list` shows the jobs")
-    return JobDir.open(locate_job(jobs_dir, job))
+    return root.find_job(job, jobs_dir)

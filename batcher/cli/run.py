@@ -1,21 +1,18 @@
 """The commands that do the work: run, submit, worker, resume."""
 
 import logging
-import re
-import secrets
 import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from batcher.api.engines import context_lengths, needed_extras, worker_config
+from batcher.api.engines import context_lengths, needed_extras, take_engine_options, worker_config
 from batcher.cli import EXIT_INTERRUPTED
-from batcher.cli.engines import choose_models, engine_options, models_option, take_engine_options
+from batcher.cli.engines import choose_models, engine_options, models_option
 from batcher.cli.options import (
     broker_option,
     find_job,
@@ -142,7 +139,7 @@ def submit_command(
     Example:
       batcher submit prompts.jsonl --model qwen --broker redis://host:6379/0 --jobs-dir /mnt/jobs
     """
-    from batcher.ids import check_model_name
+    from batcher.ids import check_model_name, new_job_id
     from batcher.jobdir.folder import JobDir
     from batcher.jobdir.root import locate_job
     from workers.queue.app import sending
@@ -154,7 +151,7 @@ def submit_command(
     # Before anything is written: a mistyped URL should leave no job.
     with sending(broker) as send:
         default_model = None if model is None else check_model_name(model)
-        job = JobDir(locate_job(jobs_dir, job_id or _new_job_id(files[0])))
+        job = JobDir(locate_job(jobs_dir, job_id or new_job_id(Path(files[0]).name.partition(".")[0])))
         submission = submit_options(default_model=default_model, known_models=None, **options)
         _submit(job, files, submission, send=send, quiet=quiet)
     click.echo(job.job_id)
@@ -316,12 +313,6 @@ def _show_reading(num_rows: int) -> None:
 def _say_how_far(job: "JobDir", *, quiet: bool) -> None:
     if not quiet:
         click.echo(f"Resuming: {how_far(job)} are done.", err=True)
-
-
-def _new_job_id(file: str) -> str:
-    """A job id that says what and when, with a tail for two submitted in the same second."""
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(file).name.partition(".")[0]).strip("-_") or "job"
-    return f"{stem[:64]}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
 
 
 def _model_arguments(models: Sequence["ModelRef"]) -> str:

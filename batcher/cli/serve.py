@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from batcher.api.engines import needed_extras, worker_config
-from batcher.cli.engines import choose_models, engine_options, models_option, take_engine_options
+from batcher.api.engines import needed_extras, take_engine_options, worker_config
+from batcher.cli.engines import choose_models, engine_options, models_option
 from batcher.cli.options import broker_option, jobs_dir_option, option
 from batcher.cli.watch import log_to_stderr
 from batcher.errors import InputError

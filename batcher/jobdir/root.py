@@ -27,6 +27,16 @@ def locate_job(root: Path, job_id: str) -> Path:
     return found
 
 
+def find_job(job: str, root: Path) -> JobDir:
+    """The job that is meant by the path of a job directory, else by an id under `root`. Raises JobError."""
+    as_path = Path(job)
+    if JobDir(as_path).exists():
+        return JobDir.open(as_path.resolve())
+    if as_path.name != job:
+        raise JobError(f"{job}: no job here (no manifest.json); `batcher list` shows the jobs")
+    return JobDir.open(locate_job(root, job))
+
+
 def list_jobs(root: Path) -> Iterator[JobDir]:
     """The jobs under `root`, by name."""
     for path in sorted(list_folder(root)):

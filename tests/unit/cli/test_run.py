@@ -1,13 +1,10 @@
 """What run, submit, worker and resume refuse before anything is started."""
 
-import re
 from pathlib import Path
 
 import pytest
 
 from batcher.cli import run_cli
-from batcher.cli.run import _new_job_id
-from batcher.ids import ID_PATTERN
 from tests.support.job_files import make_job
 
 
@@ -23,20 +20,6 @@ def prompts(tmp_path: Path) -> Path:
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "hello"}\n')
     return path
-
-
-@pytest.mark.parametrize(
-    "file", ["prompts.jsonl", "/data/my prompts.v2.parquet", "-", "data/*.jsonl.gz", "x" * 300, "日本.jsonl"]
-)
-def test_default_job_id_is_usable_and_never_the_same(file: str) -> None:
-    first, second = _new_job_id(file), _new_job_id(file)
-
-    assert ID_PATTERN.fullmatch(first)
-    assert first != second
-
-
-def test_default_job_id_begins_with_the_name_of_the_file() -> None:
-    assert re.fullmatch(r"my-prompts-\d{8}T\d{6}Z-[0-9a-f]{6}", _new_job_id("/data/my prompts.v2.parquet"))
 
 
 @pytest.mark.parametrize("command", ["submit", "worker"])

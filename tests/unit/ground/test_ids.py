@@ -1,5 +1,6 @@
 """Identifiers: what is an id and what a model's name, and ids of responses that no other row or job has."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from batcher.ids import (
     completion_id,
     encode_name,
     is_model_name,
+    new_job_id,
     response_digits,
 )
 
@@ -93,3 +95,15 @@ def test_response_digits_are_24_of_a_row_of_a_job() -> None:
 @pytest.mark.parametrize(("is_chat", "expected"), [(False, "cmpl-1f"), (True, "chatcmpl-1f")])
 def test_completion_id_says_what_it_is_of(is_chat: bool, expected: str) -> None:
     assert completion_id("1f", is_chat=is_chat) == expected
+
+
+@pytest.mark.parametrize("name", ["prompts", "my prompts", "-", "", "*", "x" * 300, "日本"])
+def test_default_job_id_is_usable_and_never_the_same(name: str) -> None:
+    first, second = new_job_id(name), new_job_id(name)
+
+    assert ID_PATTERN.fullmatch(first)
+    assert first != second
+
+
+def test_default_job_id_begins_with_the_name() -> None:
+    assert re.fullmatch(r"my-prompts-\d{8}T\d{6}Z-[0-9a-f]{6}", new_job_id("my prompts"))

@@ -313,6 +313,8 @@ def test_what_the_rule_allows_is_allowed(file: str, source: str) -> None:
 @pytest.mark.parametrize(
     ("module", "unwanted"),
     [
+        # Notebooks and scripts begin with it.
+        ("batcher", ["pyarrow", "pydantic", "numpy", "celery", "redis", "rich", "click", "pandas", "llama_cpp"]),
         ("batcher.types", ["pyarrow", "pydantic", "numpy"]),
         ("batcher.errors", ["pyarrow", "pydantic", "numpy"]),
         # `--help` looks at every command, and must be instant.

@@ -1,0 +1,201 @@
+"""A job as a Python program has it: how far it is, its results, and what can be done to it."""
+
+import html
+import logging
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Self, Unpack
+
+from batcher.api.options import EngineOptions, check_options
+from batcher.api.progress import duration_text
+from batcher.errors import BatcherError, JobError
+from batcher.jobdir.folder import JobDir
+from batcher.manage.cancel import CancelResult, cancel
+from batcher.manage.delete import delete_job
+from batcher.manage.export import ExportFormat, export
+from batcher.manage.finish import Summary, finalize, read_summary
+from batcher.manage.retry import retry
+from batcher.manage.status import Status, StatusReader
+
+if TYPE_CHECKING:
+    from batcher.api.results import Results
+
+logger = logging.getLogger(__name__)
+
+
+class Job:
+    """A job in its folder, from `batcher.run`, `batcher.submit` or `batcher.open`.
+
+    It holds no rows and no connection: all is read from the job's files when it is asked for, so several of them, in
+    several programs, can stand for one job. For all threads. Errors are those of `batcher.errors`: JobError where the
+    folder is no job (any more), StorageError where the disk says no, CorruptFileError for a file that was damaged.
+    """
+
+    def __init__(self, folder: JobDir, *, broker: str | None = None, models: Sequence[str] = ()) -> None:
+        """For `batcher.open`, which see. `models` are those that a resume on this machine takes when none are given."""
+        self._folder = folder
+        self._broker = broker
+        self._models = tuple(models)
+        self._reader = StatusReader(folder)
+        self._lock = threading.Lock()
+
+    @property
+    def path(self) -> Path:
+        """The job directory, absolute. `path / "results"` is a Parquet dataset at all times."""
+        return self._folder.path
+
+    @property
+    def id(self) -> str:
+        """The job's id: the name of its folder."""
+        return self._folder.job_id
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every row has its result, and the count proved it."""
+        return finalize(self._folder) is not None
+
+    def status(self) -> Status:
+        """How far the job is now: rows, tokens, rates (1/s), ETA (s), shards, workers, failures. Reads files only."""
+        with self._lock:
+            return self._reader.read()
+
+    def summary(self) -> Summary:
+        """The totals of a complete job. Raises JobError while it is none."""
+        finalize(self._folder)
+        return read_summary(self._folder)
+
+    def wait(self, *, progress: bool = False, timeout: float | None = None) -> Self:
+        """Block until the job is complete; returns it.
+
+        With `progress` a bar on the terminal or in the notebook, elsewhere a JSON line every few seconds on stderr.
+        Waiting starts no workers: `resume` does. Ctrl-C ends the waiting, not the job. Raises TimeoutError after
+        `timeout` seconds, JobCancelledError if the job is cancelled, BrokerError if the broker that it was submitted to
+        is away for 30 seconds.
+        """
+        from batcher.api.work import wait_for
+
+        wait_for(self._folder, self._broker, reader=self._reader, progress=progress, timeout_s=timeout)
+        return self
+
+    def results(self, *, partial: bool = False) -> "Results":
+        """The results: `.to_pandas()`, `.to_polars()`, `.to_table()`, `.dataset()`, or a loop over dicts.
+
+        Raises JobError for a job that is not complete, unless `partial`: then what is finished when it is read.
+        """
+        from batcher.api.results import Results
+
+        if not partial and not self.is_complete:
+            status = self.status()
+            raise JobError(
+                f"{self.path}: the job is not complete ({status.num_done:,} of {status.num_rows:,} rows are done); "
+                "wait() for it, or resume() it, or take what is there with results(partial=True)"
+            )
+        return Results(self._folder)
+
+    def errors(self) -> "Results":
+        """The rows that have failed so far, with `error_code` and `error_message`; as `results`."""
+        from batcher.api.results import Results
+
+        return Results(self._folder, errors_only=True)
+
+    def retry(self, *, error_code: str | None = None, custom_id: str | None = None, row: int | None = None) -> int:
+        """Have failed rows run again that meet all conditions, or all that could succeed; returns their number.
+
+        Rows that were refused at submit stay as they are. A job that was submitted to a broker goes on there; of
+        another the rows run when `resume` is called. Raises InputError for a condition that no row can meet,
+        JobError for a job that is cancelled, JobBusyError while another command changes it, BrokerError.
+        """
+        where = {
+            key: str(value)
+            for key, value in (("error_code", error_code), ("custom_id", custom_id), ("row", row))
+            if value is not None
+        }
+        if self._broker is None:
+            selection = retry(self._folder, where=where).selection
+        else:
+            from workers.queue.app import sending
+
+            with sending(self._broker) as send:
+                selection = retry(self._folder, where=where, send=send).selection
+        if selection.num_refused or selection.num_not_retriable:
+            logger.info(
+                "%s: %d rows that were refused at submit and %d whose error does not go away are left out",
+                *(self.id, selection.num_refused, selection.num_not_retriable),
+            )
+        return selection.num_rows
+
+    def resume(
+        self,
+        *,
+        model: str | Sequence[str] | None = None,
+        workers: int = 1,
+        broker: str | None = None,
+        progress: bool = False,
+        **options: Unpack[EngineOptions],
+    ) -> Self:
+        """Go on with what is unfinished, cancelled or was opened by `retry`; what is finished is kept. Returns the job.
+
+        With `broker`, or if the job was submitted to one, its shards are sent there, and this returns at once; `wait`
+        waits. Else it blocks while `workers` processes of this machine complete the job, as `batcher.run` does, which
+        has the parameters and errors. `model` are the models that they load, by default those of `run` or of the same
+        names on this machine.
+        """
+        from batcher.api.work import resume_elsewhere, resume_here
+
+        checked = check_options("resume", EngineOptions, options)
+        if broker is not None:
+            self._broker = broker
+        if self._broker is not None:
+            resume_elsewhere(self._folder, self._broker)
+            return self
+        specs = self._models if model is None else [model] if isinstance(model, str) else model
+        resume_here(self._folder, specs, num_workers=workers, progress=progress, options=checked)
+        return self
+
+    def cancel(self) -> bool:
+        """Stop the job: its workers end at their next row, and finished rows stay. `resume` takes it up again.
+
+        Returns whether it is cancelled now; False: it is complete.
+        """
+        return cancel(self._folder) is not CancelResult.TOO_LATE
+
+    def export(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        format: Literal["rows", "openai"] = "rows",  # noqa: A002 (the command line's name)
+        partial: bool = False,
+        force: bool = False,
+    ) -> int:
+        """Write the results as one file; its suffix says how: .parquet, .csv (a row a choice) or .jsonl (a line a row).
+
+        `format` is what a JSONL line holds: a response object with the row's own columns, or an OpenAI batch output
+        line. Returns the number of rows or lines. `force` replaces a file that is there, `partial` takes a job that is
+        not complete. Raises InputError for the path, JobError for the job.
+        """
+        return export(self._folder, Path(path), layout=ExportFormat(format), force=force, partial=partial)
+
+    def delete(self) -> None:
+        """Delete the job and its results. Files in its folder that are not the job's own are left there."""
+        delete_job(self._folder)
+
+    def __repr__(self) -> str:
+        return f"<Job {self.id!r}: {self._line()}>"
+
+    def _repr_html_(self) -> str:
+        """For a notebook."""
+        line = html.escape(f"{self.id}: {self._line()}")
+        return f"<div><b>Job</b> {line}<br><small>{html.escape(str(self.path))}</small></div>"
+
+    def _line(self) -> str:
+        """The status in a line; never raises."""
+        try:
+            status = self.status()
+        except BatcherError as exc:
+            return str(exc)
+        texts = [status.state.value, f"{status.num_done:,} of {status.num_rows:,} rows"]
+        texts += [f"{status.num_errors:,} errors"] if status.num_errors else []
+        texts += [f"ETA {duration_text(status.eta_s)}"] if status.eta_s is not None else []
+        return ", ".join(texts)

@@ -1,0 +1,146 @@
+"""Jobs begin: `run`, `submit`, `open`."""
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Unpack
+
+from batcher.api.engines import choose_models, context_lengths, take_engine_options, worker_config
+from batcher.api.job import Job
+from batcher.api.options import RunOptions, SubmitJobOptions, check_options, submit_options
+from batcher.api.source import Source, inputs_of, name_of
+from batcher.api.work import crew, find_broker, is_quiet, warn_of_unserved
+from batcher.errors import InputError
+from batcher.ids import check_id, check_model_name, new_job_id
+from batcher.jobdir.folder import JobDir
+from batcher.jobdir.root import find_job, locate_job
+from batcher.manage.resume import resume
+from batcher.manage.status import read_status
+from batcher.submission.planner import submit as make_job
+
+if TYPE_CHECKING:
+    from batcher.jobdir.sending import Send
+    from batcher.submission.source import Input, SubmitOptions
+
+# So that nothing prints where the program has set up no logging.
+logging.getLogger("batcher").addHandler(logging.NullHandler())
+
+#: Where `submit` and `open` look for jobs, unless BATCHER_JOBS_DIR says.
+JOBS_DIR = "batcher-jobs"
+
+
+def run(
+    source: Source,
+    out: str | os.PathLike[str],
+    *,
+    model: str | Sequence[str] | None = None,
+    workers: int = 1,
+    broker: str | None = None,
+    progress: bool = False,
+    **options: Unpack[RunOptions],
+) -> Job:
+    """Complete the prompts of `source` on this machine, blocking; returns the job, whose folder is `out`.
+
+        job = batcher.run(tickets, "out", model="qwen", template="Summarize: {text}", max_tokens=64)
+        summaries = job.results().to_pandas()
+
+    `source` is a path (a file, a folder, a glob) or a list of them; dicts, one a row, also of a generator; or a table
+    with Arrow's C stream: of pyarrow, pandas, Polars, DuckDB. A row has a `prompt`, or what `prompt_column`, `template`
+    or `messages` make one of; its other columns go along to the results.
+
+    `model` is NAME, PATH of a GGUF file, or NAME=PATH, or several, of which the first is that of rows that name none;
+    by default the only one that `batcher models` lists. `workers` processes share this machine; they are gone at the
+    end. `options` have the names and meanings of `batcher run`: `max_tokens`, `temperature`, ... With `progress` a bar
+    is shown; nothing else is printed, and the log is that of the logger "batcher".
+
+    The same call again, also after Ctrl-C (KeyboardInterrupt) or a crash, goes on with the job in `out`. Rows that fail
+    are results too; `Job.errors` has them. Raises InputError for the arguments, or an input that is wrong as a whole,
+    ModelError where a model can't be loaded, JobError where `out` holds another job, MissingPackageError without the
+    extra `worker`, BrokerBusyError while another run works on it, JobCancelledError if somebody cancels it.
+    """
+    from workers.local import job_broker
+
+    checked = check_options("run", RunOptions, options)
+    url = find_broker(broker)
+    with crew("run", workers, broker=url) as hands:
+        folder = JobDir(Path(out).expanduser().resolve())
+        check_id(folder.path.name, what="name of the job directory")
+        chosen = choose_models([model] if isinstance(model, str) else model or ())
+        submission = submit_options(
+            checked,
+            default_model=chosen[0].name,
+            known_models=frozenset(each.name for each in chosen),
+            context_lengths=context_lengths(chosen, checked.get("ctx")),
+        )
+        inputs = inputs_of(source)
+        engine = take_engine_options(checked)
+        config = worker_config(chosen, folder.path.parent, home=folder.path, quiet=is_quiet(), **engine)
+        with job_broker(folder, url) as queue:
+            if not _make(folder, inputs, submission):
+                hands.complete(folder, config, queue, progress=progress)
+    return Job(JobDir.open(folder.path), models=[f"{each.name}={each.path}" for each in chosen])
+
+
+def submit(
+    source: Source,
+    *,
+    model: str | None = None,
+    broker: str | None = None,
+    jobs_dir: str | os.PathLike[str] | None = None,
+    job_id: str | None = None,
+    **options: Unpack[SubmitJobOptions],
+) -> Job:
+    """Make a job of `source` for the workers (`batcher worker`) of a broker, and return it at once.
+
+        job = batcher.submit(tickets, model="qwen", broker="redis://queue:6379/0", jobs_dir="/mnt/jobs")
+        job.wait(progress=True).results().to_pandas()
+
+    Workers need the same broker and the same `jobs_dir`, on several machines a shared folder. `broker` is by default
+    BATCHER_BROKER of the environment, which is the place for a URL with a password, and `jobs_dir` BATCHER_JOBS_DIR,
+    else "batcher-jobs". `job_id` is by default made of the file's name and the time; a job of that id is found again
+    if source and options are the same, and goes on. `source` and `options` are as for `run`, without those of engines.
+
+    Raises InputError, JobError as `run` does, and BrokerError where the broker can't be reached: then there is no job.
+    """
+    from workers.queue.app import sending
+
+    checked = check_options("submit", SubmitJobOptions, options)
+    url = find_broker(broker)
+    if url is None:
+        raise InputError("submit needs a broker: give its URL, or set BATCHER_BROKER; on one machine, run() needs none")
+    default_model = None if model is None else check_model_name(model)
+    folder = JobDir(locate_job(_jobs_dir(jobs_dir), job_id or new_job_id(name_of(source))))
+    submission = submit_options(checked, default_model=default_model, known_models=None, context_lengths={})
+    # Before anything is written: a mistyped URL should leave no job.
+    with sending(url) as send:
+        _make(folder, inputs_of(source), submission, send=send)
+    warn_of_unserved(read_status(folder))
+    return Job(JobDir.open(folder.path), broker=url)
+
+
+def open_job(
+    job: str | os.PathLike[str],
+    *,
+    broker: str | None = None,
+    jobs_dir: str | os.PathLike[str] | None = None,
+) -> Job:
+    """The job that is there: the path of a job directory, or an id under `jobs_dir`.
+
+    `jobs_dir` is as for `submit`. With `broker` its lost shards are sent again while `Job.wait` waits, and `Job.retry`
+    and `Job.resume` send there. Raises JobError where there is no job.
+    """
+    return Job(find_job(os.fspath(job), _jobs_dir(jobs_dir)), broker=broker)
+
+
+def _make(
+    folder: JobDir, inputs: "Sequence[Input]", submission: "SubmitOptions", *, send: "Send | None" = None
+) -> bool:
+    """Make the job, or take up the one that is there. Returns whether that is complete."""
+    if make_job(folder, inputs, submission, send=send).is_new:
+        return False
+    return resume(folder, send=send).summary is not None
+
+
+def _jobs_dir(given: str | os.PathLike[str] | None) -> Path:
+    return Path(given if given is not None else os.environ.get("BATCHER_JOBS_DIR") or JOBS_DIR).expanduser()

@@ -1,0 +1,183 @@
+"""The options of a job and of its workers: those of the command line, by the same names, checked once.
+
+Numbers have the bounds of `batcher run --help`. None, for an option that can be None, is the same as leaving it out.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Annotated, Any, TypedDict, get_type_hints
+
+from pydantic import ConfigDict, Field, ValidationError, create_model
+
+from batcher.errors import InputError
+from batcher.openai.fields import MAX_INT32, MAX_MAX_TOKENS, MAX_SEED, MAX_STOPS
+from batcher.openai.parameters import shown
+from batcher.submission.readers.files import FORMATS, ReadOptions
+from batcher.submission.source import SubmitOptions
+from batcher.types import SamplingParams
+
+_Count = Annotated[int, Field(ge=1)]
+_Seconds = Annotated[float, Field(gt=0)]
+_Text = Annotated[str, Field(min_length=1)]
+
+
+class JobOptions(TypedDict, total=False):
+    """How rows become requests, for those that don't say themselves."""
+
+    #: Most tokens to generate. [16; of a chat 1024]
+    max_tokens: Annotated[int, Field(ge=1, le=MAX_MAX_TOKENS)]
+    #: 0 takes the likeliest token. [1]
+    temperature: Annotated[float, Field(ge=0, le=2)]
+    #: Draw from the likeliest tokens that hold this probability; 0 takes the likeliest. [1]
+    top_p: Annotated[float, Field(ge=0, le=1)]
+    #: Draw from this many of the likeliest tokens; 0 for all. [0]
+    top_k: Annotated[int, Field(ge=-1, le=MAX_INT32)]
+    #: Draw from the tokens that are at least this share as likely as the likeliest. [0]
+    min_p: Annotated[float, Field(ge=0, le=1)]
+    #: Above 1, tokens of the prompt and the text become less likely; below, likelier. [1]
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)]
+    #: End before this text, or the first of several, of at most 16. [none]
+    stop: _Text | Sequence[_Text]
+    #: Of the job, from which each row derives its own. [drawn]
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None
+    #: Column that holds the prompt. ["prompt"]
+    prompt_column: str | None
+    #: Column that holds the custom_id. ["custom_id", else the row]
+    id_column: str | None
+    #: Build each prompt from columns: "Summarize: {text}".
+    template: str | None
+    #: Make each prompt the user's message of a chat. [False]
+    chat: bool
+    #: System message of the chats that have none of their own.
+    system: str | None
+    #: Columns that are fields of the request: ["top_k", "min_p"]. [none]
+    fields: Sequence[str]
+    #: Carry the path of each row's file along, in a column of this name.
+    file_column: str | None
+    #: What separates the cells of CSV and TSV files, one ASCII character. [",", "\t"]
+    csv_delimiter: str | None
+    #: What files without a known suffix are: "jsonl", "csv" or "tsv". ["jsonl"]
+    input_format: str | None
+    #: Make a job of error rows also where all rows have the same mistake. [False]
+    allow_bad_rows: bool
+    #: Refuse the whole input if a row is bad. [False]
+    strict: bool
+    #: Requests in a shard, the unit of scheduling. [32 to 512]
+    shard_rows: _Count | None
+
+
+class SubmitJobOptions(JobOptions, total=False):
+    """Of a job for workers elsewhere."""
+
+    #: Seconds that a completion may take once it has begun.
+    row_timeout: _Seconds | None
+
+
+class EngineOptions(TypedDict, total=False):
+    """How workers of this machine load models and stop. [as tuned, or by what the machine has room for]"""
+
+    #: Prompts decoded at a time.
+    slots: _Count | None
+    #: CPU threads of a worker.
+    threads: _Count | None
+    #: Layers on the GPU. [all, where there is one]
+    gpu_layers: Annotated[int, Field(ge=0)] | None
+    #: Tokens of a prompt and its completion together. [2048]
+    ctx: _Count | None
+    #: Most tokens of one step.
+    batch_tokens: _Count | None
+    #: Most tokens that llama.cpp computes at once.
+    micro_batch_tokens: _Count | None
+    #: Seconds in which a worker stops. [8]
+    grace: Annotated[float, Field(ge=0)]
+    #: Seconds without a step after which an engine is restarted. [120]
+    stall_timeout: _Seconds | None
+    #: Seconds after which the shards of a worker that says nothing go to another. [30]
+    lease_ttl: Annotated[float, Field(ge=1)] | None
+    #: Seconds that a completion may take once it has begun.
+    row_timeout: _Seconds | None
+    #: SHA-256 that the model's file must have, as HEX or NAME=HEX.
+    model_sha256: str | Sequence[str]
+
+
+class RunOptions(JobOptions, EngineOptions, total=False):
+    """Of a job that workers of this machine complete."""
+
+
+def check_options(function: str, kind: type, options: Mapping[str, Any]) -> dict[str, Any]:
+    """`options`, if they are what `kind`, a TypedDict of this module, says; those that are None are left out.
+
+    Raises TypeError for a name that it does not have, as Python does, and InputError for a value.
+    """
+    names = kind.__annotations__
+    for name in options:
+        if name not in names:
+            close = difflib.get_close_matches(name, names, n=1)
+            remedy = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(names)}"
+            raise TypeError(f"{function}() got an unexpected option {name!r}; {remedy}")
+    try:
+        found: dict[str, Any] = _model(kind)(**options).model_dump(exclude_none=True)
+    except ValidationError as exc:
+        # Where a value can be of two kinds, of the kind that it is nearest to.
+        error = max(exc.errors(include_url=False), key=lambda error: len(error["loc"]))
+        name = str(error["loc"][0])
+        raise InputError(f"{name} is {shown(options[name])}: {error['msg'].lower()}") from exc
+    return found
+
+
+def submit_options(
+    options: Mapping[str, Any],
+    *,
+    default_model: str | None,
+    known_models: frozenset[str] | None,
+    context_lengths: Mapping[str, int],
+) -> SubmitOptions:
+    """What the planner takes, of checked options. Raises InputError for those that contradict each other."""
+    if options.get("strict") and options.get("allow_bad_rows"):
+        raise InputError("strict and allow_bad_rows contradict each other; give one of them")
+    stop = options.get("stop", ())
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    if len(stops) > MAX_STOPS:
+        raise InputError(f"stop has {len(stops)} texts; at most {MAX_STOPS}")
+    names = ("max_tokens", "temperature", "top_p", "min_p", "repetition_penalty")
+    given = {name: options[name] for name in names if name in options}
+    usual = (
+        "prompt_column",
+        "id_column",
+        "template",
+        "chat",
+        "system",
+        "allow_bad_rows",
+        "strict",
+        "shard_rows",
+        "seed",
+    )
+    return SubmitOptions(
+        default_model=default_model,
+        params=SamplingParams(**given, stop=stops, top_k=max(0, options.get("top_k", 0))),
+        known_models=known_models,
+        context_lengths=context_lengths,
+        row_timeout_s=options.get("row_timeout"),
+        # The documented default would cut off most answers of a chat.
+        chat_max_tokens=options.get("max_tokens"),
+        fields=tuple(options.get("fields", ())),
+        reading=_read_options(options),
+        **{"allow_bad_rows": False} | {name: options[name] for name in usual if name in options},
+    )
+
+
+def _read_options(options: Mapping[str, Any]) -> ReadOptions:
+    format_, delimiter = options.get("input_format"), options.get("csv_delimiter")
+    if format_ is not None and format_ not in FORMATS:
+        raise InputError(f"input_format is {shown(format_)}; use one of {', '.join(FORMATS)}")
+    if delimiter is not None and (len(delimiter.encode(errors="replace")) != 1 or delimiter in '"\r\n'):
+        raise InputError(f"csv_delimiter is {shown(delimiter)}, not one ASCII character that can separate cells")
+    return ReadOptions(file_column=options.get("file_column"), csv_delimiter=delimiter, format=format_)
+
+
+@cache
+def _model(kind: type) -> Any:
+    fields = {name: (hint, None) for name, hint in get_type_hints(kind, include_extras=True).items()}
+    config = ConfigDict(strict=True, allow_inf_nan=False, extra="forbid", arbitrary_types_allowed=True)
+    return create_model(kind.__name__, __config__=config, **fields)  # type: ignore[call-overload]

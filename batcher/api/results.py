@@ -1,0 +1,169 @@
+"""The results of a job as tables of Arrow, pandas or Polars: a row a choice, in input order, with its columns."""
+
+import importlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from batcher.errors import InputError, MissingPackageError
+from batcher.jobdir.folder import JobDir
+from batcher.jobdir.results import result_schema
+from batcher.manage.export import finished_tables
+from batcher.types import RowStatus
+
+if TYPE_CHECKING:
+    import pandas
+    import polars
+
+#: Rows that a notebook shows of a table.
+_SHOWN_ROWS = 10
+
+
+class Results:
+    """Result rows of a job, read anew at each use: one for each choice, one for each row that failed.
+
+    Columns are `row` (int64, the number of the input row from 0), `custom_id`, `index` (int32, the number of the
+    choice), `status` ("ok" or "error"), `text`, `finish_reason`, the token counts, `error_code`, `error_message` and
+    more, as docs/results.md has them, then those of the input with their types. Rows are in the order of the input: by
+    `row` and `index`.
+
+    Reading raises CorruptFileError, with the remedy, for a file that was damaged, and StorageError where the disk says
+    no.
+    """
+
+    def __init__(self, job: JobDir, *, errors_only: bool = False) -> None:
+        self._job = job
+        self._errors_only = errors_only
+
+    def __repr__(self) -> str:
+        return f"<Results of {self._job.job_id!r}{' (errors)' if self._errors_only else ''}: {', '.join(self.columns)}>"
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Names and types of the columns."""
+        return result_schema(self._job.manifest.carried)
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of the columns, in order."""
+        return list(self.schema.names)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """The rows as dicts of Python's values, in bounded memory (all at once where the job is not complete)."""
+        return (row for table in self._tables() for row in table.to_pylist())
+
+    def __len__(self) -> int:
+        """The number of rows. Reads all files."""
+        return sum(table.num_rows for table in self._tables())
+
+    def to_batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """The rows, or these columns of them, as record batches, in bounded memory as `__iter__`."""
+        names = self._check(columns)
+        return (batch for table in self._tables() for batch in table.select(names).to_batches())
+
+    def to_table(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """All rows, or these columns of them, in input order. Shape: (rows, columns)."""
+        names = self._check(columns)
+        tables = [table.select(names) for table in self._tables()]
+        return pa.concat_tables(tables) if tables else self.schema.empty_table().select(names)
+
+    def to_pandas(self, columns: Sequence[str] | None = None, **options: Any) -> "pandas.DataFrame":
+        """All rows in input order, as `pyarrow.Table.to_pandas` makes them, which takes `options`.
+
+        Raises MissingPackageError without pandas.
+        """
+        _need("pandas")
+        return self.to_table(columns).to_pandas(**options)
+
+    def to_polars(self, columns: Sequence[str] | None = None) -> "polars.DataFrame":
+        """All rows in input order. Raises MissingPackageError without Polars."""
+        return _need("polars").from_arrow(self.to_table(columns))
+
+    def dataset(self) -> ds.Dataset:
+        """The rows as a pyarrow Dataset, to be scanned with filters and columns, in no particular order.
+
+        Of a job that is complete it reads the files when it is scanned, without a check of their sums; of one that is
+        not, it has the rows that are finished now.
+        """
+        paths = [self._job.part_path(info.shard) for info in self._job.manifest.shards]
+        if self._job.pending_shards():
+            found = ds.dataset(list(self._tables()) or [self.schema.empty_table()], schema=self.schema)
+        else:
+            found = ds.dataset([str(path) for path in paths], schema=self.schema, format="parquet")
+        return found.filter(pc.field("status") == RowStatus.ERROR.value) if self._errors_only else found
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
+        """All rows in input order, for whatever takes Arrow tables: `polars.DataFrame(results)`, DuckDB, ..."""
+        return self.to_table().__arrow_c_stream__(requested_schema)
+
+    def _repr_html_(self) -> str:
+        """The first rows, for a notebook."""
+        import html
+
+        names = ["row", "custom_id", "status", "text", "error_message", *self._job.manifest.carried.names]
+        shown = self.to_table(names).slice(0, _SHOWN_ROWS).to_pylist()
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
+        body = "".join(
+            f"<tr>{''.join(f'<td>{html.escape(_cell(row[name]))}</td>' for name in names)}</tr>" for row in shown
+        )
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+    def _tables(self) -> Iterator[pa.Table]:
+        tables = finished_tables(self._job)
+        if self._job.pending_shards():
+            # Of a shard that is not finished the first row can be missing, by which the order would be known.
+            whole = list(tables)
+            tables = iter([_sorted(pa.concat_tables(whole))] if whole else [])
+        for table in _in_order(tables):
+            found = table.filter(pc.equal(table["status"], RowStatus.ERROR.value)) if self._errors_only else table
+            if found.num_rows:
+                yield found
+
+    def _check(self, columns: Sequence[str] | None) -> list[str]:
+        if columns is None:
+            return self.columns
+        names = [columns] if isinstance(columns, str) else list(columns)
+        for name in names:
+            if name not in self.columns:
+                raise InputError(f"columns: there is no {name!r}; there are: {', '.join(self.columns)}")
+        return names
+
+
+def _in_order(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The rows of tables in order, of which each is, and none begins before the one in front of it.
+
+    So it is with shards: they are numbered by their first row. Of several models, and of refused rows, they overlap.
+    """
+    waiting: pa.Table | None = None
+    for table in tables:
+        first = table["row"][0].as_py()
+        if waiting is None:
+            waiting = table
+        elif waiting["row"][-1].as_py() < first:
+            yield waiting
+            waiting = table
+        else:
+            is_earlier = pc.less(waiting["row"], first)
+            yield waiting.filter(is_earlier)
+            waiting = _sorted(pa.concat_tables([waiting.filter(pc.invert(is_earlier)), table]))
+    if waiting is not None:
+        yield waiting
+
+
+def _sorted(table: pa.Table) -> pa.Table:
+    return table.sort_by([("row", "ascending"), ("index", "ascending")])
+
+
+def _cell(value: object) -> str:
+    text = "" if value is None else str(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def _need(package: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ImportError as exc:
+        raise MissingPackageError(f"{package} is not installed here; install it, or use to_table()") from exc

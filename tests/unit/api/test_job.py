@@ -1,0 +1,197 @@
+"""A job in the hands of a Python program: found, looked at, waited for, retried, cancelled, exported."""
+
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+import batcher
+from batcher.api.work import find_broker
+from batcher.errors import InputError, JobCancelledError, JobError
+from batcher.jobdir.folder import JobDir
+from batcher.manage.finish import finalize
+from tests.support.job_files import complete_job, failed, make_job, ok, write_chunk, write_part
+from tests.support.waiting import wait_for
+from tests.unit.conftest import Run
+
+
+@pytest.fixture
+def finished(workplace: Path) -> JobDir:
+    job = complete_job(workplace / "batcher-jobs" / "job-1")
+    finalize(job)
+    return job
+
+
+def test_job_is_found_by_id_and_by_path(finished: JobDir, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for found in (
+        batcher.open("job-1"),
+        batcher.open("batcher-jobs/job-1"),
+        batcher.open(finished.path),
+        batcher.open("job-1", jobs_dir=workplace / "batcher-jobs"),
+    ):
+        assert (found.id, found.path) == ("job-1", finished.path)
+    monkeypatch.setenv("BATCHER_JOBS_DIR", str(workplace / "other"))
+    with pytest.raises(JobError, match="no job here"):
+        batcher.open("job-1")
+
+
+def test_job_says_how_far_it_is(finished: JobDir, tmp_path: Path) -> None:
+    job = batcher.open(finished.path)
+
+    assert repr(job) == "<Job 'job-1': complete, 6 of 6 rows, 2 errors>"
+    assert job.is_complete
+    assert (job.status().num_ok, job.summary().num_errors) == (4, 2)
+    assert job.status().state is batcher.JobState.COMPLETE
+
+    running = make_job(tmp_path / "<b>", (2, 1))
+    write_chunk(running, 0, [ok(0)])
+    found = batcher.open(running.path)
+    assert not found.is_complete
+    assert repr(found) == "<Job '<b>': waiting, 1 of 3 rows>"
+    assert "&lt;b&gt;: waiting, 1 of 3 rows" in found._repr_html_()
+    with pytest.raises(JobError, match="no summary yet"):
+        found.summary()
+
+
+def test_job_that_was_deleted_says_so_and_can_still_be_shown(finished: JobDir) -> None:
+    job = batcher.open(finished.path)
+
+    batcher.open(finished.path).delete()
+
+    assert "no job here" in repr(batcher.Job(JobDir(finished.path)))
+    with pytest.raises(JobError, match="no job here"):
+        batcher.open(finished.path)
+    with pytest.raises(JobError):
+        job.delete()
+
+
+def test_waiting_for_a_complete_job_ends_at_once_and_prints_nothing(
+    finished: JobDir, capfd: pytest.CaptureFixture[str]
+) -> None:
+    job = batcher.open(finished.path)
+
+    assert job.wait() is job
+    assert capfd.readouterr() == ("", "")
+
+
+def test_waiting_ends_with_the_job(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = make_job(tmp_path / "job", (2,))
+    job = batcher.open(folder.path)
+    thread = threading.Thread(target=job.wait, kwargs={"progress": True})
+    thread.start()
+    wait_for(lambda: '"state": "waiting"' in capfd.readouterr().err, what="a line of progress")
+
+    write_part(folder, 0, [ok(0), failed(1)])
+    thread.join(30)
+
+    assert not thread.is_alive()
+    # Whoever waits finishes what the last worker could not.
+    assert job.summary().num_errors == 1
+    assert '"state": "complete"' in capfd.readouterr().err
+
+
+def test_waiting_has_an_end_that_the_caller_sets(tmp_path: Path) -> None:
+    make_job(tmp_path / "job", (2,))
+
+    with pytest.raises(TimeoutError, match=r"not complete after 0 s \(0 of 2 rows\)"):
+        batcher.open(tmp_path / "job").wait(timeout=0)
+
+
+def test_waiting_for_a_job_that_nobody_can_do_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make_job(tmp_path / "job", (2,))
+
+    with pytest.raises(TimeoutError):
+        batcher.open(tmp_path / "job").wait(timeout=0)
+
+    assert "2 rows wait for the model tiny, and no worker is alive that has it" in caplog.text
+
+
+def test_cancelled_job_ends_the_waiting(tmp_path: Path) -> None:
+    make_job(tmp_path / "job", (2,))
+    job = batcher.open(tmp_path / "job")
+
+    assert job.cancel()
+    assert job.cancel()
+
+    with pytest.raises(JobCancelledError, match=r"the job was cancelled; resume\(\) takes it up again"):
+        job.wait()
+
+
+def test_complete_job_cannot_be_cancelled(finished: JobDir) -> None:
+    assert not batcher.open(finished.path).cancel()
+    assert batcher.open(finished.path).is_complete
+
+
+def test_failed_rows_are_opened_again(finished: JobDir) -> None:
+    job = batcher.open(finished.path)
+
+    assert job.retry(error_code="timeout") == 1
+    assert job.retry(custom_id="id-0") == 0
+    assert not job.is_complete
+    assert repr(job) == "<Job 'job-1': running, 5 of 6 rows, 1 errors>"
+    with pytest.raises(InputError, match="error_code=nonsense: no such code"):
+        job.retry(error_code="nonsense")
+
+
+def test_rows_that_another_attempt_cannot_help_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = make_job(tmp_path / "job", (1, 1), models=("tiny", None))
+    write_part(folder, 0, [failed(0)])
+    write_part(folder, 1, [failed(1)])
+    finalize(folder)
+
+    with caplog.at_level("INFO", logger="batcher"):
+        assert batcher.open(folder.path).retry(row=1) == 0
+
+    assert "1 rows that were refused at submit and 0 whose error does not go away are left out" in caplog.text
+
+
+def test_export_writes_what_the_command_does(finished: JobDir, workplace: Path, run: Run) -> None:
+    job = batcher.open(finished.path)
+    for name, format_ in (("a.parquet", "rows"), ("a.csv", "rows"), ("a.jsonl", "rows"), ("b.jsonl", "openai")):
+        assert run(f"export job-1 -o {name} --format {format_}")[0] == 0
+
+        number = job.export(workplace / f"py-{name}", format=format_)  # type: ignore[arg-type]
+
+        assert number == (6 if name.endswith("jsonl") else 7)
+        assert (workplace / f"py-{name}").read_bytes() == (workplace / name).read_bytes()
+    with pytest.raises(InputError, match="exists"):
+        job.export(workplace / "a.csv")
+    assert job.export(workplace / "a.csv", force=True) == 7
+
+
+def test_broker_comes_from_the_call_or_the_environment(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find_broker(None) is None
+    (workplace / "url").write_text("redis://file/0\n")
+    monkeypatch.setenv("BATCHER_BROKER_FILE", str(workplace / "url"))
+    assert find_broker(None) == "redis://file/0"
+    assert find_broker("redis://call/0") == "redis://call/0"
+    monkeypatch.setenv("BATCHER_BROKER", "redis://environment/0")
+    with pytest.raises(InputError, match="both given"):
+        find_broker(None)
+    monkeypatch.delenv("BATCHER_BROKER_FILE")
+    assert find_broker(None) == "redis://environment/0"
+
+
+def test_submit_without_a_broker_makes_no_job(workplace: Path) -> None:
+    with pytest.raises(InputError, match=r"submit needs a broker: .* run\(\) needs none"):
+        batcher.submit([{"prompt": "a"}], model="tiny")
+
+    assert list(workplace.iterdir()) == []
+
+
+def test_run_says_what_is_wrong_before_there_is_a_job(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"prompt": "a"}]
+    with pytest.raises(InputError, match="workers is 0"):
+        batcher.run(rows, "out", workers=0)
+    with pytest.raises(TypeError, match="did you mean 'max_tokens'"):
+        batcher.run(rows, "out", max_token=3)  # type: ignore[call-arg]
+    with pytest.raises(InputError, match="name of the job directory"):
+        batcher.run(rows, "my job", model="x.gguf")
+    monkeypatch.setattr("sys.path", [str(workplace), *sys.path])
+    (workplace / "workers.py").touch()
+    monkeypatch.delitem(sys.modules, "workers", raising=False)
+    with pytest.raises(batcher.errors.MissingPackageError, match=r"hidden by .*workers.py; rename that"):
+        batcher.run(rows, "out")
+
+    assert [path.name for path in workplace.iterdir()] == ["workers.py"]

@@ -1,0 +1,124 @@
+"""The options of Python callers: those of the command line, by name, bounds and meaning."""
+
+from typing import Any
+
+import click
+import pytest
+
+from batcher.api.options import EngineOptions, JobOptions, RunOptions, SubmitJobOptions, check_options, submit_options
+from batcher.cli import cli
+from batcher.cli.options import submit_options as options_of_the_command
+from batcher.errors import InputError
+from batcher.submission.source import SubmitOptions
+
+#: Of commands, and parameters of `run`, `submit` and `Job.resume` themselves.
+OWN = {"output", "model", "workers", "broker", "broker_file", "quiet", "jobs_dir", "job_id", "wait"}
+
+
+def command(name: str) -> dict[str, click.Option]:
+    found = cli.get_command(click.Context(cli), name)
+    assert found is not None
+    options = (each for each in found.params if isinstance(each, click.Option))
+    return {max(each.opts, key=len).removeprefix("--").replace("-", "_"): each for each in options}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("run", RunOptions), ("submit", SubmitJobOptions), ("resume", EngineOptions)]
+)
+def test_options_are_those_of_the_command(name: str, kind: type) -> None:
+    assert set(kind.__annotations__) == set(command(name)) - OWN
+
+
+def numbers() -> list[tuple[str, click.IntRange | click.FloatRange]]:
+    return [
+        (name, each.type)
+        for name, each in command("run").items()
+        if name not in OWN and isinstance(each.type, click.IntRange | click.FloatRange)
+    ]
+
+
+@pytest.mark.parametrize(("name", "bounds"), numbers(), ids=lambda value: value if isinstance(value, str) else "")
+def test_numbers_have_the_bounds_of_the_command(name: str, bounds: Any) -> None:
+    step = 1 if isinstance(bounds, click.IntRange) else 1e-6
+    is_whole = isinstance(bounds, click.IntRange)
+    assert bounds.min is not None
+    lowest = bounds.min + (step if bounds.min_open else 0)
+    good = [lowest] + ([bounds.max] if bounds.max is not None else [lowest + 1])
+    bad = [lowest - step, "1", *([bounds.max + step] if bounds.max is not None else [])]
+    bad += [1.5] if is_whole else [float("nan")]
+
+    for value in good:
+        assert check_options("run", RunOptions, {name: value}) == {name: value}
+    for value in bad:
+        with pytest.raises(InputError, match=f"^{name} is "):
+            check_options("run", RunOptions, {name: value})
+
+
+def test_defaults_are_those_of_the_command() -> None:
+    found = cli.get_command(click.Context(cli), "run")
+    assert found is not None
+    parameters = found.make_context("run", ["prompts.jsonl", "-o", "out"]).params
+    values: dict[str, Any] = {name: value for name, value in parameters.items() if name in JobOptions.__annotations__}
+    for name in ("file_column", "csv_delimiter", "input_format"):
+        assert values.pop(name) is None
+
+    of_command = options_of_the_command(default_model="m", known_models=None, **values)
+    of_python = submit_options({}, default_model="m", known_models=None, context_lengths={})
+
+    # Outside of a command nothing says that max_tokens was not given.
+    assert of_command.chat_max_tokens == of_command.params.max_tokens
+    assert of_python.chat_max_tokens is None
+    for name in SubmitOptions.__dataclass_fields__:
+        if name != "chat_max_tokens":
+            assert getattr(of_python, name) == getattr(of_command, name), name
+
+
+def test_options_are_what_the_planner_takes() -> None:
+    options: RunOptions = {
+        "max_tokens": 3,
+        "temperature": 1,
+        "top_k": -1,
+        "stop": "x",
+        "chat": True,
+        "fields": ["n"],
+        "seed": None,
+        "row_timeout": 2,
+        "csv_delimiter": ";",
+    }
+
+    found = submit_options(
+        check_options("run", RunOptions, options), default_model="m", known_models=None, context_lengths={}
+    )
+
+    assert (found.params.max_tokens, found.params.top_k, found.params.stop) == (3, 0, ("x",))
+    # As the command line has it: a job is found again by either.
+    assert repr(found.params.temperature) == "1.0"
+    assert (found.chat, found.chat_max_tokens, found.fields) == (True, 3, ("n",))
+    assert (found.seed, found.row_timeout_s, found.reading.csv_delimiter) == (None, 2, ";")
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"stop": ["a", ""]}, r'stop is \["a", ""\]: string should have at least 1 character'),
+        ({"stop": ["a"] * 17}, "stop has 17 texts; at most 16"),
+        ({"chat": 1}, "chat is 1: input should be a valid boolean"),
+        ({"fields": "top_k"}, 'fields is "top_k"'),
+        ({"strict": True, "allow_bad_rows": True}, "strict and allow_bad_rows contradict each other"),
+        ({"input_format": "xml"}, 'input_format is "xml"; use one of jsonl, csv, tsv'),
+        ({"csv_delimiter": "--"}, 'csv_delimiter is "--", not one ASCII character'),
+        ({"temperature": None}, "temperature is null"),
+    ],
+)
+def test_what_an_option_cannot_be_is_told_with_its_name(options: dict[str, Any], problem: str) -> None:
+    with pytest.raises(InputError, match=f"^{problem}"):
+        submit_options(
+            check_options("run", RunOptions, options), default_model="m", known_models=None, context_lengths={}
+        )
+
+
+def test_unknown_option_is_an_error_of_the_call_with_the_nearest_name() -> None:
+    with pytest.raises(TypeError, match=r"run\(\) got an unexpected option 'max_token'; did you mean 'max_tokens'\?"):
+        check_options("run", RunOptions, {"max_token": 3})
+    with pytest.raises(TypeError, match=r"submit\(\) got an unexpected option 'slots'; did you mean|there are: "):
+        check_options("submit", SubmitJobOptions, {"slots": 3})
