@@ -169,16 +169,12 @@ def beat(folder: Path, name: str, version: str) -> None:
 
 
 def test_workers_of_our_version_are_counted(tmp_path: Path) -> None:
-    none = folder_checks.check_workers(tmp_path)
-    beat(tmp_path, "a", batcher.__version__)
-    one = folder_checks.check_workers(tmp_path)
-    beat(tmp_path, "b", batcher.__version__)
-    two = folder_checks.check_workers(tmp_path)
+    for number, words in enumerate(("none alive", "1 alive", "2 alive")):
+        check = folder_checks.check_workers(tmp_path)
+        beat(tmp_path, f"w{number}", batcher.__version__)
 
-    assert [check.level for check in (none, one, two)] == [Level.OK] * 3
-    assert "none alive" in none.message
-    assert "1 alive" in one.message
-    assert "2 alive" in two.message
+        assert check.level is Level.OK
+        assert words in check.message
 
 
 def test_workers_of_other_versions_are_named_with_their_versions(
@@ -205,8 +201,9 @@ def test_workers_that_agree_with_each_other_but_not_with_us_are_a_warning(tmp_pa
     check = folder_checks.check_workers(tmp_path)
 
     assert check.level is Level.WARN
-    assert f"{batcher.__version__} here; 99.0 by w0 on host-of-w0" in check.message
-    assert check.message.endswith("w4 on host-of-w4 and 2 more")
+    assert re.search(
+        f"{batcher.__version__} here; 99.0 by w0 on host-of-w0.* w4 on host-of-w4 and 2 more$", check.message
+    )
 
 
 def test_worker_that_is_gone_says_nothing_of_versions(tmp_path: Path) -> None:
@@ -220,33 +217,32 @@ def test_worker_that_is_gone_says_nothing_of_versions(tmp_path: Path) -> None:
 # -- broker -------------------------------------------------------------------------------------------------------
 
 
-def test_broker_that_keeps_its_queue_is_ok(tmp_path: Path) -> None:
+@pytest.fixture
+def url(tmp_path: Path) -> Iterator[str]:
     with embedded_broker(tmp_path) as url:
-        checks = by_name(broker_checks.check_broker(url))
+        yield url
+
+
+def test_broker_that_keeps_its_queue_is_ok(url: str) -> None:
+    checks = by_name(broker_checks.check_broker(url))
 
     assert list(checks) == ["broker", "broker persistence", "broker memory", "broker writes", "broker clock"]
     assert {check.level for check in checks.values()} == {Level.OK}
 
 
-def test_broker_that_forbids_questions_is_still_tried(tmp_path: Path) -> None:
-    with embedded_broker(tmp_path) as url:
-        client = connect(url)
+def test_broker_that_forbids_questions_is_still_tried(url: str) -> None:
+    with connect(url) as client:
         client.acl_setuser("default", enabled=True, nopass=True, commands=["-info", "-time"])
-        client.close()
-        checks = by_name(broker_checks.check_broker(url))
 
-    assert list(checks) == ["broker", "broker writes"]
-    assert checks["broker"].level is Level.WARN
+    checks = by_name(broker_checks.check_broker(url))
+
+    assert {name: check.level for name, check in checks.items()} == {"broker": Level.WARN, "broker writes": Level.OK}
     assert "won't tell about itself" in checks["broker"].message
-    assert checks["broker writes"].level is Level.OK
 
 
-def test_broker_that_can_not_write_its_file_is_a_warning(tmp_path: Path) -> None:
-    with embedded_broker(tmp_path) as url:
-        client = connect(url)
-        info = {**client.info(), "aof_last_write_status": "err"}
-        check = broker_checks._check_persistence(client, info, url)
-        client.close()
+def test_broker_that_can_not_write_its_file_is_a_warning(url: str) -> None:
+    with connect(url) as client:
+        check = broker_checks._check_persistence(client, {**client.info(), "aof_last_write_status": "err"}, url)
 
     assert check.level is Level.WARN
     assert "aof_last_write_status err" in check.message
@@ -356,23 +352,24 @@ def test_none_known_is_a_warning() -> None:
     assert check.level is Level.WARN
 
 
-def test_model_that_ends_llama_cpp_fails(tiny: ModelRef, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_checks, "_OUTLINE_SCRIPT", "import os; os.abort()")
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("import os; os.abort()", "llama.cpp ended with signal SIGABRT"),
+        ("import time; time.sleep(60)", "could not be read within"),
+    ],
+)
+def test_model_that_llama_cpp_does_not_survive_fails(
+    tiny: ModelRef, monkeypatch: pytest.MonkeyPatch, script: str, message: str
+) -> None:
+    monkeypatch.setattr(model_checks, "_OUTLINE_SCRIPT", script)
+    if "sleep" in script:
+        monkeypatch.setattr(model_checks, "OUTLINE_TIMEOUT_S", 0.2)
 
     (check,) = model_checks.check_models([tiny], EngineConfig(), is_one_worker=True)
 
     assert check.level is Level.FAIL
-    assert "llama.cpp ended with signal SIGABRT" in check.message
-
-
-def test_model_that_can_not_be_read_in_time_fails(tiny: ModelRef, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_checks, "_OUTLINE_SCRIPT", "import time; time.sleep(60)")
-    monkeypatch.setattr(model_checks, "OUTLINE_TIMEOUT_S", 0.2)
-
-    (check,) = model_checks.check_models([tiny], EngineConfig(), is_one_worker=True)
-
-    assert check.level is Level.FAIL
-    assert "could not be read within" in check.message
+    assert message in check.message
 
 
 def test_without_llama_cpp_the_first_bytes_are_looked_at(
