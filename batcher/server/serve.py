@@ -39,6 +39,7 @@ from batcher.server.census import CensusTaker
 from batcher.server.guard.auth import ApiKeys
 from batcher.server.guard.connections import connection_class
 from batcher.server.guard.limits import Limits
+from batcher.server.guard.pool import connections_for, raise_open_files_limit
 from batcher.server.routes.batches import batches_router
 from batcher.server.routes.files import files_router
 
@@ -82,6 +83,9 @@ def serve(config: ServerConfig, *, on_ready: Callable[[str], None]) -> None:
 
     Blocks; for the main thread. Raises BatcherError where it can't begin, and where its engines can't go on.
     """
+    room = connections_for(raise_open_files_limit())
+    limits = replace(config.limits, max_connections=min(config.limits.max_connections, room))
+    config = replace(config, limits=limits)
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(sock) for sock in bind(config.host, config.port)]
         stack.enter_context(_signals_restored())
@@ -303,6 +307,8 @@ def _uvicorn_config(app: "FastAPI", config: ServerConfig) -> uvicorn.Config:
         lifespan="off",
         log_config=None,
         access_log=False,
+        # The system takes on so many before they are counted.
+        backlog=min(2048, config.limits.max_connections // 4),
         server_header=False,
         # Who is at the other end is of no use here, and behind no proxy anyone could claim to be somebody else.
         proxy_headers=False,

@@ -3,7 +3,7 @@
 import contextlib
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from tests.support.family import Command, Family
 from tests.support.waiting import wait_for
@@ -43,9 +43,15 @@ class Server:
 
 
 @contextlib.contextmanager
-def serve(family: Family, *options: object) -> Iterator[Server]:
-    """A server on a free port of the loopback, with its jobs in the folder of `family`. Gone afterwards."""
-    command = family.start("serve", "--port", 0, "--jobs-dir", family.folder / "jobs", *options)
+def serve(
+    family: Family, *options: object, env: Mapping[str, str] | None = None, prefix: Sequence[object] = ()
+) -> Iterator[Server]:
+    """A server on a free port of the loopback, with its jobs in the folder of `family`. Gone afterwards.
+
+    `env` and `prefix` as for `Family.start`.
+    """
+    jobs = family.folder / "jobs"
+    command = family.start("serve", "--port", 0, "--jobs-dir", jobs, *options, env=env, prefix=prefix)
     try:
         wait_for(
             lambda: "Serving" in command.stdout or command.process.poll() is not None,

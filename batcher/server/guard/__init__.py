@@ -1,6 +1,7 @@
 """Who may ask for how much, and how failures are answered.
 
 connections.py  connections that can't be held open for nothing
+pool.py         how many connections, and which gives way
 heads.py        what RFC 9112 asks of a head
 auth.py         whose key is good
 origins.py      web pages that may ask (CORS)

@@ -30,6 +30,9 @@ KEY_HEADERS = ("x-api-key", "api-key")
 #: A shorter key can be guessed by trying.
 MIN_KEY_LENGTH = 16
 
+#: Where in a request's scope its connection has a function to be called when the request is let in.
+ON_ADMITTED = "batcher.on_admitted"
+
 HOW_TO_MAKE_A_KEY = "openssl rand -hex 24 > keys.txt && chmod 600 keys.txt"
 
 
@@ -101,6 +104,7 @@ class KeyCheck:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in PUBLIC_PATHS:
             self._check(Headers(scope=scope))
+            _note_admitted(scope)
         await self._app(scope, receive, send)
 
     def _check(self, headers: Headers) -> None:
@@ -134,6 +138,7 @@ class LoopbackCheck:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             self._check(Headers(scope=scope))
+            _note_admitted(scope)
         await self._app(scope, receive, send)
 
     def _check(self, headers: Headers) -> None:
@@ -145,6 +150,12 @@ class LoopbackCheck:
             raise _not_local("the header origin does not name this machine")
         if not is_listed and headers.get("sec-fetch-site", "").lower() == "cross-site":
             raise _not_local("the request comes from a page of another site (sec-fetch-site)")
+
+
+def _note_admitted(scope: Scope) -> None:
+    on_admitted = scope.get(ON_ADMITTED)
+    if on_admitted is not None:
+        on_admitted()
 
 
 def _not_local(what: str) -> ApiError:

@@ -11,19 +11,28 @@
 - Pipelining: uvicorn queues any number of requests, and does not tell the one that is being answered when the client
   hangs up. Here the queue is short, and it is told.
 - Hosts and transfer codings that RFC 9112 has a server refuse are refused (`heads`).
+- Connections are bounded in number: `pool` says which is closed for a new one.
 - Bad HTTP is answered with the documented error object, not with plain text.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from pydantic_core import to_json
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from batcher.server.guard.auth import ON_ADMITTED
 from batcher.server.guard.errors import ApiError
 from batcher.server.guard.heads import check_head
-from batcher.server.guard.limits import Limits
+from batcher.server.guard.limits import Limits, busy_error
+from batcher.server.guard.pool import ConnectionPool
+
+#: For what uvicorn logs of a connection. It warns of bad HTTP, of which a stranger could send enough to fill a disk.
+_errors_only = logging.getLogger("uvicorn.error.connections")
+_errors_only.setLevel(logging.ERROR)
 
 #: Bytes of a request's line and headers together. The server has no use for more than some hundred.
 MAX_HEAD_BYTES = 64 << 10
@@ -57,9 +66,11 @@ class Connection(HttpToolsProtocol):
     """uvicorn's connection with deadlines; see above. Set up by `connection_class`."""
 
     limits = Limits()
+    pool = ConnectionPool(limits.max_connections)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.logger = _errors_only
         self._head_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
         self._is_in_head = True
@@ -73,9 +84,22 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        if not self.pool.add(self):
+            self._refuse(busy_error("the server has as many connections as it can hold; try later"))
+            return
         self._start_head_timer()
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is being answered: it waits for one, reads its head, or throws a refused body away."""
+        return self._answered is None or self._answered.response_complete
+
+    def abort(self) -> None:
+        """Close the connection at once, whatever waits for the client."""
+        self.transport.abort()
+
     def connection_lost(self, exc: Exception | None) -> None:
+        self.pool.discard(self)
         self._stop_head_timer()
         self._stop_write_timer()
         super().connection_lost(exc)
@@ -118,6 +142,7 @@ class Connection(HttpToolsProtocol):
         if is_offer and any(name in (b"content-length", b"transfer-encoding") for name, _ in self.headers):
             self._refuse(ApiError(400, "this server speaks HTTP/1.1 alone; send the body without the header Upgrade"))
             raise _StopParsingError
+        self.scope[ON_ADMITTED] = partial(self.pool.admit, self)  # type: ignore[literal-required]
         super().on_headers_complete()
         if is_offer:
             self.cycle.keep_alive = False
@@ -175,7 +200,8 @@ class Connection(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         content = to_json(error.body())
-        head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(content)
+        head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n" % len(content)
+        head += b"".join(f"{name}: {value}\r\n".encode() for name, value in error.headers.items()) + b"\r\n"
         # An answer that has begun can't be taken back: the connection ends in the middle of it.
         answered = self._answered
         if answered is None or answered.response_complete or not answered.response_started:
@@ -219,4 +245,5 @@ class Connection(HttpToolsProtocol):
 
 def connection_class(limits: Limits) -> type[Connection]:
     """`Connection` with these limits, for uvicorn, which makes connections itself."""
-    return type("LimitedConnection", (Connection,), {"limits": limits})
+    pool = ConnectionPool(limits.max_connections)
+    return type("LimitedConnection", (Connection,), {"limits": limits, "pool": pool})

@@ -30,8 +30,8 @@ class Limits:
 
     `max_body_bytes` is for one JSON body, `max_held_bytes` for all together; `max_file_bytes` for uploads, which go to
     the disk. `max_sequences` is for one request (its prompts times `best_of`), `max_queued` for all live requests
-    together. `request_timeout_s` runs from the body to the last token. `body_idle_s` may pass between two pieces of a
-    body, `write_idle_s` without a client reading anything.
+    together. `max_connections` are open at a time, idle ones too. `request_timeout_s` runs from the body to the last
+    token. `body_idle_s` may pass between two pieces of a body, `write_idle_s` without a client reading anything.
     """
 
     max_body_bytes: int = 10 << 20
@@ -40,6 +40,7 @@ class Limits:
     max_sequences: int = 2048
     max_queued: int = 16384
     max_concurrent: int = 1024
+    max_connections: int = 8192
     request_timeout_s: float = 600.0
     body_idle_s: float = 30.0
     write_idle_s: float = 60.0

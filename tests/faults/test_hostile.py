@@ -1,0 +1,134 @@
+"""Bad clients attack a real `batcher serve`: a good one is served meanwhile, and SIGTERM is obeyed."""
+
+import contextlib
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.support.family import Family
+from tests.support.serving import Server, serve
+from tests.support.waiting import PATIENCE_S, wait_for
+
+KEY = "sk-0123456789abcdef"
+MAX_OPEN_FILES = 512
+#: Of the server's process, through every attack.
+MAX_RSS_BYTES = 600 << 20
+
+LINE = {"method": "POST", "url": "/v1/completions", "body": {"model": "tiny", "prompt": "hello", "max_tokens": 4}}
+
+
+@pytest.fixture
+def server(family: Family, model: Path) -> Iterator[Server]:
+    """A server with a key, and few open files."""
+    limited = ("sh", "-c", f'ulimit -n {MAX_OPEN_FILES} && exec "$@"', "sh")
+    with serve(
+        family, "--model", f"tiny={model}", "--threads", 1, env={"BATCHER_API_KEYS": KEY}, prefix=limited
+    ) as server:
+        yield server
+        assert peak_rss(server.pid) < MAX_RSS_BYTES
+        assert server.stop() == 0, server.stderr
+    assert family.pids() == []
+
+
+def peak_rss(pid: int) -> int:
+    """The most memory that a process had, in bytes."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:"))
+
+
+def num_open_files(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+@contextlib.contextmanager
+def good_client(server: Server) -> Iterator[httpx.Client]:
+    headers = {"authorization": f"Bearer {KEY}"}
+    with httpx.Client(base_url=server.base_url, headers=headers, timeout=PATIENCE_S) as client:
+        yield client
+
+
+def check_served(server: Server) -> None:
+    """A live request is answered and a batch is finished, each on connections of its own."""
+    with good_client(server) as client:
+        body = {"model": "tiny", "prompt": "hello", "max_tokens": 4}
+        assert client.post("/completions", json=body).status_code == 200
+        lines = "".join(json.dumps({"custom_id": str(number), **LINE}) + "\n" for number in range(20))
+        uploaded = client.post("/files", files={"file": lines.encode()}, data={"purpose": "batch"}).json()
+        asked = {"input_file_id": uploaded["id"], "endpoint": "/v1/completions", "completion_window": "24h"}
+        batch = client.post("/batches", json=asked).json()
+        wait_for(lambda: client.get(f"/batches/{batch['id']}").json()["status"] == "completed", what="a batch is done")
+        assert client.get(f"/batches/{batch['id']}").json()["request_counts"]["completed"] == 20
+
+
+def connect(server: Server, data: bytes = b"") -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S)
+    with contextlib.suppress(ConnectionError):
+        connection.sendall(data)
+    return connection
+
+
+def read_all(connection: socket.socket) -> bytes:
+    answer = b""
+    with contextlib.suppress(ConnectionError):
+        while piece := connection.recv(65536):
+            answer += piece
+    return answer
+
+
+POST = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\n"
+
+#: What strangers send and then wait.
+IDLE = [
+    b"",
+    b"GET / HTTP/1.1\r\nhost: loc",
+    b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n",
+    POST + b"content-length: 1000\r\n\r\n{",
+    POST + b"transfer-encoding: chunked\r\n\r\n5\r\nhe",
+    b"\x16\x03\x01\x02\x00\x01\x00\x01",
+]
+
+
+def test_idle_connections_of_strangers_keep_nobody_out(server: Server) -> None:
+    with contextlib.ExitStack() as stack:
+        for number in range(3 * MAX_OPEN_FILES):
+            stack.enter_context(connect(server, IDLE[number % len(IDLE)]))
+
+        wait_for(lambda: num_open_files(server.pid) < MAX_OPEN_FILES * 3 // 4, what="the strangers give way")
+        check_served(server)
+        # And while more of them come.
+        for number in range(MAX_OPEN_FILES):
+            stack.enter_context(connect(server, IDLE[number % len(IDLE)]))
+        check_served(server)
+    assert "Too many open files" not in server.stderr
+
+
+GET = b"GET /v1/models HTTP/1.1\r\nauthorization: Bearer " + KEY.encode() + b"\r\n"
+HOST = b"host: localhost\r\n"
+
+
+#: Heads that a server has to refuse, and how.
+BAD_HEADS = [
+    (GET + b"\r\n", 400),
+    (GET + HOST + b"host: evil.example\r\n\r\n", 400),
+    (GET + b"host: user@127.0.0.1\r\n\r\n", 400),
+    (POST + b"transfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 501),
+    (POST + b"transfer-encoding: chunked\r\ncontent-length: 4\r\n\r\n0\r\n\r\n", 400),
+    (GET + HOST + b"x: " + b"y" * (1 << 20) + b"\r\n\r\n", 431),
+    (b"\x16\x03\x01\x02\x00\x01\x00\x01", 400),
+]
+
+
+def test_bad_heads_are_refused_each_once_and_fill_no_log(server: Server) -> None:
+    for data, expected in BAD_HEADS * 50:
+        # With a good request behind it, which must not be answered: a proxy may have taken both for one.
+        with connect(server, data + GET + HOST + b"\r\n") as connection:
+            answer = read_all(connection)
+        # A client that still sends may find its connection broken rather than the answer.
+        assert not answer or (answer.count(b"content-length: "), int(answer.split()[1])) == (1, expected)
+
+    check_served(server)
+    assert len(server.stderr.splitlines()) < 50
