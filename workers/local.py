@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -31,6 +32,7 @@ from batcher.manage.status import Status, StatusReader
 from batcher.types import Demand
 from workers.process.events import WorkerConfig
 from workers.process.supervisor import Supervisor, end_idle, stop_all
+from workers.queue.app import enqueue, make_app
 from workers.queue.sweeper import JobSweep, RootSweep, Sweeper
 
 logger = logging.getLogger(f"batcher.{__name__}")
@@ -136,7 +138,7 @@ def complete(
     on_engines: Callable[[str], None] = lambda text: None,
     log: int | None = None,
 ) -> Summary:
-    """Complete `job` with workers of this machine, blocking; returns its summary.
+    """Send the pending shards of `job` and complete them with workers of this machine, blocking; returns its summary.
 
     `config` is that of each worker but for name, broker and a fair share of machine and job. `spares` are processes for
     them that have been launched already. `on_status` is called about twice a second, `on_engines` with how the workers
@@ -150,7 +152,7 @@ def complete(
     if summary is not None:
         return summary
     sweep_heartbeats(Path(config.home))
-    sweeper = _job_sweeper(job, broker.url, is_sending=True, lease_ttl_s=config.lease_ttl_s)
+    sweeper = _job_sweeper(job, broker.url, sends_first=True, lease_ttl_s=config.lease_ttl_s)
     with StopSignals() as stop, sweeper:
         failures: list[str] = []
         num_prompts = sum(info.num_choices for info in job.pending_shards() if info.model is not None)
@@ -176,6 +178,13 @@ def complete(
                 # Their messages are for a broker that ends now, too.
                 supervisors = end_idle(supervisors)
             return summary
+        except JobCancelledError:
+            stop_all(supervisors, grace_s=config.grace_s, is_urgent=stop.is_urgent)
+            supervisors = []
+            # What was on its way to its commit can have been the rest.
+            if summary := finalize(job):
+                return summary
+            raise
         finally:
             stop_all(supervisors, grace_s=config.grace_s, is_urgent=stop.is_urgent)
 
@@ -184,7 +193,7 @@ def wait(
     job: JobDir, broker_url: str, *, on_status: Callable[[Status], None], lease_ttl_s: float = LEASE_TTL_S
 ) -> Summary:
     """Wait until workers elsewhere have completed `job`, sweeping it meanwhile. Raises like `complete`."""
-    with StopSignals() as stop, _job_sweeper(job, broker_url, is_sending=False, lease_ttl_s=lease_ttl_s) as sweeper:
+    with StopSignals() as stop, _job_sweeper(job, broker_url, sends_first=False, lease_ttl_s=lease_ttl_s) as sweeper:
         try:
             return _watch(job, [], stop, sweeper=sweeper, failures=[], on_status=on_status)
         except BrokerError as exc:
@@ -224,10 +233,17 @@ def run_worker(config: WorkerConfig, *, on_ready: Callable[[], None]) -> None:
             stop_all([supervisor], grace_s=config.grace_s, is_urgent=stop.is_urgent)
 
 
-def _job_sweeper(job: JobDir, broker_url: str, *, is_sending: bool, lease_ttl_s: float) -> Sweeper:
+def _job_sweeper(job: JobDir, broker_url: str, *, sends_first: bool, lease_ttl_s: float) -> Sweeper:
     connect(broker_url).close()
-    sweep = JobSweep(job, broker_url, is_sending=is_sending, lease_ttl_s=lease_ttl_s)
-    return Sweeper(sweep.tick, patience_s=BROKER_PATIENCE_S, retry_interval_s=Pace(lease_ttl_s).sweep_interval_s)
+    send = partial(enqueue, make_app(broker_url))
+    sweep = JobSweep(job, broker_url, send=send, lease_ttl_s=lease_ttl_s)
+    return Sweeper(
+        sweep.tick,
+        # In its thread, so that workers start meanwhile, and a broker may be away for a while.
+        first=(lambda: send(job, job.pending_shards())) if sends_first else None,
+        patience_s=BROKER_PATIENCE_S,
+        retry_interval_s=Pace(lease_ttl_s).sweep_interval_s,
+    )
 
 
 def _named(config: WorkerConfig, num_workers: int) -> list[WorkerConfig]:

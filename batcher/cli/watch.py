@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from batcher.cli import EXIT_ERROR_ROWS, EXIT_INTERRUPTED
-from batcher.errors import BatcherError, JobCancelledError
+from batcher.errors import BatcherError
 
 if TYPE_CHECKING:
     import subprocess
@@ -40,7 +40,6 @@ def complete_job(
     again: str,
 ) -> int:
     """Complete the job with local workers and report. Returns the exit code."""
-    from batcher.manage.finish import finalize
     from workers.local import StoppedError, complete
 
     log_to_stderr(logging.WARNING, broker_url=broker.url)
@@ -58,9 +57,6 @@ def complete_job(
         click.echo(f"Stopped: {how_far(job)} are done and kept. Resume with:\n  {again}", err=True)
         return EXIT_INTERRUPTED
     except BatcherError as exc:
-        # What was on its way to its commit when the workers were stopped can have been the rest.
-        if isinstance(exc, JobCancelledError) and (late := finalize(job)) is not None:
-            return report(job, late)
         click.echo(f"Error: {exc}", err=True)
         if job.exists():
             click.echo(f"{how_far(job)} are done and kept. Go on with:\n  {again}", err=True)

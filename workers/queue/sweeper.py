@@ -21,6 +21,7 @@ from batcher.broker.sweep import Every, Sweep
 from batcher.errors import BatcherError, BrokerError
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.root import list_jobs
+from batcher.jobdir.sending import Send
 from batcher.manage.finish import finalize
 from workers.queue.app import enqueue, make_app
 
@@ -43,13 +44,21 @@ Tick = Callable[[Sequence[Death]], float]
 
 
 class Sweeper:
-    """Calls `tick` at once and then whenever it is due, in a thread, within a `with` block.
+    """Calls `first` once, and then `tick` whenever it is due, in a thread, within a `with` block.
 
     A broker that is away is borne for `patience_s` seconds (None: for ever), asked every `retry_interval_s`; then, and
     on any other error, `check` raises it.
     """
 
-    def __init__(self, tick: Tick, *, patience_s: float | None, retry_interval_s: float) -> None:
+    def __init__(
+        self,
+        tick: Tick,
+        *,
+        first: Callable[[], object] | None = None,
+        patience_s: float | None,
+        retry_interval_s: float,
+    ) -> None:
+        self._first = first
         self._tick = tick
         self._patience_s = patience_s
         self._retry_interval_s = retry_interval_s
@@ -87,6 +96,9 @@ class Sweeper:
         while self._failure is None:
             wait_s = self._retry_interval_s
             try:
+                if self._first is not None:
+                    self._first()
+                    self._first = None
                 deaths += [self._deaths.get() for _ in range(self._deaths.qsize())]
                 wait_s = self._tick(deaths)
                 deaths = []
@@ -110,21 +122,15 @@ class Sweeper:
 
 
 class JobSweep:
-    """Sweeps one job; `is_sending`: begins with a message for each shard that has no part."""
+    """Sweeps one job; `send` sends what it finds."""
 
-    def __init__(self, job: JobDir, broker_url: str, *, is_sending: bool, lease_ttl_s: float) -> None:
-        self._job = job
-        self._enqueue = partial(enqueue, make_app(broker_url))
-        self._sweep = Sweep(job, open_client(broker_url), enqueue=self._enqueue, lease_ttl_s=lease_ttl_s)
+    def __init__(self, job: JobDir, broker_url: str, *, send: Send, lease_ttl_s: float) -> None:
+        self._sweep = Sweep(job, open_client(broker_url), enqueue=send, lease_ttl_s=lease_ttl_s)
         self._interval_s = Pace(lease_ttl_s).sweep_interval_s
         self._look = Every(self._interval_s)
-        self._is_sending = is_sending
 
     def tick(self, deaths: Sequence[Death]) -> float:
         """One round. Raises BrokerError; the next one makes up for it."""
-        if self._is_sending:
-            self._enqueue(self._job, self._job.pending_shards())
-            self._is_sending = False
         for death in deaths:
             self._sweep.release_dead(death.worker, death.pid)
         next_expiry_s = self._sweep.reap()
