@@ -1,6 +1,7 @@
 """A job of one shard, and what its runner needs: a real broker, real files, and an engine that answers when told to."""
 
 import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from batcher.jobdir.folder import JobDir
 from batcher.jobdir.results import read_file
 from tests.support.clock import Clock
 from tests.support.job_files import make_job
-from tests.support.manual_engine import ManualEngine
+from tests.support.manual_engine import Answer, ManualEngine
+from tests.support.waiting import wait_for
 from workers.shard.runner import Outcome, Surroundings, run_shard
 
 ROWS = 6
@@ -22,6 +24,7 @@ class Bench:
 
     def __init__(self, path: Path, client: redis.Redis) -> None:
         self.client = client
+        self._pool = ThreadPoolExecutor()
         self.clock = Clock(1000.0)
         self.job = make_job(path / "job", (ROWS,))
         self.stopping = threading.Event()
@@ -47,6 +50,15 @@ class Bench:
 
     def run(self, engine: ManualEngine, *, worker: str = "w1") -> Outcome:
         return run_shard(self.job, 0, engine, replace(self.around, worker=worker))
+
+    def begin(
+        self, num_answers: int, *, answer: Answer = lambda request: "text"
+    ) -> tuple[ManualEngine, Future[Outcome]]:
+        """Run in the background, on an engine that answers so many prompts; returns when it has."""
+        engine = ManualEngine(answer, allowance=num_answers)
+        running = self._pool.submit(self.run, engine)
+        wait_for(lambda: engine.num_steps == num_answers, what=f"{num_answers} prompts are answered")
+        return engine, running
 
     def part(self) -> dict[str, list[object]]:
         columns: dict[str, list[object]] = read_file(self.job.part_path(0)).to_pydict()

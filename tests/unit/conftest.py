@@ -3,7 +3,6 @@
 import os
 import shlex
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ from batcher.broker.embedded import embedded_broker
 from batcher.cli import run_cli
 from tests.support.shard_bench import Bench
 from tests.support.tiny_gguf import write_tiny_gguf
-from workers.shard.runner import Outcome
 
 #: Runs a command line; gives its exit code, stdout and stderr.
 Run = Callable[[str], tuple[int, str, str]]
@@ -66,9 +64,3 @@ def client(broker_url: str) -> Iterator[redis.Redis]:
 @pytest.fixture
 def bench(tmp_path: Path, client: redis.Redis) -> Bench:
     return Bench(tmp_path, client)
-
-
-@pytest.fixture
-def background() -> Iterator[Callable[..., Future[Outcome]]]:
-    with ThreadPoolExecutor() as pool:
-        yield pool.submit

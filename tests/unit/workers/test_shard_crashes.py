@@ -1,8 +1,7 @@
 """A shard whose earlier attempts crashed, failed or were overtaken."""
 
 import threading
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future
+from collections.abc import Iterable
 
 import pytest
 
@@ -12,7 +11,6 @@ from batcher.jobdir.attempts import Cause, forgive, read_ends, read_journal, rec
 from batcher.jobdir.verdict import MAX_FAILURES
 from tests.support.manual_engine import ManualEngine
 from tests.support.shard_bench import ROWS, Bench
-from tests.support.waiting import wait_for
 from workers.engines.base import OnDelta, OnStart, SequenceRequest, SequenceResult, Sink, Ticket, ignore_start
 from workers.shard.runner import FLUSH_INTERVAL_S, Outcome, _ShardRun
 
@@ -36,12 +34,9 @@ def test_rows_in_flight_at_a_crash_run_last_and_each_alone(bench: Bench) -> None
     assert set(bench.part()["status"]) == {"ok"}
 
 
-def test_finished_rows_are_saved_before_a_suspect_runs(
-    bench: Bench, background: Callable[..., Future[Outcome]]
-) -> None:
+def test_finished_rows_are_saved_before_a_suspect_runs(bench: Bench) -> None:
     crash(bench, ".", "+ 1")
-    engine = ManualEngine(allowance=ROWS - 1)
-    running = background(bench.run, engine)
+    engine, running = bench.begin(ROWS - 1)
     engine.wait_until_taken(ROWS)
 
     assert bench.chunk_rows() == [0, 2, 3, 4, 5]
@@ -67,11 +62,10 @@ def test_row_that_crashed_its_worker_alone_is_set_aside_and_not_run_again(bench:
     assert part["attempts"] == [3] * ROWS
 
 
-def test_verdict_outlives_the_attempt_that_took_it(bench: Bench, background: Callable[..., Future[Outcome]]) -> None:
+def test_verdict_outlives_the_attempt_that_took_it(bench: Bench) -> None:
     crash(bench, ".", "+ 1")
     crash(bench, "= 1")
-    engine = ManualEngine(allowance=0)
-    running = background(bench.run, engine)
+    engine, running = bench.begin(0)
     engine.wait_until_taken(ROWS - 1)
 
     assert bench.chunk_rows() == [1]
@@ -82,11 +76,8 @@ def test_verdict_outlives_the_attempt_that_took_it(bench: Bench, background: Cal
         running.result(timeout=10)
 
 
-def test_engine_that_dies_leaves_its_journal_and_its_words(
-    bench: Bench, background: Callable[..., Future[Outcome]]
-) -> None:
-    engine = ManualEngine(allowance=0)
-    running = background(bench.run, engine)
+def test_engine_that_dies_leaves_its_journal_and_its_words(bench: Bench) -> None:
+    engine, running = bench.begin(0)
     engine.wait_until_taken(ROWS)
 
     engine.die("llama_decode gave -3")
@@ -98,10 +89,8 @@ def test_engine_that_dies_leaves_its_journal_and_its_words(
     assert bench.job.journal_path(0, attempt=1).exists()
 
 
-def test_attempt_in_good_order_leaves_no_journal(bench: Bench, background: Callable[..., Future[Outcome]]) -> None:
-    engine = ManualEngine(allowance=2)
-    running = background(bench.run, engine)
-    wait_for(lambda: engine.num_steps == 2, what="2 prompts are answered")
+def test_attempt_in_good_order_leaves_no_journal(bench: Bench) -> None:
+    _engine, running = bench.begin(2)
     assert bench.job.journal_path(0, attempt=1).exists()
 
     bench.stopping.set()
@@ -125,12 +114,8 @@ def test_shard_that_fails_again_and_again_is_given_up_until_it_is_forgiven(bench
         bench.run(ManualEngine())
 
 
-def test_attempt_whose_shard_was_committed_meanwhile_stops(
-    bench: Bench, background: Callable[..., Future[Outcome]]
-) -> None:
-    engine = ManualEngine(allowance=2)
-    running = background(bench.run, engine)
-    wait_for(lambda: engine.num_steps == 2, what="2 prompts are answered")
+def test_attempt_whose_shard_was_committed_meanwhile_stops(bench: Bench) -> None:
+    _engine, running = bench.begin(2)
     bench.client.flushall()
     assert bench.run(ManualEngine(), worker="w2") is Outcome.COMMITTED
 

@@ -1,7 +1,5 @@
 """One shard from claim to commit, with a real broker, real files, and an engine that answers when told to."""
 
-from collections.abc import Callable
-from concurrent.futures import Future
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -79,12 +77,8 @@ def test_refused_row_in_a_shard_keeps_its_error_and_is_not_computed(tmp_path: Pa
     assert bench.part()["error_code"] == [None, "model_not_found", None]
 
 
-def test_stop_saves_finished_rows_and_the_next_attempt_computes_only_the_others(
-    bench: Bench, background: Callable[..., Future[Outcome]]
-) -> None:
-    engine = ManualEngine(allowance=4)
-    running = background(bench.run, engine)
-    wait_for(lambda: engine.num_steps == 4, what="4 prompts are answered")
+def test_stop_saves_finished_rows_and_the_next_attempt_computes_only_the_others(bench: Bench) -> None:
+    engine, running = bench.begin(4)
 
     bench.stopping.set()
 
@@ -108,10 +102,8 @@ def test_stop_saves_finished_rows_and_the_next_attempt_computes_only_the_others(
     assert part["worker"] == ["w1"] * 4 + ["w2"] * 2
 
 
-def test_finished_rows_are_saved_every_few_seconds(bench: Bench, background: Callable[..., Future[Outcome]]) -> None:
-    engine = ManualEngine(allowance=2)
-    running = background(bench.run, engine)
-    wait_for(lambda: engine.num_steps == 2, what="2 prompts are answered")
+def test_finished_rows_are_saved_every_few_seconds(bench: Bench) -> None:
+    engine, running = bench.begin(2)
     assert bench.job.chunks(0) == []
 
     bench.clock.now += FLUSH_INTERVAL_S
@@ -124,10 +116,8 @@ def test_finished_rows_are_saved_every_few_seconds(bench: Bench, background: Cal
     assert running.result(timeout=10) is Outcome.COMMITTED
 
 
-def test_dead_engine_costs_only_unfinished_rows(bench: Bench, background: Callable[..., Future[Outcome]]) -> None:
-    engine = ManualEngine(allowance=3)
-    running = background(bench.run, engine)
-    wait_for(lambda: engine.num_steps == 3, what="3 prompts are answered")
+def test_dead_engine_costs_only_unfinished_rows(bench: Bench) -> None:
+    engine, running = bench.begin(3)
 
     engine.die()
 
@@ -158,12 +148,8 @@ def test_committed_shard_is_not_run_again(bench: Bench) -> None:
     assert bench.job.num_attempts(0) == 1
 
 
-def test_lease_taken_by_another_ends_the_run_with_its_rows_saved(
-    bench: Bench, background: Callable[..., Future[Outcome]]
-) -> None:
-    engine = ManualEngine(allowance=2)
-    running = background(bench.run, engine)
-    wait_for(lambda: engine.num_steps == 2, what="2 prompts are answered")
+def test_lease_taken_by_another_ends_the_run_with_its_rows_saved(bench: Bench) -> None:
+    _engine, running = bench.begin(2)
 
     bench.client.set(lease_key(bench.job.job_id, 0), "other")
     bench.clock.now += Pace().renewal_interval_s
@@ -173,12 +159,8 @@ def test_lease_taken_by_another_ends_the_run_with_its_rows_saved(
     assert bench.lease == b"other"
 
 
-def test_lease_lost_by_a_flushed_broker_is_taken_again(
-    bench: Bench, background: Callable[..., Future[Outcome]]
-) -> None:
-    engine = ManualEngine(allowance=1)
-    running = background(bench.run, engine)
-    wait_for(lambda: engine.num_steps == 1, what="a prompt is answered")
+def test_lease_lost_by_a_flushed_broker_is_taken_again(bench: Bench) -> None:
+    engine, running = bench.begin(1)
 
     bench.client.flushall()
     bench.clock.now += Pace().renewal_interval_s
@@ -188,10 +170,8 @@ def test_lease_lost_by_a_flushed_broker_is_taken_again(
     assert running.result(timeout=10) is Outcome.COMMITTED
 
 
-def test_lease_of_a_stalled_engine_is_left_to_expire(bench: Bench, background: Callable[..., Future[Outcome]]) -> None:
-    engine = ManualEngine(allowance=1)
-    running = background(bench.run, engine)
-    wait_for(lambda: engine.num_steps == 1, what="a prompt is answered")
+def test_lease_of_a_stalled_engine_is_left_to_expire(bench: Bench) -> None:
+    engine, running = bench.begin(1)
     bench.clock.now += Pace().renewal_interval_s
     bench.clock.wait_for_readings(3)
     bench.client.flushall()
@@ -204,12 +184,10 @@ def test_lease_of_a_stalled_engine_is_left_to_expire(bench: Bench, background: C
     assert running.result(timeout=10) is Outcome.COMMITTED
 
 
-def test_run_goes_on_and_commits_without_a_broker(tmp_path: Path, background: Callable[..., Future[Outcome]]) -> None:
+def test_run_goes_on_and_commits_without_a_broker(tmp_path: Path) -> None:
     with embedded_broker(tmp_path / "own") as url:
         bench = Bench(tmp_path, open_client(url))
-        engine = ManualEngine(allowance=2)
-        running = background(bench.run, engine)
-        wait_for(lambda: engine.num_steps == 2, what="2 prompts are answered")
+        engine, running = bench.begin(2)
         bench.client.shutdown(nosave=True)
     bench.clock.now += Pace().renewal_interval_s
     wait_for(lambda: bench.progress.acquire(blocking=False), what="progress is told")
@@ -221,12 +199,8 @@ def test_run_goes_on_and_commits_without_a_broker(tmp_path: Path, background: Ca
     bench.client.close()
 
 
-def test_cancelled_job_stops_with_its_finished_rows_saved(
-    bench: Bench, background: Callable[..., Future[Outcome]]
-) -> None:
-    engine = ManualEngine(allowance=2)
-    running = background(bench.run, engine)
-    wait_for(lambda: engine.num_steps == 2, what="2 prompts are answered")
+def test_cancelled_job_stops_with_its_finished_rows_saved(bench: Bench) -> None:
+    _engine, running = bench.begin(2)
 
     bench.job.cancel()
     bench.clock.now += FLUSH_INTERVAL_S
@@ -236,12 +210,8 @@ def test_cancelled_job_stops_with_its_finished_rows_saved(
     assert bench.run(ManualEngine()) is Outcome.CANCELLED
 
 
-def test_torn_chunk_is_ignored_and_its_rows_are_computed_again(
-    bench: Bench, background: Callable[..., Future[Outcome]]
-) -> None:
-    engine = ManualEngine(allowance=3)
-    running = background(bench.run, engine)
-    wait_for(lambda: engine.num_steps == 3, what="3 prompts are answered")
+def test_torn_chunk_is_ignored_and_its_rows_are_computed_again(bench: Bench) -> None:
+    _engine, running = bench.begin(3)
     bench.stopping.set()
     running.result(timeout=10)
     bench.stopping.clear()
@@ -270,12 +240,8 @@ def test_shard_whose_rows_are_all_saved_is_committed_without_computing(bench: Be
     assert set(bench.part()["worker"]) == {"w1"}
 
 
-def test_slower_of_two_attempts_leaves_the_first_part_as_it_is(
-    bench: Bench, background: Callable[..., Future[Outcome]]
-) -> None:
-    slow = ManualEngine(lambda request: "slow", allowance=1)
-    running = background(bench.run, slow)
-    wait_for(lambda: slow.num_steps == 1, what="a prompt is answered")
+def test_slower_of_two_attempts_leaves_the_first_part_as_it_is(bench: Bench) -> None:
+    slow, running = bench.begin(1, answer=lambda request: "slow")
     bench.client.flushall()
     assert bench.run(ManualEngine(lambda request: "fast"), worker="w2") is Outcome.COMMITTED
 
