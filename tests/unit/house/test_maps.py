@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.house.test_imports import ROOT
+from tests.unit.house.test_imports import FLOORS, ROOT
 
 PACKAGES = sorted(path.parent for top in ("batcher", "workers") for path in (ROOT / top).rglob("__init__.py"))
 
@@ -39,6 +39,14 @@ def test_unit_tests_lie_in_folders_of_the_rooms() -> None:
     folders = {path.parent.name for path in (ROOT / "tests" / "unit").glob("*/__init__.py")}
 
     assert folders == rooms | {"ground", "house", "engines", "workers"}
+
+
+def test_map_of_contributing_names_each_room() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rooms = [room.split("/")[-1] for rooms in FLOORS for room in rooms if room != "the ground"]
+
+    named = "".join(re.findall(r"^    .+\n", page.split("## The map")[1].split("## ")[0], flags=re.MULTILINE))
+    assert [room for room in rooms if not re.search(rf"^ +(.*\.py )?{room}\b", named, flags=re.MULTILINE)] == []
 
 
 def test_a_map_is_read_line_by_line() -> None:
