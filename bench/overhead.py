@@ -25,7 +25,7 @@ from workers.engines.base import SequenceRequest
 from workers.engines.llama.engine import LlamaEngine
 from workers.engines.llama.kv_cache import KvCache, Placement
 from workers.engines.llama.model import BatchArrays
-from workers.engines.llama.scheduler import StepBatch
+from workers.engines.llama.step import StepBatch
 
 MAX_BATCH_TOKENS = 2048
 MAX_TOKENS = 64

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.workloads import Row, read_rows
-from workers.process.environment import engine_environment
+from workers.process.launch import engine_environment
 
 #: Tokens the loop computes at once when it reads a prompt; its default.
 LOOP_BATCH = 512

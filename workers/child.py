@@ -26,6 +26,7 @@ from batcher.errors import BatcherError, EngineError
 from batcher.startup import start_fast
 from workers.process.events import Beat, Event, EventKind, OpenAttempt, WorkerConfig
 from workers.process.lines import decode, encode
+from workers.process.logs import set_up_logging
 
 if TYPE_CHECKING:
     from batcher.jobdir.folder import JobDir
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
     Engines = dict[str, Engine]
 
-# Not __name__, which is `__main__` here, and so none of those that `_set_up_logging` lets speak.
+# Not __name__, which is `__main__` here, and so none of those that `set_up_logging` lets speak.
 logger = logging.getLogger("batcher.workers.child")
 
 EXIT_REFUSED = 3
@@ -88,7 +89,7 @@ def main() -> int:
         _import_until_config_comes()
     config = decode(WorkerConfig, _read_line(0))
     threading.Thread(target=_stop_with_parent, args=(config.grace_s,), name="parent-watch", daemon=True).start()
-    _set_up_logging(config)
+    set_up_logging(config.name, broker_url=config.broker_url, is_quiet=config.quiet)
     try:
         return _work(config, reporter)
     except BatcherError as exc:
@@ -165,8 +166,13 @@ def _beat(engines: list["Engine"], reporter: Reporter) -> None:
         time.sleep(BEAT_INTERVAL_S)
 
 
+def _keep_logging(**_: Any) -> None:
+    """A receiver of Celery's signal, which else sets up a logging of its own."""
+
+
 def _take_shards(config: WorkerConfig, engines: "Engines", reporter: Reporter, failures: EngineFailures) -> int:
     from celery import signals
+    from celery.exceptions import SecurityWarning
 
     from batcher.broker.client import queue_name
     from workers.queue.app import WORKER_OPTIONS, concurrency, make_app
@@ -196,6 +202,9 @@ def _take_shards(config: WorkerConfig, engines: "Engines", reporter: Reporter, f
         on_engine_failure=failures.note,
     )
     # Celery keeps weak references to receivers; these two live as long as this call, which is as long as the worker.
+    signals.setup_logging.connect(_keep_logging)
+    # "You're running the worker with superuser privileges" is about pickled messages; we accept only JSON.
+    warnings.filterwarnings("ignore", category=SecurityWarning)
     signals.worker_shutting_down.connect(on_stop)
     signals.worker_ready.connect(on_ready)
     queues = [queue_name(name) for name in engines]
@@ -274,41 +283,6 @@ def _stop_with_parent(grace_s: float) -> None:
 def _stop() -> None:
     """Begin the shutdown; to do so again changes nothing."""
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _set_up_logging(config: WorkerConfig) -> None:
-    """Our own lines and everybody's warnings to stderr."""
-    from celery import signals
-    from celery.exceptions import SecurityWarning
-
-    from batcher.broker.url import RedactingFormatter
-
-    logging.basicConfig(
-        level=logging.WARNING, format=f"%(asctime)s {config.name} %(levelname)s %(message)s", stream=sys.stderr
-    )
-    logging.getLogger("batcher").setLevel(logging.WARNING if config.quiet else logging.INFO)
-    # At WARNING it logs each message that is put back at a stop.
-    logging.getLogger("celery.app.trace").setLevel(logging.ERROR)
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(_drop_traceback)
-        handler.setFormatter(
-            RedactingFormatter(f"%(asctime)s {config.name} %(levelname)s %(message)s", config.broker_url)
-        )
-    # A receiver keeps Celery from setting up its own.
-    signals.setup_logging.connect(_keep_logging)
-    # "You're running the worker with superuser privileges" is about pickled messages; we accept only JSON.
-    warnings.filterwarnings("ignore", category=SecurityWarning)
-
-
-def _drop_traceback(record: logging.LogRecord) -> bool:
-    """A broker that is away is news of one line; Celery adds where in redis-py it noticed."""
-    if record.name.startswith(("celery", "kombu")):
-        record.exc_info = record.exc_text = None
-    return True
-
-
-def _keep_logging(**_: Any) -> None:
-    pass
 
 
 if __name__ == "__main__":

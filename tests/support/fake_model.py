@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from workers.engines.llama.kv_cache import Placement, Tokens
-from workers.engines.llama.scheduler import StepBatch
+from workers.engines.llama.step import StepBatch
 
 END = 0
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from batcher.types import FinishReason, SamplingParams
 from tests.support.fake_model import FakeModel, next_token
 from workers.engines.llama.sampling.sampler import Draws, is_greedy
-from workers.engines.llama.scheduler import StepBatch
+from workers.engines.llama.step import StepBatch
 
 VOCAB_SIZE = 97
 

@@ -16,7 +16,7 @@ from workers.engines.base import Engine, SequenceRequest
 if TYPE_CHECKING:
     from workers.engines.llama.settings import EngineSettings
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(f"batcher.{__name__}")
 
 #: The number of tokens of a request's prompt, or why it can't run.
 CountTokens = Callable[[SequenceRequest], int | RowError]

@@ -3,9 +3,8 @@
 supervisor.py   the parent: starts the child, hears from it, restarts it
 launch.py       the child is started
 events.py       what parent and child say to each other
-logs.py         what the child writes to stderr, as records of the parent's log
+logs.py         the log of a worker, and how a parent takes it into its own
 lines.py        dataclasses as lines of JSON
-environment.py  what must be set before a process computes
 stall.py        when an engine that makes no step is given up
 memory.py       whether the kernel killed for lack of memory
 beacon.py       the worker's sign of life

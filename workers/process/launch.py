@@ -11,10 +11,20 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 
-from workers.process.environment import engine_environment
-
 #: -P: without it, a `workers` in the user's working directory would be taken for ours.
 CHILD_COMMAND = (sys.executable, "-P", "-m", "workers.child")
+
+#: Has malloc ask the kernel for huge pages (glibc 2.35 and newer; others ignore it). Weights and KV cache are streamed
+#: from memory at each step (docs/performance.md).
+_HUGE_PAGES = "glibc.malloc.hugetlb=1"
+
+
+def engine_environment() -> dict[str, str]:
+    """This process's environment with what is good for llama.cpp; whatever the user has set stays.
+
+    For the start of a process that computes: it can't be set later.
+    """
+    return {"GLIBC_TUNABLES": _HUGE_PAGES, **os.environ}
 
 
 def launch_child(

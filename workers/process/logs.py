@@ -1,18 +1,42 @@
-"""What workers' processes write to stderr, as records of this process's log: for a caller whose terminal is his own."""
+"""The log of workers' processes: how they write it to stderr, and how a parent takes it into its own (`ChildLog`)."""
 
 import logging
 import os
 import re
+import sys
 import threading
 from types import TracebackType
 from typing import Self
 
+from batcher.broker.url import RedactingFormatter
+
 logger = logging.getLogger("batcher.workers.child")
 
-#: How `workers.child` begins a record: time, name of the worker, level.
+#: How a record begins: time, name of the worker, level.
 _RECORD = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (?P<worker>\S+) (?P<level>[A-Z]+) (?P<message>.*)")
 #: Seconds for the last lines of processes that have ended.
 _END_PATIENCE_S = 1.0
+
+
+def set_up_logging(worker: str, *, broker_url: str, is_quiet: bool) -> None:
+    """Have this process write to stderr: our own lines, with `is_quiet` only warnings, and the warnings of everybody.
+
+    The password of `broker_url` is in none of them.
+    """
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    logging.getLogger("batcher").setLevel(logging.WARNING if is_quiet else logging.INFO)
+    # At WARNING it logs each message that is put back at a stop.
+    logging.getLogger("celery.app.trace").setLevel(logging.ERROR)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_drop_traceback)
+        handler.setFormatter(RedactingFormatter(f"%(asctime)s {worker} %(levelname)s %(message)s", broker_url))
+
+
+def _drop_traceback(record: logging.LogRecord) -> bool:
+    """A broker that is away is news of one line; Celery adds where in redis-py it noticed."""
+    if record.name.startswith(("celery", "kombu")):
+        record.exc_info = record.exc_text = None
+    return True
 
 
 class ChildLog:

@@ -29,7 +29,7 @@ from batcher.types import EngineConfig, SamplingParams
 from workers.engines.base import Engine, SequenceRequest, SequenceResult
 from workers.engines.llama.settings import EngineValues
 from workers.engines.open import load_metered
-from workers.process.environment import engine_environment
+from workers.process.launch import engine_environment
 from workers.process.lines import decode, encode
 
 #: Prompts that must begin while the clock runs, or that many times as long it runs at most: else it is chance whether a

@@ -30,16 +30,16 @@ _OUTLINE_SCRIPT = """
 import json, os, sys
 os.environ["GGML_NO_BACKTRACE"] = "1"
 try:
-    from workers.engines.llama import loader, model
+    from workers.engines.llama import binding, loader, model
     from workers.engines.profile import find_tuned
 except (ImportError, OSError, RuntimeError) as exc:
     sys.exit(print(json.dumps({"missing": str(exc)})))
-defaults = model.llama_cpp.llama_model_default_params
+defaults = binding.llama_cpp.llama_model_default_params
 def without_weights():
     params = defaults()
-    params.no_alloc, params.load_mode = True, model.llama_cpp.LLAMA_LOAD_MODE_NONE
+    params.no_alloc, params.load_mode = True, binding.llama_cpp.LLAMA_LOAD_MODE_NONE
     return params
-model.llama_cpp.llama_model_default_params = without_weights
+binding.llama_cpp.llama_model_default_params = without_weights
 try:
     found = model.Model(loader.Path(sys.argv[1]), num_gpu_layers=0)
 except loader.ModelError as exc:
@@ -52,7 +52,7 @@ print(json.dumps({
     "context_length": min(loader.DEFAULT_CONTEXT_LENGTH, found.trained_context_length),
     "num_slots": tuned.values.num_slots if tuned else loader.DEFAULT_NUM_SLOTS,
     "cache_share": loader.MAX_CACHE_SHARE,
-    "has_gpu": model.supports_gpu(),
+    "has_gpu": binding.supports_gpu(),
 }))
 """
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.tiny_gguf import Shape, write_tiny_gguf
 from workers.engines.llama.model import BatchArrays
-from workers.engines.llama.scheduler import StepBatch
+from workers.engines.llama.step import StepBatch
 
 #: Tokens of each sequence: fewer and more than a tile of 64, and so many that cells are padded to 512.
 LENGTHS = (1, 7, 40, 64, 65, 130, 300)

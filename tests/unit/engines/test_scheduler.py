@@ -7,8 +7,9 @@ from batcher.errors import EngineError
 from batcher.types import SamplingParams
 from workers.engines.base import SequenceRequest, SequenceResult, Ticket
 from workers.engines.llama.kv_cache import MIN_SHARED_TOKENS, KvCache, Placement
-from workers.engines.llama.scheduler import Scheduler, StepBatch
+from workers.engines.llama.scheduler import Scheduler
 from workers.engines.llama.sequence import Sequence
+from workers.engines.llama.step import StepBatch
 
 #: Long enough to be shared.
 PREFIX = tuple(range(1000, 1000 + MIN_SHARED_TOKENS + 8))

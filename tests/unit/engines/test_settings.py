@@ -7,8 +7,8 @@ import pytest
 from batcher.errors import ModelError
 from batcher.machine import Cores, read_memory
 from batcher.types import Demand, EngineConfig
+from workers.engines.llama.binding import free_gpu_memory, supports_gpu
 from workers.engines.llama.loader import available_memory
-from workers.engines.llama.model import free_gpu_memory, supports_gpu
 from workers.engines.llama.settings import (
     EngineSettings,
     EngineValues,

@@ -83,7 +83,7 @@ NARROW = {
         "numpy",
         "jinja2",
     ),
-    "workers.engines.llama.model": (
+    "workers.engines.llama.binding": (
         "batcher.types",
         "batcher.errors",
         "batcher.machine",
@@ -100,7 +100,7 @@ KNOWN_TO = {
     "workers.engines.llama": ("workers.engines",),
     # `batcher tune` tries these out, and submit says what a sequence can hold.
     "workers.engines.llama.settings": ("workers.engines", "workers.tuning", "batcher.api"),
-    "llama_cpp": ("workers.engines.llama.model",),
+    "llama_cpp": ("workers.engines.llama.binding",),
     "jinja2": ("workers.engines.llama",),
     "celery": ("workers.queue", "workers.child"),
     "kombu": ("workers.queue",),
@@ -286,7 +286,7 @@ def test_breach_of_the_rule_is_found(file: str, source: str) -> None:
         ("batcher/manage/status.py", "from batcher import __version__"),
         ("batcher/cli/jobs.py", "def f():\n    from workers.queue.app import enqueue"),
         ("batcher/cli/jobs.py", "if TYPE_CHECKING:\n    from workers.queue.app import enqueue"),
-        ("workers/engines/llama/model.py", "import llama_cpp"),
+        ("workers/engines/llama/binding.py", "import llama_cpp"),
         (
             "workers/engines/llama/engine.py",
             "from batcher.types import Choice\nfrom workers.engines.llama import text\nimport queue",

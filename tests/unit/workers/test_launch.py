@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from workers.child import EXIT_REFUSED, NEEDED_MODULES
-from workers.process.launch import kill_child, launch_child, spare_children
+from workers.process.launch import engine_environment, kill_child, launch_child, spare_children
 from workers.process.logs import ChildLog
 
 
@@ -82,3 +82,16 @@ def test_what_a_child_writes_to_stderr_is_in_the_log_of_its_parent(
 def kill_child_after_its_end(child: subprocess.Popen[bytes]) -> None:
     child.wait()
     kill_child(child)
+
+
+def test_engine_asks_for_huge_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    monkeypatch.setenv("OTHER", "stays")
+    environment = engine_environment()
+    assert environment["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
+    assert environment["OTHER"] == "stays"
+
+
+def test_what_the_user_has_set_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.arena_max=2")
+    assert engine_environment()["GLIBC_TUNABLES"] == "glibc.malloc.arena_max=2"

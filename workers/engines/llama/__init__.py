@@ -2,6 +2,7 @@
 
 engine.py     the thread that owns the context; `step()` is schedule, decode, sample, postprocess
 scheduler.py  which sequences run, and which of their tokens the next decode computes
+step.py       a step as it is planned and carried out
 ordering.py   in which order those that wait run
 kv_cache.py   slots, and the tokens whose KV cells each of them holds
 scores.py     log-probabilities of prompts, beside the KV cells
@@ -12,7 +13,9 @@ prompts.py    a request's prompt and words as tokens
 chat.py       the model's chat template
 echo.py       the prompt in front of its answer
 sampling/     from logits to tokens to text
-model.py      llama.cpp by llama-cpp-python; the only file that imports it
+binding.py    llama.cpp by llama-cpp-python; the only file that imports it
+model.py      a model with one context, which decodes batches of tokens
+vocabulary.py text to tokens and back
 settings.py   slots, threads, batch sizes, context: chosen for model, machine and job, with reasons
 loader.py     from a file and settings to an engine
 """

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 
 from batcher.types import TokenLogprob
-from workers.engines.llama.model import Vocabulary
 from workers.engines.llama.sampling.transcript import Echo
 from workers.engines.llama.scores import ScoreTable
 from workers.engines.llama.sequence import Sequence
+from workers.engines.llama.vocabulary import Vocabulary
 
 
 def echo_of(sequence: Sequence, vocabulary: Vocabulary, scores: ScoreTable) -> Echo:

@@ -35,8 +35,9 @@ from workers.engines.llama.prompts import Prompts
 from workers.engines.llama.sampling.sampler import Floats, Sampler
 from workers.engines.llama.sampling.text import decode_text
 from workers.engines.llama.sampling.transcript import transcript_of
-from workers.engines.llama.scheduler import Scheduler, StepBatch
+from workers.engines.llama.scheduler import Scheduler
 from workers.engines.llama.sequence import Sequence
+from workers.engines.llama.step import StepBatch
 from workers.engines.llama.twins import Twins
 
 
@@ -246,7 +247,7 @@ class LlamaEngine:
         """Compute a few tokens, and forget them.
 
         In this thread and no other: OpenMP makes a team of threads for each that computes, and with more threads than
-        cores it hardly lets them spin. Tried out in the main thread, the engine made 281 tokens/s instead of 455.
+        cores it hardly lets them spin (docs/performance.md).
         """
         params = SamplingParams(max_tokens=1, temperature=0)
         prompt = np.zeros(min(self.TRIAL_TOKENS, self._cache.cells_per_sequence - 1), np.int32)

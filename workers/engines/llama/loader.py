@@ -6,12 +6,12 @@ from pathlib import Path
 from batcher.errors import ModelError
 from batcher.machine import read_cores, read_memory
 from batcher.types import UNKNOWN_DEMAND, Demand, EngineConfig
+from workers.engines.llama.binding import describe_build, free_gpu_memory, supports_gpu
 from workers.engines.llama.engine import LlamaEngine
 from workers.engines.llama.gate import Gate
 from workers.engines.llama.kv_cache import KvCache
-from workers.engines.llama.model import ContextSize, Model, Tokenizer, describe_build, free_gpu_memory, supports_gpu
+from workers.engines.llama.model import ContextSize, Model
 from workers.engines.llama.sampling.sampler import Floats
-from workers.engines.llama.scheduler import StepBatch
 from workers.engines.llama.settings import (
     DEFAULT_CONTEXT_LENGTH,
     DEFAULT_NUM_SLOTS,
@@ -22,6 +22,8 @@ from workers.engines.llama.settings import (
     check_config,
     choose_settings,
 )
+from workers.engines.llama.step import StepBatch
+from workers.engines.llama.vocabulary import Tokenizer
 
 __all__ = [
     "DEFAULT_CONTEXT_LENGTH",

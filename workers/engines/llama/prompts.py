@@ -13,9 +13,9 @@ from batcher.types import ErrorCode, RowError, SamplingParams
 from workers.engines.base import SequenceRequest
 from workers.engines.llama.chat import ChatTemplate, ChatTemplateError
 from workers.engines.llama.kv_cache import Tokens
-from workers.engines.llama.model import Vocabulary
 from workers.engines.llama.sampling.adjustment import Adjustment, adjustment_of
 from workers.engines.llama.sampling.bad_words import NO_BAD_WORDS, BadWords, bad_words_of
+from workers.engines.llama.vocabulary import Vocabulary
 
 #: Characters for each token of the context that are tokenized in a moment, so that nothing need be known of them.
 _FEW_CHARS = 16

@@ -1,0 +1,109 @@
+"""llama.cpp, by the low-level API of llama-cpp-python: the only file that imports `llama_cpp`.
+
+Others here take it from this module. Function by function they follow `include/llama.h` of the llama.cpp inside
+llama-cpp-python 0.3.36.
+"""
+
+import ctypes
+import os
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from batcher.errors import MissingPackageError, ModelError
+
+# Before libgomp is loaded with llama.cpp. By default its threads spin at each barrier for long, and where anything else
+# wants the processor too (a second worker, a browser) decoding becomes several times slower; not to spin at all is slow
+# when alone (docs/performance.md).
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+# A failed assertion of ggml would have a debugger print pages, where one is installed, and the process die later.
+os.environ.setdefault("GGML_NO_BACKTRACE", "1")
+
+try:
+    import llama_cpp
+except (ImportError, OSError, RuntimeError) as exc:  # no such package, no such library, or one that does not fit
+    raise MissingPackageError(f"llama-cpp-python can't be loaded here: {exc}; `batcher doctor` has the remedy") from exc
+
+__all__ = [
+    "chat_template",
+    "describe_build",
+    "free_gpu_memory",
+    "last_errors",
+    "llama_cpp",
+    "load_gguf",
+    "supports_gpu",
+]
+
+#: ggml-backend.h, GGML_BACKEND_DEVICE_TYPE_GPU: one with memory of its own.
+_GGML_DEVICE_GPU = 1
+
+_LOG_LEVEL_ERROR = 4
+
+#: llama.cpp's last error lines, to tell why a load failed.
+_log_errors: deque[str] = deque(maxlen=8)
+
+
+@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
+def _keep_errors(level: int, text: bytes, _user_data: Any) -> None:
+    if level == _LOG_LEVEL_ERROR:
+        _log_errors.append(text.decode("utf-8", errors="replace").strip())
+
+
+def describe_build() -> str:
+    """The version of llama.cpp's binding, and what of this processor the library was built to use."""
+    return f"llama-cpp-python {llama_cpp.__version__}, {llama_cpp.llama_print_system_info().decode()}"
+
+
+def supports_gpu() -> bool:
+    """Whether llama-cpp-python was built for a GPU."""
+    return bool(llama_cpp.llama_supports_gpu_offload())
+
+
+def free_gpu_memory() -> int | None:
+    """Bytes that are free in all GPUs together; None where there is none, or this build of ggml can't tell.
+
+    By `ggml/include/ggml-backend.h`, which llama-cpp-python has no bindings of.
+    """
+    try:
+        from llama_cpp._ggml import libggml
+
+        count, get = libggml.ggml_backend_dev_count, libggml.ggml_backend_dev_get
+        kind, memory = libggml.ggml_backend_dev_type, libggml.ggml_backend_dev_memory
+    except (ImportError, AttributeError):
+        return None
+    count.restype, get.restype, get.argtypes = ctypes.c_size_t, ctypes.c_void_p, [ctypes.c_size_t]
+    kind.argtypes = [ctypes.c_void_p]
+    memory.restype, memory.argtypes = None, [ctypes.c_void_p, *[ctypes.POINTER(ctypes.c_size_t)] * 2]
+    found = []
+    for device in map(get, range(count())):
+        if kind(device) == _GGML_DEVICE_GPU:
+            free, total = ctypes.c_size_t(), ctypes.c_size_t()
+            memory(device, ctypes.byref(free), ctypes.byref(total))
+            found.append(free.value)
+    return sum(found) or None
+
+
+def chat_template(model: Any) -> str | None:
+    """The Jinja source that a GGUF carries; None where it has none."""
+    source = llama_cpp.llama_model_chat_template(model, None)
+    return source.decode("utf-8", errors="replace") if source else None
+
+
+def load_gguf(path: Path, *, num_gpu_layers: int, vocab_only: bool) -> Any:
+    """llama.cpp's handle of a model, for `llama_model_free`. Raises ModelError with llama.cpp's own reason."""
+    llama_cpp.llama_log_set(_keep_errors, None)
+    llama_cpp.llama_backend_init()
+    _log_errors.clear()
+    params = llama_cpp.llama_model_default_params()
+    params.n_gpu_layers = num_gpu_layers
+    params.vocab_only = vocab_only
+    model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+    if not model:
+        raise ModelError(f"{path}: llama.cpp can't load it: {last_errors()}; check that the GGUF is whole")
+    return model
+
+
+def last_errors() -> str:
+    """What llama.cpp has complained of since the last model was loaded."""
+    return "; ".join(dict.fromkeys(_log_errors)) or "no reason given"
