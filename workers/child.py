@@ -175,7 +175,7 @@ def _take_shards(config: WorkerConfig, engines: "Engines", reporter: Reporter, f
     from celery.exceptions import SecurityWarning
 
     from batcher.broker.client import queue_name
-    from workers.queue.app import WORKER_OPTIONS, concurrency, make_app
+    from workers.queue.app import WORKER_OPTIONS, concurrency, make_celery
     from workers.queue.tasks import register
 
     # Set in a signal handler, which runs in the main thread: safe, as that thread never waits on it.
@@ -192,7 +192,7 @@ def _take_shards(config: WorkerConfig, engines: "Engines", reporter: Reporter, f
     def on_ready(**_: Any) -> None:
         reporter.send(Event(EventKind.READY))
 
-    app = make_app(config.broker_url)
+    app = make_celery(config.broker_url)
     register(
         app,
         jobs_root=Path(config.jobs_root),

@@ -32,7 +32,7 @@ from batcher.manage.status import Status, StatusReader
 from batcher.types import Demand
 from workers.process.events import WorkerConfig
 from workers.process.supervisor import Supervisor, end_idle, stop_all
-from workers.queue.app import enqueue, make_app
+from workers.queue.app import enqueue, make_celery
 from workers.queue.sweeper import JobSweep, RootSweep, Sweeper
 
 logger = logging.getLogger(f"batcher.{__name__}")
@@ -235,7 +235,7 @@ def run_worker(config: WorkerConfig, *, on_ready: Callable[[], None]) -> None:
 
 def _job_sweeper(job: JobDir, broker_url: str, *, sends_first: bool, lease_ttl_s: float) -> Sweeper:
     connect(broker_url).close()
-    send = partial(enqueue, make_app(broker_url))
+    send = partial(enqueue, make_celery(broker_url))
     sweep = JobSweep(job, broker_url, send=send, lease_ttl_s=lease_ttl_s)
     return Sweeper(
         sweep.tick,

@@ -5,7 +5,7 @@ unless `--fields` says that it is the field of that name. What such a field mean
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import fields as fields_of
+from dataclasses import fields
 from typing import Any
 
 from pydantic import BaseModel
@@ -19,7 +19,7 @@ from batcher.types import SamplingParams
 
 #: Parameters that are kept to be shared by rows. Where each row has a seed of its own, none of them would be.
 _MAX_MERGED = 1024
-_FURTHER = tuple(field.name for field in fields_of(SamplingParams))[len(PARAM_FIELDS) :]
+_FURTHER = tuple(field.name for field in fields(SamplingParams))[len(PARAM_FIELDS) :]
 _CLIPS = _FURTHER.index("clips_max_tokens")
 
 
@@ -58,8 +58,8 @@ class RowParams:
             return self._merge_opted(found, is_chat)
         if self.names.isdisjoint(found.__pydantic_fields_set__):
             return self._defaults[is_chat]
-        fields = found.__dict__
-        max_tokens, temperature, top_p, stop, seed = [fields[name] for name in PARAM_FIELDS]
+        given = found.__dict__
+        max_tokens, temperature, top_p, stop, seed = [given[name] for name in PARAM_FIELDS]
         if type(stop) is list:
             stop = tuple(stop)
         key = (is_chat, max_tokens, temperature, top_p, stop, seed)

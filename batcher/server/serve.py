@@ -288,10 +288,9 @@ class _Server:
 
 def _sender(broker_url: str) -> Callable[[JobDir], None]:
     """What has a job worked on: a message for each of its shards."""
-    from workers.queue.app import enqueue
-    from workers.queue.app import make_app as make_celery_app
+    from workers.queue.app import enqueue, make_celery
 
-    celery = make_celery_app(broker_url)
+    celery = make_celery(broker_url)
 
     def send(job: JobDir) -> None:
         enqueue(celery, job, job.pending_shards())

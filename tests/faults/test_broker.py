@@ -158,10 +158,10 @@ def test_flushed_broker_is_refilled_by_whoever_holds_and_sweeps(
 
 
 def test_shard_that_is_queued_fifty_times_is_run_once(family: Family, model: Path, redis_url: str) -> None:
-    from workers.queue.app import enqueue, make_app
+    from workers.queue.app import enqueue, make_celery
 
     job = submit_job(family, redis_url, shard_rows=ROWS)
-    app = make_app(redis_url)
+    app = make_celery(redis_url)
     enqueue(app, job, job.manifest.shards * 49)
     app.close()
 

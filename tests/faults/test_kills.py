@@ -28,7 +28,7 @@ from tests.support.family import (
 )
 from tests.support.job_files import make_job
 from tests.support.waiting import wait_for
-from workers.queue.app import enqueue, make_app
+from workers.queue.app import enqueue, make_celery
 
 #: A shard is free soon, but not where a busy disk holds up whoever is to renew its lease.
 PACE = ("--slots", 4, "--lease-ttl", 5)
@@ -202,7 +202,7 @@ def test_message_lost_in_a_dead_workers_socket_is_sent_again(family: Family, mod
 
 def freeze_with_message(pids: list[int], job: JobDir, redis_url: str) -> None:
     """Have the server send the message of the only shard to a worker that will never read it."""
-    app = make_app(redis_url)
+    app = make_celery(redis_url)
     client = connect(redis_url)
     try:
         # A worker asks for a message once a second; between the answer and the next question, it gets none.

@@ -29,7 +29,7 @@ from tests.support.family import Command, Family, assert_every_row_once, wait_un
 from tests.support.job_files import make_job
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_for
-from workers.queue.app import RUN_SHARD, enqueue, make_app
+from workers.queue.app import RUN_SHARD, enqueue, make_celery
 
 #: With what a URL must encode, a log might quote, and a shell expand.
 PASSWORD, ENCODED = "ge/heim'$;x", "ge%2Fheim%27%24%3Bx"
@@ -187,7 +187,7 @@ def test_password_that_an_old_server_repeats_is_not_shown(tmp_path: Path) -> Non
         with pytest.raises(BrokerError, match="older than Redis 6") as on_connecting:
             connect(url)
         with pytest.raises(BrokerError, match="could be queued") as on_sending:
-            enqueue(make_app(url), job, job.pending_shards())
+            enqueue(make_celery(url), job, job.pending_shards())
 
     assert "geheim" not in f"{on_connecting.value} {on_sending.value}"
 
@@ -281,7 +281,7 @@ def tls(redis_server: RedisServer, certificate: Path) -> Iterator[TlsEndpoint]:
 
 
 def reach_with_celery(url: str) -> None:
-    app = make_app(url)
+    app = make_celery(url)
     with contextlib.closing(app.connection_for_write()) as connection:
         connection.ensure_connection(max_retries=1, timeout=10)
         connection.default_channel.client.ping()

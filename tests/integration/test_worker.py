@@ -107,9 +107,9 @@ def test_submit_waits_and_reports_like_run(family: Family, model: Path, redis_ur
 
 def test_messages_that_mean_no_job_of_ours_are_dropped(family: Family, model: Path, redis_url: str) -> None:
     from batcher.broker.client import queue_name
-    from workers.queue.app import RUN_SHARD, make_app
+    from workers.queue.app import RUN_SHARD, make_celery
 
-    app = make_app(redis_url)
+    app = make_celery(redis_url)
     for message in (
         {"job_id": "../etc", "shard": 0},
         {"job_id": "none", "shard": 0},

@@ -22,8 +22,8 @@ from workers.live.frames import (
     Cancel,
     Failed,
     Finished,
+    Gained,
     Hello,
-    Progress,
     Question,
     Stats,
     Submit,
@@ -184,7 +184,7 @@ class _Open:
 
     def take_delta(self, delta: SequenceDelta) -> None:
         if not self._is_over:
-            self._answer(Progress(self._number, Delta(delta.key[1], delta.text, delta.logprobs)))
+            self._answer(Gained(self._number, Delta(delta.key[1], delta.text, delta.logprobs)))
 
     def take(self, item: SequenceResult | EngineError) -> None:
         if self._is_over:

@@ -1,7 +1,7 @@
 """The channel between the server and the process of its engines: a frame is a line of JSON, in both directions.
 
 The other side begins with a `Hello`. The server sends `Submit`, `Cancel` and `AskStats`, numbering its requests; the
-other side answers with `Progress`, `Finished`, `Failed` and `Stats` under the same number. A request ends with the last
+other side answers with `Gained`, `Finished`, `Failed` and `Stats` under the same number. A request ends with the last
 of its choices or with `Failed`; after a `Cancel` frames that were on their way may still come. Both sides are of one
 installation, so there is no version. Bytes (of tokens, in log-probabilities) travel as base64.
 """
@@ -47,12 +47,12 @@ class AskStats:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class Gained:
     """What a choice has gained."""
 
     number: int
     delta: Delta
-    kind: Literal["progress"] = "progress"
+    kind: Literal["gained"] = "gained"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ class Stats:
 
 
 Question = Submit | Cancel | AskStats
-Answer = Hello | Progress | Finished | Failed | Stats
+Answer = Hello | Gained | Finished | Failed | Stats
 
 _QUESTION: TypeAdapter[Question] = TypeAdapter(Annotated[Question, Field(discriminator="kind")], config=_CONFIG)
 _ANSWER: TypeAdapter[Answer] = TypeAdapter(Annotated[Answer, Field(discriminator="kind")], config=_CONFIG)

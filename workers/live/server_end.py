@@ -27,8 +27,8 @@ from workers.live.frames import (
     Cancel,
     Failed,
     Finished,
+    Gained,
     Hello,
-    Progress,
     Question,
     Stats,
     Submit,
@@ -161,7 +161,7 @@ class ProcessEngines:
         try:
             while num_missing:
                 match await inbox.get():
-                    case Progress(delta=delta):
+                    case Gained(delta=delta):
                         yield delta
                     case Finished(choice=choice):
                         num_missing -= 1

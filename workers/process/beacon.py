@@ -76,7 +76,7 @@ class Beacon:
                 logger.warning("%s; `batcher status` will show this worker as gone", exc)
             self._is_refused = True
 
-    def put_out(self) -> None:
+    def remove(self) -> None:
         """Take the file away: the worker ends in good order."""
         if not self._config.takes_shards:
             return

@@ -160,7 +160,7 @@ class Supervisor:
             for event in self._read_events():
                 self._handle(event)
             if has_ended:
-                self._bury(self._child)
+                self._note_death(self._child)
             elif self._is_loaded:
                 self._watch_progress(self._child)
             self._oom_kills_at_poll = num_oom_kills
@@ -169,7 +169,7 @@ class Supervisor:
         self.show()
 
     def _watch_progress(self, child: subprocess.Popen[bytes]) -> None:
-        """End a child whose engine does not move; `poll` buries it."""
+        """End a child whose engine does not move; `poll` notes its death."""
         stalled_s = self._stall.look(now=self._clock())
         if stalled_s > self._stall_limit_s and not (self._killed_for or self._is_stopping):
             self._killed_for = f"no progress for {stalled_s:.0f} s"
@@ -192,7 +192,7 @@ class Supervisor:
     def kill(self) -> None:
         """End the child at once, with whatever it may have started. Waits for it."""
         self._restart_at = None
-        self._beacon.put_out()
+        self._beacon.remove()
         if self._child is None:
             return
         kill_child(self._child)
@@ -241,7 +241,7 @@ class Supervisor:
                 error = ModelError(event.message) if event.exit_code == ModelError.exit_code else None
                 raise error or BatcherError(event.message)
 
-    def _bury(self, child: subprocess.Popen[bytes]) -> None:
+    def _note_death(self, child: subprocess.Popen[bytes]) -> None:
         """Take leave of a child that ended by itself, and plan for the next one."""
         max_crashes = MAX_CRASHES if self.is_ready else MAX_EARLY_CRASHES
         close_child(child)

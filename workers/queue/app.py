@@ -107,7 +107,7 @@ def concurrency(num_slots: int) -> int:
     return min(_MOST_SHARDS, 1 + math.ceil(3 * num_slots / _SMALL_SHARD_ROWS))
 
 
-def make_app(broker_url: str) -> Celery:
+def make_celery(broker_url: str) -> Celery:
     """The application on a broker. Does not connect."""
     app = Celery("batcher", broker=celery_url(broker_url), set_as_current=False)
     app.conf.update(_SETTINGS)
@@ -118,7 +118,7 @@ def make_app(broker_url: str) -> Celery:
 def sending(broker_url: str) -> Iterator[Send]:
     """What sends shards to a broker, within the block. Raises BrokerError at once where that can't be reached."""
     connect(broker_url).close()
-    with make_app(broker_url) as app:
+    with make_celery(broker_url) as app:
         yield partial(enqueue, app)
 
 

@@ -23,7 +23,7 @@ from batcher.jobdir.folder import JobDir
 from batcher.jobdir.root import list_jobs
 from batcher.jobdir.sending import Send
 from batcher.manage.finish import finalize
-from workers.queue.app import enqueue, make_app
+from workers.queue.app import enqueue, make_celery
 
 logger = logging.getLogger(f"batcher.{__name__}")
 
@@ -147,7 +147,7 @@ class RootSweep:
         self._models = models
         self._lease_ttl_s = lease_ttl_s
         self._client = open_client(broker_url)
-        self._enqueue = partial(enqueue, make_app(broker_url))
+        self._enqueue = partial(enqueue, make_celery(broker_url))
         self._interval_s = Pace(lease_ttl_s).sweep_interval_s
         self._look = Every(self._interval_s)
         # By path and identity of the manifest: a job deleted and submitted again under its name is another job.

@@ -21,7 +21,7 @@ from batcher.broker.url import (
     redact,
 )
 from batcher.errors import BrokerError, InputError
-from workers.queue.app import make_app
+from workers.queue.app import make_celery
 
 
 def refusal(url: str) -> str:
@@ -41,7 +41,7 @@ def test_every_encoded_password_reaches_both_libraries(password: str) -> None:
     url = f"redis://user:{quote(password, safe='')}@host:6379/3"
 
     pool = redis.ConnectionPool.from_url(client_url(url))
-    connection = make_app(url).connection_for_write()
+    connection = make_celery(url).connection_for_write()
 
     assert pool.connection_kwargs["password"] == connection.password == password
     assert pool.connection_kwargs["username"] == connection.userid == "user"
@@ -51,7 +51,7 @@ def test_every_encoded_password_reaches_both_libraries(password: str) -> None:
 
 
 def test_password_with_a_semicolon_is_no_second_broker_for_kombu() -> None:
-    connection = make_app("redis://:one;two@host:6379/0").connection_for_write()
+    connection = make_celery("redis://:one;two@host:6379/0").connection_for_write()
 
     assert (connection.password, connection.alt) == ("one;two", [])
 
@@ -60,7 +60,7 @@ def test_certificate_is_required_of_both_libraries_without_a_word_about_it() -> 
     url = "rediss://host:6379/0"
 
     kwargs = redis.ConnectionPool.from_url(client_url(url)).connection_kwargs
-    connection = make_app(url).connection_for_write()
+    connection = make_celery(url).connection_for_write()
 
     assert (kwargs["ssl_cert_reqs"], kwargs["ssl_check_hostname"]) == ("required", True)
     assert connection.ssl == {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_check_hostname": True}
@@ -70,7 +70,7 @@ def test_files_of_tls_reach_both_libraries() -> None:
     url = "rediss://host:6379/0?ssl_ca_certs=/etc/my%20ca.pem&ssl_certfile=/c.pem&ssl_keyfile=/k.pem"
 
     kwargs = redis.ConnectionPool.from_url(client_url(url)).connection_kwargs
-    connection = make_app(url).connection_for_write()
+    connection = make_celery(url).connection_for_write()
 
     expected = {"ssl_ca_certs": "/etc/my ca.pem", "ssl_certfile": "/c.pem", "ssl_keyfile": "/k.pem"}
     assert expected.items() <= kwargs.items()

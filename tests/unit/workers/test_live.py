@@ -17,8 +17,8 @@ from workers.live.frames import (
     AskStats,
     Failed,
     Finished,
+    Gained,
     Hello,
-    Progress,
     Stats,
     Submit,
     decode_answer,
@@ -110,6 +110,6 @@ def test_question_that_is_none_ends_it(server: Server) -> None:
 def test_token_that_is_impossible_by_the_model_goes_through() -> None:
     delta = Delta(0, "x", (TokenLogprob(b"\xff", -1.0, ((b"y", -math.inf),)),))
 
-    answer = decode_answer(encode_answers([Progress(1, delta)]))
+    answer = decode_answer(encode_answers([Gained(1, delta)]))
 
-    assert answer == Progress(1, delta)
+    assert answer == Gained(1, delta)
