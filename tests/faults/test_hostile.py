@@ -4,6 +4,7 @@ import contextlib
 import json
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -132,3 +133,28 @@ def test_bad_heads_are_refused_each_once_and_fill_no_log(server: Server) -> None
 
     check_served(server)
     assert len(server.stderr.splitlines()) < 50
+
+
+def large_bodies() -> Iterator[tuple[str, bytes, dict[str, str]]]:
+    """Path, body and headers of requests that become many times as large where they are read."""
+    json_ = {"content-type": "application/json"}
+    objects = b"[" + b"{}," * (10_000_000 // 3 - 100) + b"{}]"
+    yield "/completions", b'{"model": "tiny", "prompt": %s}' % objects, json_
+    yield "/chat/completions", b'{"model": "tiny", "messages": %s}' % objects, json_
+    yield "/completions", b'{"model": "tiny", "prompt": "a", "stop": %s}' % (b"[" * 5_000_000), json_
+    yield "/batches", b'{"input_file_id": %s}' % objects[:1_000_000], json_
+    form = {"content-type": "multipart/form-data; boundary=b"}
+    yield "/files", b"--b\r\nContent-Disposition: form-data; name=" + b"x" * (4 << 20), form
+    yield "/files", b"--b\r\n" + b"X: y\r\n" * 1_000_000, form
+
+
+def test_bodies_that_become_large_are_read_one_at_a_time(server: Server) -> None:
+    def send(request: tuple[str, bytes, dict[str, str]]) -> int:
+        path, body, headers = request
+        with good_client(server) as client:
+            return client.post(path, content=body, headers=headers).status_code
+
+    with ThreadPoolExecutor(24) as pool:
+        sending = [pool.submit(send, request) for request in list(large_bodies()) * 4]
+        check_served(server)
+        assert {future.result() for future in sending} == {400}

@@ -5,6 +5,7 @@ pool.py         how many connections, and which gives way
 heads.py        what RFC 9112 asks of a head
 auth.py         whose key is good
 origins.py      web pages that may ask (CORS)
+parsing.py      large bodies, parsed one at a time
 limits.py       how much a request, and all of them, may take
 answers.py      every failure as an answer
 errors.py       the error object

@@ -1,6 +1,5 @@
 """`POST /v1/completions` and `POST /v1/chat/completions`, streamed or not."""
 
-import asyncio
 import secrets
 import time
 from collections.abc import Collection, Mapping
@@ -17,6 +16,7 @@ from batcher.openai.parameters import CHAT_URL, COMPLETIONS_URL
 from batcher.openai.schema import body_schema
 from batcher.server.guard.answers import JSONAnswer
 from batcher.server.guard.limits import Limits
+from batcher.server.guard.parsing import parse_apart
 from batcher.server.live.exchange import Exchanges
 from batcher.server.live.streaming import EventStream
 from batcher.server.metrics import Metrics
@@ -24,9 +24,6 @@ from batcher.types import Choice, Completion
 
 #: Names the fields of a body that were ignored.
 IGNORED_HEADER = "x-batcher-ignored"
-
-#: Bytes of a body that are parsed in a moment; a larger one would hold up everybody's streams.
-MAX_PARSED_AT_ONCE = 64 << 10
 
 _ANSWERS: dict[int | str, dict[str, object]] = {
     200: {
@@ -60,7 +57,7 @@ class Completions:
             row=secrets.randbits(63),
             max_prompts=self._limits.max_sequences,
         )
-        parsed = parse(body) if len(body) <= MAX_PARSED_AT_ONCE else await asyncio.to_thread(parse, body)
+        parsed = await parse_apart(parse, body)
         headers = _ignored(parsed)
         response_id = completion_id(secrets.token_hex(12), is_chat=is_chat)
         created = int(time.time())

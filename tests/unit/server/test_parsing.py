@@ -1,0 +1,72 @@
+"""Large bodies are parsed apart from the event loop, one at a time."""
+
+import asyncio
+import threading
+import weakref
+
+import pytest
+
+from batcher.errors import InvalidBodyError
+from batcher.server.guard.errors import ApiError
+from batcher.server.guard.parsing import MAX_PARSED_AT_ONCE, parse_apart
+from tests.support.waiting import PATIENCE_S
+
+LARGE = b"x" * (MAX_PARSED_AT_ONCE + 1)
+
+
+def test_large_bodies_are_parsed_one_at_a_time_and_small_ones_meanwhile() -> None:
+    may_end, begun = threading.Event(), threading.Event()
+    num_at_once: list[int] = []
+    num_now = 0
+
+    def parse(body: bytes) -> int:
+        nonlocal num_now
+        num_now += 1
+        num_at_once.append(num_now)
+        begun.set()
+        assert may_end.wait(PATIENCE_S)
+        num_now -= 1
+        return len(body)
+
+    async def run() -> list[int]:
+        waiting = [asyncio.create_task(parse_apart(parse, LARGE)) for _ in range(20)]
+        await asyncio.to_thread(begun.wait, PATIENCE_S)
+        # Were one of them in the event loop, this would not come back.
+        assert await parse_apart(len, b"small") == 5
+        may_end.set()
+        return await asyncio.gather(*waiting)
+
+    assert asyncio.run(run()) == [len(LARGE)] * 20
+    assert num_at_once == [1] * 20
+
+
+class Read:
+    """What was read of a body."""
+
+
+@pytest.mark.parametrize("error", [ApiError(400, "bad"), InvalidBodyError("bad"), ValueError("bad")])
+@pytest.mark.parametrize("body", [b"small", LARGE])
+def test_what_the_parser_raises_comes_out(body: bytes, error: Exception) -> None:
+    def refuse(body: bytes) -> None:
+        raise error
+
+    with pytest.raises(type(error), match="bad"):
+        asyncio.run(parse_apart(refuse, body))
+
+
+def test_refusal_of_a_large_body_keeps_nothing_of_it() -> None:
+    alive: list[weakref.ref[Read]] = []
+
+    def refuse(body: bytes) -> None:
+        read = Read()
+        alive.append(weakref.ref(read))
+        try:
+            raise ValueError(read)
+        except ValueError as exc:
+            raise ApiError(400, "bad") from exc
+
+    with pytest.raises(ApiError) as caught:
+        asyncio.run(parse_apart(refuse, LARGE))
+
+    assert caught.value.message == "bad"
+    assert alive[0]() is None
