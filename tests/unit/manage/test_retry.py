@@ -1,6 +1,6 @@
 """Reopening of shards with failed rows: what is selected, and that a crash at any step loses nothing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -9,6 +9,8 @@ from batcher.errors import CorruptFileError, InputError, JobError, StorageError
 from batcher.jobdir import store
 from batcher.jobdir.attempts import Cause, Outcome, record_end
 from batcher.jobdir.folder import JobDir
+from batcher.jobdir.lock import exclusive
+from batcher.jobdir.manifest import ShardInfo
 from batcher.jobdir.results import join_tables, read_file, result_schema, write_file
 from batcher.jobdir.verdict import judge
 from batcher.manage.finish import finalize
@@ -330,3 +332,29 @@ def test_every_code_is_either_retriable_or_refused() -> None:
         if code.is_retriable:
             assert parse_where([f"error_code={code}"])
     assert _retriable_codes() == [code.value for code in ErrorCode if code is not ErrorCode.INVALID_REQUEST]
+
+
+# -- sending ------------------------------------------------------------------------------------------------------
+
+
+def test_shards_are_sent_when_they_are_open_and_the_job_is_free_for_others(tmp_path: Path) -> None:
+    job = complete_job(tmp_path / "job")
+    finalize(job)
+
+    def send(sent_of: JobDir, shards: Sequence[ShardInfo]) -> int:
+        assert [info.shard for info in shards] == [info.shard for info in sent_of.pending_shards()] == [0]
+        assert not sent_of.is_complete
+        with exclusive(sent_of, patience_s=0):
+            return len(shards)
+
+    retried = retry(job, where={"error_code": "timeout"}, send=send)
+
+    assert (retried.num_sent, retried.was_complete, retried.selection.num_rows) == (1, True, 1)
+
+
+def test_nothing_is_sent_where_no_row_matches(tmp_path: Path) -> None:
+    job = complete_job(tmp_path / "job")
+
+    retried = retry(job, where={"row": "0"}, send=lambda job, shards: pytest.fail("nothing was opened"))
+
+    assert (retried.num_sent, retried.was_complete, retried.selection.num_rows) == (0, False, 0)

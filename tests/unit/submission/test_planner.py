@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batcher.errors import InputError, JobError
+from batcher.errors import BrokerError, InputError, JobError
 from batcher.jobdir.folder import JobDir
-from batcher.jobdir.manifest import Manifest
+from batcher.jobdir.manifest import Manifest, ShardInfo
 from batcher.jobdir.results import read_counts, read_file, result_schema
 from batcher.submission import staging
 from batcher.submission.planner import submit
@@ -93,6 +93,33 @@ def test_parts_of_refused_rows_are_committed_by_submit(tmp_path: Path, job: JobD
     ]
     counts = read_counts(part)
     assert (counts.num_rows, counts.num_errors, counts.num_choices) == (2, 2, 0)
+
+
+def test_new_job_is_sent_when_it_is_whole_on_disk_and_one_that_is_there_is_not(tmp_path: Path, job: JobDir) -> None:
+    path = write_lines(tmp_path / "p.jsonl", {"prompt": "a"}, b"bad")
+    sent: list[int] = []
+
+    def send(sent_of: JobDir, shards: Sequence[ShardInfo]) -> int:
+        assert JobDir.open(sent_of.path).manifest.shards == shards
+        assert [info.model for info in sent_of.pending_shards()] == ["tiny"]
+        sent.append(len(shards))
+        return len(shards)
+
+    assert submit(job, [path], make_options(), send=send).is_new
+    assert not submit(JobDir(job.path), [path], make_options(), send=send).is_new
+    assert sent == [2]
+
+
+def test_job_that_the_broker_did_not_take_is_there_for_a_resume(tmp_path: Path, job: JobDir) -> None:
+    path = write_lines(tmp_path / "p.jsonl", {"prompt": "a"})
+
+    def away(job: JobDir, shards: Sequence[ShardInfo]) -> int:
+        raise BrokerError("away")
+
+    with pytest.raises(BrokerError):
+        submit(job, [path], make_options(), send=away)
+
+    assert not submit(JobDir(job.path), [path], make_options()).is_new
 
 
 def test_strict_refuses_all_with_the_first_bad_rows_and_leaves_nothing(tmp_path: Path, job: JobDir) -> None:
