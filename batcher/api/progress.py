@@ -7,7 +7,8 @@ import html
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -140,6 +141,16 @@ def _texts(status: "Status") -> dict[str, str]:
         "eta": f"ETA {duration_text(status.eta_s)}" if status.eta_s is not None else status.state.value,
         "errors": _trouble_text(status),
     }
+
+
+@contextmanager
+def showing(progress: bool) -> "Iterator[Callable[[Status], None]]":
+    """What to call with each status: it is shown if `progress`."""
+    if not progress:
+        yield lambda status: None
+        return
+    with Progress() as display:
+        yield display.update
 
 
 def _make_bar(console: "Console") -> "RichProgress":

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import batcher
 from batcher.api.engines import choose_models, needed_extras, take_engine_options, worker_config
-from batcher.api.progress import Progress
+from batcher.api.progress import showing
 from batcher.errors import InputError, JobCancelledError, MissingPackageError
 from batcher.installation import check_installed
 from batcher.jobdir.folder import JobDir
@@ -63,21 +63,16 @@ class Crew:
         # Several runs of one process at a time are several workers.
         number = next(_runs)
         config = replace(config, name=config.name if number == 1 else f"{config.name}.{number}")
-        try:
-            with showing(progress) as on_status:
-                complete(
-                    *(job, config),
-                    num_workers=self.num_workers,
-                    broker=broker,
-                    spares=self.spares,
-                    on_status=on_status,
-                    on_engines=lambda text: logger.info("engine %s", text),
-                    log=self.log,
-                )
-        except JobCancelledError:
-            # What was on its way to its commit when the workers were stopped can have been the rest.
-            if finalize(job) is None:
-                raise
+        with showing(progress) as on_status:
+            complete(
+                *(job, config),
+                num_workers=self.num_workers,
+                broker=broker,
+                spares=self.spares,
+                on_status=on_status,
+                on_engines=lambda text: logger.info("engine %s", text),
+                log=self.log,
+            )
 
 
 @contextlib.contextmanager
@@ -179,16 +174,6 @@ def _sweep_on(job: JobDir, broker: str, on_status: Callable[[Status], None]) -> 
 
     with signals_passed_on():
         wait(job, broker, on_status=on_status)
-
-
-@contextlib.contextmanager
-def showing(progress: bool) -> Iterator[Callable[[Status], None]]:
-    """What to call with each status: it is shown if `progress`."""
-    if not progress:
-        yield lambda status: None
-        return
-    with Progress() as display:
-        yield display.update
 
 
 def warn_of_unserved(status: Status) -> None:

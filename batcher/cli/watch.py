@@ -3,8 +3,7 @@
 import logging
 import shlex
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
 
     from batcher.jobdir.folder import JobDir
     from batcher.manage.finish import Summary
-    from batcher.manage.status import Status
     from workers.local import JobBroker
     from workers.process.events import WorkerConfig
 
@@ -40,11 +38,12 @@ def complete_job(
     again: str,
 ) -> int:
     """Complete the job with local workers and report. Returns the exit code."""
+    from batcher.api.progress import showing
     from workers.local import StoppedError, complete
 
     log_to_stderr(logging.WARNING, broker_url=broker.url)
     try:
-        with _Progress(quiet) as on_status:
+        with showing(not quiet) as on_status:
             summary = complete(
                 *(job, config),
                 num_workers=num_workers,
@@ -75,31 +74,16 @@ def _ignore(text: str) -> None:
 
 def wait_for_job(job: "JobDir", broker: str, *, quiet: bool) -> int:
     """Wait for workers elsewhere and report. Returns the exit code."""
+    from batcher.api.progress import showing
     from workers.local import StoppedError, wait
 
     try:
-        with _Progress(quiet) as on_status:
+        with showing(not quiet) as on_status:
             summary = wait(job, broker, on_status=on_status)
     except StoppedError:
         click.echo(f"The job goes on without us; look at it with:\n  batcher status {quoted(job)} --watch", err=True)
         return EXIT_INTERRUPTED
     return report(job, summary)
-
-
-class _Progress:
-    """The progress display, or nothing."""
-
-    def __init__(self, quiet: bool) -> None:
-        from batcher.api.progress import Progress
-
-        self._progress = None if quiet else Progress()
-
-    def __enter__(self) -> Callable[["Status"], None]:
-        return self._progress.__enter__().update if self._progress else lambda status: None
-
-    def __exit__(self, *exc_info: Any) -> None:
-        if self._progress:
-            self._progress.__exit__(*exc_info)
 
 
 def report_complete(job: "JobDir", summary: "Summary") -> int:

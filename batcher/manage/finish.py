@@ -4,6 +4,15 @@ The proof reads footers only. It holds when every shard of the manifest has its 
 each part's count of rows is the shard's, and over all of them rows in = rows ok + rows error. Then, and only then,
 `summary.json` and `results/_SUCCESS` are written, in this order, so `_SUCCESS` never stands without the totals.
 A part that has become unreadable is no commit (see `repair`): its shard is pending again, and nothing is proved.
+
+So a job is finished when `finalize` has said so, and not with its last part. Whoever may be the last to care calls it,
+as a crash right after the last commit leaves the proof to somebody else:
+
+- the worker that has committed a part (`workers.child`): the usual way;
+- who waits for the job (`workers.local`, `Job.wait`), at the beginning, at each look that finds all parts there, and
+  once more where the job was cancelled while a commit was on its way;
+- who waits for none: the sweep of a jobs root (`workers.queue.sweeper`), and the server's rounds, for batches;
+- who would change the job: `resume` and `cancel`, which leave a finished one as it is.
 """
 
 import contextlib

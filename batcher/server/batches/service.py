@@ -19,7 +19,7 @@ from batcher.ids import ID_PATTERN
 from batcher.jobdir import store
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.root import locate_job
-from batcher.manage.finish import finalize
+from batcher.manage.cancel import CancelResult, cancel
 from batcher.server.batches.outputs import (
     OutputKind,
     delete_output,
@@ -172,12 +172,7 @@ class Batches:
         if batch.status.is_final:
             raise BatchEndedError(f"batch {batch_id} is {batch.status.value} already; it can't be cancelled any more")
         if job.exists():
-            # As `batcher cancel` does: workers may complete it at this moment, and that takes the mark back.
-            is_complete = finalize(job) is not None
-            if not is_complete:
-                job.cancel()
-                is_complete = finalize(job) is not None
-            if is_complete:
+            if cancel(job) is CancelResult.TOO_LATE:
                 raise BatchEndedError(f"batch {batch_id} is completed already; it can't be cancelled any more")
         else:
             # It may become a job at this moment. That is cancelled from its beginning.
