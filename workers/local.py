@@ -6,6 +6,7 @@ the work to the broker: first the workers save their rows and give their shards 
 
 import contextlib
 import logging
+import math
 import os
 import re
 import shlex
@@ -25,10 +26,10 @@ from batcher.broker.client import connect
 from batcher.broker.embedded import embedded_broker, own_folder
 from batcher.broker.leases import LEASE_TTL_S, Pace
 from batcher.errors import BatcherError, BrokerError, JobCancelledError
-from batcher.jobdir.folder import JobDir
+from batcher.jobdir.folder import JobDir, Watch
 from batcher.jobdir.heartbeats import sweep_heartbeats
 from batcher.manage.finish import Summary, finalize
-from batcher.manage.status import Status, StatusReader
+from batcher.manage.status import JobState, Status, StatusReader
 from batcher.types import Demand
 from workers.process.events import WorkerConfig
 from workers.process.supervisor import Supervisor, end_idle, stop_all
@@ -152,7 +153,7 @@ def complete(
     if summary is not None:
         return summary
     sweep_heartbeats(Path(config.home))
-    sweeper = _job_sweeper(job, broker.url, sends_first=True, lease_ttl_s=config.lease_ttl_s)
+    sweeper = _job_sweeper(watch := Watch(job), broker.url, sends_first=True, lease_ttl_s=config.lease_ttl_s)
     with StopSignals() as stop, sweeper:
         failures: list[str] = []
         num_prompts = sum(info.num_choices for info in job.pending_shards() if info.model is not None)
@@ -173,7 +174,7 @@ def complete(
         try:
             for supervisor in supervisors:
                 supervisor.start()
-            summary = _watch(job, supervisors, stop, sweeper=sweeper, failures=failures, on_status=on_status)
+            summary = _watch(watch, supervisors, stop, sweeper=sweeper, failures=failures, on_status=on_status)
             if broker.is_ours:
                 # Their messages are for a broker that ends now, too.
                 supervisors = end_idle(supervisors)
@@ -193,9 +194,10 @@ def wait(
     job: JobDir, broker_url: str, *, on_status: Callable[[Status], None], lease_ttl_s: float = LEASE_TTL_S
 ) -> Summary:
     """Wait until workers elsewhere have completed `job`, sweeping it meanwhile. Raises like `complete`."""
-    with StopSignals() as stop, _job_sweeper(job, broker_url, sends_first=False, lease_ttl_s=lease_ttl_s) as sweeper:
+    watch = Watch(job)
+    with StopSignals() as stop, _job_sweeper(watch, broker_url, sends_first=False, lease_ttl_s=lease_ttl_s) as sweeper:
         try:
-            return _watch(job, [], stop, sweeper=sweeper, failures=[], on_status=on_status)
+            return _watch(watch, [], stop, sweeper=sweeper, failures=[], on_status=on_status)
         except BrokerError as exc:
             path = shlex.quote(str(job.path))
             raise BrokerError(
@@ -233,10 +235,11 @@ def run_worker(config: WorkerConfig, *, on_ready: Callable[[], None]) -> None:
             stop_all([supervisor], grace_s=config.grace_s, is_urgent=stop.is_urgent)
 
 
-def _job_sweeper(job: JobDir, broker_url: str, *, sends_first: bool, lease_ttl_s: float) -> Sweeper:
+def _job_sweeper(watch: Watch, broker_url: str, *, sends_first: bool, lease_ttl_s: float) -> Sweeper:
     connect(broker_url).close()
+    job = watch.job
     send = partial(enqueue, make_celery(broker_url))
-    sweep = JobSweep(job, broker_url, send=send, lease_ttl_s=lease_ttl_s)
+    sweep = JobSweep(watch, broker_url, send=send, lease_ttl_s=lease_ttl_s)
     return Sweeper(
         sweep.tick,
         # In its thread, so that workers start meanwhile, and a broker may be away for a while.
@@ -266,7 +269,7 @@ def _only_news(tell: Callable[[str], None]) -> Callable[[str], None]:
 
 
 def _watch(
-    job: JobDir,
+    watch: Watch,
     supervisors: list[Supervisor],
     stop: StopSignals,
     *,
@@ -274,7 +277,8 @@ def _watch(
     failures: list[str],
     on_status: Callable[[Status], None],
 ) -> Summary:
-    reader = StatusReader(job)
+    job = watch.job
+    reader = StatusReader(job, watch=watch)
     next_status, is_busy = 0.0, False
     while True:
         if stop.num_received:
@@ -288,15 +292,15 @@ def _watch(
         was_busy, is_busy = is_busy, any(supervisor.holds_shards for supervisor in supervisors)
         # When nobody holds a shard any more, that was probably all.
         if now >= next_status or (was_busy and not is_busy):
-            if not job.exists():
-                raise JobCancelledError(f"{job.path}: the job was deleted while it was worked on")
             status = reader.read()
+            if not watch.look(max_age_s=math.inf).exists:
+                raise JobCancelledError(f"{job.path}: the job was deleted while it was worked on")
             on_status(status)
             next_status = max(now + STATUS_INTERVAL_S, now + STATUS_PAUSE_FACTOR * (time.monotonic() - now))
             summary = finalize(job) if status.num_committed == status.num_shards else None
             if summary is not None:
                 on_status(reader.read())
                 return summary
-            if job.is_cancelled:
+            if status.state is JobState.CANCELLED:
                 raise JobCancelledError(f"{job.path}: the job was cancelled")
         time.sleep(TICK_S)

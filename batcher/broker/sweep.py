@@ -29,11 +29,15 @@ import redis
 from batcher.broker.client import KEY_PREFIX, queue_key
 from batcher.broker.leases import LEASE_TTL_S, Leases
 from batcher.errors import BrokerError
-from batcher.jobdir.folder import JobDir
+from batcher.jobdir.folder import JobDir, Watch
+from batcher.jobdir.listing import Listing
 from batcher.jobdir.manifest import ShardInfo
 
 #: Seconds. The longest that a shard which keeps failing waits for another try.
 MAX_RESEND_INTERVAL_S = 300.0
+
+#: Seconds. How old a listing may be by which orphans are found: they are looked at twice.
+LOOK_AGE_S = 1.0
 
 #: Sends one message for each shard of a job and returns how many.
 Enqueue = Callable[[JobDir, Sequence[ShardInfo]], int]
@@ -90,7 +94,7 @@ class Sweep:
     """Sweeps one job. Every method raises BrokerError where the broker is away, and makes up for it the next time.
 
     Remembers between looks which shards looked orphaned, and what could not be sent. `models`: only orphans of these
-    are sent; None for all. `lease_ttl_s` gives the pace.
+    are sent; None for all. `lease_ttl_s` gives the pace. `watch` is that of others who look at the job, too.
     """
 
     def __init__(
@@ -101,8 +105,10 @@ class Sweep:
         enqueue: Enqueue,
         models: Collection[str] | None = None,
         lease_ttl_s: float = LEASE_TTL_S,
+        watch: Watch | None = None,
     ) -> None:
         self.job = job
+        self.watch = watch or Watch(job)
         self._client = client
         self._leases = Leases(client, ttl_s=lease_ttl_s)
         self._enqueue = enqueue
@@ -127,13 +133,14 @@ class Sweep:
                 self._unsent.add(lease.shard)
         self._send_unsent()
 
-    def look(self) -> int:
+    def look(self, *, max_age_s: float = 0.0) -> int:
         """Send what was orphaned at the last look and still is; call it every `Pace.sweep_interval_s`.
 
-        Returns how many were sent.
+        Somebody else's listing, up to `max_age_s` old, will do. Returns how many were sent.
         """
-        orphans = self._find_orphans()
-        again = [info for info in orphans if info.shard in self._orphans and self._may_send(info.shard)]
+        listing = self.watch.look(max_age_s=max_age_s)
+        orphans = self._find_orphans(listing)
+        again = [info for info in orphans if info.shard in self._orphans and self._may_send(info.shard, listing)]
         self._orphans = frozenset(info.shard for info in orphans)
         return self._enqueue(self.job, again) if again else 0
 
@@ -141,8 +148,9 @@ class Sweep:
         """Send what is known to be in nobody's hands, to the front of the queues."""
         if not self._unsent:
             return
-        if not self._is_over():
-            for info in self._pending(self._unsent):
+        listing = self.watch.look()
+        if not _is_over(listing):
+            for info in self._pending(listing, self._unsent):
                 self._enqueue(self.job, [info])
                 assert info.model is not None, f"shard {info.shard} was leased and has no model"
                 try:
@@ -151,22 +159,19 @@ class Sweep:
                     raise BrokerError(f"broker: the queue of {info.model} could not be written: {exc}") from exc
         self._unsent.clear()
 
-    def _find_orphans(self) -> list[ShardInfo]:
+    def _find_orphans(self, listing: Listing) -> list[ShardInfo]:
         """The shards without part and lease whose queue is empty."""
-        if self._is_over():
+        if _is_over(listing):
             return []
-        pending = [info for info in self.job.pending_shards() if self._is_ours(info.model)]
+        pending = [info for info in self.job.without_part(listing.parts) if self._is_ours(info.model)]
         idle = {model for model in {info.model for info in pending} if model and self._is_idle(model)}
         waiting = [info for info in pending if info.model in idle]
         held = self._leases.held(self.job.job_id, [info.shard for info in waiting])
         return [info for info in waiting if info.shard not in held]
 
-    def _pending(self, shards: Iterable[int]) -> list[ShardInfo]:
+    def _pending(self, listing: Listing, shards: Iterable[int]) -> list[ShardInfo]:
         wanted = frozenset(shards)
-        return [info for info in self.job.pending_shards() if info.shard in wanted]
-
-    def _is_over(self) -> bool:
-        return self.job.is_cancelled or self.job.is_complete
+        return [info for info in self.job.without_part(listing.parts) if info.shard in wanted]
 
     def _is_ours(self, model: str | None) -> bool:
         return model is not None and (self._models is None or model in self._models)
@@ -177,11 +182,15 @@ class Sweep:
         except redis.RedisError as exc:
             raise BrokerError(f"broker: the queue of {model} could not be read: {exc}") from exc
 
-    def _may_send(self, shard: int) -> bool:
+    def _may_send(self, shard: int, listing: Listing) -> bool:
         """Whether it is time for another message; marks the shard as sent, if so."""
         shortest_s = 2 * self._leases.pace.sweep_interval_s
-        arguments = [len(self.job.chunks(shard)), *(round(s * 1000) for s in (shortest_s, MAX_RESEND_INTERVAL_S))]
+        arguments = [len(listing.chunks(shard)), *(round(s * 1000) for s in (shortest_s, MAX_RESEND_INTERVAL_S))]
         try:
             return bool(self._mark(keys=[f"{KEY_PREFIX}swept:{self.job.job_id}:{shard}"], args=arguments))
         except redis.RedisError as exc:
             raise BrokerError(f"broker: shard {shard} could not be marked: {exc}") from exc
+
+
+def _is_over(listing: Listing) -> bool:
+    return listing.is_cancelled or listing.is_complete

@@ -1,7 +1,9 @@
 """The truth on disk: what a job is, kept in immutable files.
 
-store.py       durable files; create if absent
+store.py       what is asked of any place where files are kept: the one protocol
+local_store.py files in folders; create if absent
 sealed.py      Parquet files that show whether they are whole
+listing.py     what one listing of a job says
 manifest.py    a job as it was submitted
 folder.py      the paths and records of one job
 root.py        the jobs of a jobs root, and which folder a job id means

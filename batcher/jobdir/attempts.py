@@ -15,8 +15,8 @@ the trace of a crash, of a worker that vanished, or of one that is frozen and ma
 What both mean for the next attempt is for `verdict` to say.
 """
 
+import contextlib
 import logging
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,8 +26,9 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from batcher.errors import StorageError
-from batcher.jobdir import store
 from batcher.jobdir.folder import JobDir
+from batcher.jobdir.local_store import LOCAL
+from batcher.jobdir.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -86,54 +87,53 @@ def record_end(
     """Say how an attempt ended. The first to say it wins; returns whether this was. Raises StorageError."""
     end = AttemptEnd(attempt, worker, outcome, detail, datetime.now(UTC), cause, is_retriable)
     path = job.attempt_end_path(shard, attempt=attempt)
-    return store.create_if_absent(path, _END.dump_json(end), guard=job.check_exists)
+    return job.store.create(path, _END.dump_json(end), guard=job.check_exists)
 
 
 def read_ends(job: JobDir, shard: int) -> list[AttemptEnd]:
     """How earlier attempts of `shard` ended, those that did not end in good order, oldest first."""
+    return load_ends(job, job.list_attempts(shard).ends)
+
+
+def load_ends(job: JobDir, paths: Iterable[Path]) -> list[AttemptEnd]:
+    """The ends that these files say. One that can't be read counts as that of an attempt that vanished: it is none."""
     found = []
-    for path in sorted(job.attempts_dir(shard).glob("*.end.json")):
+    for path in paths:
         try:
-            found.append(_END.validate_json(path.read_bytes()))
-        except (OSError, ValidationError):
-            continue  # Damaged, or forgotten meanwhile: then its attempt counts as one that vanished.
+            found.append(_END.validate_json(job.store.read(path)))
+        except (OSError, StorageError, ValidationError):
+            continue  # Damaged, or forgotten meanwhile.
     return found
 
 
 def forgive(job: JobDir, shard: int) -> None:
     """Let a shard be tried again that was given up; suspects stay suspects. For the user's own `resume` and `run`."""
-    for end in read_ends(job, shard):
-        journal = job.journal_path(shard, attempt=end.attempt)
+    listed = job.list_attempts(shard)
+    for end in load_ends(job, listed.ends):
+        journal = listed.journals.get(end.attempt)
         if end.outcome is Outcome.FAILED:
-            store.delete(job.attempt_end_path(shard, attempt=end.attempt))
-        elif journal.exists() and not read_journal(journal).has_begun:
-            store.delete(journal)
+            job.store.delete_many([job.attempt_end_path(shard, attempt=end.attempt)])
+        elif journal is not None and not read_journal(journal, store=job.store).has_begun:
+            job.store.delete_many([journal])
 
 
 def delete_journals(job: JobDir, shard: int, *, up_to: int) -> None:
     """Drop all suspicion that attempts up to `up_to`, which has committed `shard`, have left. Never raises."""
-    for number, path in journals(job, shard):
-        if number <= up_to:
-            # A journal that stays beside a part means nothing.
-            store.discard(path)
-
-
-def journals(job: JobDir, shard: int) -> list[tuple[int, Path]]:
-    """The journals of a shard's attempts, with their numbers, in order."""
-    paths = job.attempts_dir(shard).glob("*.journal")
-    return sorted((int(path.stem), path) for path in paths if path.stem.isdigit())
+    # A journal that stays beside a part means nothing.
+    with contextlib.suppress(StorageError):
+        journals = job.list_attempts(shard).journals
+        job.store.discard([path for number, path in journals.items() if number <= up_to])
 
 
 class Journal:
     """The journal of one attempt, open for writing. For all threads: a line is one write to the end of the file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, store: Store = LOCAL) -> None:
+        """Begin it. Raises StorageError."""
+        self._store = store
         self._path = path
         self._is_broken = False
-        try:
-            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        except OSError as exc:
-            raise StorageError(f"{path}: cannot create: {exc.strerror or exc}") from exc
+        self._log = store.log(path)
 
     def tokenizing(self, row: int) -> None:
         self._write(f"? {row}\n")
@@ -155,20 +155,20 @@ class Journal:
 
     def close(self, *, is_orderly: bool) -> None:
         """Close the file, and delete it where the attempt ends in good order."""
-        os.close(self._descriptor)
+        self._log.close()
         if is_orderly:
             # One that could not be deleted only makes the next attempt careful.
-            store.discard(self._path)
+            self._store.discard([self._path])
 
     def _write(self, line: str) -> None:
         if self._is_broken:
             return
         try:
-            os.write(self._descriptor, line.encode())
-        except OSError as exc:
+            self._log.append(line.encode())
+        except StorageError as exc:
             # The engine's thread is no place to fail in. What the disk refuses here it soon refuses to a chunk.
             self._is_broken = True
-            logger.warning("%s: cannot write: %s; a crash now would be blamed on nobody", self._path, exc.strerror)
+            logger.warning("%s; a crash now would be blamed on nobody", exc)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,13 +180,13 @@ class JournalState:
     has_begun: bool = False
 
 
-def read_journal(path: Path) -> JournalState:
+def read_journal(path: Path, *, store: Store = LOCAL) -> JournalState:
     """Read a journal to where it breaks off. One that is gone or unreadable says nothing of any row."""
     in_flight: set[int] = set()
     tokenizing: int | None = None
     alone: int | None = None
     has_begun = False
-    for mark, row in _read_lines(path):
+    for mark, row in _read_lines(path, store):
         if mark == "?":
             tokenizing, has_begun = row, True
         elif mark == ".":
@@ -205,11 +205,11 @@ def read_journal(path: Path) -> JournalState:
     return JournalState(frozenset(in_flight), alone, has_begun)
 
 
-def _read_lines(path: Path) -> Iterator[tuple[str, int]]:
+def _read_lines(path: Path, store: Store) -> Iterator[tuple[str, int]]:
     """Marks and rows (-1 where the mark has none), without a last line that is torn."""
     try:
-        text = path.read_text(errors="replace")
-    except OSError:
+        text = store.read(path).decode(errors="replace")
+    except (OSError, StorageError):
         return
     for line in text.split("\n")[:-1]:
         mark, _, row = line.partition(" ")

@@ -18,26 +18,24 @@ Everything a job is can be derived from these files; Redis holds nothing that co
 """
 
 import contextlib
-import os
-import re
-import shutil
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from threading import Lock
 
 from pydantic import TypeAdapter, ValidationError
 
 from batcher.errors import JobError, StorageError
-from batcher.jobdir import store
+from batcher.jobdir.listing import AttemptFiles, ChunkFile, Listing, chunk_files, is_wanted, part_number
+from batcher.jobdir.local_store import LOCAL
 from batcher.jobdir.manifest import Manifest, ShardInfo, encode_manifest, parse_manifest
+from batcher.jobdir.store import Guard, Store
 
 #: What the mark of a cancellation ends in that came because the time was over.
 _EXPIRY_MARK = " expired"
-
-_PART_NAME = re.compile(r"^part-(\d{5,})\.parquet$")
-_ATTEMPT_NAME = re.compile(r"^(\d{4,})\.json$")
-_CHUNK_NAME = re.compile(r"^(\d{4,})-[0-9a-f]+-(\d{4,})\.parquet$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +49,14 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True)
+class Claim:
+    """The number of an attempt that was claimed, from 1, and what those before it have left."""
+
+    attempt: int
+    earlier: AttemptFiles
+
+
+@dataclass(frozen=True, slots=True)
 class Cancellation:
     """That a job is cancelled, since when, and whether that is because its time was over (a batch's)."""
 
@@ -58,31 +64,23 @@ class Cancellation:
     is_expiry: bool
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class ChunkFile:
-    """A chunk on disk; ordered by attempt, then by sequence within it."""
-
-    attempt: int
-    sequence: int
-    path: Path = field(compare=False)
-
-
 _ATTEMPT = TypeAdapter(Attempt)
 
 
 class JobDir:
-    """Paths and records of one job directory. Holds no state but the path (the manifest, once read, is immutable)."""
+    """Paths and records of one job, kept in `store`. Holds no state but the manifest, once read: it is immutable."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, store: Store = LOCAL) -> None:
         self.path = path
+        self.store = store
 
     def __repr__(self) -> str:
         return f"JobDir({str(self.path)!r})"
 
     @classmethod
-    def open(cls, path: Path) -> "JobDir":
+    def open(cls, path: Path, store: Store = LOCAL) -> "JobDir":
         """The existing job at `path`. Raises JobError where there is none, or where its manifest can't be read."""
-        job = cls(path)
+        job = cls(path, store)
         _ = job.manifest
         return job
 
@@ -145,17 +143,24 @@ class JobDir:
     def attempts_dir(self, shard: int) -> Path:
         return self.path / "attempts" / f"{shard:05d}"
 
+    def attempt_path(self, shard: int, *, attempt: int) -> Path:
+        return self.attempts_dir(shard) / f"{attempt:04d}.json"
+
     def journal_path(self, shard: int, *, attempt: int) -> Path:
         return self.attempts_dir(shard) / f"{attempt:04d}.journal"
 
     def attempt_end_path(self, shard: int, *, attempt: int) -> Path:
         return self.attempts_dir(shard) / f"{attempt:04d}.end.json"
 
+    def has(self, path: Path) -> bool:
+        """Whether a file of the job is there."""
+        return self.store.head(path) is not None
+
     # -- the manifest -------------------------------------------------------------------------------------------
 
     def exists(self) -> bool:
         """Whether a job was submitted here (an unfinished submit leaves files but no manifest)."""
-        return self.manifest_path.is_file()
+        return self.has(self.manifest_path)
 
     def check_exists(self) -> None:
         """Raise StorageError if the job that `manifest` was read from is not here any more.
@@ -164,16 +169,11 @@ class JobDir:
         into another that was submitted under its name.
         """
         try:
-            _, identity = self._submitted
+            _, version = self._submitted
         except JobError as exc:
             raise StorageError(f"{exc}; nothing is written") from exc
-        try:
-            is_here = _identity(self.manifest_path.stat()) == identity
-        except (FileNotFoundError, NotADirectoryError):
-            is_here = False
-        except OSError as exc:
-            raise StorageError(f"{self.manifest_path}: cannot read: {store.reason(exc)}") from exc
-        if not is_here:
+        found = self.store.head(self.manifest_path)
+        if found is None or found.version != version:
             raise StorageError(
                 f"{self.path}: the job was deleted while it was worked on; nothing more is written to it"
             )
@@ -184,158 +184,181 @@ class JobDir:
         return self._submitted[0]
 
     @cached_property
-    def _submitted(self) -> tuple[Manifest, tuple[int, int]]:
-        """The manifest, and what tells its file from that of another job of this name. Raises like `manifest`."""
-        try:
-            with self.manifest_path.open("rb") as file:
-                identity = _identity(os.fstat(file.fileno()))
-                data = file.read()
-        except (FileNotFoundError, NotADirectoryError) as exc:
-            raise JobError(f"{self.path}: no job here (no manifest.json); `batcher list` shows the jobs") from exc
-        except OSError as exc:
-            raise StorageError(f"{self.manifest_path}: cannot read: {store.reason(exc)}") from exc
-        return parse_manifest(data, path=self.manifest_path), identity
+    def _submitted(self) -> tuple[Manifest, str]:
+        """The manifest, and the version of its file. Raises like `manifest`."""
+        # The version first: where another job's manifest is there when it is read, nothing is written to that one.
+        found = None
+        while found is None:
+            found = self.store.head(self.manifest_path)
+            try:
+                data = self.store.read(self.manifest_path)
+            except FileNotFoundError as exc:
+                raise JobError(f"{self.path}: no job here (no manifest.json); `batcher list` shows the jobs") from exc
+        return parse_manifest(data, path=self.manifest_path), found.version
 
     def create_manifest(self, manifest: Manifest) -> bool:
         """Make the job exist. Returns False where another submit was first."""
-        return store.create_if_absent(self.manifest_path, encode_manifest(manifest))
+        return self.store.create(self.manifest_path, encode_manifest(manifest))
+
+    def look(self, *, settled: frozenset[int] = frozenset()) -> Listing:
+        """All that the names of the job's files say, in one listing; of the attempts of `settled` shards maybe nothing.
+
+        A shard that was committed meanwhile is seen with its part, or with the chunks that it had.
+        """
+        entries = self.store.list(self.path, wants=partial(is_wanted, folder=self.path, settled=settled))
+        return Listing.of(self.path, entries)
 
     # -- attempts -----------------------------------------------------------------------------------------------
 
-    def claim_attempt(self, shard: int, *, worker: str, system_fingerprint: str | None = None) -> int:
-        """Create the next attempt record of `shard` and return its number, from 1. Durable."""
-        number = self.num_attempts(shard) + 1
+    def claim(self, shard: int, *, worker: str, system_fingerprint: str | None = None) -> Claim:
+        """Create the next attempt record of `shard`, durably. Lists nothing where it is the first, as most are."""
+        earlier = AttemptFiles()
+        number = 1
         while True:
             record = Attempt(number, worker, datetime.now(UTC), system_fingerprint)
-            path = self.attempts_dir(shard) / f"{number:04d}.json"
-            if store.create_if_absent(path, _ATTEMPT.dump_json(record), guard=self.check_exists):
-                return number
-            number += 1
+            path = self.attempt_path(shard, attempt=number)
+            if self.store.create(path, _ATTEMPT.dump_json(record), guard=self.check_exists):
+                return Claim(number, earlier)
+            earlier = self.list_attempts(shard)
+            number = max(number, earlier.last) + 1
+
+    def claim_attempt(self, shard: int, *, worker: str, system_fingerprint: str | None = None) -> int:
+        """The number of a new claim, see `claim`."""
+        return self.claim(shard, worker=worker, system_fingerprint=system_fingerprint).attempt
 
     def system_fingerprint(self, shard: int, attempt: int) -> str | None:
         """What engine an attempt had; None where that was not noted, or can't be read any more."""
-        record = _read_attempt(self.attempts_dir(shard) / f"{attempt:04d}.json")
+        record = self._read_attempt(shard, attempt)
         return None if record is None else record.system_fingerprint
 
-    def num_attempts(self, shard: int) -> int:
-        """The highest attempt number of `shard`, 0 before its first claim."""
-        matches = (_ATTEMPT_NAME.match(path.name) for path in list_folder(self.attempts_dir(shard)))
-        return max((int(match[1]) for match in matches if match), default=0)
+    def list_attempts(self, shard: int) -> AttemptFiles:
+        """What the attempts of `shard` have left. One listing."""
+        return AttemptFiles.of(entry.path for entry in self.store.list(self.attempts_dir(shard)))
 
-    def first_claim_at(self) -> datetime | None:
-        """When work on the job began: the earliest first attempt of a shard."""
-        claims = map(_claimed_at, (self.path / "attempts").glob("*/0001.json"))
-        return min((claim for claim in claims if claim is not None), default=None)
+    def num_attempts(self, shard: int) -> int:
+        """The highest attempt number of `shard`, 0 before its first claim. One listing."""
+        return self.list_attempts(shard).last
+
+    def first_claim_at(self, listing: Listing | None = None) -> datetime | None:
+        """When work on the job began: the earliest first attempt of a shard. None where none was claimed.
+
+        A record that is damaged counts for nothing here: its number does, and that is in its name.
+        """
+        listed = listing if listing is not None else self.look()
+        records = (self._read_attempt(shard, 1) for shard in listed.attempts_by_shard)
+        return min((record.claimed_at for record in records if record is not None), default=None)
+
+    def _read_attempt(self, shard: int, attempt: int) -> Attempt | None:
+        try:
+            return _ATTEMPT.validate_json(self.store.read(self.attempt_path(shard, attempt=attempt)))
+        except (OSError, StorageError, ValidationError):
+            return None
 
     # -- chunks and parts ---------------------------------------------------------------------------------------
 
     def chunks(self, shard: int) -> list[ChunkFile]:
-        """The chunks of `shard` in order of attempt and sequence."""
-        found = []
-        for path in list_folder(self.chunks_dir(shard)):
-            if match := _CHUNK_NAME.match(path.name):
-                found.append(ChunkFile(int(match[1]), int(match[2]), path))
-        return sorted(found)
+        """The chunks of `shard` in order of attempt and sequence. One listing."""
+        return chunk_files(entry.path for entry in self.store.list(self.chunks_dir(shard)))
 
-    def delete_chunks(self, shard: int, *, up_to: int | None = None) -> None:
-        """Remove the chunks of a committed shard. Never raises: they are only dead weight.
-
-        `up_to` is the attempt that has committed it: later ones can be of a `retry` that has opened the shard since.
-        """
-        if up_to is None:
-            shutil.rmtree(self.chunks_dir(shard), ignore_errors=True)
-            return
-        with contextlib.suppress(StorageError, OSError):
-            for chunk in self.chunks(shard):
-                if chunk.attempt <= up_to:
-                    chunk.path.unlink(missing_ok=True)
-            # Fails where something is left.
-            self.chunks_dir(shard).rmdir()
+    def delete_chunks(self, shard: int, chunks: Iterable[ChunkFile] | None = None) -> None:
+        """Remove chunks of a committed shard, all if none are given. Never raises: they are only dead weight."""
+        with contextlib.suppress(StorageError):
+            if chunks is None:
+                self.store.delete_tree(self.chunks_dir(shard))
+                return
+            self.store.discard([chunk.path for chunk in chunks])
+            self.store.drop_folder(self.chunks_dir(shard))
 
     def committed_shards(self) -> set[int]:
         """The shards whose part exists. One listing."""
-        matches = (_PART_NAME.match(path.name) for path in list_folder(self.results_dir))
-        return {int(match[1]) for match in matches if match}
+        names = self.store.names(self.results_dir)
+        return {number for name in names if (number := part_number(name)) is not None}
 
     def pending_shards(self) -> list[ShardInfo]:
-        """The shards without a part, in order."""
-        committed = self.committed_shards()
+        """The shards without a part, in order. One listing."""
+        return self.without_part(self.committed_shards())
+
+    def without_part(self, committed: Collection[int]) -> list[ShardInfo]:
+        """The shards that are not among `committed`, in order."""
         return [info for info in self.manifest.shards if info.shard not in committed]
 
     # -- cancelling ---------------------------------------------------------------------------------------------
 
     @property
     def is_cancelled(self) -> bool:
-        return self.cancelled_path.exists()
+        return self.has(self.cancelled_path)
 
-    def cancel(self, *, is_expiry: bool = False, guard: store.Guard | None = None) -> bool:
+    def cancel(self, *, is_expiry: bool = False, guard: Guard | None = None) -> bool:
         """Mark the job as cancelled; workers stop at their next row. Returns False where it was already.
 
         `guard` is for what is no job yet.
         """
         mark = datetime.now(UTC).isoformat() + (_EXPIRY_MARK if is_expiry else "")
-        return store.create_if_absent(self.cancelled_path, mark.encode(), guard=guard or self.check_exists)
+        return self.store.create(self.cancelled_path, mark.encode(), guard=guard or self.check_exists)
 
     @property
     def cancellation(self) -> Cancellation | None:
         """Since when the job is cancelled; None where it is not."""
+        found = self.store.head(self.cancelled_path)
+        if found is None:
+            return None
         try:
-            text = self.cancelled_path.read_text(errors="replace")
-            mtime = self.cancelled_path.stat().st_mtime
+            text = self.store.read(self.cancelled_path).decode(errors="replace")
         except FileNotFoundError:
             return None
-        except OSError as exc:
-            raise StorageError(f"{self.cancelled_path}: cannot read: {store.reason(exc)}") from exc
         try:
             at = datetime.fromisoformat(text.removesuffix(_EXPIRY_MARK).strip())
         except ValueError:
             # Made by hand: that it is there is what counts.
-            at = datetime.fromtimestamp(mtime, UTC)
+            at = datetime.fromtimestamp(found.modified_s, UTC)
         return Cancellation(at if at.tzinfo else at.replace(tzinfo=UTC), text.endswith(_EXPIRY_MARK))
 
     def uncancel(self) -> None:
-        store.delete(self.cancelled_path)
+        self.store.delete_many([self.cancelled_path])
 
     @property
     def is_complete(self) -> bool:
-        return self.success_path.exists()
+        return self.has(self.success_path)
 
 
-def write_summary(job: JobDir, summary: bytes) -> None:
-    """Write `summary.json` and then `_SUCCESS`."""
-    store.replace(job.summary_path, summary, guard=job.check_exists)
-    store.create_if_absent(job.success_path, b"", guard=job.check_exists)
+def write_summary(job: JobDir, summary: bytes) -> bool:
+    """Write `summary.json` and then `_SUCCESS`. Returns False where another had written that."""
+    job.store.replace(job.summary_path, summary, guard=job.check_exists)
+    return job.store.create(job.success_path, b"", guard=job.check_exists)
 
 
 def unset_success(job: JobDir) -> None:
     """Take back what `write_summary` wrote. Before a part goes: `_SUCCESS` must never stand beside a missing one."""
-    store.delete(job.success_path)
-    store.delete(job.summary_path)
+    job.store.delete_many([job.success_path, job.summary_path])
 
 
-def _claimed_at(record: Path) -> datetime | None:
-    """When an attempt was claimed; None where the record is damaged: its number counts, and that is in its name."""
-    attempt = _read_attempt(record)
-    return None if attempt is None else attempt.claimed_at
+class Watch:
+    """A job that is looked at again and again, by several at a time, with one listing for all that ask at a moment.
 
+    For all threads. Remembers the attempts of shards that have a part, whose folders it lists no more: once after the
+    part was seen, all that they left is there. `clock` is in seconds and only grows.
+    """
 
-def _read_attempt(record: Path) -> Attempt | None:
-    try:
-        return _ATTEMPT.validate_json(record.read_bytes())
-    except (OSError, ValidationError):
-        return None
+    def __init__(self, job: JobDir, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.job = job
+        self._clock = clock
+        self._lock = Lock()
+        self._last: tuple[float, Listing] | None = None
+        self._settled: frozenset[int] = frozenset()
 
-
-def _identity(status: os.stat_result) -> tuple[int, int]:
-    """What tells a manifest from that of another job under the same name. Not the inode, which is soon used again."""
-    return status.st_mtime_ns, status.st_size
-
-
-def list_folder(folder: Path) -> list[Path]:
-    """What is in a folder, nothing where there is none. Raises StorageError."""
-    try:
-        return list(folder.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as exc:
-        raise StorageError(f"{folder}: cannot list: {exc.strerror or exc}") from exc
+    def look(self, *, max_age_s: float = 0.0) -> Listing:
+        """The job as it is now, or as somebody saw it up to `max_age_s` ago. Raises StorageError."""
+        with self._lock:
+            now = self._clock()
+            if self._last is not None and now - self._last[0] < max_age_s:
+                return self._last[1]
+            found = self.job.look(settled=self._settled)
+            if not self._settled <= found.parts:
+                # `retry` has opened one again.
+                self._settled &= found.parts
+                found = self.job.look(settled=self._settled)
+            if self._last is not None:
+                found = found.with_attempts_of(self._last[1], self._settled)
+                self._settled = found.parts & self._last[1].parts
+            self._last = (now, found)
+            return found

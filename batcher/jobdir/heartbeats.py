@@ -6,17 +6,16 @@ HOME is the jobs root for `batcher worker`, the job directory for the workers of
 Nothing's correctness rests on these files, so they are replaced without a flush to disk, a damaged one is passed over,
 and who can't write his goes on working.
 
-How old a sign is: by the file system's clock, which stamps each file when it is written, and never by the clocks of the
+How old a sign is: by the store's clock, which stamps each file when it is written, and never by the clocks of the
 machines: on a shared folder one of them may be a day off for good. Where the reader's own clock makes somebody look
-gone, an empty file in the folder asks the file system what time it is. Clocks that are set back or forth are borne:
+gone, the store is asked what time it is. Clocks that are set back or forth are borne:
 whoever lives replaces his file within an interval, so a sign that is far from now, be it in the past or in the future,
 is nobody's.
 """
 
-import os
-import stat
+import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -27,7 +26,9 @@ from pydantic import AwareDatetime, Field, TypeAdapter, ValidationError
 
 from batcher.errors import StorageError
 from batcher.ids import ID_PATTERN, check_id
-from batcher.jobdir import store
+from batcher.jobdir.listing import WORKERS_NAME
+from batcher.jobdir.local_store import LOCAL
+from batcher.jobdir.store import Entry, Head, Store
 
 #: A worker that missed so many of its own intervals in a row is gone, but not before so many seconds: intervals can be
 #: shorter than a busy machine takes to run somebody.
@@ -118,7 +119,7 @@ _HEARTBEAT = TypeAdapter(WorkerHeartbeat)
 
 def workers_dir(home: Path) -> Path:
     """Where the workers of a jobs root, or of a job, keep their signs of life."""
-    return home / ".workers"
+    return home / WORKERS_NAME
 
 
 def heartbeat_path(home: Path, name: str) -> Path:
@@ -131,56 +132,54 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def write_heartbeat(home: Path, beat: WorkerHeartbeat) -> None:
+def write_heartbeat(home: Path, beat: WorkerHeartbeat, *, store: Store = LOCAL) -> None:
     """Replace a worker's sign of life, atomically, not durably. Raises StorageError where the disk says no."""
-    target = heartbeat_path(home, beat.name)
-    # Without parents: the folder of a job that was deleted must not come back.
-    temp = store.temp_path(target, parents=False)
-    try:
-        temp.write_bytes(_HEARTBEAT.dump_json(beat, indent=1))
-        temp.replace(target)
-    except OSError as exc:
-        _unlink_quietly(temp)
-        raise StorageError(f"{target}: cannot write: {exc.strerror or exc}") from exc
+    store.replace(heartbeat_path(home, beat.name), _HEARTBEAT.dump_json(beat, indent=1), is_durable=False)
 
 
-def remove_heartbeat(home: Path, name: str) -> None:
+def remove_heartbeat(home: Path, name: str, *, store: Store = LOCAL) -> None:
     """Take leave, at an orderly end. Raises StorageError where the disk says no; a file already gone is no error."""
-    path = heartbeat_path(home, name)
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as exc:
-        raise StorageError(f"{path}: cannot delete: {exc.strerror or exc}") from exc
+    store.delete_many([heartbeat_path(home, name)])
 
 
-def read_heartbeats(home: Path, *, now: datetime | None = None) -> list[WorkerReport]:
+def read_heartbeats(
+    home: Path, *, now: datetime | None = None, listed: Sequence[Entry] | None = None, store: Store = LOCAL
+) -> list[WorkerReport]:
     """What the workers of a jobs root, or of a job, have to say, by name; never raises.
 
-    `now` is the file system's time, for tests; it is found out where it matters. Files that are no heartbeats are
-    passed over.
+    `now` is the store's time, for tests; it is found out where it matters. `listed` are the files, if somebody has just
+    listed them. Files that are no heartbeats are passed over.
     """
-    found = [(beat, mtime) for path, mtime, _ in _files(home) if (beat := _read(path)) is not None]
+    files = _files(home, store) if listed is None else _signs(listed)
+    found = [(beat, head.modified_s) for path, head in _heads(files) if (beat := _read(path, store)) is not None]
     if not found:
         return []
     reports = _judge(found, time.time() if now is None else now.timestamp())
     if now is None and any(report.health is Health.GONE for report in reports):
         # Or the clock of this machine goes wrong. Asked only now, since it means to write.
-        reports = _judge(found, _file_system_time(workers_dir(home), newest=max(mtime for _, mtime in found)))
+        newest = max(modified_s for _, modified_s in found)
+        reports = _judge(found, _store_time(workers_dir(home), store, newest=newest))
     return sorted(reports, key=lambda report: report.beat.name)
 
 
-def sweep_heartbeats(home: Path, *, now: datetime | None = None) -> int:
+def sweep_heartbeats(home: Path, *, now: datetime | None = None, store: Store = LOCAL) -> int:
     """Delete the files of workers that are gone for over a day, and what killed writers left. Never raises.
 
     Returns how many. One that still lived would be back within its interval. Files of others are left alone.
     """
-    # An empty one is what a failure of the power can leave.
-    found = {path: mtime for path, mtime, size in _files(home) if not size or _read(path) is not None}
-    found.update((path, mtime) for path, mtime, _ in _files(home, pattern=f"{store.TEMP_PREFIX}*"))
-    if not found:
-        return 0
-    moment = _file_system_time(workers_dir(home), newest=max(found.values())) if now is None else now.timestamp()
-    return sum(_unlink_quietly(path) for path, mtime in found.items() if moment - mtime > FORGET_AFTER_S)
+    folder = workers_dir(home)
+    with contextlib.suppress(StorageError):
+        # An empty one is what a failure of the power can leave.
+        ours = [(path, head) for path, head in _heads(_files(home, store)) if not head.size or _read(path, store)]
+        ours += _heads(store.leftovers(folder))
+        if not ours:
+            return 0
+        newest = max(head.modified_s for _, head in ours)
+        moment = _store_time(folder, store, newest=newest) if now is None else now.timestamp()
+        old = [path for path, head in ours if moment - head.modified_s > FORGET_AFTER_S]
+        store.discard(old)
+        return len(old)
+    return 0
 
 
 def _judge(found: list[tuple[WorkerHeartbeat, float]], now: float) -> list[WorkerReport]:
@@ -195,48 +194,39 @@ def _judge(found: list[tuple[WorkerHeartbeat, float]], now: float) -> list[Worke
     return reports
 
 
-def _files(home: Path, pattern: str = "*.json") -> Iterator[tuple[Path, float, int]]:
-    """The regular files of the folder: path, when it was written by the file system's clock (Unix seconds), bytes."""
+def _files(home: Path, store: Store) -> Sequence[Entry]:
     try:
-        paths = list(workers_dir(home).glob(pattern))
-    except OSError:
-        return
-    for path in paths:
-        try:
-            status = path.stat()
-        except OSError:
-            continue  # Just removed.
-        if stat.S_ISREG(status.st_mode) and status.st_size <= _MAX_BYTES:
-            yield path, status.st_mtime, status.st_size
+        return _signs(store.list(workers_dir(home)))
+    except StorageError:
+        return ()
 
 
-def _read(path: Path) -> WorkerHeartbeat | None:
+def _signs(entries: Iterable[Entry]) -> list[Entry]:
+    return [entry for entry in entries if entry.path.suffix == ".json"]
+
+
+def _heads(files: Iterable[Entry]) -> Iterator[tuple[Path, Head]]:
+    """Those that could be signs of life, with what is known of them; one that was just removed is none."""
+    for entry in files:
+        head = entry.head()
+        if head is not None and head.size <= _MAX_BYTES:
+            yield entry.path, head
+
+
+def _read(path: Path, store: Store) -> WorkerHeartbeat | None:
     if not ID_PATTERN.match(path.stem):
         return None
     try:
-        beat = _HEARTBEAT.validate_json(path.read_bytes())
-    except (OSError, ValidationError):
+        beat = _HEARTBEAT.validate_json(store.read(path))
+    except (OSError, StorageError, ValidationError):
         return None
     return beat if beat.name == path.stem else None
 
 
-def _file_system_time(folder: Path, *, newest: float) -> float:
+def _store_time(folder: Path, store: Store, *, newest: float) -> float:
     """Unix seconds by the clock that stamps the files of `folder`; not before `newest`, a stamp found in it."""
-    probe = folder / f"{store.TEMP_PREFIX}{os.getpid()}-{time.monotonic_ns()}"
     try:
-        with probe.open("xb") as file:
-            return os.fstat(file.fileno()).st_mtime
-    except OSError:
+        return store.now_s(folder)
+    except StorageError:
         # A folder to read only: two clocks that can be wrong, of which the later one is right more often.
         return max(newest, time.time())
-    finally:
-        _unlink_quietly(probe)
-
-
-def _unlink_quietly(path: Path) -> bool:
-    """Delete a file that may be gone, or not ours to delete. Returns whether this call did."""
-    try:
-        path.unlink()
-    except OSError:
-        return False
-    return True

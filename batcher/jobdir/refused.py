@@ -23,9 +23,9 @@ def commit_parts(job: JobDir, manifest: Manifest, shards: Iterable[ShardInfo]) -
     for info in shards:
         if info.model is not None:
             continue
-        shard = read_shard(job.shard_path(info.shard), carried=manifest.carried)
+        shard = read_shard(job.shard_path(info.shard), carried=manifest.carried, store=job.store)
         created = int(manifest.created_at.timestamp())
         completions = [Completion(row.request, id="", created=created, error=row.error) for row in shard.rows]
         table = build_table(completions, carried=shard.carried, attempt=None, worker=None)
-        num_written += write_file(job.part_path(info.shard), table)
+        num_written += write_file(job.part_path(info.shard), table, store=job.store)
     return num_written

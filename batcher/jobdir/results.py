@@ -20,9 +20,10 @@ import pyarrow.compute as pc
 
 from batcher.arrow.tables import take_rows
 from batcher.errors import CorruptFileError
-from batcher.jobdir import sealed, store
+from batcher.jobdir import sealed
+from batcher.jobdir.local_store import LOCAL
 from batcher.jobdir.sealed import MissingFileError
-from batcher.jobdir.store import Guard
+from batcher.jobdir.store import Guard, Store
 from batcher.openai.answers import CHAT_OBJECT, COMPLETION_OBJECT, logprobs_object
 from batcher.types import Choice, Completion, RowStatus
 
@@ -129,35 +130,35 @@ def build_table(
     return pa.Table.from_arrays([*columns.values(), *going_along], schema=result_schema(carried.schema))
 
 
-def write_file(path: Path, table: pa.Table, *, guard: Guard | None = None) -> bool:
+def write_file(path: Path, table: pa.Table, *, guard: Guard | None = None, store: Store = LOCAL) -> bool:
     """Create a chunk or part durably, its counts in the footer. Returns False where the file exists.
 
-    `guard` (see `store.create_if_absent`) is that of the job. Raises StorageError.
+    `guard` (see `jobdir.store`) is that of the job. Raises StorageError.
     """
     counts = json.dumps(asdict(Counts.of(table))).encode()
-    return store.create_if_absent(path, sealed.seal(table, {_COUNTS_KEY: counts}), guard=guard)
+    return store.create(path, sealed.seal(table, {_COUNTS_KEY: counts}), guard=guard)
 
 
-def read_file(path: Path) -> pa.Table:
+def read_file(path: Path, *, store: Store = LOCAL) -> pa.Table:
     """Read a chunk or part whole and as it was written.
 
     Raises CorruptFileError where any bit of it is wrong or it is gone, another StorageError where it can't be read.
     """
-    return sealed.read_table(path)
+    return sealed.read_table(path, store=store)
 
 
-def read_counts(path: Path) -> Counts:
+def read_counts(path: Path, *, store: Store = LOCAL) -> Counts:
     """The counts in a chunk's or part's footer, which is checked; the rest is not read. Raises like `read_file`."""
-    metadata = sealed.read_metadata(path)
+    metadata = sealed.read_metadata(path, store=store)
     try:
         return Counts(**json.loads(metadata[_COUNTS_KEY]))
     except (KeyError, ValueError, TypeError) as exc:
         raise CorruptFileError(f"{path}: not a result file of Batcher: {exc}") from exc
 
 
-def read_rows(path: Path, schema: pa.Schema) -> pa.Table:
+def read_rows(path: Path, schema: pa.Schema, *, store: Store = LOCAL) -> pa.Table:
     """Read a chunk or part of the job whose result schema is `schema`. Raises like `read_file`, also for another's."""
-    table = read_file(path)
+    table = read_file(path, store=store)
     if not table.schema.equals(schema):
         differing = sorted({*table.schema} ^ {*schema}, key=lambda field: field.name)
         names = ", ".join(dict.fromkeys(field.name for field in differing)) or "their order"
@@ -165,7 +166,7 @@ def read_rows(path: Path, schema: pa.Schema) -> pa.Table:
     return table
 
 
-def read_chunks(paths: Iterable[Path], schema: pa.Schema) -> list[pa.Table]:
+def read_chunks(paths: Iterable[Path], schema: pa.Schema, *, store: Store = LOCAL) -> list[pa.Table]:
     """The chunks among `paths` that are whole and of this job, in their order.
 
     One that is damaged is left out with a warning: its rows are computed again. So is, without one, a chunk that is
@@ -174,7 +175,7 @@ def read_chunks(paths: Iterable[Path], schema: pa.Schema) -> list[pa.Table]:
     tables = []
     for path in paths:
         try:
-            tables.append(read_rows(path, schema))
+            tables.append(read_rows(path, schema, store=store))
         except MissingFileError:
             continue
         except CorruptFileError as exc:

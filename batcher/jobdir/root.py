@@ -11,7 +11,9 @@ from pathlib import Path
 
 from batcher.errors import JobError
 from batcher.ids import ID_PATTERN, check_id
-from batcher.jobdir.folder import JobDir, list_folder
+from batcher.jobdir.folder import JobDir
+from batcher.jobdir.local_store import LOCAL
+from batcher.jobdir.store import Store
 
 
 def locate_job(root: Path, job_id: str) -> Path:
@@ -37,17 +39,19 @@ def find_job(job: str, root: Path) -> JobDir:
     return JobDir.open(locate_job(root, job))
 
 
-def list_jobs(root: Path) -> Iterator[JobDir]:
-    """The jobs under `root`, by name."""
-    for path in sorted(list_folder(root)):
-        job = JobDir(path)
-        if job.exists() and not path.is_symlink():
-            yield job
+def list_jobs(root: Path, store: Store = LOCAL) -> Iterator[JobDir]:
+    """The jobs under `root`, by name. A link to a folder is none."""
+    return (job for job in _folders(root, store) if job.exists())
 
 
-def list_batches(root: Path) -> Iterator[JobDir]:
+def list_batches(root: Path, store: Store = LOCAL) -> Iterator[JobDir]:
     """The jobs under `root`, and the batches that are none yet or never will be, by name."""
-    for path in sorted(list_folder(root)):
-        job = JobDir(path)
-        if ID_PATTERN.match(path.name) and (job.exists() or job.batch_path.is_file()) and not path.is_symlink():
-            yield job
+    return (
+        job
+        for job in _folders(root, store)
+        if ID_PATTERN.match(job.path.name) and (job.exists() or job.has(job.batch_path))
+    )
+
+
+def _folders(root: Path, store: Store) -> Iterator[JobDir]:
+    return (JobDir(root / name, store) for name in store.names(root) if not os.path.islink(root / name))  # noqa: PTH114

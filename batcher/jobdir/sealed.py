@@ -13,7 +13,6 @@ or not there at all.
 """
 
 import base64
-import os
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,8 +20,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batcher.errors import CorruptFileError, StorageError
-from batcher.jobdir import store
+from batcher.errors import CorruptFileError
+from batcher.jobdir.local_store import LOCAL
+from batcher.jobdir.store import Store, reason
 
 _SEAL_KEY = b"batcher.seal"
 _MARK = b"crc32:"
@@ -54,13 +54,13 @@ def seal(table: pa.Table, metadata: Mapping[bytes, bytes] | None = None) -> byte
     return data
 
 
-def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+def read_table(path: Path, columns: Sequence[str] | None = None, *, store: Store = LOCAL) -> pa.Table:
     """The table of a sealed file after checking every bit, its types as they were written.
 
     With `columns` only these, with Parquet's types. Raises CorruptFileError for a file that is not whole, or is gone
     (MissingFileError), and another StorageError for one that can't be read.
     """
-    data = _read(path)
+    data = _read(path, store)
     try:
         start = _footer_start(data[-_TAIL_SIZE:], size=len(data))
         body_sum = _check_footer(data[start:])
@@ -72,13 +72,13 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         raise CorruptFileError(f"{path}: cannot read: {exc}") from exc
 
 
-def read_metadata(path: Path) -> dict[bytes, bytes]:
+def read_metadata(path: Path, *, store: Store = LOCAL) -> dict[bytes, bytes]:
     """The metadata in the footer of a sealed file, after checking the footer. Reads nothing else. Raises likewise."""
-    size, tail = _read_tail(path, _GUESS_SIZE)
+    size, tail = _read_tail(path, store, _GUESS_SIZE)
     try:
         start = _footer_start(tail[-_TAIL_SIZE:], size=size)
         if size - start > len(tail):
-            size, tail = _read_tail(path, size - start)
+            size, tail = _read_tail(path, store, size - start)
         footer = tail[start - size :]
         _check_footer(footer)
         # No footer knows where it begins, so it does as well behind nothing but the magic.
@@ -127,24 +127,20 @@ def _as_written(table: pa.Table, metadata: Mapping[bytes, bytes]) -> pa.Table:
     return table if table.schema.equals(schema) else table.cast(schema)
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, store: Store) -> bytes:
     try:
-        return path.read_bytes()
-    except OSError as exc:
-        raise _unreadable(path, exc) from exc
+        return store.read(path)
+    except FileNotFoundError as exc:
+        raise _missing(path, exc) from exc
 
 
-def _read_tail(path: Path, num_bytes: int) -> tuple[int, bytes]:
+def _read_tail(path: Path, store: Store, num_bytes: int) -> tuple[int, bytes]:
     """The size of a file and its last bytes, all of them where it has fewer."""
     try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            file.seek(max(0, size - num_bytes))
-            return size, file.read(num_bytes)
-    except OSError as exc:
-        raise _unreadable(path, exc) from exc
+        return store.tail(path, num_bytes)
+    except FileNotFoundError as exc:
+        raise _missing(path, exc) from exc
 
 
-def _unreadable(path: Path, exc: OSError) -> StorageError:
-    kind = MissingFileError if isinstance(exc, FileNotFoundError) else StorageError
-    return kind(f"{path}: cannot read: {store.reason(exc)}")
+def _missing(path: Path, exc: FileNotFoundError) -> MissingFileError:
+    return MissingFileError(f"{path}: cannot read: {reason(exc)}")

@@ -20,8 +20,10 @@ from batcher.arrow.cells import typed
 from batcher.arrow.tables import table_of
 from batcher.arrow.values import text_values
 from batcher.errors import CorruptFileError
-from batcher.jobdir import sealed, store
+from batcher.jobdir import sealed
+from batcher.jobdir.local_store import LOCAL
 from batcher.jobdir.sealed import MissingFileError
+from batcher.jobdir.store import Store
 from batcher.types import ErrorCode, Request, RequestFacts, RowError, SamplingParams
 
 #: The column of a parameter by its type; that of a tuple is a list.
@@ -82,7 +84,7 @@ class Shard:
     carried: pa.Table
 
 
-def write_shard(path: Path, shard: Shard) -> bool:
+def write_shard(path: Path, shard: Shard, *, store: Store = LOCAL) -> bool:
     """Create the shard file. Returns False where it exists. Raises StorageError."""
     columns = {"request": _request_array(shard.rows)}
     if shard.carried.num_columns:
@@ -90,16 +92,16 @@ def write_shard(path: Path, shard: Shard) -> bool:
         fields = [carried.schema.field(i) for i in range(carried.num_columns)]
         arrays = [_one_array(column) for column in carried.columns]
         columns["carried"] = pa.StructArray.from_arrays(arrays, fields=fields)
-    return store.create_if_absent(path, sealed.seal(pa.table(columns)))
+    return store.create(path, sealed.seal(pa.table(columns)))
 
 
-def read_shard(path: Path, *, carried: pa.Schema, num_rows: int | None = None) -> Shard:
+def read_shard(path: Path, *, carried: pa.Schema, num_rows: int | None = None, store: Store = LOCAL) -> Shard:
     """Read a shard file, its carried columns conformed to the schema `carried`.
 
     `num_rows` is what the manifest says. Raises CorruptFileError where the file is damaged or gone, or is not what
     the manifest says, and another StorageError where it can't be read.
     """
-    table = _read(path)
+    table = _read(path, store)
     if num_rows is not None and table.num_rows != num_rows:
         raise CorruptFileError(
             f"{path}: holds {table.num_rows} rows, the manifest says {num_rows}; restore the one that was changed, or "
@@ -113,22 +115,22 @@ def read_shard(path: Path, *, carried: pa.Schema, num_rows: int | None = None) -
     return Shard(rows, conform(found, carried, num_rows=len(rows)))
 
 
-def read_row_numbers(path: Path) -> list[int]:
+def read_row_numbers(path: Path, *, store: Store = LOCAL) -> list[int]:
     """The numbers that the rows of a shard have in the input. Raises like `read_shard`."""
-    request = _read(path, columns=["request.row"])["request"]
+    request = _read(path, store, columns=["request.row"])["request"]
     return [int(value["row"]) for value in request.to_pylist()]
 
 
-def read_custom_ids(path: Path) -> Iterator[tuple[int, str]]:
+def read_custom_ids(path: Path, *, store: Store = LOCAL) -> Iterator[tuple[int, str]]:
     """The number of each row of a shard in the input, and its custom_id. Raises like `read_shard`."""
-    request = _read(path, columns=["request.row", "request.custom_id"])["request"]
+    request = _read(path, store, columns=["request.row", "request.custom_id"])["request"]
     return ((value["row"], value["custom_id"]) for value in request.to_pylist())
 
 
-def read_request_facts(path: Path) -> dict[int, RequestFacts]:
+def read_request_facts(path: Path, *, store: Store = LOCAL) -> dict[int, RequestFacts]:
     """What is known of the requests of a shard beyond their results, by row number. Raises like `read_shard`."""
     names = ("row", "n", "is_chat", "error_code", "error_param")
-    request = _read(path, columns=[f"request.{name}" for name in names])["request"]
+    request = _read(path, store, columns=[f"request.{name}" for name in names])["request"]
     return {
         value["row"]: RequestFacts(
             num_choices_each=value["n"],
@@ -141,9 +143,9 @@ def read_request_facts(path: Path) -> dict[int, RequestFacts]:
     }
 
 
-def _read(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+def _read(path: Path, store: Store, columns: Sequence[str] | None = None) -> pa.Table:
     try:
-        return sealed.read_table(path, columns)
+        return sealed.read_table(path, columns, store=store)
     except MissingFileError as exc:
         raise CorruptFileError(f"{path}: the shard file is gone; submit the input again") from exc
     except CorruptFileError as exc:

@@ -1,22 +1,23 @@
-"""Durable files on the local disk. Owns the one primitive the job directory rests on: create if absent.
+"""The one protocol for everything durable: what a job asks of the place where it is kept.
 
-A file appears whole or not at all: it is written under a temporary name in the folder it is meant for (hard links don't
-cross file systems), flushed to disk, linked to its final name, and the folder is flushed. `link(2)` fails where the
-name exists, so of two writers one wins, and neither can tear or replace the other's file. Temporary names begin with
-a dot: dataset readers (pyarrow, pandas, DuckDB's `*.parquet`) skip them.
+`local_store` keeps files in folders. A bucket can be another store: nothing here needs more than it has, which is to
+create if absent, to replace if unchanged, to list a prefix and to read a range. `tests/unit/jobdir/store_contract.py`
+says in tests what any store must do.
+
+A file is named by its path, which is an address and no promise that the file system knows it. Files are whole or not
+there at all, and immutable but for those that are replaced whole. There are no folders but as the beginning of paths: a
+store that has real ones makes them as they are needed. Where a method says no more of its errors, it raises
+StorageError where the store says no, naming the file, what was wrong and what can be done.
+
+No method may be held to more than this: what is created or replaced is seen by whoever asks after that, and the clock
+that stamps files is the store's own, which can differ from any machine's.
 """
 
-import contextlib
 import errno
-import math
-import os
-import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-
-from batcher.errors import StorageError
-
-TEMP_PREFIX = ".tmp-"
+from typing import BinaryIO, Protocol
 
 #: Raises where a file should not be written any more, because what it belongs to is gone.
 Guard = Callable[[], None]
@@ -37,155 +38,153 @@ def reason(exc: OSError) -> str:
     return f"{text}; {remedy}" if remedy else text
 
 
-def temp_path(target: Path, *, parents: bool = True) -> Path:
-    """A fresh temporary name in the folder of `target`. Creates the folder (with its `parents`), not the file."""
-    try:
-        target.parent.mkdir(parents=parents, exist_ok=True)
-    except OSError as exc:
-        raise StorageError(f"{target.parent}: cannot create the folder: {reason(exc)}") from exc
-    return target.parent / f"{TEMP_PREFIX}{uuid.uuid4().hex}"
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What a store knows of a file without reading it.
 
-
-def publish_if_absent(temp: Path, target: Path, *, guard: Guard | None = None) -> bool:
-    """Give the finished file `temp` its final name. Returns whether this call created it; `temp` is gone either way.
-
-    Durable once it returns: file and folder are flushed. Raises StorageError where the disk says no, and whatever
-    `guard` raises, which is asked while `temp` lies in the folder: a deletion that begins later takes `temp` along.
+    `modified_s`: when it was written, in Unix seconds by the store's clock. `version` is another one whenever the
+    content was replaced; it can only be compared.
     """
-    try:
-        _fsync(temp)
-        if guard is not None:
-            guard()
-        try:
-            os.link(temp, target)
-        except FileExistsError:
-            # A network file system can make the link, lose its answer, and see it there at the second try.
-            if not temp.samefile(target):
-                return False
-        _fsync(target.parent)
-        return True
-    except FileNotFoundError as exc:
-        # `temp` was swept as a leftover: whoever did it had reason to believe that nobody needs it any more.
-        if target.exists():
-            return False
-        raise StorageError(f"{target}: cannot create: its folder was cleared meanwhile") from exc
-    except OSError as exc:
-        raise StorageError(f"{target}: cannot create: {reason(exc)}") from exc
-    finally:
-        discard(temp)
+
+    size: int
+    modified_s: float
+    version: str
 
 
-def create_if_absent(target: Path, data: bytes | bytearray, *, guard: Guard | None = None) -> bool:
-    """Create `target` holding `data`. Returns False, changing nothing, where it exists.
+class Entry(Protocol):
+    """A file in a listing."""
 
-    `guard` is asked before anything is made, and again before the name appears.
-    """
-    if guard is not None:
-        guard()
-    temp = temp_path(target)
-    _write(temp, data, target=target)
-    return publish_if_absent(temp, target, guard=guard)
+    @property
+    def path(self) -> Path: ...
+
+    def head(self) -> Head | None:
+        """As the listing has it, or as it is when this is first asked; None where it is gone by then."""
 
 
-def replace(target: Path, data: bytes, *, guard: Guard | None = None) -> None:
-    """Write `target` whole, replacing what is there. Only for files that nothing's correctness rests on."""
-    if guard is not None:
-        guard()
-    temp = temp_path(target)
-    _write(temp, data, target=target)
-    try:
-        _fsync(temp)
-        if guard is not None:
-            guard()
-        temp.replace(target)
-        _fsync(target.parent)
-    except FileNotFoundError as exc:
-        # Swept by who has just written `target` and ended the job.
-        if not target.exists():
-            raise StorageError(f"{target}: cannot write: its folder was cleared meanwhile") from exc
-    except OSError as exc:
-        raise StorageError(f"{target}: cannot write: {reason(exc)}") from exc
-    finally:
-        discard(temp)
+class Incoming(Protocol):
+    """A file on its way in, too large to be held in memory. For one thread at a time."""
+
+    def write(self, data: bytes | memoryview, /) -> int: ...
+
+    def commit(self, *, guard: Guard | None = None) -> bool:
+        """Make the file exist, durably. Returns False where another was first, and drops this one."""
+
+    def discard(self) -> None:
+        """Leave nothing of a file that was not committed. Never raises."""
 
 
-def move(source: Path, target: Path) -> None:
-    """Give a file another name, durably. Raises FileNotFoundError where it is gone, StorageError where that can't be.
+class Log(Protocol):
+    """Lines that survive this process, and not the machine: a bucket has none, so they are kept beside it."""
 
-    To another file system it is copied, and hidden from dataset readers at its old place first.
-    """
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            source.rename(target)
-        except OSError as exc:
-            if exc.errno != errno.EXDEV:
-                raise
-            hidden = source.with_name(f".{target.name}")
-            source.rename(hidden)
-            create_if_absent(target, hidden.read_bytes())
-            hidden.unlink()
-        _fsync(source.parent)
-        _fsync(target.parent)
-    except FileNotFoundError:
-        raise
-    except OSError as exc:
-        raise StorageError(f"{source}: cannot move to {target}: {reason(exc)}") from exc
+    def append(self, line: bytes) -> None:
+        """Add a line, whole. For all threads."""
+
+    def close(self) -> None: ...
 
 
-def delete(path: Path) -> None:
-    """Delete a file durably; one already gone is no error, on a file system that is read-only either."""
-    try:
-        if not os.path.lexists(path):
-            return
-        path.unlink(missing_ok=True)
-        _fsync(path.parent)
-    except FileNotFoundError:
-        return
-    except OSError as exc:
-        raise StorageError(f"{path}: cannot delete: {reason(exc)}") from exc
+class Hold(Protocol):
+    """A folder that is held against others who would hold it. `is_certain`: False where the store knows no locks."""
+
+    @property
+    def is_certain(self) -> bool: ...
+
+    def release(self) -> None: ...
 
 
-def discard(temp: Path) -> None:
-    """Delete a temporary file, if that is possible. A sweep will do it otherwise."""
-    with contextlib.suppress(OSError):
-        temp.unlink(missing_ok=True)
+class Store(Protocol):
+    """A place for durable files. For all threads; every method blocks for as long as the disk or the network takes."""
 
+    # -- writing ------------------------------------------------------------------------------------------------
 
-def sweep_temporary(folder: Path, *, before: float = math.inf) -> int:
-    """Delete the temporary files that killed writers left in `folder`. Returns how many. Never raises.
+    def create(self, path: Path, data: bytes | bytearray, *, guard: Guard | None = None) -> bool:
+        """Create a file, durably. Returns False, changing nothing, where it exists: of several creators one wins.
 
-    A writer that is still alive is told that its file exists, if it does, and fails otherwise: so only for folders that
-    hold all they should, or for files last written `before` a time (Unix seconds, by the file system's clock).
-    """
-    num_deleted = 0
-    with contextlib.suppress(OSError):
-        for path in list(folder.glob(f"{TEMP_PREFIX}*")):
-            if path.stat().st_mtime < before:
-                discard(path)
-                num_deleted += 1
-    return num_deleted
+        `guard` is asked at a moment from which a deletion of all around `path` takes the new file along, and before
+        anything is made that such a deletion has removed.
+        """
 
+    def begin(self, path: Path) -> Incoming:
+        """Begin a file that comes piece by piece; it is created as by `create` when it is committed."""
 
-def flush_folder(folder: Path) -> None:
-    """Make what was created or deleted in `folder` durable. Raises StorageError."""
-    try:
-        _fsync(folder)
-    except OSError as exc:
-        raise StorageError(f"{folder}: cannot write: {reason(exc)}") from exc
+    def replace(self, path: Path, data: bytes, *, guard: Guard | None = None, is_durable: bool = True) -> None:
+        """Write a file whole, whatever is there. `is_durable` False: a machine that fails may take it along.
 
+        A store with folders makes that of the file and none above it: a job that was deleted does not come back.
+        """
 
-def _write(temp: Path, data: bytes | bytearray, *, target: Path) -> None:
-    try:
-        temp.write_bytes(data)
-    except OSError as exc:
-        discard(temp)
-        raise StorageError(f"{target}: cannot write: {reason(exc)}") from exc
+    def replace_if(self, path: Path, data: bytes, *, version: str) -> bool:
+        """Write a file whole if it is there in this version. Returns whether it was: of several writers one wins."""
 
+    def move(self, source: Path, target: Path) -> None:
+        """Give a file another name. Raises FileNotFoundError where it is gone. A crash can leave both names."""
 
-def _fsync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    def log(self, path: Path) -> Log:
+        """Begin a log, which must not exist. `read` and `list` find it where this machine can see it."""
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def read(self, path: Path) -> bytes:
+        """The content. Raises FileNotFoundError where there is no such file."""
+
+    def tail(self, path: Path, num_bytes: int) -> tuple[int, bytes]:
+        """The size and the last bytes, all of them where it has fewer. Raises FileNotFoundError likewise."""
+
+    def open(self, path: Path) -> BinaryIO:
+        """The content piece by piece, of the file as it is now. Raises FileNotFoundError likewise."""
+
+    # -- looking ------------------------------------------------------------------------------------------------
+
+    def head(self, path: Path) -> Head | None:
+        """What is known of a file; None where there is none."""
+
+    def list(self, folder: Path, *, wants: Callable[[Path], bool] | None = None) -> Sequence[Entry]:
+        """All files below `folder`, in order of the parts of their paths; none where there is no such folder.
+
+        What was there before the listing began and still is when it ends is in it. It is made in its own order: what
+        goes only after something else came that lies behind it is seen in one of both places. Files below a folder
+        that the caller does not want may be left out, which spares a store that walks folders the way.
+        """
+
+    def names(self, folder: Path) -> Sequence[str]:
+        """What lies directly in `folder`, files and folders, by name."""
+
+    def leftovers(self, folder: Path, *, is_deep: bool = True) -> Sequence[Entry]:
+        """What writers that were killed have left below `folder` of files that never came to be, or directly in it.
+
+        A writer that is still alive has some as well, for as long as it takes to write a file.
+        """
+
+    def now_s(self, folder: Path) -> float:
+        """The time by the clock that stamps the files in `folder`, in Unix seconds. Means to write there."""
+
+    # -- removing -----------------------------------------------------------------------------------------------
+
+    def delete_many(self, paths: Iterable[Path]) -> None:
+        """Delete files, durably. One that is gone is no error, in a store that can only be read either."""
+
+    def discard(self, paths: Iterable[Path]) -> None:
+        """Delete files that are only dead weight, if that is possible. Never raises."""
+
+    def delete_tree(self, path: Path) -> bool:
+        """Delete all below `path`. What others add meanwhile may be left. Returns False for what is not ours to remove.
+
+        Links are deleted, not what they lead to.
+        """
+
+    def drop_folder(self, folder: Path) -> bool:
+        """Forget an empty folder, where there are such. Returns False where something is in it."""
+
+    # -- holding ------------------------------------------------------------------------------------------------
+
+    def make_folder(self, folder: Path, *, parents: bool = True) -> bool:
+        """Make a folder, where there are such, durably. Returns False where it is there already.
+
+        With `parents` those above it as well; without, it fails where they are gone.
+        Raises JobError where something else is in its place.
+        """
+
+    def hold(self, folder: Path) -> Hold | None:
+        """Hold `folder`, which must exist, against others; None where another holds it.
+
+        It ends with the process at the latest, or soon after it. Raises JobError where there is no such folder.
+        """

@@ -8,8 +8,9 @@ somebody's, a kill from outside is most likely nobody's.
 from collections import Counter
 from dataclasses import dataclass, field
 
-from batcher.jobdir.attempts import AttemptEnd, Cause, Outcome, journals, read_ends, read_journal
+from batcher.jobdir.attempts import AttemptEnd, Cause, Outcome, load_ends, read_journal
 from batcher.jobdir.folder import JobDir
+from batcher.jobdir.listing import AttemptFiles
 from batcher.types import ErrorCode, RowError
 
 #: What a crash weighs against a row that was in flight, and against one that was alone. At 2 a row is a suspect, at 6
@@ -43,20 +44,24 @@ class Verdict:
     why_hopeless: str = ""
 
 
-def judge(job: JobDir, shard: int, *, attempt: int) -> Verdict:
-    """Weigh the journals and ends of the attempts of `shard` before `attempt`. Reads a folder and its few files."""
-    ends = {end.attempt: end for end in read_ends(job, shard) if end.attempt < attempt}
+def judge(job: JobDir, shard: int, *, attempt: int, listed: AttemptFiles | None = None) -> Verdict:
+    """Weigh the journals and ends of the attempts of `shard` before `attempt`. Reads these files.
+
+    `listed` are the files, if somebody has just listed them.
+    """
+    listed = job.list_attempts(shard) if listed is None else listed
+    ends = {end.attempt: end for end in load_ends(job, listed.ends) if end.attempt < attempt}
     in_flight: Counter[int] = Counter()
     alone: Counter[int] = Counter()
     last: dict[int, AttemptEnd | None] = {}
     num_alone: Counter[int] = Counter()
     num_blameless = 0
-    for number, path in journals(job, shard):
+    for number, path in sorted(listed.journals.items()):
         if number >= attempt:
             continue
         end = ends.get(number)
         cause = end.cause if end is not None and end.cause is not None else Cause.KILLED
-        state = read_journal(path)
+        state = read_journal(path, store=job.store)
         weight_in_flight, weight_alone = _WEIGHTS[cause]
         in_flight.update(dict.fromkeys(state.in_flight, weight_in_flight))
         if state.alone is not None:

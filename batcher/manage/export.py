@@ -5,9 +5,7 @@ so a running job can be looked into. The file is written under a temporary name 
 sees it whole.
 """
 
-import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from enum import StrEnum
 from itertools import groupby
@@ -20,9 +18,9 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from batcher.arrow.values import json_line, json_values, text_values
-from batcher.errors import InputError, JobError, StorageError
-from batcher.jobdir import store
+from batcher.errors import InputError, JobError
 from batcher.jobdir.folder import JobDir
+from batcher.jobdir.local_store import replacing
 from batcher.jobdir.manifest import ShardInfo
 from batcher.jobdir.results import RESULT_FIELDS, join_tables, read_chunks, result_schema
 from batcher.jobdir.shards import read_custom_ids, read_request_facts
@@ -71,7 +69,7 @@ def export(
             "open); `batcher resume` finishes it, --partial exports what is there"
         )
     schema = result_schema(job.manifest.carried)
-    with _replacing(target) as temp:
+    with replacing(target) as temp:
         if target.suffix == ".jsonl":
             return _write_jsonl(temp, job, layout=layout)
         tables = finished_tables(job)
@@ -97,10 +95,10 @@ def _finished_shards(job: JobDir) -> Iterator[tuple[ShardInfo, pa.Table]]:
 
 def _finished_table(job: JobDir, info: ShardInfo, schema: pa.Schema) -> pa.Table:
     part = job.part_path(info.shard)
-    if not part.exists():
-        tables = read_chunks([chunk.path for chunk in job.chunks(info.shard)], schema)
+    if not job.has(part):
+        tables = read_chunks([chunk.path for chunk in job.chunks(info.shard)], schema, store=job.store)
         # Chunks vanish only after the part exists: then the part is what counts.
-        if not part.exists():
+        if not job.has(part):
             return join_tables(tables, schema)
     return read_part(job, info.shard)
 
@@ -109,21 +107,6 @@ def json_rows(table: pa.Table) -> Iterator[dict[str, Any]]:
     """The rows of a result table as JSON can hold them."""
     columns = [json_values(column) for column in table.columns]
     return (dict(zip(table.column_names, row, strict=True)) for row in zip(*columns, strict=True))
-
-
-@contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
-    """A temporary name beside `target` that takes its place when the block ends well, and is gone otherwise."""
-    temp = store.temp_path(target)
-    try:
-        yield temp
-        with temp.open("rb") as file:
-            os.fsync(file.fileno())
-        temp.replace(target)
-    except OSError as exc:
-        raise StorageError(f"{target}: cannot write: {exc.strerror or exc}") from exc
-    finally:
-        temp.unlink(missing_ok=True)
 
 
 def _write_parquet(path: Path, tables: Iterable[pa.Table], *, schema: pa.Schema) -> int:
@@ -177,31 +160,28 @@ def _write_jsonl(path: Path, job: JobDir, *, layout: ExportFormat) -> int:
     return num_lines
 
 
-def write_batch_output(job: JobDir, output: Path, errors: Path, *, unrun: Unrun | None = None) -> tuple[int, int]:
-    """Write the batch output lines of what is finished now: of rows that are ok into one file, of failed into another.
+def write_batch_output(
+    job: JobDir, output: Callable[[bytes], object], errors: Callable[[bytes], object], *, unrun: Unrun | None = None
+) -> tuple[int, int]:
+    """Write the batch output lines of what is finished now, those of rows that failed to `errors`, others to `output`.
 
     With `unrun`, the reason, rows that are not finished have lines among the failed, so that every custom_id is in one
-    of the files. One pass, shard by shard. Returns the lines in each. The files are written in place: for temporary
-    names.
+    of the two. One pass, shard by shard. Returns the lines in each.
     """
     schema = result_schema(job.manifest.carried)
     num_ok = num_failed = 0
-    with (
-        output.open("w", encoding="utf-8", newline="\n") as ok_file,
-        errors.open("w", encoding="utf-8", newline="\n") as error_file,
-    ):
-        for info in job.manifest.shards:
-            table = _finished_table(job, info, schema).select(RESULT_FIELDS.names)
-            for rows, facts in _shard_requests(job, info, table):
-                is_ok = rows[0]["status"] == RowStatus.OK.value
-                line = _batch_line(job, rows, facts=facts)
-                (ok_file if is_ok else error_file).write(f"{json_line(line)}\n")
-                num_ok, num_failed = num_ok + is_ok, num_failed + (not is_ok)
-            if unrun is not None:
-                for row, custom_id in _unfinished(job, info, table):
-                    line = unrun_line(custom_id, digits=job.manifest.response_digits(row), why=unrun)
-                    error_file.write(f"{json_line(line)}\n")
-                    num_failed += 1
+    for info in job.manifest.shards:
+        table = _finished_table(job, info, schema).select(RESULT_FIELDS.names)
+        for rows, facts in _shard_requests(job, info, table):
+            is_ok = rows[0]["status"] == RowStatus.OK.value
+            line = _batch_line(job, rows, facts=facts)
+            (output if is_ok else errors)(f"{json_line(line)}\n".encode())
+            num_ok, num_failed = num_ok + is_ok, num_failed + (not is_ok)
+        if unrun is not None:
+            for row, custom_id in _unfinished(job, info, table):
+                line = unrun_line(custom_id, digits=job.manifest.response_digits(row), why=unrun)
+                errors(f"{json_line(line)}\n".encode())
+                num_failed += 1
     return num_ok, num_failed
 
 
@@ -209,7 +189,9 @@ def _unfinished(job: JobDir, info: ShardInfo, table: pa.Table) -> Iterator[tuple
     """Number and custom_id of the rows of a shard that its result table lacks."""
     finished = set(table["row"].to_pylist())
     if len(finished) < info.num_rows:
-        yield from (named for named in read_custom_ids(job.shard_path(info.shard)) if named[0] not in finished)
+        yield from (
+            named for named in read_custom_ids(job.shard_path(info.shard), store=job.store) if named[0] not in finished
+        )
 
 
 def _batch_line(job: JobDir, rows: list[dict[str, Any]], *, facts: RequestFacts) -> dict[str, Any]:
@@ -228,7 +210,7 @@ def _shard_requests(
     """The requests of a shard's result table, likewise."""
     # The shard's file is read only where it says more than the results.
     is_asked = table.num_rows and (info.model is None or _has_errors(table) or _may_have_n(table))
-    facts = read_request_facts(job.shard_path(info.shard)) if is_asked else {}
+    facts = read_request_facts(job.shard_path(info.shard), store=job.store) if is_asked else {}
     # By attempt, as each had one engine.
     fingerprints = {
         attempt: job.system_fingerprint(info.shard, attempt)

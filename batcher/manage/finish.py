@@ -16,19 +16,17 @@ as a crash right after the last commit leaves the proof to somebody else:
 """
 
 import contextlib
-import shutil
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
 from batcher.errors import CorruptFileError, JobError, StorageError
-from batcher.jobdir import store
 from batcher.jobdir.folder import JobDir, unset_success, write_summary
+from batcher.jobdir.listing import Listing
 from batcher.jobdir.lock import exclusive
 from batcher.jobdir.results import Counts, read_counts
+from batcher.jobdir.store import Entry
 from batcher.manage.repair import sound_counts, with_remedy
 
 
@@ -82,13 +80,16 @@ _SUMMARY = TypeAdapter(Summary)
 STALE_AFTER_S = 60.0
 
 
-def finalize(job: JobDir) -> Summary | None:
+def finalize(job: JobDir, *, listing: Listing | None = None) -> Summary | None:
     """Prove that the job is complete and write its summary and `_SUCCESS`. Returns None while parts are missing.
 
+    `listing` spares a look of its own where it shows that parts are missing.
     Anyone may call it at any time, several at once too: all derive the same content from the same files. A part whose
     footer is damaged is moved aside with a warning, and missing. Leftovers of killed writers are swept at the end.
     Raises JobError where the manifest is wrong, StorageError where the disk says no.
     """
+    if listing is not None and job.without_part(listing.parts):
+        return None
     while not job.pending_shards():
         summary = _written_summary(job)
         if summary is None:
@@ -97,12 +98,13 @@ def finalize(job: JobDir) -> Summary | None:
                 return None
             summary = _summarize(job, counts)
             assert summary.proof.holds, "each part has the rows of its shard, and these add up to the job's"
-            write_summary(job, _SUMMARY.dump_json(summary, indent=1))
+            is_first = write_summary(job, _SUMMARY.dump_json(summary, indent=1))
             if job.pending_shards():
                 # `retry` has opened a shard between the proof and now. It has unset these before we wrote them.
                 unset_success(job)
                 continue
-            _sweep_leftovers(job)
+            if is_first:
+                _sweep_leftovers(job)
         if job.is_cancelled:
             # It came too late.
             job.uncancel()
@@ -112,7 +114,7 @@ def finalize(job: JobDir) -> Summary | None:
 
 def _summarize(job: JobDir, counts: Counts) -> Summary:
     started_at = job.first_claim_at()
-    finished_at = _last_commit_at(job.part_path(info.shard) for info in job.manifest.shards)
+    finished_at = last_commit_at(job)
     # Claims carry a worker's clock, commits the file system's: they may disagree by more than a tiny job takes.
     elapsed_s = max(0.0, (finished_at - started_at).total_seconds()) if started_at else 0.0
     return Summary(
@@ -150,11 +152,9 @@ def _written_summary(job: JobDir) -> Summary | None:
 def read_summary(job: JobDir) -> Summary:
     """The summary of a complete job. Raises JobError where there is none, or where it is damaged."""
     try:
-        return _SUMMARY.validate_json(job.summary_path.read_bytes())
+        return _SUMMARY.validate_json(job.store.read(job.summary_path))
     except FileNotFoundError as exc:
         raise JobError(f"{job.path}: no summary yet; `batcher status {job.path}` shows how far the job is") from exc
-    except OSError as exc:
-        raise StorageError(f"{job.summary_path}: cannot read: {exc.strerror or exc}") from exc
     except ValidationError as exc:
         raise JobError(
             f"{job.summary_path}: damaged; delete it, and `batcher resume {job.path}` writes it again"
@@ -164,7 +164,7 @@ def read_summary(job: JobDir) -> Summary:
 def read_part_counts(job: JobDir, shard: int) -> Counts:
     """The counts in the footer of a part. Raises CorruptFileError with what to do."""
     try:
-        return read_counts(job.part_path(shard))
+        return read_counts(job.part_path(shard), store=job.store)
     except CorruptFileError as exc:
         raise with_remedy(exc, job) from exc
 
@@ -193,21 +193,28 @@ def _sweep_leftovers(job: JobDir) -> None:
     Only under the lock that `retry` holds, and where there is one: the chunks of a shard that it is about to open look
     like leftovers. A writer that is still alive has lost its race, and is told so by the part that it finds.
     """
-    with contextlib.suppress(JobError, StorageError, OSError), exclusive(job, patience_s=0) as is_locked:
+    with contextlib.suppress(JobError, StorageError), exclusive(job, patience_s=0) as is_locked:
         if not is_locked or job.pending_shards():
             return
-        for folder in (job.path, job.results_dir, job.shards_dir):
-            store.sweep_temporary(folder)
-        shutil.rmtree(job.chunks_dir(0).parent, ignore_errors=True)
-        # Who claims a shard right now would take a missing claim for trouble.
-        before = job.success_path.stat().st_mtime - STALE_AFTER_S
-        for folder in job.attempts_dir(0).parent.glob("*"):
-            store.sweep_temporary(folder, before=before)
+        job.store.delete_tree(job.chunks_dir(0).parent)
+        success = job.store.head(job.success_path)
+        if success is not None:
+            stale_at = success.modified_s - STALE_AFTER_S
+            leftovers = job.store.leftovers(job.path)
+            job.store.discard([entry.path for entry in leftovers if not _may_be_a_claim(job, entry, stale_at=stale_at)])
 
 
-def _last_commit_at(parts: Iterable[Path]) -> datetime:
+def _may_be_a_claim(job: JobDir, entry: Entry, *, stale_at: float) -> bool:
+    """Whether somebody could be claiming a shard with an unfinished file, who would take it amiss that it is gone."""
+    head = entry.head()
+    is_fresh = head is not None and head.modified_s >= stale_at
+    return is_fresh and entry.path.is_relative_to(job.attempts_dir(0).parent)
+
+
+def last_commit_at(job: JobDir) -> datetime:
     """When the last part was written; now for a job without shards."""
     # From the files and not from a clock: a job whose last worker died right after the last commit ended then, not
     # when somebody came to write its summary.
-    written = max((part.stat().st_mtime for part in parts), default=None)
+    heads = (job.store.head(job.part_path(info.shard)) for info in job.manifest.shards)
+    written = max((head.modified_s for head in heads if head is not None), default=None)
     return datetime.now(UTC) if written is None else datetime.fromtimestamp(written, UTC)

@@ -18,7 +18,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batcher.errors import BatcherError, CorruptFileError, JobError, StorageError
-from batcher.jobdir import store
 from batcher.jobdir.folder import JobDir, unset_success
 from batcher.jobdir.manifest import ShardInfo
 from batcher.jobdir.refused import commit_refused
@@ -70,7 +69,7 @@ def sound_counts(job: JobDir, info: ShardInfo) -> Counts | None:
 def read_part(job: JobDir, shard: int) -> pa.Table:
     """Read a part whole. Raises CorruptFileError with the remedy, another StorageError where it can't be read."""
     try:
-        return read_rows(job.part_path(shard), result_schema(job.manifest.carried))
+        return read_rows(job.part_path(shard), result_schema(job.manifest.carried), store=job.store)
     except CorruptFileError as exc:
         raise with_remedy(exc, job) from exc
 
@@ -100,7 +99,7 @@ def _examine(job: JobDir, info: ShardInfo, check: _Check) -> tuple[Counts | None
 
 
 def _check_footer(job: JobDir, info: ShardInfo, path: Path) -> Counts:
-    counts = read_counts(path)
+    counts = read_counts(path, store=job.store)
     if counts.num_rows != info.num_rows or counts.num_rows != counts.num_ok + counts.num_errors:
         _check_manifest(job, info, counts)
         raise CorruptFileError(
@@ -113,7 +112,7 @@ def _check_footer(job: JobDir, info: ShardInfo, path: Path) -> Counts:
 def _check_manifest(job: JobDir, info: ShardInfo, counts: Counts) -> None:
     """Raise JobError where a part agrees with its shard file: then it is the manifest that is wrong."""
     try:
-        num_rows = len(read_row_numbers(job.shard_path(info.shard)))
+        num_rows = len(read_row_numbers(job.shard_path(info.shard), store=job.store))
     except CorruptFileError:
         return
     if num_rows == counts.num_rows != info.num_rows:
@@ -125,11 +124,11 @@ def _check_manifest(job: JobDir, info: ShardInfo, counts: Counts) -> None:
 
 def _check_part(job: JobDir, info: ShardInfo, path: Path) -> Counts:
     counts = _check_footer(job, info, path)
-    table = read_rows(path, result_schema(job.manifest.carried))
+    table = read_rows(path, result_schema(job.manifest.carried), store=job.store)
     if Counts.of(table) != counts:
         raise CorruptFileError(f"{path}: its rows are not what its footer says")
     try:
-        expected = read_row_numbers(job.shard_path(info.shard))
+        expected = read_row_numbers(job.shard_path(info.shard), store=job.store)
     except CorruptFileError:
         return counts  # A committed shard needs its file no more.
     if pc.unique(table["row"]).to_pylist() != expected:
@@ -143,7 +142,7 @@ def _move_aside(job: JobDir, info: ShardInfo, reason: str) -> Damage | None:
     target = job.damaged_dir / f"{part.stem}-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}.parquet"
     unset_success(job)
     try:
-        store.move(part, target)
+        job.store.move(part, target)
     except FileNotFoundError:
         return None
     # Once more: somebody's `finalize`, begun when the part was there, may have written them since.
@@ -153,15 +152,17 @@ def _move_aside(job: JobDir, info: ShardInfo, reason: str) -> Damage | None:
     except CorruptFileError:
         return Damage(info, reason, target)
     except BatcherError:
-        _put_back(part, target)
+        _put_back(job, part, target)
         raise
-    _put_back(part, target)
+    _put_back(job, part, target)
     return None
 
 
-def _put_back(part: Path, moved: Path) -> None:
+def _put_back(job: JobDir, part: Path, moved: Path) -> None:
     try:
-        store.create_if_absent(part, moved.read_bytes())
-    except OSError as exc:
-        raise StorageError(f"{moved}: cannot read: {store.reason(exc)}; it belongs to {part}") from exc
-    store.delete(moved)
+        job.store.create(part, job.store.read(moved))
+    except FileNotFoundError:
+        return  # Somebody else has put it back.
+    except StorageError as exc:
+        raise StorageError(f"{exc}; {moved} belongs to {part}") from exc
+    job.store.delete_many([moved])

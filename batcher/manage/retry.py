@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batcher.errors import InputError, JobError, StorageError
-from batcher.jobdir import attempts, store
+from batcher.jobdir import attempts
 from batcher.jobdir.folder import JobDir, unset_success
 from batcher.jobdir.lock import exclusive
 from batcher.jobdir.manifest import ShardInfo
@@ -134,11 +134,11 @@ def _reopen_shard(job: JobDir, info: ShardInfo, rows: Sequence[int]) -> None:
     if good.num_rows:
         attempt = job.claim_attempt(info.shard, worker=WORKER_NAME)
         chunk = job.chunk_path(info.shard, attempt=attempt, uid=uuid.uuid4().hex[:8], sequence=1)
-        if not write_file(chunk, good, guard=job.check_exists):
+        if not write_file(chunk, good, guard=job.check_exists, store=job.store):
             raise StorageError(f"{chunk}: exists although its name was drawn at random; retry again")
     # Before the part: `_SUCCESS` must never stand beside a missing one.
     unset_success(job)
-    store.delete(job.part_path(info.shard))
+    job.store.delete_many([job.part_path(info.shard)])
 
 
 def _matching_errors(part: pa.Table, where: Mapping[str, str]) -> pa.Table:

@@ -1,8 +1,8 @@
 """Snapshots of a job, from files alone: rows, tokens, rates, ETA, its workers and what became of its attempts.
 
 Nothing here asks the broker: a job directory copied to another machine shows the same rows. Parts and chunks are
-immutable and carry their counts in the footer, so a reader that is asked again reads only the footers it has not seen;
-of attempts it lists those of shards without a part, and reads only ends that are new.
+immutable and carry their counts in the footer, so a reader that is asked again makes one listing of the job, and reads
+only the footers and the ends of attempts that it has not seen.
 """
 
 import time
@@ -14,9 +14,10 @@ from enum import StrEnum
 from pathlib import Path
 
 from batcher.errors import CorruptFileError, JobError
-from batcher.jobdir.attempts import AttemptEnd, Outcome, read_ends
-from batcher.jobdir.folder import JobDir
+from batcher.jobdir.attempts import AttemptEnd, Outcome, load_ends
+from batcher.jobdir.folder import JobDir, Watch
 from batcher.jobdir.heartbeats import Health, WorkerReport, WorkerState, read_heartbeats
+from batcher.jobdir.listing import Listing
 from batcher.jobdir.manifest import ShardInfo
 from batcher.jobdir.results import Counts, read_counts
 from batcher.manage.finish import read_part_counts, read_summary
@@ -130,41 +131,48 @@ class _Progress:
 class _History:
     """What the attempts of a shard left: the number of the last one, and the ends of those that ended badly.
 
-    `end_names` are the files that `ends` were read from, damaged ones among them.
+    `end_paths` are the files that `ends` were read from, damaged ones among them.
     """
 
     num_attempts: int = 0
-    end_names: frozenset[str] = frozenset()
+    end_paths: tuple[Path, ...] = ()
     ends: tuple[AttemptEnd, ...] = ()
 
 
-class StatusReader:
-    """Reads one job again and again. Not for several threads at once. `clock` gives Unix seconds."""
+_NO_HISTORY = _History()
 
-    def __init__(self, job: JobDir, *, clock: Callable[[], float] = time.time) -> None:
+
+class StatusReader:
+    """Reads one job again and again. Not for several threads at once. `clock` gives Unix seconds.
+
+    `watch` is that of others who look at the job, too.
+    """
+
+    def __init__(self, job: JobDir, *, clock: Callable[[], float] = time.time, watch: Watch | None = None) -> None:
         self._job = job
         self._clock = clock
+        self._watch = watch or Watch(job)
         self._parts: dict[int, Counts] = {}
         self._chunks: dict[int, dict[Path, Counts]] = {}
         self._histories: dict[int, _History] = {}
-        self._unsettled: set[int] = set()
         self._started_at: datetime | None = None
         self._steps: deque[_Progress] = deque()
 
     def read(self) -> Status:
-        """Take a snapshot. Reads the footers that are new, lists the folders of shards without a part."""
+        """Take a snapshot: one listing of the job, one of its root's workers, and the footers that are new."""
         job, manifest = self._job, self._job.manifest
-        pending, counts = self._count_rows()
-        self._read_histories(pending)
-        claims = [self._histories[info.shard].num_attempts for info in pending]
+        listing = self._look()
+        pending, counts = self._count_rows(listing)
+        self._read_histories(listing)
+        claims = [self._history(info.shard).num_attempts for info in pending]
         if self._started_at is None:
-            self._started_at = job.first_claim_at()
+            self._started_at = job.first_claim_at(listing)
         now = self._clock()
-        state = self._state(pending)
+        state = self._state(listing, pending)
         tokens_per_s, rows_per_s, elapsed_s = self._rates(counts, state=state, now=now)
         left = manifest.num_rows - counts.num_rows
         ends = [end for history in self._histories.values() for end in history.ends]
-        reports = self._read_heartbeats(pending)
+        reports = self._read_heartbeats(listing, pending)
         served = {name for report in reports if report.health is not Health.GONE for name in report.beat.models}
         is_going_on = state in (JobState.WAITING, JobState.RUNNING)
         unserved = self._rows_waiting(pending, served) if is_going_on else {}
@@ -200,40 +208,36 @@ class StatusReader:
             served_models=tuple(sorted(served)),
         )
 
-    def _count_rows(self) -> tuple[list[ShardInfo], Counts]:
+    def _look(self) -> Listing:
+        listing = self._watch.look()
+        if any(shard not in listing.parts and not listing.chunks(shard) for shard in self._parts):
+            # Opened again by `retry`, which saves the good rows as a chunk before the part goes: it may just have come.
+            listing = self._watch.look()
+        return listing
+
+    def _count_rows(self, listing: Listing) -> tuple[list[ShardInfo], Counts]:
         """The shards without a part, and what parts and chunks add up to."""
-        manifest = self._job.manifest
-        uncommitted = [info for info in manifest.shards if info.shard not in self._parts]
-        # Chunks before parts: a chunk vanishes only after its shard's part exists, so what is missed here is there.
-        partial = {info.shard: self._read_chunks(info) for info in uncommitted}
-        self._read_parts()
-        pending = [info for info in manifest.shards if info.shard not in self._parts]
+        self._read_parts(listing)
+        pending = self._job.without_part(self._parts)
         counts = sum(self._parts.values(), Counts())
         for info in pending:
-            # A shard that `retry` has just reopened was not among the uncommitted.
-            counts += partial.get(info.shard) or self._read_chunks(info)
+            counts += self._read_chunks(info, listing)
         return pending, counts
 
-    def _read_histories(self, pending: list[ShardInfo]) -> None:
-        """Bring the remembered attempts up to date. A shard with a part is looked at once more and then left alone."""
-        unsettled = {info.shard for info in pending}
-        for info in self._job.manifest.shards:
-            if info.shard in unsettled or info.shard in self._unsettled or info.shard not in self._histories:
-                self._histories[info.shard] = self._read_history(info.shard)
-        self._unsettled = unsettled
+    def _read_histories(self, listing: Listing) -> None:
+        """Bring the remembered attempts up to date: the ends of those that ended badly are read once."""
+        for shard, files in listing.attempts_by_shard.items():
+            known = self._history(shard)
+            if (known.num_attempts, known.end_paths) != (files.last, files.ends):
+                ends = known.ends if known.end_paths == files.ends else tuple(load_ends(self._job, files.ends))
+                self._histories[shard] = _History(files.last, files.ends, ends)
 
-    def _read_history(self, shard: int) -> _History:
-        number = self._job.num_attempts(shard)
-        if not number:
-            return _History()
-        known = self._histories.get(shard, _History())
-        names = frozenset(path.name for path in self._job.attempts_dir(shard).glob("*.end.json"))
-        ends = known.ends if names == known.end_names else tuple(read_ends(self._job, shard))
-        return _History(number, names, ends)
+    def _history(self, shard: int) -> _History:
+        return self._histories.get(shard, _NO_HISTORY)
 
     def _failure(self, shard: int) -> ShardFailure | None:
         """Why the last attempt of a shard could not go on; None where it was no such end, or where another runs."""
-        history = self._histories[shard]
+        history = self._history(shard)
         end = history.ends[-1] if history.ends else None
         if end is None or end.outcome is not Outcome.FAILED or end.attempt < history.num_attempts:
             return None
@@ -248,11 +252,13 @@ class StatusReader:
                 found[info.model] += max(0, info.num_rows - num_done)
         return dict(sorted(found.items()))
 
-    def _read_heartbeats(self, pending: list[ShardInfo]) -> list[WorkerReport]:
+    def _read_heartbeats(self, listing: Listing, pending: list[ShardInfo]) -> list[WorkerReport]:
         """Those of the job's own workers, then those of its root; none where nothing is left to do."""
+        if not pending:
+            return []
+        own = read_heartbeats(self._job.path, listed=listing.workers, store=self._job.store)
         # absolute(): the parent of `.` is `.`.
-        homes = (self._job.path, self._job.path.absolute().parent) if pending else ()
-        return [report for home in homes for report in read_heartbeats(home)]
+        return own + read_heartbeats(self._job.path.absolute().parent, store=self._job.store)
 
     def _workers(
         self, reports: list[WorkerReport], pending: list[ShardInfo], state: JobState
@@ -261,7 +267,7 @@ class StatusReader:
 
         One that is gone holds its shards until somebody else has claimed them, and could take none.
         """
-        last_attempts = {info.shard: self._histories[info.shard].num_attempts for info in pending}
+        last_attempts = {info.shard: self._history(info.shard).num_attempts for info in pending}
         models = {info.model for info in pending}
         found = []
         for report in reports:
@@ -273,16 +279,16 @@ class StatusReader:
                 found.append(_worker_status(report, shards, is_busy_elsewhere=len(held) < len(report.beat.shards)))
         return tuple(found)
 
-    def _state(self, pending: list[ShardInfo]) -> JobState:
-        if not pending and self._job.is_complete:
+    def _state(self, listing: Listing, pending: list[ShardInfo]) -> JobState:
+        if not pending and listing.is_complete:
             return JobState.COMPLETE
-        if self._job.is_cancelled:
+        if listing.is_cancelled:
             return JobState.CANCELLED
         return JobState.WAITING if self._started_at is None and pending else JobState.RUNNING
 
-    def _read_parts(self) -> None:
+    def _read_parts(self, listing: Listing) -> None:
         """Bring the remembered parts up to date: new ones are read, those that `retry` deleted are forgotten."""
-        committed = self._job.committed_shards()
+        committed = listing.parts
         for shard in [shard for shard in self._parts if shard not in committed]:
             del self._parts[shard]
         for info in self._job.manifest.shards:
@@ -290,20 +296,20 @@ class StatusReader:
                 try:
                     self._parts[info.shard] = read_part_counts(self._job, info.shard)
                 except CorruptFileError:
-                    if self._job.part_path(info.shard).exists():
+                    if self._job.has(self._job.part_path(info.shard)):
                         raise  # Readers of results/ would stumble over it as well: the user must know.
                     continue  # Reopened by `retry` since the listing.
                 self._chunks.pop(info.shard, None)
 
-    def _read_chunks(self, info: ShardInfo) -> Counts:
+    def _read_chunks(self, info: ShardInfo, listing: Listing) -> Counts:
         """What the chunks of a shard add up to, never more than the shard holds."""
         known = self._chunks.get(info.shard, {})
         found: dict[Path, Counts] = {}
-        for chunk in self._job.chunks(info.shard):
+        for chunk in listing.chunks(info.shard):
             counts = known.get(chunk.path)
             if counts is None:
                 try:
-                    counts = read_counts(chunk.path)
+                    counts = read_counts(chunk.path, store=self._job.store)
                 except CorruptFileError:
                     continue  # Torn, or gone because the shard was committed meanwhile: workers skip it as well.
             found[chunk.path] = counts

@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 #: Seconds that a census is good for: a scrape comes every 15 s or so, and several servers may share a jobs root.
 FRESH_S = 5.0
 
-#: What tells a job from an earlier state of it: when its manifest and its `_SUCCESS` were written; None: not there.
-_Stamp = tuple[int | None, int | None]
+#: What tells a job from an earlier state of it: the versions of its manifest and `_SUCCESS`; None: not there.
+_Stamp = tuple[str | None, str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class CensusTaker:
             return []
 
     def _status(self, job: JobDir) -> Status | None:
-        stamp = (_written_at(job.manifest_path), _written_at(job.success_path))
+        stamp = (_version(job, job.manifest_path), _version(job, job.success_path))
         if job.path in self._complete:
             known, status = self._complete[job.path]
             if known == stamp:
@@ -101,8 +101,6 @@ class CensusTaker:
         return status
 
 
-def _written_at(path: Path) -> int | None:
-    try:
-        return path.stat().st_mtime_ns
-    except OSError:
-        return None
+def _version(job: JobDir, path: Path) -> str | None:
+    head = job.store.head(path)
+    return None if head is None else head.version

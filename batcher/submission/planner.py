@@ -132,7 +132,7 @@ def _refuse_bad_rows(watch: BadRowsWatch, options: SubmitOptions) -> None:
 
 
 def _create_shard(job: JobDir, number: int, shard: Shard) -> None:
-    if not write_shard(job.shard_path(number), shard):
+    if not write_shard(job.shard_path(number), shard, store=job.store):
         raise JobError(f"{job.shard_path(number)}: exists already; another submit is writing this job")
 
 

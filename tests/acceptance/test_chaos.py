@@ -15,8 +15,8 @@ import pyarrow as pa
 import pytest
 
 from batcher.jobdir.folder import JobDir
+from batcher.jobdir.local_store import TEMP_PREFIX
 from batcher.jobdir.results import write_file
-from batcher.jobdir.store import TEMP_PREFIX
 from batcher.manage.finish import finalize
 from tests.acceptance.conftest import PATIENCE_S, ROOT, clean_environment
 from tests.chaos.audit import InputRow, Why, Witness, audit_job

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from batcher.errors import BatcherError
 from batcher.jobdir.folder import JobDir
-from batcher.jobdir.store import TEMP_PREFIX
+from batcher.jobdir.local_store import TEMP_PREFIX
 from batcher.manage.finish import STALE_AFTER_S, read_summary
 
 #: The one error code that chance may give a row here: each of several random kills found it alone in a worker.

@@ -36,7 +36,7 @@ def resume_line(job: JobDir, model: Path) -> list[object]:
 def second_chunk(family: Family) -> Interruption:
     """The moment at which a worker is about to write its second chunk, and the first is saved."""
     return Interruption(
-        family.folder / "moment", "batcher.jobdir.store:create_if_absent", "-0002.parquet", "workers.child"
+        family.folder / "moment", "batcher.jobdir.local_store:create_if_absent", "-0002.parquet", "workers.child"
     )
 
 

@@ -59,7 +59,7 @@ def let_loose(family: Family, first: list[object], second: list[object], distanc
 def test_submit_during_another_of_the_same_id_is_refused(family: Family, redis_url: str) -> None:
     job = JobDir(family.folder / "jobs" / "one")
     line = submit_line(job, redis_url, prompts_of(family, 50))
-    moment = Interruption(family.folder / "moment", "batcher.jobdir.store:create_if_absent", "manifest.json")
+    moment = Interruption(family.folder / "moment", "batcher.jobdir.local_store:create_if_absent", "manifest.json")
     first = family.start(*line, env=moment.env)
     moment.wait()
 
@@ -147,7 +147,7 @@ def test_commit_on_its_way_when_the_job_is_cancelled_is_kept_and_completes_it(fa
     """Given an attempt that is about to write the last part, when the job is cancelled, then that is too late."""
     job = JobDir(family.folder / "out")
     moment = Interruption(
-        family.folder / "moment", "batcher.jobdir.store:create_if_absent", "part-00000", "workers.child"
+        family.folder / "moment", "batcher.jobdir.local_store:create_if_absent", "part-00000", "workers.child"
     )
     prompts = prompts_of(family, 20)
     run = family.start(*run_line(family, model, job, prompts, *SHORT), env=moment.env)
@@ -219,7 +219,7 @@ def test_rows_retried_during_a_run_are_run_again_by_it(family: Family, model: Pa
     prompts = family.folder / "prompts.jsonl"
     prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
     moment = Interruption(
-        family.folder / "moment", "batcher.jobdir.store:create_if_absent", "part-00001", "workers.child"
+        family.folder / "moment", "batcher.jobdir.local_store:create_if_absent", "part-00001", "workers.child"
     )
     run = family.start(
         *run_line(family, model, job, prompts, "--threads", 1, "--shard-rows", 4, "--lease-ttl", 3), env=moment.env
@@ -343,7 +343,7 @@ def test_rows_of_a_deleted_job_do_not_get_into_the_next_of_its_name(
 ) -> None:
     """Given a worker held at its chunk, when its job is deleted and another takes its id, then no row gets over."""
     job = JobDir(family.folder / "jobs" / "one")
-    moment = Interruption(family.folder / "moment", f"batcher.jobdir.store:{at}", "chunks/", "workers.child")
+    moment = Interruption(family.folder / "moment", f"batcher.jobdir.local_store:{at}", "chunks/", "workers.child")
     worker = start_worker(family, redis_url, model, "w1", "--lease-ttl", 3, env=moment.env)
     wait_until_ready(worker)
     old = write_prompts(family.folder / "old.jsonl", MANY_ROWS)

@@ -156,7 +156,7 @@ def test_disk_that_is_full_at_a_durable_write_ends_the_run_and_costs_nothing_sav
     disk = mount(family.folder / "disk")
     job = JobDir(disk.path / "out")
     line = run_line(family, model, job, prompts_of(family, 20), *SHORT)
-    moment = Interruption(family.folder / "moment", "batcher.jobdir.store:create_if_absent", match)
+    moment = Interruption(family.folder / "moment", "batcher.jobdir.local_store:create_if_absent", match)
     run = family.start(*line, env=moment.env)
     moment.wait()
 
@@ -265,7 +265,7 @@ def test_leftovers_of_a_writer_killed_in_its_file_are_swept(family: Family, mode
     job = JobDir(family.folder / "out")
     line = run_line(family, model, job, prompts_of(family, MANY_ROWS), *MANY)
     moment = Interruption(
-        family.folder / "moment", "batcher.jobdir.store:publish_if_absent", match, "workers.child", is_deadly=True
+        family.folder / "moment", "batcher.jobdir.local_store:publish_if_absent", match, "workers.child", is_deadly=True
     )
 
     run = family.run(*line, env=moment.env)

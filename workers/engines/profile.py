@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, AwareDatetime, TypeAdapter, ValidationError
 
 from batcher.errors import BatcherError, ModelError, StorageError
-from batcher.jobdir import store
+from batcher.jobdir.local_store import LOCAL, replacing
 from batcher.machine import processor_name, usable_cores
 from workers.engines.llama.settings import MAX_SLOTS, EngineValues, TunedValues
 
@@ -138,7 +138,8 @@ def profile_path(model: ModelKey, machine: MachineKey) -> Path:
 def save_profile(profile: Profile) -> Path:
     """Write it, atomically, over an earlier one of the same model and machine. Raises StorageError."""
     path = profile_path(profile.model, profile.machine)
-    store.replace(path, _PROFILE.dump_json(profile, indent=1) + b"\n")
+    with replacing(path) as temp:
+        temp.write_bytes(_PROFILE.dump_json(profile, indent=1) + b"\n")
     return path
 
 
@@ -148,7 +149,7 @@ def load_profile(model: ModelKey, machine: MachineKey) -> Profile | None:
     Raises ProfileError, whose message names file and remedy, where it can't be read or is of another machine.
     """
     path = profile_path(model, machine)
-    if not path.exists():
+    if LOCAL.head(path) is None:
         others = _profiles_of(model)
         if not others:
             return None
@@ -181,24 +182,25 @@ def find_tuned(path: Path, *, uses_gpu: bool) -> TunedValues | None:
 def forget_profiles(model: ModelKey) -> list[Path]:
     """Delete the profiles of a model, those of other machines too; returns their paths. Raises StorageError."""
     paths = _profiles_of(model)
-    for path in paths:
-        try:
-            path.unlink(missing_ok=True)
-        except OSError as exc:
-            raise StorageError(f"{path}: cannot delete: {store.reason(exc)}") from exc
+    LOCAL.delete_many(paths)
     return paths
 
 
 def _profiles_of(model: ModelKey) -> list[Path]:
     """Those of a model on whatever machine, by name. None where the folder can't be read."""
-    return sorted(profiles_dir().glob(f"{_model_digest(model)}-*.json"))
+    folder, prefix = profiles_dir(), f"{_model_digest(model)}-"
+    try:
+        return [folder / name for name in LOCAL.names(folder) if name.startswith(prefix) and name.endswith(".json")]
+    except StorageError:
+        return []
 
 
 def _read(path: Path) -> Profile:
     try:
-        return _PROFILE.validate_json(path.read_bytes())
-    except OSError as exc:
-        raise ProfileError(f"{path}: cannot read the profile: {exc.strerror or exc}; {_REMEDY}") from exc
+        return _PROFILE.validate_json(LOCAL.read(path))
+    except (OSError, StorageError) as exc:
+        why = exc.strerror if isinstance(exc, OSError) else exc
+        raise ProfileError(f"{path}: cannot read the profile: {why}; {_REMEDY}") from exc
     except ValidationError as exc:
         first = exc.errors()[0]
         place = ".".join(map(str, first["loc"]))

@@ -17,9 +17,9 @@ from typing import Self
 
 from batcher.broker.client import open_client
 from batcher.broker.leases import Pace
-from batcher.broker.sweep import Every, Sweep
+from batcher.broker.sweep import LOOK_AGE_S, Every, Sweep
 from batcher.errors import BatcherError, BrokerError
-from batcher.jobdir.folder import JobDir
+from batcher.jobdir.folder import JobDir, Watch
 from batcher.jobdir.root import list_jobs
 from batcher.jobdir.sending import Send
 from batcher.manage.finish import finalize
@@ -122,10 +122,10 @@ class Sweeper:
 
 
 class JobSweep:
-    """Sweeps one job; `send` sends what it finds."""
+    """Sweeps one job, as `watch` sees it; `send` sends what it finds."""
 
-    def __init__(self, job: JobDir, broker_url: str, *, send: Send, lease_ttl_s: float) -> None:
-        self._sweep = Sweep(job, open_client(broker_url), enqueue=send, lease_ttl_s=lease_ttl_s)
+    def __init__(self, watch: Watch, broker_url: str, *, send: Send, lease_ttl_s: float) -> None:
+        self._sweep = Sweep(watch.job, open_client(broker_url), enqueue=send, lease_ttl_s=lease_ttl_s, watch=watch)
         self._interval_s = Pace(lease_ttl_s).sweep_interval_s
         self._look = Every(self._interval_s)
 
@@ -135,7 +135,7 @@ class JobSweep:
             self._sweep.release_dead(death.worker, death.pid)
         next_expiry_s = self._sweep.reap()
         if self._look.is_due():
-            self._sweep.look()
+            self._sweep.look(max_age_s=LOOK_AGE_S)
         return min(self._interval_s, next_expiry_s + _SHORTEST_WAIT_S)
 
 
@@ -150,8 +150,8 @@ class RootSweep:
         self._enqueue = partial(enqueue, make_celery(broker_url))
         self._interval_s = Pace(lease_ttl_s).sweep_interval_s
         self._look = Every(self._interval_s)
-        # By path and identity of the manifest: a job deleted and submitted again under its name is another job.
-        self._sweeps: dict[tuple[Path, int, int], Sweep] = {}
+        # By path and version of the manifest: a job deleted and submitted again under its name is another job.
+        self._sweeps: dict[tuple[Path, str], Sweep] = {}
 
     def tick(self, deaths: Sequence[Death]) -> float:
         """One round. Raises BrokerError; the next one makes up for it. A damaged job is logged and left out."""
@@ -166,28 +166,27 @@ class RootSweep:
         next_expiry_s = math.inf
         for sweep in self._sweeps.values():
             try:
-                if is_look_due and finalize(sweep.job) is not None:
+                if is_look_due and finalize(sweep.job, listing=sweep.watch.look()) is not None:
                     continue
                 for death in deaths:
                     sweep.release_dead(death.worker, death.pid)
                 next_expiry_s = min(next_expiry_s, sweep.reap())
                 if is_look_due:
-                    sweep.look()
+                    sweep.look(max_age_s=LOOK_AGE_S)
             except BrokerError:
                 raise
             except BatcherError as exc:
                 logger.warning("job %s is not swept: %s", sweep.job.job_id, exc)
         return min(self._interval_s, next_expiry_s + _SHORTEST_WAIT_S)
 
-    def _unfinished(self) -> Iterator[tuple[tuple[Path, int, int], Sweep]]:
+    def _unfinished(self) -> Iterator[tuple[tuple[Path, str], Sweep]]:
         for job in list_jobs(self._root):
             if job.is_complete or job.is_cancelled:
                 continue
-            try:
-                found = job.manifest_path.stat()
-            except FileNotFoundError:
+            found = job.store.head(job.manifest_path)
+            if found is None:
                 continue  # Deleted since the listing.
-            key = (job.path, found.st_ino, found.st_mtime_ns)
+            key = (job.path, found.version)
             yield key, self._sweeps.get(key) or self._sweep_of(job)
 
     def _sweep_of(self, job: JobDir) -> Sweep:

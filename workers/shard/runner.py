@@ -37,7 +37,8 @@ from batcher.errors import (
 from batcher.ids import completion_id
 from batcher.jobdir import attempts
 from batcher.jobdir.attempts import Cause, Journal
-from batcher.jobdir.folder import JobDir
+from batcher.jobdir.folder import Claim, JobDir
+from batcher.jobdir.listing import ChunkFile
 from batcher.jobdir.results import build_table, join_tables, read_chunks, result_schema, write_file
 from batcher.jobdir.shards import read_shard
 from batcher.jobdir.verdict import Verdict, judge
@@ -95,7 +96,7 @@ def run_shard(job: JobDir, shard: int, engine: Engine, around: Surroundings) -> 
     Raises EngineError when the engine died (finished rows are saved), CorruptFileError or JobError where the job
     directory is damaged, StorageError where it can't be written, ShardGivenUpError where that was so too often.
     """
-    if job.part_path(shard).exists():
+    if job.has(job.part_path(shard)):
         return Outcome.ALREADY_COMMITTED
     if job.is_cancelled:
         return Outcome.CANCELLED
@@ -107,12 +108,12 @@ def run_shard(job: JobDir, shard: int, engine: Engine, around: Surroundings) -> 
         # The first renewal after the broker is back claims it.
         logger.warning("shard %d of %s runs without a lease: %s", shard, job.job_id, exc)
     try:
-        attempt = job.claim_attempt(shard, worker=around.worker, system_fingerprint=engine.system_fingerprint)
-        around.on_claim(job, shard, attempt)
+        claim = job.claim(shard, worker=around.worker, system_fingerprint=engine.system_fingerprint)
+        around.on_claim(job, shard, claim.attempt)
         try:
-            return _run_attempt(job, shard, engine, around, lease=lease, attempt=attempt)
+            return _run_attempt(job, shard, engine, around, lease=lease, claim=claim)
         finally:
-            around.on_end(job, shard, attempt)
+            around.on_end(job, shard, claim.attempt)
     finally:
         try:
             around.leases.release(lease)
@@ -121,25 +122,30 @@ def run_shard(job: JobDir, shard: int, engine: Engine, around: Surroundings) -> 
 
 
 def _run_attempt(
-    job: JobDir, shard: int, engine: Engine, around: Surroundings, *, lease: Lease, attempt: int
+    job: JobDir, shard: int, engine: Engine, around: Surroundings, *, lease: Lease, claim: Claim
 ) -> Outcome:
     """Run the attempt under its journal, and say how it ended where that was not in good order."""
-    verdict = judge(job, shard, attempt=attempt)
+    attempt = claim.attempt
+    verdict = judge(job, shard, attempt=attempt, listed=claim.earlier)
     if verdict.why_hopeless:
         given_up = ShardGivenUpError(f"given up, as {verdict.why_hopeless}; `batcher resume {job.path}` tries it again")
         _record_end(job, shard, attempt, around, given_up, attempts.Outcome.FAILED)
         raise given_up
-    journal = Journal(job.journal_path(shard, attempt=attempt))
+    # Who has a chunk has claimed before.
+    chunks = job.chunks(shard) if attempt > 1 else []
+    journal = Journal(job.journal_path(shard, attempt=attempt), store=job.store)
     is_orderly = True
     try:
-        run = _ShardRun(job, shard, engine, around, lease=lease, attempt=attempt, journal=journal, verdict=verdict)
+        run = _ShardRun(
+            job, shard, engine, around, lease=lease, claim=claim, chunks=chunks, journal=journal, verdict=verdict
+        )
         return run.run()
     except EngineError as exc:
         is_orderly = False
         _record_end(job, shard, attempt, around, exc, attempts.Outcome.CRASHED)
         raise
     except BatcherError as exc:
-        if job.part_path(shard).exists():
+        if job.has(job.part_path(shard)):
             # By this attempt or another: what could not be written then is of no consequence to the shard.
             logger.warning("shard %d of %s is committed, but: %s", shard, job.job_id, exc)
             return Outcome.ALREADY_COMMITTED
@@ -148,9 +154,9 @@ def _run_attempt(
         raise
     finally:
         journal.close(is_orderly=is_orderly)
-        if job.part_path(shard).exists():
-            # Ours or another's. What was saved since its commit is of no use; later attempts can be of a `retry`.
-            job.delete_chunks(shard, up_to=attempt)
+        if chunks and job.has(job.part_path(shard)):
+            # Another's. What was saved since its commit is of no use; chunks of later attempts can be of a `retry`.
+            job.delete_chunks(shard, chunks)
 
 
 def _record_end(
@@ -182,7 +188,8 @@ class _ShardRun:
         around: Surroundings,
         *,
         lease: Lease,
-        attempt: int,
+        claim: Claim,
+        chunks: list[ChunkFile],
         journal: Journal,
         verdict: Verdict,
     ) -> None:
@@ -191,15 +198,19 @@ class _ShardRun:
         self._engine = engine
         self._around = around
         self._lease = lease
-        self._attempt = attempt
+        self._attempt = claim.attempt
+        self._earlier = claim.earlier
+        self._chunks = chunks
         self._journal = journal
         self._verdict = verdict
         self._row_timeout_s = around.row_timeout_s or job.manifest.row_timeout_s
         self._uid = uuid.uuid4().hex[:8]
         info = job.manifest.shards[shard]
-        self._shard = read_shard(job.shard_path(shard), carried=job.manifest.carried, num_rows=info.num_rows)
+        self._shard = read_shard(
+            job.shard_path(shard), carried=job.manifest.carried, num_rows=info.num_rows, store=job.store
+        )
         self._schema = result_schema(job.manifest.carried)
-        self._saved = read_chunks([chunk.path for chunk in job.chunks(shard)], self._schema)
+        self._saved = read_chunks([chunk.path for chunk in chunks], self._schema, store=job.store)
         self._num_flushes = 0
         self._inbox: queue.SimpleQueue[SequenceResult | EngineError] = queue.SimpleQueue()
         self._failure: EngineError | None = None
@@ -343,7 +354,7 @@ class _ShardRun:
             self._flush()
             if self._job.is_cancelled:
                 return Outcome.CANCELLED
-            if self._job.part_path(self._number).exists():
+            if self._job.has(self._job.part_path(self._number)):
                 return Outcome.ALREADY_COMMITTED
         if now >= self._next_renewal:
             self._next_renewal = now + self._renewal_interval_s
@@ -374,7 +385,8 @@ class _ShardRun:
         table = self._finished_table()
         self._num_flushes += 1
         path = self._job.chunk_path(self._number, attempt=self._attempt, uid=self._uid, sequence=self._num_flushes)
-        write_file(path, table, guard=self._job.check_exists)
+        write_file(path, table, guard=self._job.check_exists, store=self._job.store)
+        self._chunks.append(ChunkFile(self._attempt, self._num_flushes, path))
         self._saved.append(table)
         self._finished.clear()
 
@@ -397,9 +409,13 @@ class _ShardRun:
                 f"{self._job.chunks_dir(self._number)}: its rows are not those of the shard, so no part is made of "
                 "them; delete the folder and resume the job"
             )
-        is_first = write_file(self._job.part_path(self._number), table, guard=self._job.check_exists)
-        self._job.delete_chunks(self._number, up_to=self._attempt)
-        attempts.delete_journals(self._job, self._number, up_to=self._attempt)
+        store = self._job.store
+        is_first = write_file(self._job.part_path(self._number), table, guard=self._job.check_exists, store=store)
+        if self._chunks:
+            self._job.delete_chunks(self._number, self._chunks)
+            self._chunks.clear()
+        # One that stays beside a part means nothing.
+        store.discard(self._earlier.journals.values())
         self._around.on_progress()
         self._around.on_commit(self._job)
         return Outcome.COMMITTED if is_first else Outcome.ALREADY_COMMITTED

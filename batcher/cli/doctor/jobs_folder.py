@@ -13,8 +13,8 @@ from packaging.version import InvalidVersion, Version
 import batcher
 from batcher.cli.doctor.finding import Check, Level, size_text
 from batcher.errors import StorageError
-from batcher.jobdir import store
 from batcher.jobdir.heartbeats import Health, WorkerHeartbeat, read_heartbeats
+from batcher.jobdir.local_store import LOCAL
 
 #: Bytes. Below it a job of any size soon fills the disk.
 LOW_DISK = 1 << 30
@@ -41,7 +41,7 @@ def check_jobs_dir(jobs_dir: Path) -> Iterator[Check]:
     probe = jobs_dir / f".doctor-{uuid.uuid4().hex}"
     try:
         started_at = time.time()
-        created, again = store.create_if_absent(probe, b"1"), store.create_if_absent(probe, b"2")
+        created, again = LOCAL.create(probe, b"1"), LOCAL.create(probe, b"2")
         ended_at = time.time()
         if not created or again or probe.read_bytes() != b"1":
             yield Check(name, Level.FAIL, f"{jobs_dir}: creating a file that exists does not fail", _NO_HARD_LINKS)

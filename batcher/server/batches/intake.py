@@ -13,7 +13,6 @@ from pydantic_core import from_json
 from batcher.errors import InputError, JobBusyError, JobError, RepeatedIdError, StorageError
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.lock import exclusive
-from batcher.jobdir.store import reason
 from batcher.server.batches.records import (
     BatchError,
     BatchFailure,
@@ -56,8 +55,8 @@ def make_job(
     may do better, and for a batch that was deleted.
     """
     try:
-        job.batch_dir.mkdir(exist_ok=True)
-        with exclusive(JobDir(job.batch_dir), patience_s=0, busy=_BUSY):
+        job.store.make_folder(job.batch_dir, parents=False)
+        with exclusive(JobDir(job.batch_dir, job.store), patience_s=0, busy=_BUSY):
             if job.exists() or read_failure(job) is not None:
                 return False
             if not job.is_cancelled:
@@ -69,8 +68,6 @@ def make_job(
             return job.exists()
     except JobBusyError:
         return False
-    except OSError as exc:
-        raise StorageError(f"{job.batch_dir}: cannot write: {reason(exc)}") from exc
 
 
 def _read(

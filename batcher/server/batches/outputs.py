@@ -14,12 +14,12 @@ import hashlib
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
 from batcher.errors import StorageError
-from batcher.jobdir import store
 from batcher.jobdir.folder import JobDir
 from batcher.manage.export import write_batch_output
 from batcher.openai.answers import Unrun
@@ -87,27 +87,26 @@ def is_virtual_input(file_id: str) -> bool:
 def results_stamp(job: JobDir) -> str:
     """A name for the state of the results: another one whenever rows were added, computed again or given up."""
     digest = hashlib.sha256()
-    try:
-        if job.is_complete:
-            # It says when the last part was committed.
-            digest.update(job.summary_path.read_bytes())
-        else:
-            digest.update(f"{_unrun(job)}\n".encode())
-            for info in job.manifest.shards:
-                names = [chunk.path.name for chunk in job.chunks(info.shard)]
-                with contextlib.suppress(FileNotFoundError):
-                    names.append(f"part {job.part_path(info.shard).stat().st_mtime_ns}")
-                digest.update(f"{info.shard}: {names}\n".encode())
-    except OSError as exc:
-        raise StorageError(f"{job.path}: cannot read: {store.reason(exc)}") from exc
+    listing = job.look()
+    if listing.is_complete:
+        # It says when the last part was committed.
+        digest.update(job.store.read(job.summary_path))
+    else:
+        digest.update(f"{_unrun(job)}\n".encode())
+        for info in job.manifest.shards:
+            names = [chunk.path.name for chunk in listing.chunks(info.shard)]
+            part = job.store.head(job.part_path(info.shard)) if info.shard in listing.parts else None
+            if part is not None:
+                names.append(f"part {part.version}")
+            digest.update(f"{info.shard}: {names}\n".encode())
     return digest.hexdigest()[:_STAMP_CHARS]
 
 
 def read_outputs(job: JobDir) -> Outputs | None:
     """What was made last; None where nothing was, or where it can't be read and will be made anew."""
     try:
-        return _OUTPUTS.validate_json(_outputs_path(job).read_bytes())
-    except (OSError, ValidationError):
+        return _OUTPUTS.validate_json(job.store.read(_outputs_path(job)))
+    except (OSError, StorageError, ValidationError):
         return None
 
 
@@ -121,7 +120,7 @@ def make_outputs(job: JobDir) -> Outputs:
         made = _make(job, stamp)
         # What was read may be newer than the stamp: a worker that has not yet stopped, or a retry.
         if results_stamp(job) == stamp:
-            store.replace(_outputs_path(job), _OUTPUTS.dump_json(made), guard=job.check_exists)
+            job.store.replace(_outputs_path(job), _OUTPUTS.dump_json(made), guard=job.check_exists)
             _delete_others(job, stamp)
             return made
 
@@ -129,18 +128,16 @@ def make_outputs(job: JobDir) -> Outputs:
 def delete_output(job: JobDir, kind: OutputKind) -> None:
     """Have an output file gone, until the results change."""
     stamp = results_stamp(job)
-    store.replace(_tombstone_path(job, kind), stamp.encode(), guard=job.check_exists)
-    store.delete(output_path(job, kind, stamp=stamp))
+    job.store.replace(_tombstone_path(job, kind), stamp.encode(), guard=job.check_exists)
+    job.store.delete_many([output_path(job, kind, stamp=stamp)])
 
 
 def is_deleted(job: JobDir, kind: OutputKind) -> bool:
     """Whether a client has deleted the output file of the results as they are."""
     try:
-        stamp = _tombstone_path(job, kind).read_text()
+        stamp = job.store.read(_tombstone_path(job, kind)).decode()
     except FileNotFoundError:
         return False
-    except OSError as exc:
-        raise StorageError(f"{job.batch_dir}: cannot read: {store.reason(exc)}") from exc
     return stamp == results_stamp(job)
 
 
@@ -155,7 +152,7 @@ def _unrun(job: JobDir) -> Unrun | None:
 def _are_there(job: JobDir, made: Outputs) -> bool:
     return all(
         made.num_bytes(kind) is None
-        or output_path(job, kind, stamp=made.stamp).exists()
+        or job.has(output_path(job, kind, stamp=made.stamp))
         # One that was deleted need not be made again.
         or is_deleted(job, kind)
         for kind in OutputKind
@@ -164,33 +161,24 @@ def _are_there(job: JobDir, made: Outputs) -> bool:
 
 def _make(job: JobDir, stamp: str) -> Outputs:
     job.check_exists()
-    targets = [output_path(job, kind, stamp=stamp) for kind in OutputKind]
-    temps = [store.temp_path(target) for target in targets]
-    try:
-        numbers = write_batch_output(job, *temps, unrun=_unrun(job))
-        sizes = [
-            _publish(temp, target, num_lines=num_lines)
-            for temp, target, num_lines in zip(temps, targets, numbers, strict=True)
-        ]
-    except OSError as exc:
-        raise StorageError(f"{job.batch_dir}: cannot write: {store.reason(exc)}") from exc
-    finally:
-        for temp in temps:
-            store.discard(temp)
-    return Outputs(stamp, *sizes)
+    with contextlib.ExitStack() as begun:
+        files = []
+        for kind in OutputKind:
+            files.append(job.store.begin(output_path(job, kind, stamp=stamp)))
+            begun.callback(files[-1].discard)
+        sizes = [0, 0]
 
+        def write(to: int, line: bytes) -> None:
+            sizes[to] += files[to].write(line)
 
-def _publish(temp: Path, target: Path, *, num_lines: int) -> int | None:
-    """Give an output file its name, unless it has no line. Not flushed to disk: it can be made again."""
-    if not num_lines:
-        return None
-    size = temp.stat().st_size
-    temp.replace(target)
-    return size
+        write_batch_output(job, partial(write, 0), partial(write, 1), unrun=_unrun(job))
+        for file, size in zip(files, sizes, strict=True):
+            # Another maker's holds the same.
+            if size:
+                file.commit(guard=job.check_exists)
+    return Outputs(stamp, *(size or None for size in sizes))
 
 
 def _delete_others(job: JobDir, stamp: str) -> None:
-    for path in list(job.batch_dir.glob("*.jsonl")):
-        if not path.name.endswith(f"-{stamp}.jsonl"):
-            with contextlib.suppress(OSError):
-                path.unlink()
+    files = (job.batch_dir / name for name in job.store.names(job.batch_dir))
+    job.store.discard([path for path in files if path.suffix == ".jsonl" and not path.stem.endswith(f"-{stamp}")])

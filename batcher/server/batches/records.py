@@ -19,7 +19,6 @@ from typing import TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from batcher.errors import JobError, StorageError
-from batcher.jobdir import store
 from batcher.jobdir.folder import Cancellation, JobDir
 from batcher.manage.finish import Summary
 
@@ -164,49 +163,49 @@ def cancelled_path(job: JobDir) -> Path:
 
 def create_record(job: JobDir, record: BatchRecord) -> bool:
     """Make the batch exist. Returns False where its name is taken."""
-    return store.create_if_absent(job.batch_path, _RECORD.dump_json(record, indent=1))
+    return job.store.create(job.batch_path, _RECORD.dump_json(record, indent=1))
 
 
 def read_record(job: JobDir) -> BatchRecord | None:
     """What was asked for; None for a job that is of the command line, and for one that is being deleted."""
-    return None if job.deleted_path.exists() else _read(job.batch_path, _RECORD)
+    return None if job.has(job.deleted_path) else _read(job, job.batch_path, _RECORD)
 
 
 def check_record(job: JobDir) -> None:
     """Raise StorageError if the batch is not here any more: the guard of what is written for one that is no job."""
-    if not job.batch_path.is_file() or job.deleted_path.exists():
+    if not job.has(job.batch_path) or job.has(job.deleted_path):
         raise StorageError(f"{job.path}: the batch was deleted; nothing is written")
 
 
 def record_failure(job: JobDir, failure: BatchFailure) -> None:
     """Say why the input became no job. The first to say it wins."""
-    store.create_if_absent(failure_path(job), _FAILURE.dump_json(failure), guard=partial(check_record, job))
+    job.store.create(failure_path(job), _FAILURE.dump_json(failure), guard=partial(check_record, job))
 
 
 def read_failure(job: JobDir) -> BatchFailure | None:
     """Why the input became no job; None where it did, or where that is not known yet."""
-    return _read(failure_path(job), _FAILURE)
+    return _read(job, failure_path(job), _FAILURE)
 
 
 def note_expired(job: JobDir, at: int) -> None:
     """Remember that the time of a batch was over once."""
-    store.create_if_absent(expired_path(job), _NOTE.dump_json(Note(at)), guard=partial(check_record, job))
+    job.store.create(expired_path(job), _NOTE.dump_json(Note(at)), guard=partial(check_record, job))
 
 
 def is_expiry_noted(job: JobDir) -> bool:
     """Whether the time of a batch was over once."""
-    return expired_path(job).exists()
+    return job.has(expired_path(job))
 
 
 def note_cancelled(job: JobDir, cancellation: Cancellation, at: int) -> None:
     """Remember that nobody works on a cancelled job any more."""
     note = _NOTE.dump_json(Note(at, cancellation.at.isoformat()))
-    store.replace(cancelled_path(job), note, guard=partial(check_record, job))
+    job.store.replace(cancelled_path(job), note, guard=partial(check_record, job))
 
 
 def read_cancelled_at(job: JobDir, cancellation: Cancellation) -> int | None:
     """When nobody worked any more on the job of this cancellation. One before a `resume` counts for nothing."""
-    note = _read(cancelled_path(job), _NOTE)
+    note = _read(job, cancelled_path(job), _NOTE)
     if note is None or note.mark != cancellation.at.isoformat():
         return None
     # Another machine's clock may be behind.
@@ -230,12 +229,10 @@ def counts_of(summary: Summary) -> BatchCounts:
     )
 
 
-def _read(path: Path, adapter: TypeAdapter[_T]) -> _T | None:
+def _read(job: JobDir, path: Path, adapter: TypeAdapter[_T]) -> _T | None:
     try:
-        return adapter.validate_json(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
+        return adapter.validate_json(job.store.read(path))
+    except FileNotFoundError:
         return None
-    except OSError as exc:
-        raise StorageError(f"{path}: cannot read: {store.reason(exc)}") from exc
     except ValidationError as exc:
         raise JobError(f"{path}: damaged ({exc.errors()[0]['msg']}); restore it, or delete the batch") from exc

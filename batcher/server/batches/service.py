@@ -16,8 +16,8 @@ from typing import BinaryIO
 
 from batcher.errors import BatcherError, JobError, StorageError
 from batcher.ids import ID_PATTERN
-from batcher.jobdir import store
 from batcher.jobdir.folder import JobDir
+from batcher.jobdir.local_store import LOCAL
 from batcher.jobdir.root import locate_job
 from batcher.manage.cancel import CancelResult, cancel
 from batcher.server.batches.outputs import (
@@ -117,6 +117,7 @@ class Batches:
             )
         now = int(self._clock())
         job = JobDir(self._root / f"batch_{secrets.token_hex(12)}")
+        job.store.make_folder(job.path)
         created = create_record(
             job,
             BatchRecord(
@@ -132,7 +133,6 @@ class Batches:
             ),
         )
         assert created, "ids are drawn at random"
-        store.flush_folder(self._root)
         self._wake()
         batch = self._reader.read(job)
         if batch is None:
@@ -231,11 +231,9 @@ class Batches:
             if file is None:
                 return None
             try:
-                return file, file.path.open("rb")
+                return file, LOCAL.open(file.path)
             except FileNotFoundError:
                 continue  # Another server has made a newer one at this moment.
-            except OSError as exc:
-                raise StorageError(f"{file.path}: cannot read: {store.reason(exc)}") from exc
         raise StorageError(f"{file_id}: its batch changes all the time; try again when it is at rest")
 
     def delete_output(self, file_id: str) -> bool:

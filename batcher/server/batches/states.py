@@ -15,7 +15,7 @@ from batcher.errors import BatcherError
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.heartbeats import Health
 from batcher.jobdir.root import list_batches
-from batcher.manage.finish import Summary, read_summary
+from batcher.manage.finish import Summary, last_commit_at, read_summary
 from batcher.manage.status import Status, StatusReader
 from batcher.openai.parameters import COMPLETIONS_URL
 from batcher.server.batches.outputs import OutputKind, is_deleted, output_id, virtual_input_id
@@ -42,10 +42,10 @@ _CLI_WINDOW = "24h"
 class _Known:
     """What is remembered of a job, for as long as its manifest is the same."""
 
-    identity: tuple[int, int]
+    version: str
     job: JobDir
     reader: StatusReader
-    summary_identity: tuple[int, int] | None = None
+    summary_version: str | None = None
     summary: Summary | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -63,7 +63,7 @@ class BatchReader:
     def read(self, job: JobDir) -> Batch | None:
         """The batch that `job` is now; None where there is none. Raises JobError and StorageError for a damaged one."""
         record = self.record(job)
-        if job.deleted_path.exists():
+        if job.has(job.deleted_path):
             return None
         if not job.exists():
             return None if record is None else self._read_unsubmitted(job, record)
@@ -72,7 +72,7 @@ class BatchReader:
     def record(self, job: JobDir) -> BatchRecord | None:
         """What was asked for; None for a job of the command line. Records never change, nor does a name come again."""
         known = self._records.get(job.path)
-        if known is not None and job.batch_path.exists() and not job.deleted_path.exists():
+        if known is not None and job.has(job.batch_path) and not job.has(job.deleted_path):
             return known
         found = read_record(job)
         if found is None:
@@ -118,9 +118,9 @@ class BatchReader:
     def _recall(self, job: JobDir) -> _Known:
         """What is known of a submitted job. Raises JobError where its manifest can't be read."""
         known = self._known.get(job.path)
-        if known is None or known.identity != _identity(job.manifest_path):
-            fresh = JobDir.open(job.path)
-            known = _Known(_identity(job.manifest_path) or (0, 0), fresh, StatusReader(fresh, clock=self._clock))
+        if known is None or known.version != _version(job, job.manifest_path):
+            fresh = JobDir.open(job.path, job.store)
+            known = _Known(_version(job, job.manifest_path) or "", fresh, StatusReader(fresh, clock=self._clock))
             self._known[job.path] = known
         return known
 
@@ -146,7 +146,7 @@ class BatchReader:
             summary = _summary(known)
             if summary is not None:
                 finished_at = unix(summary.finished_at)
-                completed_at = max(finished_at, _mtime(job.success_path))
+                completed_at = max(finished_at, _written_at(job, job.success_path))
                 times = {"finalizing_at": finished_at, "completed_at": completed_at}
                 return self._with_outputs(job, record, BatchStatus.COMPLETED, times, counts_of(summary))
             status = known.reader.read()
@@ -154,7 +154,7 @@ class BatchReader:
         cancellation = job.cancellation
         if cancellation is None:
             if status.num_committed == status.num_shards:
-                times = {"finalizing_at": _mtime(job.results_dir)}
+                times = {"finalizing_at": unix(last_commit_at(job))}
                 return self._with_outputs(job, record, BatchStatus.FINALIZING, times, counts)
             return self._with_outputs(job, record, BatchStatus.IN_PROGRESS, {}, counts)
         at = unix(cancellation.at)
@@ -177,7 +177,7 @@ class BatchReader:
         self, job: JobDir, record: BatchRecord | None, status: BatchStatus, times: dict[str, int], counts: BatchCounts
     ) -> Batch:
         created_at = record.created_at if record is not None else unix(job.manifest.created_at)
-        in_progress_at = max(created_at, _mtime(job.manifest_path))
+        in_progress_at = max(created_at, _written_at(job, job.manifest_path))
         models = job.manifest.models
         batch = _batch(
             job,
@@ -230,12 +230,12 @@ def _batch(job: JobDir, record: BatchRecord | None, status: BatchStatus, **value
 def _summary(known: _Known) -> Summary | None:
     """The summary of a complete job; None while it is none."""
     job = known.job
-    identity = _identity(job.summary_path) if job.is_complete else None
-    if identity is None:
+    version = _version(job, job.summary_path) if job.is_complete else None
+    if version is None:
         return None
-    if identity != known.summary_identity:
+    if version != known.summary_version:
         known.summary = read_summary(job)
-        known.summary_identity = identity
+        known.summary_version = version
     return known.summary
 
 
@@ -259,17 +259,12 @@ def _is_held(status: Status) -> bool:
     return any(worker.shards and worker.health is not Health.GONE for worker in status.workers)
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size
+def _version(job: JobDir, path: Path) -> str | None:
+    head = job.store.head(path)
+    return None if head is None else head.version
 
 
-def _mtime(path: Path) -> int:
+def _written_at(job: JobDir, path: Path) -> int:
     """When a file was last written, in Unix seconds; 0 where it is gone."""
-    try:
-        return int(path.stat().st_mtime)
-    except OSError:
-        return 0
+    head = job.store.head(path)
+    return 0 if head is None else int(head.modified_s)

@@ -10,10 +10,8 @@ gave is a label and no part of any path.
 
 import contextlib
 import logging
-import os
 import re
 import secrets
-import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -24,7 +22,8 @@ from typing import BinaryIO
 from pydantic import TypeAdapter, ValidationError
 
 from batcher.errors import InputError, StorageError
-from batcher.jobdir import store
+from batcher.jobdir.local_store import LOCAL
+from batcher.jobdir.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -63,15 +62,16 @@ _META = TypeAdapter(StoredFile)
 class FileStore:
     """The files under a jobs root. For all threads; everything here touches the disk. `clock` gives Unix seconds."""
 
-    def __init__(self, root: Path, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, root: Path, *, clock: Callable[[], float] = time.time, store: Store = LOCAL) -> None:
         self._folder = root / ".files"
+        self._store = store
         self._clock = clock
         # What meta.json says never changes; that it is still there is asked each time.
         self._known: dict[str, StoredFile] = {}
 
     def begin(self) -> "Upload":
         """Begin a new file. Raises StorageError."""
-        return Upload(self._folder, f"file-{secrets.token_hex(12)}", clock=self._clock)
+        return Upload(self._store, self._folder, f"file-{secrets.token_hex(12)}", clock=self._clock)
 
     def get(self, file_id: str) -> StoredFile | None:
         """The file with this id; None where there is none, or where its time is over. Raises StorageError."""
@@ -91,17 +91,16 @@ class FileStore:
             return None
         path = self._folder / file_id / "content"
         try:
-            return path.open("rb")
+            return self._store.open(path)
         except FileNotFoundError:
             return None  # Deleted at this moment.
-        except OSError as exc:
-            raise StorageError(f"{path}: cannot read: {store.reason(exc)}") from exc
 
     def delete(self, file_id: str) -> bool:
         """Delete a file. Returns False where there is none."""
         if self.get(file_id) is None:
             return False
-        return self._remove(file_id)
+        self._remove(file_id)
+        return True
 
     def sweep(self) -> int:
         """Delete files whose time is over and what killed uploads left. Returns how many. Raises StorageError."""
@@ -109,9 +108,11 @@ class FileStore:
         for name in self._names():
             found = self._read(name)
             if found is not None:
-                num_deleted += self._is_expired(found) and self._remove(name)
-            elif _last_written(self._folder / name) < self._clock() - LEFTOVER_AGE_S:
-                shutil.rmtree(self._folder / name, ignore_errors=True)
+                if self._is_expired(found):
+                    self._remove(name)
+                    num_deleted += 1
+            elif self._last_written(self._folder / name) < self._clock() - LEFTOVER_AGE_S:
+                self._delete_folder(self._folder / name)
                 num_deleted += 1
         return num_deleted
 
@@ -119,74 +120,66 @@ class FileStore:
         return found.expires_at is not None and found.expires_at <= self._clock()
 
     def _names(self) -> list[str]:
-        try:
-            return [path.name for path in self._folder.iterdir() if FILE_ID_PATTERN.match(path.name)]
-        except FileNotFoundError:
-            return []
-        except OSError as exc:
-            raise StorageError(f"{self._folder}: cannot list: {store.reason(exc)}") from exc
+        return [name for name in self._store.names(self._folder) if FILE_ID_PATTERN.match(name)]
+
+    def _last_written(self, folder: Path) -> float:
+        """When something was last written in a folder, in Unix seconds; long ago where nothing is in it."""
+        entries = (*self._store.list(folder), *self._store.leftovers(folder))
+        heads = (entry.head() for entry in entries)
+        return max((head.modified_s for head in heads if head is not None), default=0.0)
+
+    def _delete_folder(self, folder: Path) -> None:
+        with contextlib.suppress(StorageError):
+            self._store.delete_tree(folder)
 
     def _read(self, file_id: str) -> StoredFile | None:
         path = self._folder / file_id / "meta.json"
         known = self._known.get(file_id)
         try:
             if known is None:
-                known = self._known[file_id] = _META.validate_json(path.read_bytes())
-            elif not path.exists():
+                known = self._known[file_id] = _META.validate_json(self._store.read(path))
+            elif self._store.head(path) is None:
                 self._known.pop(file_id, None)
                 return None
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
             return None
         except ValidationError as exc:
             logger.warning("%s: damaged, the file is left out: %s", path, exc.errors()[0]["msg"])
             return None
-        except OSError as exc:
-            raise StorageError(f"{path}: cannot read: {store.reason(exc)}") from exc
         return known
 
-    def _remove(self, file_id: str) -> bool:
+    def _remove(self, file_id: str) -> None:
         folder = self._folder / file_id
         self._known.pop(file_id, None)
-        try:
-            # Of several that delete it, one finds it.
-            (folder / "meta.json").unlink()
-        except FileNotFoundError:
-            return False
-        except OSError as exc:
-            raise StorageError(f"{folder}: cannot delete: {store.reason(exc)}") from exc
-        store.flush_folder(folder)
+        self._store.delete_many([folder / "meta.json"])
         # What can't be removed now is swept later.
-        shutil.rmtree(folder, ignore_errors=True)
-        return True
+        self._delete_folder(folder)
 
 
 class Upload:
     """A file on its way in: `write`, then `commit` or `discard`. For one thread at a time, but `discard`: for any."""
 
-    def __init__(self, home: Path, file_id: str, *, clock: Callable[[], float]) -> None:
-        self._home = home
+    def __init__(self, store: Store, home: Path, file_id: str, *, clock: Callable[[], float]) -> None:
+        self._store = store
         self._id = file_id
         self._clock = clock
         self._folder = home / file_id
         self._content = self._folder / "content"
-        self._temp = store.temp_path(self._content)
         self._lock = threading.Lock()
         self._is_closed = False
         self.num_bytes = 0
+        store.make_folder(self._folder)
         try:
-            self._file = self._temp.open("xb")
-        except OSError as exc:
+            self._file = store.begin(self._content)
+        except StorageError:
             self._remove()
-            raise StorageError(f"{self._temp}: cannot create: {store.reason(exc)}") from exc
+            raise
 
     def write(self, data: bytes | memoryview) -> None:
         """Add to the content. Raises StorageError, also after `discard`."""
         with self._lock:
             self._check_open()
-            try:
-                self._file.write(data)
-            except OSError as exc:
-                raise StorageError(f"{self._content}: cannot write: {store.reason(exc)}") from exc
+            self._file.write(data)
             self.num_bytes += len(data)
 
     def commit(self, *, purpose: str, filename: str, expires_after_s: int | None = None) -> StoredFile:
@@ -199,14 +192,9 @@ class Upload:
             now = int(self._clock())
             expires_at = None if expires_after_s is None else now + expires_after_s
             stored = StoredFile(self._id, self.num_bytes, now, as_label(filename), purpose, expires_at)
-            try:
-                self._file.close()
-            except OSError as exc:
-                raise StorageError(f"{self._content}: cannot write: {store.reason(exc)}") from exc
-            created = store.publish_if_absent(self._temp, self._content)
+            created = self._file.commit()
             assert created, "ids are drawn at random"
-            store.flush_folder(self._home)
-            store.create_if_absent(self._folder / "meta.json", _META.dump_json(stored, indent=1))
+            self._store.create(self._folder / "meta.json", _META.dump_json(stored, indent=1))
             self._is_closed = True
         return stored
 
@@ -215,8 +203,7 @@ class Upload:
         with self._lock:
             if not self._is_closed:
                 self._is_closed = True
-                with contextlib.suppress(OSError):
-                    self._file.close()
+                self._file.discard()
                 self._remove()
 
     def _check_open(self) -> None:
@@ -224,7 +211,8 @@ class Upload:
             raise StorageError(f"{self._content}: the upload was discarded")
 
     def _remove(self) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
+        with contextlib.suppress(StorageError):
+            self._store.delete_tree(self._folder)
 
 
 def check_expires_after(seconds: int | None) -> None:
@@ -238,12 +226,3 @@ def as_label(filename: str) -> str:
     last = re.split(r"[/\\]", filename)[-1]
     label = "".join(c for c in last if c.isprintable()).strip()
     return label[:_MAX_FILENAME_CHARS] or "upload"
-
-
-def _last_written(folder: Path) -> float:
-    """When something was last written in a folder, in Unix seconds; now where that can't be said."""
-    try:
-        with os.scandir(folder) as entries:
-            return max([folder.stat().st_mtime, *(entry.stat().st_mtime for entry in entries)])
-    except OSError:
-        return time.time()

@@ -70,7 +70,7 @@ NARROW = {
     "workers.engines.profile": (
         "batcher.errors",
         "batcher.machine",
-        "batcher.jobdir.store",
+        "batcher.jobdir.local_store",
         "workers.engines",
         "pydantic",
     ),

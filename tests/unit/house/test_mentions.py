@@ -59,8 +59,8 @@ def test_each_thing_that_a_reader_is_sent_to_exists() -> None:
         ("jobdir.lock", True),
         ("retry", True),
         ("jobdir.lock.nothing", False),
-        ("store.create_if_absent", False),
-        ("jobdir.store.create_if_absent", True),
+        ("local_store.create_if_absent", False),
+        ("jobdir.local_store.create_if_absent", True),
         ("storage", False),
     ],
 )

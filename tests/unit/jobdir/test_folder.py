@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from batcher.errors import JobError, StorageError
-from batcher.jobdir import store
+from batcher.jobdir import local_store
 from batcher.jobdir.folder import JobDir, write_summary
 from batcher.jobdir.manifest import ShardInfo, encode_schema
 from batcher.jobdir.root import list_jobs
@@ -106,7 +106,7 @@ def test_job_that_was_deleted_or_submitted_anew_is_noticed(tmp_path: Path) -> No
 
     with pytest.raises(StorageError, match="the job was deleted while it was worked on"):
         job.check_exists()
-    store.create_if_absent(job.manifest_path, content)
+    local_store.create_if_absent(job.manifest_path, content)
     with pytest.raises(StorageError, match="the job was deleted"):
         job.check_exists()
     JobDir(job.path).check_exists()
@@ -117,7 +117,12 @@ def test_deleted_job_is_not_brought_back_by_who_writes_to_it(tmp_path: Path) -> 
     _ = job.manifest
     shutil.rmtree(job.path)
 
-    for write in (job.cancel, lambda: write_summary(job, b"{}"), lambda: job.claim_attempt(0, worker="w")):
+    writes: list[Callable[[], object]] = [
+        job.cancel,
+        lambda: write_summary(job, b"{}"),
+        lambda: job.claim_attempt(0, worker="w"),
+    ]
+    for write in writes:
         with pytest.raises(StorageError, match="the job was deleted"):
             write()
 
@@ -129,12 +134,14 @@ def test_chunks_of_later_attempts_outlive_a_commit(tmp_path: Path) -> None:
     for attempt in (1, 2, 3):
         write_chunk(job, 0, [ok(0)], attempt=attempt)
 
-    job.delete_chunks(0, up_to=2)
+    chunks = job.chunks(0)
+
+    job.delete_chunks(0, chunks[:2])
     assert [chunk.attempt for chunk in job.chunks(0)] == [3]
 
-    job.delete_chunks(0, up_to=3)
+    job.delete_chunks(0, chunks)
     assert not job.chunks_dir(0).exists()
-    job.delete_chunks(0, up_to=3)
+    job.delete_chunks(0, chunks)
 
 
 def test_folder_without_a_manifest_is_no_job(tmp_path: Path) -> None:
@@ -233,7 +240,7 @@ def test_only_parts_count_as_commits(tmp_path: Path) -> None:
 
 def test_shard_numbers_may_outgrow_five_digits(tmp_path: Path) -> None:
     job = make_job(tmp_path / "job")
-    store.create_if_absent(job.part_path(123456), b"")
+    local_store.create_if_absent(job.part_path(123456), b"")
 
     assert job.committed_shards() == {123456}
 
@@ -265,7 +272,7 @@ def test_summary_is_written_before_the_mark(tmp_path: Path, monkeypatch: pytest.
     def refuse(target: Path, data: bytes, **_: object) -> bool:
         raise StorageError("disk full")
 
-    monkeypatch.setattr(store, "create_if_absent", refuse)
+    monkeypatch.setattr(local_store, "create_if_absent", refuse)
     with pytest.raises(StorageError):
         write_summary(job, b'{"num_rows": 2}')
 

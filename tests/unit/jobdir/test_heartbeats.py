@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from batcher.errors import InputError, StorageError
-from batcher.jobdir import heartbeats, store
+from batcher.jobdir import heartbeats, local_store
 from batcher.jobdir.heartbeats import (
     FORGET_AFTER_S,
     Health,
@@ -123,7 +123,7 @@ def test_clock_of_a_reader_does_not_matter(tmp_path: Path, monkeypatch: pytest.M
 
 def test_reader_writes_nothing_where_all_look_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_heartbeat(tmp_path, BEAT)
-    monkeypatch.setattr(heartbeats, "_file_system_time", lambda folder, newest: pytest.fail("asked the file system"))
+    monkeypatch.setattr(heartbeats, "_store_time", lambda folder, store, newest: pytest.fail("asked the file system"))
 
     assert healths(tmp_path) == {"w1": Health.ALIVE}
 
@@ -136,7 +136,7 @@ def test_reader_that_may_not_write_has_to_trust_its_clock_but_against_later_stam
     monkeypatch.setattr(time, "time", lambda: clock() + skew_s)
     write_heartbeat(tmp_path, BEAT)
     # Root may write everywhere, but not into a folder that is not there.
-    monkeypatch.setattr(store, "TEMP_PREFIX", "nowhere/")
+    monkeypatch.setattr(local_store, "TEMP_PREFIX", "nowhere/")
 
     assert healths(tmp_path) == {"w1": health}
 
@@ -208,8 +208,6 @@ def test_disk_that_says_no_is_named(tmp_path: Path) -> None:
     workers_dir(tmp_path).write_text("a file")
     with pytest.raises(StorageError, match=r"\.workers"):
         write_heartbeat(tmp_path, BEAT)
-    with pytest.raises(StorageError, match=r"w1\.json: cannot delete"):
-        remove_heartbeat(tmp_path, "w1")
 
     workers_dir(tmp_path).unlink()
     heartbeat_path(tmp_path, "w1").mkdir(parents=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from batcher.errors import JobError, StorageError
-from batcher.jobdir import lock as module
+from batcher.jobdir import local_store
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.lock import exclusive
 
@@ -50,16 +50,16 @@ def test_lock_is_of_the_folder_that_is_there_now(tmp_path: Path, monkeypatch: py
     """Given a holder that removed the folder, when another made it anew, then the lock is on the new one."""
     job = JobDir(tmp_path / "job")
     job.path.mkdir()
-    opened = module._open
+    opened = local_store._open_folder
 
-    def open_and_replace(job: JobDir) -> int:
-        descriptor = opened(job)
-        monkeypatch.setattr(module, "_open", opened)
+    def open_and_replace(folder: Path) -> int:
+        descriptor = opened(folder)
+        monkeypatch.setattr(local_store, "_open_folder", opened)
         job.path.rmdir()
         job.path.mkdir()
         return descriptor
 
-    monkeypatch.setattr(module, "_open", open_and_replace)
+    monkeypatch.setattr(local_store, "_open_folder", open_and_replace)
 
     with (
         exclusive(job),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from batcher.arrow.values import json_text
 from batcher.errors import CorruptFileError
-from batcher.jobdir import sealed, store
+from batcher.jobdir import local_store, sealed
 from batcher.jobdir.shards import REQUEST_FIELDS, Shard, ShardRow, conform, read_request_facts, read_shard, write_shard
 from batcher.types import ErrorCode, Request, RequestFacts, RowError, SamplingParams
 
@@ -92,7 +92,7 @@ def test_shard_of_a_batcher_that_knew_fewer_parameters_is_read_with_their_defaul
         [request.field(name) for name in names], fields=[request.type.field(name) for name in names]
     )
     path.unlink()
-    store.create_if_absent(path, sealed.seal(pa.table({"request": older})))
+    local_store.create_if_absent(path, sealed.seal(pa.table({"request": older})))
 
     # Then
     assert read_shard(path, carried=pa.schema([])).rows == make_shard().rows

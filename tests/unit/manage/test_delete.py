@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from batcher.errors import JobError, StorageError
-from batcher.jobdir import store
+from batcher.jobdir import local_store
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.heartbeats import workers_dir
 from batcher.jobdir.results import write_file
@@ -85,7 +85,7 @@ def test_deletion_that_dies_anywhere_is_finished_by_the_next(
 
     with monkeypatch.context() as patch:
         patch.setattr(removal, "_remove", stepping(removal._remove))
-        patch.setattr(store, "delete", stepping(store.delete))
+        patch.setattr(local_store, "delete", stepping(local_store.delete))
         with pytest.raises(ProcessDiedError):
             delete_job(job)
 
@@ -103,10 +103,11 @@ def test_writer_that_had_not_heard_of_the_deletion_does_not_bring_the_job_back(
     remove = removal._remove
     late = [job.chunk_path(0, attempt=9, uid="ab", sequence=number) for number in (1, 2)]
 
-    def remove_and_write(path: Path) -> None:
-        remove(path)
+    def remove_and_write(job: JobDir, path: Path) -> bool:
+        is_gone = remove(job, path)
         if path.name == "chunks" and late:
             write_file(late.pop(), result_table([ok(0)]))
+        return is_gone
 
     monkeypatch.setattr(removal, "_remove", remove_and_write)
 
@@ -119,7 +120,7 @@ def test_file_that_comes_just_before_the_folder_goes_is_not_taken_for_somebody_e
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = make_full_job(tmp_path / "job")
-    delete = store.delete
+    delete = local_store.delete
     late = [workers_dir(job.path)]
 
     def write_and_delete(path: Path) -> None:
@@ -127,7 +128,7 @@ def test_file_that_comes_just_before_the_folder_goes_is_not_taken_for_somebody_e
             late.pop().mkdir()
         delete(path)
 
-    monkeypatch.setattr(store, "delete", write_and_delete)
+    monkeypatch.setattr(local_store, "delete", write_and_delete)
 
     assert delete_job(job) == []
     assert not job.path.exists()
@@ -136,7 +137,7 @@ def test_file_that_comes_just_before_the_folder_goes_is_not_taken_for_somebody_e
 def test_writer_that_goes_on_for_ever_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = make_full_job(tmp_path / "job")
     monkeypatch.setattr(removal, "PATIENCE_S", 0.1)
-    monkeypatch.setattr(removal, "_remove", lambda path: None)
+    monkeypatch.setattr(removal, "_remove", lambda job, path: True)
 
     with pytest.raises(StorageError, match="is there again and again; stop who writes it"):
         delete_job(job)

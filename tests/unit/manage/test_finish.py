@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batcher.errors import CorruptFileError, JobError, StorageError
-from batcher.jobdir import store
+from batcher.jobdir import local_store
 from batcher.jobdir.folder import JobDir, write_summary
 from batcher.jobdir.lock import exclusive
 from batcher.jobdir.results import read_file, write_file
@@ -197,7 +197,7 @@ def leave_traces(job: JobDir) -> list[Path]:
         *(job.summary_path, job.success_path, job.part_path(0), job.shard_path(0), job.attempts_dir(0) / "0002.json"),
         job.chunk_path(0, attempt=1, uid="ab", sequence=1),
     )
-    temps = [store.temp_path(target) for target in targets]
+    temps = [local_store.temp_path(target) for target in targets]
     for temp in temps:
         temp.write_bytes(b"half")
         os.utime(temp, (1, 1))
@@ -227,7 +227,7 @@ def test_nothing_is_swept_under_a_retry(tmp_path: Path) -> None:
 
 def test_claim_that_is_being_written_is_not_swept(tmp_path: Path) -> None:
     job = complete_job(tmp_path / "job")
-    temp = store.temp_path(job.attempts_dir(0) / "0002.json")
+    temp = local_store.temp_path(job.attempts_dir(0) / "0002.json")
     temp.write_bytes(b"half")
 
     finalize(job)
@@ -299,7 +299,7 @@ def test_reading_a_summary_that_is_missing_or_damaged_says_what_to_do(tmp_path: 
     job = complete_job(tmp_path / "job")
     with pytest.raises(JobError, match="no summary yet; `batcher status"):
         read_summary(job)
-    store.replace(job.summary_path, b'{"job_id": 3}')
+    local_store.replace(job.summary_path, b'{"job_id": 3}')
     with pytest.raises(JobError, match=r"summary\.json: damaged; delete it"):
         read_summary(job)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from batcher.errors import CorruptFileError, JobError, StorageError
-from batcher.jobdir import store
+from batcher.jobdir import local_store
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.results import write_file
 from batcher.jobdir.sealed import seal
@@ -53,7 +53,7 @@ def seal_rows(*rows: int) -> bytes:
     path = Path(__file__).parent / "never-written"
     written: list[bytes] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store, "create_if_absent", lambda target, data, guard=None: written.append(bytes(data)))
+        patch.setattr(local_store, "create_if_absent", lambda target, data, guard=None: written.append(bytes(data)))
         write_file(path, result_table([ok(row) for row in rows]))
     return written[0]
 
@@ -154,7 +154,7 @@ def test_part_computed_anew_between_the_look_and_the_move_is_put_back(
     move_aside = module._move_aside
 
     def mend_and_move(*args: Any) -> object:
-        store.replace(job.part_path(1), whole)
+        local_store.replace(job.part_path(1), whole)
         return move_aside(*args)
 
     monkeypatch.setattr(module, "_move_aside", mend_and_move)
@@ -182,14 +182,14 @@ def test_part_that_somebody_else_has_moved_is_no_trouble(job: JobDir, monkeypatc
 
 def test_success_never_stands_beside_a_missing_part(job: JobDir, monkeypatch: pytest.MonkeyPatch) -> None:
     flip(job.part_path(1), 0.2)
-    move = store.move
+    move = local_store.move
     seen: list[bool] = []
 
     def look_and_move(source: Path, target: Path) -> None:
         seen.append(job.is_complete or job.summary_path.exists())
         move(source, target)
 
-    monkeypatch.setattr(store, "move", look_and_move)
+    monkeypatch.setattr(local_store, "move", look_and_move)
     repair(job)
 
     assert seen == [False]

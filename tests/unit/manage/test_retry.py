@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from batcher.errors import CorruptFileError, InputError, JobError, StorageError
-from batcher.jobdir import store
+from batcher.jobdir import local_store
 from batcher.jobdir.attempts import Cause, Outcome, record_end
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.lock import exclusive
@@ -202,8 +202,8 @@ def _count_durable_steps(monkeypatch: pytest.MonkeyPatch, *, crash_before: int |
 
         return step
 
-    monkeypatch.setattr(store, "publish_if_absent", stepping(store.publish_if_absent))
-    monkeypatch.setattr(store, "delete", stepping(store.delete))
+    monkeypatch.setattr(local_store, "publish_if_absent", stepping(local_store.publish_if_absent))
+    monkeypatch.setattr(local_store, "delete", stepping(local_store.delete))
     monkeypatch.setattr(JobDir, "delete_chunks", stepping(JobDir.delete_chunks))
     return lambda: steps
 

@@ -1,14 +1,16 @@
 """Snapshots of a job from its files: counts, states, rates, attempts."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from batcher.errors import CorruptFileError
-from batcher.jobdir import attempts, results
+from batcher.jobdir import attempts, local_store, results
 from batcher.jobdir.attempts import AttemptEnd, Cause, Outcome, forgive, record_end
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.results import Counts, write_file
@@ -31,9 +33,9 @@ def footers_read(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The paths whose footers are read."""
     read: list[Path] = []
 
-    def counting(path: Path) -> Counts:
+    def counting(path: Path, **options: Any) -> Counts:
         read.append(path)
-        return results.read_counts(path)
+        return results.read_counts(path, **options)
 
     monkeypatch.setattr(status, "read_counts", counting)
     monkeypatch.setattr("batcher.manage.finish.read_counts", counting)
@@ -156,15 +158,16 @@ def test_shard_that_commits_between_two_looks_is_counted_once(tmp_path: Path, mo
     job = make_job(tmp_path / "job", (2,))
     write_chunk(job, 0, [ok(0)])
     reader = StatusReader(job)
-    committed_shards = job.committed_shards
+    scan = local_store._scan
 
-    def commit_just_before() -> set[int]:
-        if not job.part_path(0).exists():
+    def commit_just_before(folder: Path) -> Any:
+        if folder == job.results_dir and not job.part_path(0).exists():
             write_part(job, 0, [ok(0), ok(1)])
             job.delete_chunks(0)
-        return committed_shards()
+        return scan(folder)
 
-    monkeypatch.setattr(job, "committed_shards", commit_just_before)
+    job.results_dir.mkdir()
+    monkeypatch.setattr(local_store, "_scan", commit_just_before)
 
     assert reader.read().num_done == 2
 
@@ -172,9 +175,9 @@ def test_shard_that_commits_between_two_looks_is_counted_once(tmp_path: Path, mo
 def test_chunk_that_vanishes_after_it_was_listed_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = make_job(tmp_path / "job", (2,))
     write_chunk(job, 0, [ok(0)])
-    listed = job.chunks(0)
+    listed = job.look()
     job.delete_chunks(0)
-    monkeypatch.setattr(job, "chunks", lambda shard: listed)
+    monkeypatch.setattr(job, "look", lambda settled: listed)
 
     assert StatusReader(job).read().num_done == 0
 
@@ -279,11 +282,11 @@ def ends_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The shards whose ends of attempts are read."""
     read: list[int] = []
 
-    def counting(job: JobDir, shard: int) -> list[AttemptEnd]:
-        read.append(shard)
-        return attempts.read_ends(job, shard)
+    def counting(job: JobDir, paths: Sequence[Path]) -> list[AttemptEnd]:
+        read.extend({int(path.parent.name) for path in paths})
+        return attempts.load_ends(job, paths)
 
-    monkeypatch.setattr(status, "read_ends", counting)
+    monkeypatch.setattr(status, "load_ends", counting)
     return read
 
 
@@ -353,25 +356,33 @@ def test_attempts_of_shards_with_a_part_are_listed_no_more(tmp_path: Path, monke
     write_part(job, 0, [ok(0)])
     reader = StatusReader(job)
     reader.read()
-    listed: list[int] = []
-    num_attempts = job.num_attempts
+    listed: list[str] = []
+    scan = local_store._scan
 
-    def counting(shard: int) -> int:
-        listed.append(shard)
-        return num_attempts(shard)
+    def counting(folder: Path) -> Any:
+        if folder.parent.name == "attempts":
+            listed.append(folder.name)
+        return scan(folder)
 
-    monkeypatch.setattr(job, "num_attempts", counting)
+    for shard in range(3):
+        job.claim_attempt(shard, worker="w1")
+    monkeypatch.setattr(local_store, "_scan", counting)
 
-    reader.read()
-    assert listed == [1, 2]
+    assert reader.read().num_attempts == 4
+    assert listed == ["00000", "00001", "00002"]  # once more after the part of the first was seen
+    del listed[:]
     write_part(job, 1, [ok(1)])
-    assert reader.read().num_attempts == 2  # its last attempt began since the last look
+    reader.read()
+    job.claim_attempt(1, worker="w1")
+    del listed[:]
+    assert reader.read().num_attempts == 6  # it began between two looks
+    assert listed == ["00001", "00002"]
     del listed[:]
     reader.read()
-    assert listed == [2]
+    assert listed == ["00002"]
     job.part_path(0).unlink()  # `retry`
     job.claim_attempt(0, worker="w2")
-    assert reader.read().num_attempts == 3
+    assert reader.read().num_attempts == 7
 
 
 def test_damaged_end_counts_as_none(tmp_path: Path) -> None:

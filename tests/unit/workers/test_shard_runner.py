@@ -256,7 +256,7 @@ def test_chunk_with_rows_of_another_shard_makes_no_part(tmp_path: Path, bench: B
     other = Bench(tmp_path / "other", bench.client)
     other.job = make_job(tmp_path / "other" / "job2", [[make_request(row) for row in range(90, 93)]])
     other.run(ManualEngine())
-    stray = bench.job.chunk_path(0, attempt=1, uid="abcd", sequence=1)
+    stray = bench.job.chunk_path(0, attempt=bench.job.claim_attempt(0, worker="w0"), uid="abcd", sequence=1)
     stray.parent.mkdir(parents=True)
     stray.write_bytes(other.job.part_path(0).read_bytes())
 

@@ -10,6 +10,7 @@ import redis
 from batcher.broker.client import queue_key
 from batcher.broker.leases import Leases, new_lease
 from batcher.errors import BrokerError, JobError
+from batcher.jobdir.folder import Watch
 from tests.support.job_files import MODEL, make_job
 from tests.support.waiting import wait_for
 from workers.queue.sweeper import Death, JobSweep, RootSweep, Sweeper, Tick
@@ -160,7 +161,7 @@ def test_damaged_job_does_not_keep_others_from_being_swept(
 
 def test_round_is_due_when_the_first_lease_can_expire(tmp_path: Path, broker_url: str, client: redis.Redis) -> None:
     job = make_job(tmp_path / "job", (1, 1))
-    sweep = JobSweep(job, broker_url, send=lambda job, shards: 0, lease_ttl_s=30)
+    sweep = JobSweep(Watch(job), broker_url, send=lambda job, shards: 0, lease_ttl_s=30)
     assert sweep.tick([]) == 4
     lease = new_lease("job", 0, worker="w")
     Leases(client).claim(lease)

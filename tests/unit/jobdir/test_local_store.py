@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from batcher.errors import StorageError
-from batcher.jobdir import store
+from batcher.jobdir import local_store
+from batcher.jobdir.local_store import LOCAL
 
 
 def names_in(folder: Path) -> list[str]:
@@ -18,8 +19,8 @@ def names_in(folder: Path) -> list[str]:
 def test_first_writer_wins_and_the_second_changes_nothing(tmp_path: Path) -> None:
     target = tmp_path / "a" / "b" / "file"
 
-    assert store.create_if_absent(target, b"first")
-    assert not store.create_if_absent(target, b"second")
+    assert local_store.create_if_absent(target, b"first")
+    assert not local_store.create_if_absent(target, b"second")
 
     assert target.read_bytes() == b"first"
     assert names_in(target.parent) == ["file"]
@@ -32,7 +33,7 @@ def test_of_many_writers_at_once_exactly_one_wins(tmp_path: Path) -> None:
 
     def write(number: int) -> None:
         barrier.wait()
-        if store.create_if_absent(target, str(number).encode() * 1000):
+        if local_store.create_if_absent(target, str(number).encode() * 1000):
             won.append(number)
 
     threads = [threading.Thread(target=write, args=(number,)) for number in range(8)]
@@ -62,7 +63,7 @@ def test_file_and_folder_are_flushed_before_and_after_the_name_appears(
 
     monkeypatch.setattr(os, "link", record_link)
     monkeypatch.setattr(os, "fsync", record_fsync)
-    store.create_if_absent(tmp_path / "file", b"data")
+    local_store.create_if_absent(tmp_path / "file", b"data")
 
     assert events == ["file", "link", "folder"]
 
@@ -77,7 +78,7 @@ def test_disk_that_says_no_raises_and_leaves_nothing(
     monkeypatch.setattr(os, "link", refuse)
 
     with pytest.raises(StorageError, match=f"file: cannot create: {os.strerror(code)}"):
-        store.create_if_absent(tmp_path / "file", b"data")
+        local_store.create_if_absent(tmp_path / "file", b"data")
     assert names_in(tmp_path) == []
 
 
@@ -89,7 +90,7 @@ def test_disk_that_fills_while_writing_leaves_nothing(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(Path, "write_bytes", write_half)
 
-    for write in (store.create_if_absent, store.replace):
+    for write in (local_store.create_if_absent, local_store.replace):
         with pytest.raises(StorageError, match="No space left"):
             write(tmp_path / "file", b"data")
     assert names_in(tmp_path) == []
@@ -99,13 +100,13 @@ def test_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
     with pytest.raises(StorageError, match="file/sub: cannot create the folder"):
-        store.create_if_absent(tmp_path / "file" / "sub" / "x", b"")
+        local_store.create_if_absent(tmp_path / "file" / "sub" / "x", b"")
 
 
 def test_replace_swaps_the_content_whole(tmp_path: Path) -> None:
     target = tmp_path / "file"
-    store.replace(target, b"one")
-    store.replace(target, b"two")
+    local_store.replace(target, b"one")
+    local_store.replace(target, b"two")
 
     assert target.read_bytes() == b"two"
     assert names_in(tmp_path) == ["file"]
@@ -114,9 +115,9 @@ def test_replace_swaps_the_content_whole(tmp_path: Path) -> None:
 def test_delete_bears_a_file_already_gone(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
-    store.delete(tmp_path / "file")
-    store.delete(tmp_path / "file")
-    store.delete(tmp_path / "nowhere" / "file")
+    local_store.delete(tmp_path / "file")
+    local_store.delete(tmp_path / "file")
+    local_store.delete(tmp_path / "nowhere" / "file")
 
     assert names_in(tmp_path) == []
 
@@ -125,37 +126,29 @@ def test_delete_of_a_folder_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
 
     with pytest.raises(StorageError, match="cannot delete"):
-        store.delete(tmp_path / "folder")
+        local_store.delete(tmp_path / "folder")
 
 
-def test_sweep_removes_only_temporary_files(tmp_path: Path) -> None:
-    store.temp_path(tmp_path / "x").touch()
-    store.temp_path(tmp_path / "y").touch()
-    (tmp_path / "part-00000.parquet").touch()
-
-    assert store.sweep_temporary(tmp_path) == 2
-    assert names_in(tmp_path) == ["part-00000.parquet"]
-    assert store.sweep_temporary(tmp_path / "nowhere") == 0
-
-
-def test_fresh_temporary_files_are_left_to_their_writers(tmp_path: Path) -> None:
-    old, fresh = (store.temp_path(tmp_path / "x") for _ in range(2))
-    for path, written_at in ((old, 1000), (fresh, 2000)):
+def test_files_that_never_came_to_be_are_no_files(tmp_path: Path) -> None:
+    unfinished = [local_store.temp_path(tmp_path / name) for name in ("x", "sub/y")]
+    for path in (*unfinished, tmp_path / "part-00000.parquet"):
         path.touch()
-        os.utime(path, (written_at, written_at))
 
-    assert store.sweep_temporary(tmp_path, before=1500) == 1
-    assert names_in(tmp_path) == [fresh.name]
+    assert {entry.path for entry in LOCAL.leftovers(tmp_path)} == {*unfinished}
+    assert [entry.path for entry in LOCAL.leftovers(tmp_path, is_deep=False)] == unfinished[:1]
+    assert [entry.path.name for entry in LOCAL.list(tmp_path)] == ["part-00000.parquet"]
+    assert LOCAL.names(tmp_path) == ["part-00000.parquet", "sub"]
+    assert LOCAL.leftovers(tmp_path / "nowhere") == []
 
 
 def test_loser_whose_temporary_file_was_swept_hears_that_it_lost(tmp_path: Path) -> None:
     target = tmp_path / "part-00000.parquet"
-    temp = store.temp_path(target)
+    temp = local_store.temp_path(target)
     temp.write_bytes(b"loser")
-    store.create_if_absent(target, b"winner")
-    store.sweep_temporary(tmp_path)
+    local_store.create_if_absent(target, b"winner")
+    temp.unlink()
 
-    assert not store.publish_if_absent(temp, target)
+    assert not local_store.publish_if_absent(temp, target)
     assert target.read_bytes() == b"winner"
 
 
@@ -170,12 +163,12 @@ def test_writer_whose_file_was_swept_before_anybody_wrote_it_hears_of_it(
 
     monkeypatch.setattr(Path, "write_bytes", write_and_lose)
 
-    for function in (store.create_if_absent, store.replace):
+    for function in (local_store.create_if_absent, local_store.replace):
         with pytest.raises(StorageError, match=r"file: cannot .*: its folder was cleared meanwhile"):
             function(tmp_path / "file", b"data")
     (tmp_path / "file").touch()
-    assert not store.create_if_absent(tmp_path / "file", b"data")
-    store.replace(tmp_path / "file", b"data")
+    assert not local_store.create_if_absent(tmp_path / "file", b"data")
+    local_store.replace(tmp_path / "file", b"data")
 
 
 def test_link_whose_answer_was_lost_by_the_network_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +180,7 @@ def test_link_whose_answer_was_lost_by_the_network_counts(tmp_path: Path, monkey
 
     monkeypatch.setattr(os, "link", link_twice)
 
-    assert store.create_if_absent(tmp_path / "file", b"data")
+    assert local_store.create_if_absent(tmp_path / "file", b"data")
     assert names_in(tmp_path) == ["file"]
 
 
@@ -207,7 +200,7 @@ def test_guard_is_asked_before_the_folder_is_made_and_before_the_name_appears(tm
             raise GoneError from None
 
     with pytest.raises(GoneError):
-        store.create_if_absent(target, b"data", guard=guard)
+        local_store.create_if_absent(target, b"data", guard=guard)
 
     assert target.parent.exists() is (num_answers > 0)
     assert not target.parent.exists() or names_in(target.parent) == []
@@ -215,13 +208,13 @@ def test_guard_is_asked_before_the_folder_is_made_and_before_the_name_appears(tm
 
 def test_guard_keeps_a_file_from_being_replaced(tmp_path: Path) -> None:
     target = tmp_path / "file"
-    store.replace(target, b"one")
+    local_store.replace(target, b"one")
 
     def guard() -> None:
         raise GoneError
 
     with pytest.raises(GoneError):
-        store.replace(target, b"two", guard=guard)
+        local_store.replace(target, b"two", guard=guard)
     assert target.read_bytes() == b"one"
     assert names_in(tmp_path) == ["file"]
 
@@ -230,12 +223,12 @@ def test_moved_file_has_only_its_new_name(tmp_path: Path) -> None:
     source, target = tmp_path / "a", tmp_path / "sub" / "b"
     source.write_bytes(b"data")
 
-    store.move(source, target)
+    local_store.move(source, target)
 
     assert target.read_bytes() == b"data"
     assert names_in(tmp_path) == ["sub"]
     with pytest.raises(FileNotFoundError):
-        store.move(source, target)
+        local_store.move(source, target)
 
 
 def test_file_moved_to_another_file_system_is_hidden_and_then_copied(
@@ -253,7 +246,7 @@ def test_file_moved_to_another_file_system_is_hidden_and_then_copied(
 
     monkeypatch.setattr(Path, "rename", rename_within)
 
-    store.move(source, target)
+    local_store.move(source, target)
 
     assert target.read_bytes() == b"data"
     assert names_in(source.parent) == []
@@ -268,11 +261,11 @@ def test_file_that_cannot_be_moved_is_named(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(Path, "rename", refuse)
 
     with pytest.raises(StorageError, match=r"a: cannot move to .*b: Read-only file system; make it writable"):
-        store.move(tmp_path / "a", tmp_path / "b")
+        local_store.move(tmp_path / "a", tmp_path / "b")
 
 
 def test_temporary_names_are_hidden_from_dataset_readers(tmp_path: Path) -> None:
-    temp = store.temp_path(tmp_path / "part-00000.parquet")
+    temp = local_store.temp_path(tmp_path / "part-00000.parquet")
 
     assert temp.parent == tmp_path  # a hard link does not cross file systems
     assert temp.name.startswith(".")

@@ -1,0 +1,139 @@
+"""What one listing of a job's folder says: which shards have parts, what attempts and chunks there are, who works.
+
+Everybody who follows a job asks for the state of all of it again and again. On a network file system each folder that
+is listed is a round trip, and in a bucket it costs money, so there is one listing for all that is asked at a time.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from batcher.jobdir.store import Entry
+
+MANIFEST_NAME = "manifest.json"
+CANCELLED_NAME = "CANCELLED"
+RESULTS_NAME = "results"
+ATTEMPTS_NAME = "attempts"
+CHUNKS_NAME = "chunks"
+WORKERS_NAME = ".workers"
+SUCCESS_NAME = "_SUCCESS"
+
+#: Folders of a job that its state can be told without.
+_UNASKED = frozenset({"shards", "damaged", "batch"})
+
+_PART = re.compile(r"^part-(\d{5,})\.parquet$")
+_CLAIM = re.compile(r"^(\d{4,})\.json$")
+_END_SUFFIX = ".end.json"
+_JOURNAL = re.compile(r"^(\d+)\.journal$")
+_CHUNK = re.compile(r"^(\d{4,})-[0-9a-f]+-(\d{4,})\.parquet$")
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptFiles:
+    """The files of a shard's attempts. `last` is the highest number that was claimed, 0 before the first claim.
+
+    `ends` say how attempts ended badly, oldest first; `journals` are by number.
+    """
+
+    last: int = 0
+    ends: tuple[Path, ...] = ()
+    journals: Mapping[int, Path] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, paths: Iterable[Path]) -> "AttemptFiles":
+        """What the files in the folder of a shard's attempts are."""
+        last, ends, journals = 0, [], {}
+        for path in paths:
+            if match := _CLAIM.match(path.name):
+                last = max(last, int(match[1]))
+            elif path.name.endswith(_END_SUFFIX):
+                ends.append(path)
+            elif match := _JOURNAL.match(path.name):
+                journals[int(match[1])] = path
+        return cls(last, tuple(sorted(ends)), journals)
+
+
+_NO_ATTEMPTS = AttemptFiles()
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ChunkFile:
+    """A chunk; ordered by attempt, then by sequence within it."""
+
+    attempt: int
+    sequence: int
+    path: Path = field(compare=False)
+
+
+def chunk_files(paths: Iterable[Path]) -> list[ChunkFile]:
+    """The chunks among the files of a shard's folder, in order."""
+    matches = ((_CHUNK.match(path.name), path) for path in paths)
+    return sorted(ChunkFile(int(match[1]), int(match[2]), path) for match, path in matches if match)
+
+
+def part_number(name: str) -> int | None:
+    """The shard whose part has this name; None for another file."""
+    match = _PART.match(name)
+    return int(match[1]) if match else None
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A job at a moment, by the names of its files. `workers` are the signs of life of its own workers."""
+
+    exists: bool
+    is_cancelled: bool
+    is_complete: bool
+    parts: frozenset[int]
+    attempts_by_shard: Mapping[int, AttemptFiles]
+    chunks_by_shard: Mapping[int, tuple[ChunkFile, ...]]
+    workers: tuple[Entry, ...]
+
+    def attempts(self, shard: int) -> AttemptFiles:
+        return self.attempts_by_shard.get(shard, _NO_ATTEMPTS)
+
+    def chunks(self, shard: int) -> tuple[ChunkFile, ...]:
+        """Those of a shard, in order of attempt and sequence."""
+        return self.chunks_by_shard.get(shard, ())
+
+    def with_attempts_of(self, earlier: "Listing", shards: Iterable[int]) -> "Listing":
+        """The same with the attempts of `shards` as `earlier` has them, which this one may not have listed."""
+        kept = {shard: earlier.attempts_by_shard[shard] for shard in shards if shard in earlier.attempts_by_shard}
+        return replace(self, attempts_by_shard={**kept, **self.attempts_by_shard}) if kept else self
+
+    @classmethod
+    def of(cls, folder: Path, entries: Iterable[Entry]) -> "Listing":
+        """What the files of the job in `folder` say."""
+        depth = len(folder.parts)
+        names: set[str] = set()
+        results: list[str] = []
+        workers: list[Entry] = []
+        files: dict[str, dict[int, list[Path]]] = {ATTEMPTS_NAME: {}, CHUNKS_NAME: {}}
+        for entry in entries:
+            match entry.path.parts[depth:]:
+                case (name,):
+                    names.add(name)
+                case (first, name) if first == RESULTS_NAME:
+                    results.append(name)
+                case (first, _) if first == WORKERS_NAME:
+                    workers.append(entry)
+                case (first, shard, _) if first in files and shard.isdigit():
+                    files[first].setdefault(int(shard), []).append(entry.path)
+        return cls(
+            exists=MANIFEST_NAME in names,
+            is_cancelled=CANCELLED_NAME in names,
+            is_complete=SUCCESS_NAME in results,
+            parts=frozenset(number for name in results if (number := part_number(name)) is not None),
+            attempts_by_shard={shard: AttemptFiles.of(paths) for shard, paths in files[ATTEMPTS_NAME].items()},
+            chunks_by_shard={shard: tuple(chunk_files(paths)) for shard, paths in files[CHUNKS_NAME].items()},
+            workers=tuple(workers),
+        )
+
+
+def is_wanted(path: Path, *, folder: Path, settled: frozenset[int]) -> bool:
+    """Whether a folder of the job in `folder` tells of its state; not that of the attempts of `settled` shards."""
+    if path.parent == folder:
+        return path.name not in _UNASKED
+    is_settled = path.parent.name == ATTEMPTS_NAME and path.name.isdigit() and int(path.name) in settled
+    return not is_settled

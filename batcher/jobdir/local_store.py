@@ -1,0 +1,475 @@
+"""The store that keeps files in folders of this machine, or of a network file system. Owns create-if-absent there.
+
+A file appears whole or not at all: it is written under a temporary name in the folder it is meant for (hard links don't
+cross file systems), flushed to disk, linked to its final name, and the folder is flushed. `link(2)` fails where the
+name exists, so of two writers one wins, and neither can tear or replace the other's file. Temporary names begin with
+a dot: dataset readers (pyarrow, pandas, DuckDB's `*.parquet`) skip them.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+import stat
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from batcher.errors import JobError, StorageError
+from batcher.jobdir.store import Entry, Guard, Head, Hold, Incoming, Log, reason
+
+TEMP_PREFIX = ".tmp-"
+
+
+def temp_path(target: Path, *, parents: bool = True) -> Path:
+    """A fresh temporary name in the folder of `target`. Creates the folder (with its `parents`), not the file."""
+    try:
+        target.parent.mkdir(parents=parents, exist_ok=True)
+    except OSError as exc:
+        raise StorageError(f"{target.parent}: cannot create the folder: {reason(exc)}") from exc
+    return target.parent / f"{TEMP_PREFIX}{uuid.uuid4().hex}"
+
+
+def publish_if_absent(temp: Path, target: Path, *, guard: Guard | None = None) -> bool:
+    """Give the finished file `temp` its final name. Returns whether this call created it; `temp` is gone either way.
+
+    Durable once it returns: file and folder are flushed. Raises StorageError where the disk says no, and whatever
+    `guard` raises, which is asked while `temp` lies in the folder: a deletion that begins later takes `temp` along.
+    """
+    try:
+        _fsync(temp)
+        if guard is not None:
+            guard()
+        try:
+            os.link(temp, target)
+        except FileExistsError:
+            # A network file system can make the link, lose its answer, and see it there at the second try.
+            if not temp.samefile(target):
+                return False
+        _fsync(target.parent)
+        return True
+    except FileNotFoundError as exc:
+        # `temp` was swept as a leftover: whoever did it had reason to believe that nobody needs it any more.
+        if target.exists():
+            return False
+        raise StorageError(f"{target}: cannot create: its folder was cleared meanwhile") from exc
+    except OSError as exc:
+        raise StorageError(f"{target}: cannot create: {reason(exc)}") from exc
+    finally:
+        discard(temp)
+
+
+def create_if_absent(target: Path, data: bytes | bytearray, *, guard: Guard | None = None) -> bool:
+    """Create `target` holding `data`. Returns False, changing nothing, where it exists.
+
+    `guard` is asked before anything is made, and again before the name appears.
+    """
+    if guard is not None:
+        guard()
+    if os.path.lexists(target):
+        return False
+    temp = temp_path(target)
+    _write(temp, data, target=target)
+    return publish_if_absent(temp, target, guard=guard)
+
+
+def replace(target: Path, data: bytes, *, guard: Guard | None = None, is_durable: bool = True) -> None:
+    """Write `target` whole, replacing what is there. Only for files that nothing's correctness rests on."""
+    if guard is not None:
+        guard()
+    temp = temp_path(target, parents=False)
+    _write(temp, data, target=target)
+    try:
+        if is_durable:
+            _fsync(temp)
+        if guard is not None:
+            guard()
+        _set_apart(temp, target)
+        temp.replace(target)
+        if is_durable:
+            _fsync(target.parent)
+    except FileNotFoundError as exc:
+        # Swept by who has just written `target` and ended the job.
+        if not target.exists():
+            raise StorageError(f"{target}: cannot write: its folder was cleared meanwhile") from exc
+    except OSError as exc:
+        raise StorageError(f"{target}: cannot write: {reason(exc)}") from exc
+    finally:
+        discard(temp)
+
+
+def _set_apart(temp: Path, target: Path) -> None:
+    """Give `temp` another version than `target` has: the clock of a file system can stand for milliseconds."""
+    with contextlib.suppress(FileNotFoundError):
+        new, old = temp.stat(), target.stat()
+        if _version(new) == _version(old):
+            os.utime(temp, ns=(new.st_atime_ns, new.st_mtime_ns + 1_000_000))
+
+
+def move(source: Path, target: Path) -> None:
+    """Give a file another name, durably. Raises FileNotFoundError where it is gone, StorageError where that can't be.
+
+    To another file system it is copied, and hidden from dataset readers at its old place first.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            source.rename(target)
+        except OSError as exc:
+            if exc.errno != errno.EXDEV:
+                raise
+            hidden = source.with_name(f".{target.name}")
+            source.rename(hidden)
+            create_if_absent(target, hidden.read_bytes())
+            hidden.unlink()
+        _fsync(source.parent)
+        _fsync(target.parent)
+    except FileNotFoundError:
+        raise
+    except OSError as exc:
+        raise StorageError(f"{source}: cannot move to {target}: {reason(exc)}") from exc
+
+
+def delete(path: Path) -> None:
+    """Delete a file durably; one already gone is no error, on a file system that is read-only either."""
+    try:
+        if not os.path.lexists(path):
+            return
+        path.unlink(missing_ok=True)
+        _fsync(path.parent)
+    except FileNotFoundError:
+        return
+    except OSError as exc:
+        raise StorageError(f"{path}: cannot delete: {reason(exc)}") from exc
+
+
+def discard(temp: Path) -> None:
+    """Delete a temporary file, if that is possible. A sweep will do it otherwise."""
+    with contextlib.suppress(OSError):
+        temp.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """A temporary name beside `target` that takes its place, durably, when the block ends well, and is gone otherwise.
+
+    For files of the user's own, which lie in no store.
+    """
+    temp = temp_path(target)
+    try:
+        yield temp
+        _fsync(temp)
+        temp.replace(target)
+    except OSError as exc:
+        raise StorageError(f"{target}: cannot write: {exc.strerror or exc}") from exc
+    finally:
+        discard(temp)
+
+
+def _write(temp: Path, data: bytes | bytearray, *, target: Path) -> None:
+    try:
+        temp.write_bytes(data)
+    except OSError as exc:
+        discard(temp)
+        raise StorageError(f"{target}: cannot write: {reason(exc)}") from exc
+
+
+def _fsync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+class LocalStore:
+    """See `store.Store`. Holds no state; whoever forks or opens it twice has the same."""
+
+    def create(self, path: Path, data: bytes | bytearray, *, guard: Guard | None = None) -> bool:
+        return create_if_absent(path, data, guard=guard)
+
+    def begin(self, path: Path) -> Incoming:
+        return _Incoming(path)
+
+    def replace(self, path: Path, data: bytes, *, guard: Guard | None = None, is_durable: bool = True) -> None:
+        replace(path, data, guard=guard, is_durable=is_durable)
+
+    def replace_if(self, path: Path, data: bytes, *, version: str) -> bool:
+        try:
+            with path.open("rb") as file:
+                # Each writer locks the file that it found; who comes second finds another in its place.
+                fcntl.flock(file, fcntl.LOCK_EX)
+                known, found = os.fstat(file.fileno()), path.stat()
+                if not os.path.samestat(known, found) or _version(found) != version:
+                    return False
+                replace(path, data)
+                return True
+        except FileNotFoundError:
+            return False
+        except OSError as exc:
+            raise StorageError(f"{path}: cannot write: {reason(exc)}") from exc
+
+    def move(self, source: Path, target: Path) -> None:
+        move(source, target)
+
+    def log(self, path: Path) -> Log:
+        return _Log(path)
+
+    def read(self, path: Path) -> bytes:
+        with _reading(path):
+            return path.read_bytes()
+
+    def tail(self, path: Path, num_bytes: int) -> tuple[int, bytes]:
+        with _reading(path), path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            file.seek(max(0, size - num_bytes))
+            return size, file.read(num_bytes)
+
+    def open(self, path: Path) -> BinaryIO:
+        with _reading(path):
+            return path.open("rb")
+
+    def head(self, path: Path) -> Head | None:
+        try:
+            with _reading(path):
+                found = path.stat()
+        except FileNotFoundError:
+            return None
+        return _head(found)
+
+    def list(self, folder: Path, *, wants: Callable[[Path], bool] | None = None) -> Sequence[Entry]:
+        return [_Entry(Path(found.path), found) for found in _walk(folder, wants) if not _is_temporary(found.name)]
+
+    def names(self, folder: Path) -> Sequence[str]:
+        return sorted(found.name for found in _scan(folder) if not _is_temporary(found.name))
+
+    def leftovers(self, folder: Path, *, is_deep: bool = True) -> Sequence[Entry]:
+        wants = None if is_deep else lambda _: False
+        return [_Entry(Path(found.path), found) for found in _walk(folder, wants) if _is_temporary(found.name)]
+
+    def now_s(self, folder: Path) -> float:
+        probe = folder / f"{TEMP_PREFIX}{uuid.uuid4().hex}"
+        try:
+            with probe.open("xb") as file:
+                return os.fstat(file.fileno()).st_mtime
+        except OSError as exc:
+            raise StorageError(f"{folder}: cannot write: {reason(exc)}") from exc
+        finally:
+            discard(probe)
+
+    def delete_many(self, paths: Iterable[Path]) -> None:
+        for path in paths:
+            delete(path)
+
+    def discard(self, paths: Iterable[Path]) -> None:
+        for path in paths:
+            discard(path)
+
+    def delete_tree(self, path: Path) -> bool:
+        return _delete_tree(path)
+
+    def drop_folder(self, folder: Path) -> bool:
+        try:
+            folder.rmdir()
+        except OSError as exc:
+            if exc.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                return False
+            # A mount point, which is empty, and stays.
+            if exc.errno not in (errno.EBUSY, errno.ENOENT):
+                raise StorageError(f"{folder}: cannot delete: {reason(exc)}") from exc
+        return True
+
+    def make_folder(self, folder: Path, *, parents: bool = True) -> bool:
+        is_new = not folder.exists()
+        try:
+            folder.mkdir(parents=parents, exist_ok=True)
+            if is_new:
+                _fsync(folder.parent)
+        except (FileExistsError, NotADirectoryError) as exc:
+            raise JobError(f"{folder}: is not a folder; choose another folder or job id") from exc
+        except OSError as exc:
+            raise StorageError(f"{folder}: cannot create the folder: {reason(exc)}") from exc
+        return is_new
+
+    def hold(self, folder: Path) -> Hold | None:
+        while True:
+            descriptor = _open_folder(folder)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(descriptor)
+                return None
+            except OSError:
+                return _Hold(descriptor, is_certain=False)
+            if _is_same(folder, descriptor):
+                return _Hold(descriptor, is_certain=True)
+            # Whoever held it before has removed it, and another folder is there by now, or none.
+            os.close(descriptor)
+
+
+#: For all that is kept in folders.
+LOCAL = LocalStore()
+
+
+class _Entry:
+    """A file that a walk has found. What its folder does not say of it is asked when it is wanted, once."""
+
+    __slots__ = ("_found", "path")
+
+    def __init__(self, path: Path, found: os.DirEntry[str]) -> None:
+        self.path = path
+        self._found = found
+
+    def head(self) -> Head | None:
+        try:
+            return _head(self._found.stat())
+        except OSError:
+            return None
+
+
+class _Incoming:
+    """A temporary file beside the one that it is to be."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._temp = temp_path(path)
+        try:
+            self._file = self._temp.open("xb")
+        except OSError as exc:
+            raise StorageError(f"{path}: cannot create: {reason(exc)}") from exc
+
+    def write(self, data: bytes | memoryview, /) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as exc:
+            raise StorageError(f"{self._path}: cannot write: {reason(exc)}") from exc
+
+    def commit(self, *, guard: Guard | None = None) -> bool:
+        try:
+            self._file.close()
+        except OSError as exc:
+            raise StorageError(f"{self._path}: cannot write: {reason(exc)}") from exc
+        return publish_if_absent(self._temp, self._path, guard=guard)
+
+    def discard(self) -> None:
+        with contextlib.suppress(OSError):
+            self._file.close()
+        discard(self._temp)
+
+
+class _Log:
+    """A file open for appending: a line is one write to its end."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        except OSError as exc:
+            raise StorageError(f"{path}: cannot create: {exc.strerror or exc}") from exc
+
+    def append(self, line: bytes) -> None:
+        try:
+            os.write(self._descriptor, line)
+        except OSError as exc:
+            raise StorageError(f"{self._path}: cannot write: {exc.strerror or exc}") from exc
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+class _Hold:
+    """A lock of the kernel on a folder, which goes with the process."""
+
+    def __init__(self, descriptor: int, *, is_certain: bool) -> None:
+        self._descriptor = descriptor
+        self.is_certain = is_certain
+
+    def release(self) -> None:
+        os.close(self._descriptor)
+
+
+def _open_folder(folder: Path) -> int:
+    try:
+        return os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except NotADirectoryError as exc:
+        raise JobError(f"{folder}: is not a folder; choose another folder or job id") from exc
+    except FileNotFoundError as exc:
+        raise JobError(f"{folder}: the folder is gone; another command has deleted it") from exc
+    except OSError as exc:
+        raise StorageError(f"{folder}: cannot open the folder: {reason(exc)}") from exc
+
+
+def _is_same(folder: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(folder.stat(), os.fstat(descriptor))
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError) as exc:
+        raise FileNotFoundError(exc.errno, exc.strerror, str(path)) from exc
+    except OSError as exc:
+        raise StorageError(f"{path}: cannot read: {reason(exc)}") from exc
+
+
+def _head(found: os.stat_result) -> Head | None:
+    """None for what is no file, as a folder or a pipe."""
+    return Head(found.st_size, found.st_mtime, _version(found)) if stat.S_ISREG(found.st_mode) else None
+
+
+def _version(found: os.stat_result) -> str:
+    """Not the inode, which is soon used again, and which some network file systems make up anew."""
+    return f"{found.st_mtime_ns}-{found.st_size}"
+
+
+def _is_temporary(name: str) -> bool:
+    return name.startswith(TEMP_PREFIX)
+
+
+def _walk(folder: Path, wants: Callable[[Path], bool] | None, *, follows: bool = True) -> Iterator[os.DirEntry[str]]:
+    """The files below `folder`, each folder in order of names: what lies behind is looked at later.
+
+    Links to folders are followed where they lie in `folder` itself, so that results can be kept elsewhere.
+    """
+    for found in sorted(_scan(folder), key=lambda found: found.name):
+        if not found.is_dir(follow_symlinks=follows):
+            yield found
+        elif wants is None or wants(Path(found.path)):
+            yield from _walk(Path(found.path), wants, follows=False)
+
+
+def _scan(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as exc:
+        raise StorageError(f"{folder}: cannot list: {reason(exc)}") from exc
+
+
+def _delete_tree(path: Path) -> bool:
+    if _is_empty_mount(path):
+        return False
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except FileNotFoundError:
+        pass  # Another file in it, by its writer: who looks again finds what is left.
+    except OSError as exc:
+        if exc.errno not in (errno.ENOTEMPTY, errno.EBUSY):
+            raise StorageError(f"{path}: cannot delete: {reason(exc)}") from exc
+    return not _is_empty_mount(path)
+
+
+def _is_empty_mount(path: Path) -> bool:
+    """Whether somebody has mounted a file system there, of which nothing is left but its root."""
+    return path.is_mount() and not _scan(path)
