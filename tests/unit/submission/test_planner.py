@@ -21,8 +21,8 @@ from batcher.submission import staging
 from batcher.submission.planner import submit
 from batcher.submission.readers.files import NamedStream
 from batcher.submission.source import fingerprint
-from batcher.submission.validation import TokenTotals, validate
-from batcher.types import ErrorCode, Request, RowError, SamplingParams
+from batcher.submission.validation import validate
+from batcher.types import ErrorCode, SamplingParams
 from tests.support.submitted import carried_of, make_options, names_in, rows_of, write_lines
 
 
@@ -310,18 +310,6 @@ def test_command_without_a_seed_finds_the_job_that_it_made_when_the_default_was_
     assert fingerprint([path], make_options(default_model="m")).endswith(f"-{older}")
 
 
-def test_fields_tell_jobs_apart_in_whatever_order_they_are_named(tmp_path: Path) -> None:
-    path = write_lines(tmp_path / "p.jsonl", {"prompt": "a", "top_k": 5})
-
-    found = [
-        fingerprint([path], make_options(fields=fields))
-        for fields in ((), ("top_k",), ("top_k", "min_p"), ("min_p", "top_k", "top_k"))
-    ]
-
-    assert len(set(found)) == 3
-    assert found[2] == found[3]
-
-
 @pytest.mark.parametrize(
     ("content", "changes", "differs"),
     [
@@ -439,70 +427,3 @@ def test_progress_counts_rows(tmp_path: Path, job: JobDir) -> None:
     assert len(seen) > 1
     assert seen == sorted(seen)
     assert seen[-1] == 1000
-
-
-# -- validate ---------------------------------------------------------------------------------------------------------
-
-
-def count_words(request: Request) -> tuple[int, ...]:
-    return tuple(len(prompt.split()) for prompt in request.prompts)
-
-
-def test_validate_counts_what_submit_would_make_and_writes_nothing(tmp_path: Path) -> None:
-    lines: Sequence[dict[str, Any] | bytes] = (
-        {"prompt": "a b", "max_tokens": 5, "x": 1},
-        {"prompt": ["c", "d e f"], "x": 0.5},
-        b"bad",
-        {"prompt": "p", "model": "nope"},
-    )
-    path = write_lines(tmp_path / "p.jsonl", *lines)
-    before = names_in(tmp_path)
-
-    report = validate([path], make_options(), limit=1, examine=count_words)
-
-    assert names_in(tmp_path) == before
-    assert (report.num_rows, report.num_ok, report.num_bad, report.num_choices) == (4, 2, 2, 3)
-    assert report.num_prompt_chars == 3 + 1 + 5
-    assert report.bad == (f"{path}:3: not JSON (expected value at position 1); write one JSON object on each line",)
-    assert report.models == {"tiny": 2}
-    assert report.carried == pa.schema([("x", pa.float64())])
-    assert report.tokens == TokenTotals(num_prompt_tokens=6, num_at_most=6 + 5 + 16 + 16, longest_prompt=3)
-    assert validate([path], make_options()).tokens is None
-
-
-def test_rows_that_their_model_could_not_complete_are_bad(tmp_path: Path) -> None:
-    def examine(request: Request) -> tuple[int, ...] | RowError:
-        if request.row == 1:
-            return RowError(ErrorCode.CONTEXT_LENGTH_EXCEEDED, "too long")
-        return count_words(request)
-
-    path = write_lines(tmp_path / "p.jsonl", {"prompt": "a b"}, {"prompt": "c d e"}, b"bad")
-
-    report = validate([path], make_options(), examine=examine)
-
-    assert (report.num_ok, report.num_bad, report.num_refused, report.num_choices) == (1, 2, 1, 1)
-    assert report.error_codes == {"context_length_exceeded": 1, "invalid_request": 1}
-    assert report.bad[0] == f"{path}:2: too long"
-    assert report.tokens == TokenTotals(num_prompt_tokens=2, num_at_most=2 + 16, longest_prompt=2)
-
-
-def test_validate_refuses_what_submit_refuses(tmp_path: Path) -> None:
-    path = write_lines(tmp_path / "p.jsonl", *[{"prompt": "p", "custom_id": "a"}] * 2)
-    with pytest.raises(InputError, match="used twice"):
-        validate([path], make_options())
-    with pytest.raises(InputError, match="no such file"):
-        validate([str(tmp_path / "nope")], make_options())
-    with pytest.raises(InputError, match="no standard input"):
-        validate(["-"], make_options())
-
-
-def test_fingerprint_covers_files_and_streams_whole(tmp_path: Path) -> None:
-    path = write_lines(tmp_path / "p.jsonl", {"prompt": "a"})
-    options = make_options()
-    prints = {
-        fingerprint([path], options),
-        fingerprint([path, path], options),
-        fingerprint([path, NamedStream(io.BytesIO(b"x"))], options),
-        fingerprint([path, NamedStream(io.BytesIO(b"y"))], options),
-    }
-    assert len(prints) == 4
