@@ -9,7 +9,7 @@ import pyarrow as pa
 from pydantic import TypeAdapter, ValidationError
 
 from batcher.errors import JobError
-from batcher.ids import is_model_name, response_digits
+from batcher.ids import ID_PATTERN, is_model_name, response_digits
 from batcher.types import SamplingParams
 
 #: 2: shards hold the parameters beyond the documented ones and chats, results have `logprobs`. 3: shards hold further
@@ -108,6 +108,8 @@ def parse_manifest(data: bytes, *, path: Path) -> Manifest:
 
 def _contradiction(manifest: Manifest) -> str:
     """What of a manifest cannot be true; "" where nothing is wrong with it."""
+    if not ID_PATTERN.match(manifest.job_id):
+        return f"it is of the job {manifest.job_id[:60]!r}"
     shards = manifest.shards
     numbers = [info.shard for info in shards]
     if numbers != list(range(len(shards))):

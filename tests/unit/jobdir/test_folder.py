@@ -79,6 +79,8 @@ def test_damaged_manifest_is_named_with_its_remedy(tmp_path: Path, damage: Calla
         ({"shards": ((0, "tiny", 8, 8), (1, None, -3, 0))}, "shard 1 cannot have -3 rows"),
         ({"shards": ((0, "tiny", 2, 1), (1, None, 3, 0))}, "shard 0 cannot have 2 rows and 1 choices"),
         ({"shards": ((0, "a name", 2, 2), (1, None, 3, 0))}, "shard 0 has the model 'a name'"),
+        ({"job_id": "../other"}, "it is of the job '../other'"),
+        ({"job_id": "a\n\x1b[2J"}, "it is of the job "),
         ({"carried_ipc": "?"}, "carried_ipc is no schema"),
         ({"carried_ipc": "AAAA"}, "carried_ipc is no schema"),
     ],
