@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from batcher.api.progress import duration_text
-from batcher.cli.unserved import unserved_text
+from batcher.cli.unserved import is_at_rest, unserved_text
 
 if TYPE_CHECKING:
     from batcher.jobdir.folder import JobDir
@@ -41,7 +41,8 @@ def status_text(job: "JobDir", status: "Status") -> str:
         attempts += f", of which {status.num_crashes:,} crashed"
     percent = 100 * status.num_done / status.num_rows if status.num_rows else 100.0
     lines = {
-        "Job": f"{status.job_id}: {status.state.value}",
+        "Job": f"{status.job_id}: {status.state.value}"
+        + (", but no worker shows a sign of life" if is_at_rest(status) else ""),
         "Rows": f"{status.num_done:,} of {status.num_rows:,} done ({percent:.0f}%): "
         f"{status.num_ok:,} ok, {status.num_errors:,} errors",
         "Errors": _counts_text(status.error_codes),

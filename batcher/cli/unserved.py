@@ -15,11 +15,18 @@ MAX_NAMED = 3
 MAX_SERVED = 10
 
 
+def is_at_rest(status: "Status") -> bool:
+    """Whether somebody has worked on the job, rows are left, and nobody is alive that could go on."""
+    return status.started_at is not None and bool(status.unserved_models) and not status.served_models
+
+
 def unserved_text(status: "Status", *, jobs_dir: str) -> str:
     """For each model what waits for it, and the line that starts a worker; "" where every row can be served."""
     lines = []
+    # The job may be that of a `run`, whose broker is gone with it.
+    start = "if the job was submitted to a broker, start one with" if is_at_rest(status) else "start one with"
     for problem, model in _problems(status):
-        lines += [f"{problem}; start one with:", f"  {worker_line(model, broker='URL', jobs_dir=jobs_dir)}"]
+        lines += [f"{problem}; {start}:", f"  {worker_line(model, broker='URL', jobs_dir=jobs_dir)}"]
     if len(status.unserved_models) > MAX_NAMED:
         lines.append(f"... and {len(status.unserved_models) - MAX_NAMED:,} more models; --json shows them")
     return "\n".join(lines)

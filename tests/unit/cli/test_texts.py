@@ -161,11 +161,26 @@ Unserved  2 rows wait for the model gemma3:27b, which no worker has that is aliv
           1 row waits for the model the model, which no worker has that is alive (they have tiny); start one with:
             batcher worker --model 'the model=PATH' --broker URL --jobs-dir jobs
 Created """ in status_text(job, status)
-    many = replace(status, unserved_models={f"m{n}": 1 for n in range(10)}, served_models=())
+    many = replace(status, unserved_models={f"m{n}": 1 for n in range(10)}, served_models=(), started_at=None)
     assert "1 row waits for the model m0, and no worker is alive; start one with:" in status_text(job, many)
     assert "... and 7 more models; --json shows them" in status_text(job, many)
     evil = replace(status, served_models=("\x1b[2Jred",))
     assert "\x1b" not in status_text(job, evil)
+
+
+def test_job_that_was_worked_on_and_has_no_worker_any_more_says_so(workplace: Path) -> None:
+    job = running_job(workplace / "job")
+    fresh, at_rest = make_job(workplace / "fresh"), "Job       job: running, but no worker shows a sign of life\n"
+    status = read_status(job)
+
+    assert at_rest in status_text(job, status)
+    assert """
+Unserved  3 rows wait for the model tiny, and no worker is alive; if the job was submitted to a broker, start one with:
+            batcher worker --model tiny=PATH --broker URL --jobs-dir .
+""" in status_text(job, status)
+    assert "Job       job: running\n" in status_text(job, replace(status, unserved_models={}, served_models=("tiny",)))
+    assert "Job       fresh: waiting\n" in status_text(fresh, read_status(fresh))
+    assert "no worker is alive; start one with:" in status_text(fresh, read_status(fresh))
 
 
 def test_status_of_a_fleet_names_those_that_are_not_well_and_counts_the_others(tmp_path: Path) -> None:
