@@ -37,8 +37,18 @@ def expire(client: redis.Redis, lease: Lease) -> None:
     assert client.delete(lease.key) == 1
 
 
-def test_of_two_claims_the_first_wins(client: redis.Redis) -> None:
-    leases = Leases(client)
+@pytest.fixture
+def leases(client: redis.Redis) -> Leases:
+    return Leases(client)
+
+
+def claimed(leases: Leases, shard: int) -> Lease:
+    lease = new_lease("job", shard, worker="a")
+    assert leases.claim(lease)
+    return lease
+
+
+def test_of_two_claims_the_first_wins(client: redis.Redis, leases: Leases) -> None:
     mine, other = new_lease("job", 3, worker="a"), new_lease("job", 3, worker="b")
 
     assert leases.claim(mine)
@@ -46,8 +56,7 @@ def test_of_two_claims_the_first_wins(client: redis.Redis) -> None:
     assert client.get(lease_key("job", 3)) == mine.token.encode()
 
 
-def test_claim_whose_answer_was_lost_can_be_repeated(client: redis.Redis) -> None:
-    leases = Leases(client)
+def test_claim_whose_answer_was_lost_can_be_repeated(leases: Leases) -> None:
     lease = new_lease("job", 3, worker="a")
 
     assert leases.claim(lease)
@@ -72,10 +81,8 @@ def test_default_pace_finds_a_dead_holder_within_35_seconds_and_bears_a_flush() 
     assert pace.sweep_interval_s > pace.renewal_interval_s
 
 
-def test_renewal_extends_the_holders_lease(client: redis.Redis) -> None:
-    leases = Leases(client)
-    lease = new_lease("job", 3, worker="a")
-    leases.claim(lease)
+def test_renewal_extends_the_holders_lease(client: redis.Redis, leases: Leases) -> None:
+    lease = claimed(leases, 3)
     client.pexpire(lease.key, 1000)
 
     assert leases.renew(lease)
@@ -83,10 +90,8 @@ def test_renewal_extends_the_holders_lease(client: redis.Redis) -> None:
     assert expires_in_ms(client, lease.key) > TTL_MS - 5000
 
 
-def test_renewal_takes_back_a_lease_that_vanished(client: redis.Redis) -> None:
-    leases = Leases(client)
-    lease = new_lease("job", 3, worker="a")
-    leases.claim(lease)
+def test_renewal_takes_back_a_lease_that_vanished(client: redis.Redis, leases: Leases) -> None:
+    lease = claimed(leases, 3)
     client.flushall()
 
     assert leases.renew(lease)
@@ -96,8 +101,7 @@ def test_renewal_takes_back_a_lease_that_vanished(client: redis.Redis) -> None:
     assert leases.claimed("job") == [3]
 
 
-def test_lease_of_another_is_neither_renewed_nor_released(client: redis.Redis) -> None:
-    leases = Leases(client)
+def test_lease_of_another_is_neither_renewed_nor_released(client: redis.Redis, leases: Leases) -> None:
     mine, other = new_lease("job", 3, worker="a"), new_lease("job", 3, worker="b")
     leases.claim(other)
     client.pexpire(other.key, 1000)
@@ -110,8 +114,7 @@ def test_lease_of_another_is_neither_renewed_nor_released(client: redis.Redis) -
     assert leases.claimed("job") == [3]
 
 
-def test_released_lease_can_be_claimed_at_once(client: redis.Redis) -> None:
-    leases = Leases(client)
+def test_released_lease_can_be_claimed_at_once(leases: Leases) -> None:
     first, second = new_lease("job", 3, worker="a"), new_lease("job", 3, worker="b")
     leases.claim(first)
 
@@ -120,8 +123,7 @@ def test_released_lease_can_be_claimed_at_once(client: redis.Redis) -> None:
     assert leases.claim(second)
 
 
-def test_two_attempts_of_one_worker_are_two_holders(client: redis.Redis) -> None:
-    leases = Leases(client)
+def test_two_attempts_of_one_worker_are_two_holders(leases: Leases) -> None:
     first, second = new_lease("job", 3, worker="a"), new_lease("job", 3, worker="a")
     leases.claim(first)
 
@@ -129,8 +131,7 @@ def test_two_attempts_of_one_worker_are_two_holders(client: redis.Redis) -> None
     assert not leases.release(second)
 
 
-def test_held_names_the_leased_among_the_asked(client: redis.Redis) -> None:
-    leases = Leases(client)
+def test_held_names_the_leased_among_the_asked(leases: Leases) -> None:
     for shard in (1, 4):
         leases.claim(new_lease("job", shard, worker="a"))
     leases.claim(new_lease("other", 2, worker="a"))
@@ -141,8 +142,7 @@ def test_held_names_the_leased_among_the_asked(client: redis.Redis) -> None:
     assert leases.held("job", []) == {}
 
 
-def test_expired_lease_is_told_to_one_reaper_once(client: redis.Redis) -> None:
-    leases = Leases(client)
+def test_expired_lease_is_told_to_one_reaper_once(client: redis.Redis, leases: Leases) -> None:
     dead, alive = new_lease("job", 10, worker="dead"), new_lease("job", 9, worker="alive")
     for lease in (dead, alive, new_lease("other", 10, worker="dead")):
         leases.claim(lease)
@@ -154,8 +154,7 @@ def test_expired_lease_is_told_to_one_reaper_once(client: redis.Redis) -> None:
     assert leases.claimed("job") == [9]
 
 
-def test_lease_given_back_or_flushed_is_not_reaped(client: redis.Redis) -> None:
-    leases = Leases(client)
+def test_lease_given_back_or_flushed_is_not_reaped(client: redis.Redis, leases: Leases) -> None:
     released, flushed = new_lease("job", 1, worker="a"), new_lease("job", 2, worker="a")
     leases.claim(released)
     leases.release(released)
@@ -166,10 +165,10 @@ def test_lease_given_back_or_flushed_is_not_reaped(client: redis.Redis) -> None:
     assert leases.reap("job").expired == ()
 
 
-def test_shard_whose_lease_expired_unnoticed_before_its_release_is_not_reaped(client: redis.Redis) -> None:
-    leases = Leases(client)
-    lease = new_lease("job", 1, worker="a")
-    leases.claim(lease)
+def test_shard_whose_lease_expired_unnoticed_before_its_release_is_not_reaped(
+    client: redis.Redis, leases: Leases
+) -> None:
+    lease = claimed(leases, 1)
     expire(client, lease)
 
     assert not leases.release(lease)
@@ -177,8 +176,7 @@ def test_shard_whose_lease_expired_unnoticed_before_its_release_is_not_reaped(cl
     assert leases.reap("job").expired == ()
 
 
-def test_reaper_says_when_the_next_lease_can_expire(client: redis.Redis) -> None:
-    leases = Leases(client)
+def test_reaper_says_when_the_next_lease_can_expire(client: redis.Redis, leases: Leases) -> None:
     assert leases.reap("job").next_expiry_s == math.inf
     first, second = new_lease("job", 1, worker="a"), new_lease("job", 2, worker="a")
     leases.claim(first)
@@ -197,8 +195,7 @@ def test_claimed_set_does_not_outlive_a_deleted_job_for_long(client: redis.Redis
     assert 0 < expires_in_ms(client, claimed_key("job")) <= 86_400_000
 
 
-def test_server_with_full_memory_refuses_a_claim_and_grants_a_renewal(client: redis.Redis) -> None:
-    leases = Leases(client)
+def test_server_with_full_memory_refuses_a_claim_and_grants_a_renewal(client: redis.Redis, leases: Leases) -> None:
     held, refused = new_lease("job", 1, worker="a"), new_lease("job", 2, worker="a")
     leases.claim(held)
     client.config_set("maxmemory", 1)
@@ -419,8 +416,7 @@ def test_leases_behave_like_their_model(client: redis.Redis) -> None:
     run_state_machine_as_test(Machine, settings=settings(max_examples=60, stateful_step_count=30))
 
 
-def test_lease_that_a_clock_set_back_would_keep_for_a_day_ends_in_its_time(client: redis.Redis) -> None:
-    leases = Leases(client)
+def test_lease_that_a_clock_set_back_would_keep_for_a_day_ends_in_its_time(client: redis.Redis, leases: Leases) -> None:
     lease = new_lease("job", 1, worker="a", pace=leases.pace)
     leases.claim(lease)
     client.pexpire(lease.key, 86_400_000)

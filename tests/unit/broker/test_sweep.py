@@ -33,6 +33,11 @@ class Sent:
         return len(shards)
 
 
+@pytest.fixture
+def sent() -> Sent:
+    return Sent()
+
+
 class Queued(Sent):
     """Also puts them into the queue, where nobody takes them out."""
 
@@ -69,8 +74,7 @@ def let_pass(client: redis.Redis, job: JobDir, shard: int, seconds: float) -> No
 # -- orphaned -----------------------------------------------------------------------------------------------------
 
 
-def test_orphaned_shards_are_sent_at_the_second_look(job: JobDir, client: redis.Redis) -> None:
-    sent = Sent()
+def test_orphaned_shards_are_sent_at_the_second_look(job: JobDir, client: redis.Redis, sent: Sent) -> None:
     sweep = Sweep(job, client, enqueue=sent)
 
     assert sweep.look() == 0
@@ -79,8 +83,7 @@ def test_orphaned_shards_are_sent_at_the_second_look(job: JobDir, client: redis.
     assert sent.shards == [0, 1, 2]
 
 
-def test_shards_are_not_sent_again_while_their_message_is_queued(job: JobDir, client: redis.Redis) -> None:
-    sent = Sent()
+def test_shards_are_not_sent_again_while_their_message_is_queued(job: JobDir, client: redis.Redis, sent: Sent) -> None:
     sweep = Sweep(job, client, enqueue=sent)
     client.lpush(queue_key(MODEL), "message")
 
@@ -90,8 +93,7 @@ def test_shards_are_not_sent_again_while_their_message_is_queued(job: JobDir, cl
     assert sent.shards == [2]
 
 
-def test_leased_and_committed_shards_are_left_alone(job: JobDir, client: redis.Redis) -> None:
-    sent = Sent()
+def test_leased_and_committed_shards_are_left_alone(job: JobDir, client: redis.Redis, sent: Sent) -> None:
     sweep = Sweep(job, client, enqueue=sent)
     claim(client, job, 0)
     job.results_dir.mkdir()
@@ -103,8 +105,7 @@ def test_leased_and_committed_shards_are_left_alone(job: JobDir, client: redis.R
     assert sent.shards == [2]
 
 
-def test_shard_seen_orphaned_once_and_then_leased_is_not_sent(job: JobDir, client: redis.Redis) -> None:
-    sent = Sent()
+def test_shard_seen_orphaned_once_and_then_leased_is_not_sent(job: JobDir, client: redis.Redis, sent: Sent) -> None:
     sweep = Sweep(job, client, enqueue=sent, models={MODEL})
     sweep.look()
     lease = claim(client, job, 0)
@@ -116,9 +117,8 @@ def test_shard_seen_orphaned_once_and_then_leased_is_not_sent(job: JobDir, clien
     assert sent.shards == [1]
 
 
-def test_shard_of_a_living_holder_is_not_sent_after_a_flush(job: JobDir, client: redis.Redis) -> None:
+def test_shard_of_a_living_holder_is_not_sent_after_a_flush(job: JobDir, client: redis.Redis, sent: Sent) -> None:
     """Between two looks is a renewal, which takes the lease back."""
-    sent = Sent()
     sweep = Sweep(job, client, enqueue=sent, models={MODEL})
     lease = claim(client, job, 0)
     client.flushall()
@@ -132,8 +132,7 @@ def test_shard_of_a_living_holder_is_not_sent_after_a_flush(job: JobDir, client:
     assert sent.shards == [1]
 
 
-def test_only_orphans_of_the_given_models_are_sent(job: JobDir, client: redis.Redis) -> None:
-    sent = Sent()
+def test_only_orphans_of_the_given_models_are_sent(job: JobDir, client: redis.Redis, sent: Sent) -> None:
     sweep = Sweep(job, client, enqueue=sent, models={"other"})
 
     sweep.look()
@@ -142,8 +141,7 @@ def test_only_orphans_of_the_given_models_are_sent(job: JobDir, client: redis.Re
     assert sent.shards == [2]
 
 
-def test_two_sweepers_send_one_message_between_them(job: JobDir, client: redis.Redis) -> None:
-    sent = Sent()
+def test_two_sweepers_send_one_message_between_them(job: JobDir, client: redis.Redis, sent: Sent) -> None:
     first, second = Sweep(job, client, enqueue=sent), Sweep(job, client, enqueue=sent)
 
     for sweep in (first, second, first, second):
@@ -152,9 +150,10 @@ def test_two_sweepers_send_one_message_between_them(job: JobDir, client: redis.R
     assert sorted(sent.shards) == [0, 1, 2]
 
 
-def test_shard_that_fails_again_and_again_is_sent_at_growing_intervals(job: JobDir, client: redis.Redis) -> None:
+def test_shard_that_fails_again_and_again_is_sent_at_growing_intervals(
+    job: JobDir, client: redis.Redis, sent: Sent
+) -> None:
     """Its attempts fail at once, so it is orphaned at every look; the broker's clock is moved by a second each time."""
-    sent = Sent()
     sweep = Sweep(job, client, enqueue=sent, models={"other"})
     sent_at = []
     for second in range(2000):
@@ -169,8 +168,7 @@ def test_shard_that_fails_again_and_again_is_sent_at_growing_intervals(job: JobD
     assert intervals[7:] == pytest.approx([MAX_RESEND_INTERVAL_S] * len(intervals[7:]), rel=0.1)
 
 
-def test_shard_that_makes_progress_is_sent_soon_again(job: JobDir, client: redis.Redis) -> None:
-    sent = Sent()
+def test_shard_that_makes_progress_is_sent_soon_again(job: JobDir, client: redis.Redis, sent: Sent) -> None:
     sweep = Sweep(job, client, enqueue=sent, models={"other"})
     for _ in range(200):
         sweep.look()
@@ -186,8 +184,7 @@ def test_shard_that_makes_progress_is_sent_soon_again(job: JobDir, client: redis
     assert sweep.look() == 1
 
 
-def test_cancelled_job_is_not_swept(job: JobDir, client: redis.Redis) -> None:
-    sent = Sent()
+def test_cancelled_job_is_not_swept(job: JobDir, client: redis.Redis, sent: Sent) -> None:
     sweep = Sweep(job, client, enqueue=sent)
     sweep.look()
     expire(client, claim(client, job, 1))
@@ -234,39 +231,32 @@ def test_no_pile_of_messages_grows_while_nobody_is_free(tmp_path: Path, client: 
     assert client.llen(queue_key(MODEL)) == 102
 
 
-def test_sweep_that_began_after_the_death_still_finds_the_shard(job: JobDir, client: redis.Redis) -> None:
-    expire(client, claim(client, job, 1))
-    sent = Sent()
-
-    Sweep(job, client, enqueue=sent).reap()
-
-    assert sent.shards == [1]
-
-
-def test_expired_shard_of_any_model_is_sent_by_whoever_finds_it(job: JobDir, client: redis.Redis) -> None:
+@pytest.mark.parametrize("models", [None, {MODEL}])
+def test_shard_that_expired_before_the_sweep_began_is_sent_by_whoever_finds_it(
+    job: JobDir, client: redis.Redis, sent: Sent, models: set[str] | None
+) -> None:
     """It is handed out once, so who does not serve its model must not keep it to himself."""
     expire(client, claim(client, job, 2))
-    sent = Sent()
 
-    Sweep(job, client, enqueue=sent, models={MODEL}).reap()
+    Sweep(job, client, enqueue=sent, models=models).reap()
 
     assert sent.shards == [2]
 
 
-def test_committed_shard_is_not_sent_though_its_lease_expired(job: JobDir, client: redis.Redis) -> None:
+def test_committed_shard_is_not_sent_though_its_lease_expired(job: JobDir, client: redis.Redis, sent: Sent) -> None:
     expire(client, claim(client, job, 1))
     job.results_dir.mkdir()
     job.part_path(1).write_bytes(b"")
-    sent = Sent()
 
     Sweep(job, client, enqueue=sent).reap()
 
     assert sent.shards == []
 
 
-def test_expired_shard_that_could_not_be_sent_is_sent_the_next_time(job: JobDir, client: redis.Redis) -> None:
+def test_expired_shard_that_could_not_be_sent_is_sent_the_next_time(
+    job: JobDir, client: redis.Redis, sent: Sent
+) -> None:
     expire(client, claim(client, job, 1))
-    sent = Sent()
     is_away = True
 
     def send(job: JobDir, shards: Sequence[ShardInfo]) -> int:
@@ -298,9 +288,8 @@ def test_sweep_says_when_the_next_lease_can_expire(job: JobDir, client: redis.Re
 
 
 def test_shards_of_a_dead_process_are_released_and_sent_at_once_and_no_others(
-    job: JobDir, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    job: JobDir, client: redis.Redis, sent: Sent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sent = Sent()
     monkeypatch.setattr("os.getpid", lambda: 11)
     claim(client, job, 0, worker="dead")
     claim(client, job, 1, worker="dead-2")

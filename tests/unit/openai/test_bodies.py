@@ -17,6 +17,7 @@ from batcher.openai.schema import body_schema
 from batcher.types import Request, SamplingParams
 
 STOP_REMEDY = f"use a string of 1 to {MAX_STOP_CHARS} characters, or an array of at most {MAX_STOPS} of them"
+PROMPT_REMEDY = "use a string, or a non-empty array of strings or of token ids"
 FIELDS = {name: name for name in ROW_FIELDS}
 TEXT: dict[str, Any] = {"model": "m", "prompt": "x"}
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
@@ -50,10 +51,10 @@ def problem(values: dict[str, Any]) -> str:
         ({"seed": 2**63}, "seed is 9223372036854775808; use an integer of at most 64 bits"),
         ({"stream": "yes"}, 'stream is "yes"; use true or false'),
         ({"model": 5}, "model is 5; use a string"),
-        ({"prompt": []}, "prompt is []; use a string, or a non-empty array of strings or of token ids"),
-        ({"prompt": None}, "prompt is null; use a string, or a non-empty array of strings or of token ids"),
-        ({"prompt": ["a", 5, 6]}, "prompt[1] is 5; use a string, or a non-empty array of strings or of token ids"),
-        ({"prompt": {"a": 1}}, 'prompt is {"a": 1}; use a string, or a non-empty array of strings or of token ids'),
+        ({"prompt": []}, f"prompt is []; {PROMPT_REMEDY}"),
+        ({"prompt": None}, f"prompt is null; {PROMPT_REMEDY}"),
+        ({"prompt": ["a", 5, 6]}, f"prompt[1] is 5; {PROMPT_REMEDY}"),
+        ({"prompt": {"a": 1}}, f'prompt is {{"a": 1}}; {PROMPT_REMEDY}'),
         ({"custom_id": ""}, 'custom_id is ""; use a non-empty string or a finite number'),
         ({"custom_id": True}, "custom_id is true; use a non-empty string or a finite number"),
         ({"custom_id": float("inf")}, "custom_id is Infinity; use a non-empty string or a finite number"),
@@ -71,7 +72,7 @@ def test_too_many_or_long_stops_are_refused() -> None:
 
 def test_long_array_of_wrong_values_makes_one_short_message() -> None:
     message = problem({"prompt": [-1] * 100_000})
-    assert message == "prompt[0] is -1; use a string, or a non-empty array of strings or of token ids"
+    assert message == f"prompt[0] is -1; {PROMPT_REMEDY}"
 
 
 def test_exact_float_and_null_are_taken() -> None:
@@ -208,30 +209,15 @@ def test_usage_comes_only_in_a_stream_that_asks_for_it() -> None:
         (TEXT | {"presence_penalty": 2.5}, "presence_penalty is 2.5; use a number from -2 to 2"),
         (TEXT | {"frequency_penalty": "0"}, 'frequency_penalty is "0"; use a number from -2 to 2'),
         (TEXT | {"suffix": 5}, "suffix is 5; use a string"),
-        (
-            TEXT | {"prompt": [5, "six"]},
-            'prompt[1] is "six"; use a string, or a non-empty array of strings or of token ids',
-        ),
-        (
-            TEXT | {"prompt": [5, True]},
-            "prompt[1] is true; use a string, or a non-empty array of strings or of token ids",
-        ),
-        (TEXT | {"prompt": [5, -1]}, "prompt[1] is -1; use a string, or a non-empty array of strings or of token ids"),
-        (
-            TEXT | {"prompt": [2**31]},
-            "prompt[0] is 2147483648; use a string, or a non-empty array of strings or of token ids",
-        ),
-        (
-            TEXT | {"prompt": [[5], []]},
-            "prompt[1] is []; use a string, or a non-empty array of strings or of token ids",
-        ),
-        (TEXT | {"prompt": [[5], 6]}, "prompt[1] is 6; use a string, or a non-empty array of strings or of token ids"),
-        (
-            TEXT | {"prompt": [[5], [6, 0.5]]},
-            "prompt[1][1] is 0.5; use a string, or a non-empty array of strings or of token ids",
-        ),
-        (TEXT | {"prompt": [True]}, "prompt[0] is true; use a string, or a non-empty array of strings or of token ids"),
-        ({"model": "m"}, "prompt is missing; use a string, or a non-empty array of strings or of token ids"),
+        (TEXT | {"prompt": [5, "six"]}, f'prompt[1] is "six"; {PROMPT_REMEDY}'),
+        (TEXT | {"prompt": [5, True]}, f"prompt[1] is true; {PROMPT_REMEDY}"),
+        (TEXT | {"prompt": [5, -1]}, f"prompt[1] is -1; {PROMPT_REMEDY}"),
+        (TEXT | {"prompt": [2**31]}, f"prompt[0] is 2147483648; {PROMPT_REMEDY}"),
+        (TEXT | {"prompt": [[5], []]}, f"prompt[1] is []; {PROMPT_REMEDY}"),
+        (TEXT | {"prompt": [[5], 6]}, f"prompt[1] is 6; {PROMPT_REMEDY}"),
+        (TEXT | {"prompt": [[5], [6, 0.5]]}, f"prompt[1][1] is 0.5; {PROMPT_REMEDY}"),
+        (TEXT | {"prompt": [True]}, f"prompt[0] is true; {PROMPT_REMEDY}"),
+        ({"model": "m"}, f"prompt is missing; {PROMPT_REMEDY}"),
         ({"prompt": "x"}, "model is missing; use one of: k, m"),
         (
             TEXT | {"stream_options": {"include_usage": 1}},
