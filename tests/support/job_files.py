@@ -10,6 +10,7 @@ from batcher.jobdir.folder import JobDir
 from batcher.jobdir.manifest import Manifest, ShardInfo, encode_schema
 from batcher.jobdir.results import build_table, write_file
 from batcher.jobdir.shards import Shard, ShardRow, write_shard
+from batcher.manage.finish import finalize
 from batcher.types import Choice, Completion, ErrorCode, FinishReason, Request, RowError, SamplingParams, Usage
 
 MODEL = "tiny"
@@ -116,4 +117,11 @@ def complete_job(path: Path) -> JobDir:
     write_part(job, 0, [ok(0), failed(1)])
     write_part(job, 1, [ok(2), ok(3, num_choices=2), failed(4, ErrorCode.CONTEXT_LENGTH_EXCEEDED)])
     write_part(job, 2, [ok(5, cached=4)])
+    return job
+
+
+def finished_job(path: Path) -> JobDir:
+    """That job, finalized."""
+    job = complete_job(path)
+    assert finalize(job) is not None
     return job

@@ -11,16 +11,14 @@ from batcher.api.work import find_broker
 from batcher.errors import InputError, JobCancelledError, JobError
 from batcher.jobdir.folder import JobDir
 from batcher.manage.finish import finalize
-from tests.support.job_files import complete_job, failed, make_job, ok, write_chunk, write_part
+from tests.support.job_files import failed, finished_job, make_job, ok, write_chunk, write_part
 from tests.support.waiting import wait_for
 from tests.unit.conftest import Run
 
 
 @pytest.fixture
 def finished(workplace: Path) -> JobDir:
-    job = complete_job(workplace / "batcher-jobs" / "job-1")
-    finalize(job)
-    return job
+    return finished_job(workplace / "batcher-jobs" / "job-1")
 
 
 def test_job_is_found_by_id_and_by_path(finished: JobDir, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,12 +13,12 @@ import batcher
 from batcher.errors import CorruptFileError, InputError, JobError, MissingPackageError
 from batcher.jobdir.folder import JobDir
 from batcher.manage.finish import finalize
-from tests.support.job_files import complete_job, failed, make_job, make_request, ok, write_chunk, write_part
+from tests.support.job_files import failed, finished_job, make_job, make_request, ok, write_chunk, write_part
 
 
 @pytest.fixture
 def job(tmp_path: Path) -> batcher.Job:
-    finalize(complete_job(tmp_path / "job"))
+    finished_job(tmp_path / "job")
     return batcher.open(tmp_path / "job")
 
 

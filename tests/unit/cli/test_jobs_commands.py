@@ -20,7 +20,7 @@ from batcher.jobdir.lock import exclusive
 from batcher.manage.finish import finalize
 from batcher.submission.planner import submit
 from batcher.types import ErrorCode
-from tests.support.job_files import complete_job, failed, make_job, ok, write_chunk, write_part
+from tests.support.job_files import complete_job, failed, finished_job, make_job, ok, write_chunk, write_part
 from tests.support.submitted import make_options, write_lines
 from tests.unit.conftest import Run
 
@@ -30,9 +30,7 @@ BATCHER = Path(sys.executable).parent / "batcher"
 
 @pytest.fixture
 def finished(workplace: Path) -> JobDir:
-    job = complete_job(workplace / "batcher-jobs" / "demo")
-    finalize(job)
-    return job
+    return finished_job(workplace / "batcher-jobs" / "demo")
 
 
 def test_variable_stands_for_an_option(run: Run, finished: JobDir, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,14 +12,12 @@ from batcher.jobdir.heartbeats import workers_dir
 from batcher.jobdir.results import write_file
 from batcher.manage import delete as removal
 from batcher.manage.delete import can_be_deleted, delete_job
-from batcher.manage.finish import finalize
-from tests.support.job_files import complete_job, make_job, ok, result_table, write_chunk
+from tests.support.job_files import finished_job, make_job, ok, result_table, write_chunk
 
 
 def make_full_job(path: Path) -> JobDir:
     """A job with a file of every kind."""
-    job = complete_job(path)
-    finalize(job)
+    job = finished_job(path)
     write_chunk(job, 0, [ok(0)])
     job.cancel()
     for extra in (job.damaged_dir / "part-00000-x.parquet", workers_dir(path) / "w1.json", path / ".tmp-abc"):

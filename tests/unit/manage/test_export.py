@@ -24,8 +24,8 @@ from batcher.types import ErrorCode, Request, SamplingParams
 from tests.support.job_files import (
     CARRIED,
     CREATED,
-    complete_job,
     failed,
+    finished_job,
     make_job,
     make_request,
     ok,
@@ -33,12 +33,6 @@ from tests.support.job_files import (
     write_chunk,
     write_part,
 )
-
-
-def finished_job(path: Path) -> JobDir:
-    job = complete_job(path)
-    assert finalize(job) is not None
-    return job
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

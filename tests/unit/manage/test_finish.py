@@ -19,12 +19,10 @@ from batcher.jobdir.lock import exclusive
 from batcher.jobdir.results import read_file, write_file
 from batcher.manage import retry
 from batcher.manage.finish import Proof, finalize, read_part_counts, read_summary
-from tests.support.job_files import complete_job, failed, make_job, ok, result_table, write_chunk, write_part
+from tests.support.job_files import failed, make_job, ok, result_table, write_chunk, write_part
 
 
-def test_complete_job_gets_totals_and_success(tmp_path: Path) -> None:
-    job = complete_job(tmp_path / "job")
-
+def test_complete_job_gets_totals_and_success(job: JobDir) -> None:
     summary = finalize(job)
 
     assert summary is not None
@@ -37,8 +35,7 @@ def test_complete_job_gets_totals_and_success(tmp_path: Path) -> None:
     assert read_summary(job) == summary
 
 
-def test_summary_json_has_stable_keys(tmp_path: Path) -> None:
-    job = complete_job(tmp_path / "job")
+def test_summary_json_has_stable_keys(job: JobDir) -> None:
     finalize(job)
 
     written = json.loads(job.summary_path.read_text())
@@ -61,8 +58,7 @@ def test_job_with_a_missing_part_is_not_finalized(tmp_path: Path) -> None:
     assert not job.summary_path.exists()
 
 
-def test_finalize_again_changes_nothing(tmp_path: Path) -> None:
-    job = complete_job(tmp_path / "job")
+def test_finalize_again_changes_nothing(job: JobDir) -> None:
     first = finalize(job)
     content = job.summary_path.read_bytes()
 
@@ -71,8 +67,7 @@ def test_finalize_again_changes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lost", ["summary.json", "results/_SUCCESS"])
-def test_finalize_completes_what_a_crash_left(tmp_path: Path, lost: str) -> None:
-    job = complete_job(tmp_path / "job")
+def test_finalize_completes_what_a_crash_left(job: JobDir, lost: str) -> None:
     first = finalize(job)
     (job.path / lost).unlink()
 
@@ -156,8 +151,7 @@ def test_part_that_cannot_be_read_now_stays_where_it_is(tmp_path: Path, monkeypa
     assert finalize(job) is not None
 
 
-def test_damaged_summary_is_written_again(tmp_path: Path) -> None:
-    job = complete_job(tmp_path / "job")
+def test_damaged_summary_is_written_again(job: JobDir) -> None:
     first = finalize(job)
     job.summary_path.write_bytes(b"{")
 
@@ -165,8 +159,7 @@ def test_damaged_summary_is_written_again(tmp_path: Path) -> None:
     assert read_summary(job) == first
 
 
-def test_mark_of_a_cancellation_that_came_too_late_is_taken_back(tmp_path: Path) -> None:
-    job = complete_job(tmp_path / "job")
+def test_mark_of_a_cancellation_that_came_too_late_is_taken_back(job: JobDir) -> None:
     job.cancel()
 
     assert finalize(job) is not None
@@ -176,10 +169,8 @@ def test_mark_of_a_cancellation_that_came_too_late_is_taken_back(tmp_path: Path)
 
 
 def test_success_does_not_outlive_a_part_that_retry_takes_meanwhile(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    job: JobDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = complete_job(tmp_path / "job")
-
     def open_and_write(job: JobDir, data: bytes) -> None:
         retry.retry(job, where={})
         write_summary(job, data)
@@ -204,8 +195,7 @@ def leave_traces(job: JobDir) -> list[Path]:
     return temps
 
 
-def test_leftovers_of_killed_writers_are_swept_when_the_job_is_complete(tmp_path: Path) -> None:
-    job = complete_job(tmp_path / "job")
+def test_leftovers_of_killed_writers_are_swept_when_the_job_is_complete(job: JobDir) -> None:
     traces = leave_traces(job)
     chunk = write_chunk(job, 1, [ok(2)])
 
@@ -215,8 +205,7 @@ def test_leftovers_of_killed_writers_are_swept_when_the_job_is_complete(tmp_path
     assert len(job.committed_shards()) == 3
 
 
-def test_nothing_is_swept_under_a_retry(tmp_path: Path) -> None:
-    job = complete_job(tmp_path / "job")
+def test_nothing_is_swept_under_a_retry(job: JobDir) -> None:
     traces = leave_traces(job)
 
     with exclusive(job):
@@ -225,8 +214,7 @@ def test_nothing_is_swept_under_a_retry(tmp_path: Path) -> None:
     assert all(path.exists() for path in traces)
 
 
-def test_claim_that_is_being_written_is_not_swept(tmp_path: Path) -> None:
-    job = complete_job(tmp_path / "job")
+def test_claim_that_is_being_written_is_not_swept(job: JobDir) -> None:
     temp = local_store.temp_path(job.attempts_dir(0) / "0002.json")
     temp.write_bytes(b"half")
 
@@ -267,8 +255,7 @@ def test_job_without_rows_is_complete(tmp_path: Path) -> None:
     assert summary.proof == Proof(0, 0, 0)
 
 
-def test_elapsed_runs_from_first_claim_to_last_commit(tmp_path: Path) -> None:
-    job = complete_job(tmp_path / "job")
+def test_elapsed_runs_from_first_claim_to_last_commit(job: JobDir) -> None:
     started = job.first_claim_at()
     assert started is not None
     for shard, seconds in ((0, 5), (1, 30), (2, 10)):
@@ -283,8 +270,7 @@ def test_elapsed_runs_from_first_claim_to_last_commit(tmp_path: Path) -> None:
     assert summary.finished_at.tzinfo == UTC
 
 
-def test_clock_of_a_worker_that_runs_ahead_gives_no_negative_time(tmp_path: Path) -> None:
-    job = complete_job(tmp_path / "job")
+def test_clock_of_a_worker_that_runs_ahead_gives_no_negative_time(job: JobDir) -> None:
     for shard in range(3):
         os.utime(job.part_path(shard), (1_000_000, 1_000_000))
 
@@ -295,8 +281,7 @@ def test_clock_of_a_worker_that_runs_ahead_gives_no_negative_time(tmp_path: Path
     assert summary.finished_at == datetime.fromtimestamp(1_000_000, UTC)
 
 
-def test_reading_a_summary_that_is_missing_or_damaged_says_what_to_do(tmp_path: Path) -> None:
-    job = complete_job(tmp_path / "job")
+def test_reading_a_summary_that_is_missing_or_damaged_says_what_to_do(job: JobDir) -> None:
     with pytest.raises(JobError, match="no summary yet; `batcher status"):
         read_summary(job)
     local_store.replace(job.summary_path, b'{"job_id": 3}')
@@ -304,8 +289,7 @@ def test_reading_a_summary_that_is_missing_or_damaged_says_what_to_do(tmp_path: 
         read_summary(job)
 
 
-def test_results_are_one_clean_dataset_beside_the_mark(tmp_path: Path) -> None:
-    job = complete_job(tmp_path / "job")
+def test_results_are_one_clean_dataset_beside_the_mark(job: JobDir) -> None:
     finalize(job)
 
     table = pq.read_table(job.results_dir)

@@ -16,20 +16,14 @@ from batcher.jobdir.sealed import seal
 from batcher.manage import repair as module
 from batcher.manage.finish import finalize
 from batcher.manage.repair import read_part, repair
-from tests.support.job_files import complete_job, failed, make_job, ok, result_table, write_part
+from tests.support.damage import flip
+from tests.support.job_files import failed, make_job, ok, result_table, write_part
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> JobDir:
-    job = complete_job(tmp_path / "job")
+def job(job: JobDir) -> JobDir:
     finalize(job)
     return job
-
-
-def flip(path: Path, position: float) -> None:
-    data = bytearray(path.read_bytes())
-    data[int(position * (len(data) - 1))] ^= 4
-    path.write_bytes(data)
 
 
 def put(path: Path, data: bytes) -> None:

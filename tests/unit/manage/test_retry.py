@@ -52,8 +52,7 @@ def resume(job: JobDir) -> list[int]:
     return ran
 
 
-def test_only_failed_rows_run_again_and_the_others_stay_as_they_were(tmp_path: Path) -> None:
-    job = complete_job(tmp_path / "job")
+def test_only_failed_rows_run_again_and_the_others_stay_as_they_were(job: JobDir) -> None:
     finalize(job)
     before = {row["row"]: row for row in read_file(job.part_path(0)).to_pylist()}
 
@@ -72,9 +71,7 @@ def test_only_failed_rows_run_again_and_the_others_stay_as_they_were(tmp_path: P
     assert after[1]["text"] == "again 1.0"
 
 
-def test_conditions_must_all_hold(tmp_path: Path) -> None:
-    job = complete_job(tmp_path / "job")
-
+def test_conditions_must_all_hold(job: JobDir) -> None:
     def selected(**where: str) -> list[int]:
         return [row for _, rows in select(job, where=where).shards for row in rows]
 
@@ -212,8 +209,7 @@ def _count_durable_steps(monkeypatch: pytest.MonkeyPatch, *, crash_before: int |
 NUM_STEPS = 14
 
 
-def test_all_durable_steps_are_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = complete_job(tmp_path / "job")
+def test_all_durable_steps_are_known(job: JobDir, monkeypatch: pytest.MonkeyPatch) -> None:
     finalize(job)
     num_steps = _count_durable_steps(monkeypatch, crash_before=None)
 
@@ -225,9 +221,8 @@ def test_all_durable_steps_are_known(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("crash_before", range(NUM_STEPS))
 @pytest.mark.parametrize("next_command", ["retry", "resume"])
 def test_crash_before_any_step_loses_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crash_before: int, next_command: str
+    job: JobDir, monkeypatch: pytest.MonkeyPatch, crash_before: int, next_command: str
 ) -> None:
-    job = complete_job(tmp_path / "job")
     finalize(job)
     with monkeypatch.context() as patch:
         _count_durable_steps(patch, crash_before=crash_before)
@@ -251,8 +246,7 @@ def test_crash_before_any_step_loses_nothing(
     assert [info.shard for info in job.pending_shards()] == []
 
 
-def test_cancelled_job_is_not_reopened(tmp_path: Path) -> None:
-    job = complete_job(tmp_path / "job")
+def test_cancelled_job_is_not_reopened(job: JobDir) -> None:
     job.cancel()
 
     with pytest.raises(JobError, match="cancelled; `batcher resume"):
@@ -260,8 +254,7 @@ def test_cancelled_job_is_not_reopened(tmp_path: Path) -> None:
     assert job.pending_shards() == []
 
 
-def test_unreadable_part_is_named_and_nothing_changed(tmp_path: Path) -> None:
-    job = complete_job(tmp_path / "job")
+def test_unreadable_part_is_named_and_nothing_changed(job: JobDir) -> None:
     part = job.part_path(1)
     part.write_bytes(part.read_bytes()[:-20])
 

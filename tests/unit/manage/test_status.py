@@ -19,7 +19,7 @@ from batcher.manage.finish import finalize
 from batcher.manage.status import RATE_WINDOW_S, JobState, StatusReader, read_status
 from batcher.types import ErrorCode
 from tests.support.clock import Clock
-from tests.support.job_files import complete_job, failed, make_job, ok, result_table, write_chunk, write_part
+from tests.support.job_files import failed, make_job, ok, result_table, write_chunk, write_part
 from tests.unit.manage.test_status_workers import give_sign
 
 
@@ -76,8 +76,7 @@ def test_running_job_counts_rows_of_parts_and_chunks(tmp_path: Path) -> None:
     assert (found.num_committed, found.num_claimed, found.num_waiting, found.num_attempts) == (1, 1, 1, 2)
 
 
-def test_complete_job_reports_what_its_summary_says(tmp_path: Path) -> None:
-    job = complete_job(tmp_path / "job")
+def test_complete_job_reports_what_its_summary_says(job: JobDir) -> None:
     assert read_status(job).state is JobState.RUNNING  # every part is there, the proof is not
     started = job.first_claim_at()
     assert started is not None
@@ -93,8 +92,7 @@ def test_complete_job_reports_what_its_summary_says(tmp_path: Path) -> None:
     assert found.eta_s is None
 
 
-def test_complete_job_without_its_summary_can_still_be_read(tmp_path: Path) -> None:
-    job = complete_job(tmp_path / "job")
+def test_complete_job_without_its_summary_can_still_be_read(job: JobDir) -> None:
     finalize(job)
     job.summary_path.unlink()
 
@@ -110,8 +108,7 @@ def test_cancelled_job_says_so_until_it_is_complete(tmp_path: Path) -> None:
     assert read_status(job).state is JobState.COMPLETE
 
 
-def test_success_mark_beside_a_missing_part_is_not_complete(tmp_path: Path) -> None:
-    job = complete_job(tmp_path / "job")
+def test_success_mark_beside_a_missing_part_is_not_complete(job: JobDir) -> None:
     finalize(job)
     job.part_path(1).unlink()
 

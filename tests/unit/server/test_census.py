@@ -5,18 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from batcher.jobdir.folder import JobDir, unset_success
-from batcher.manage.finish import finalize
+from batcher.jobdir.folder import unset_success
 from batcher.manage.status import Status, StatusReader
 from batcher.server.census import FRESH_S, CensusTaker
 from tests.support.clock import Clock
-from tests.support.job_files import complete_job, make_job, ok, write_part
-
-
-def finished_job(path: Path) -> JobDir:
-    job = complete_job(path)
-    assert finalize(job) is not None
-    return job
+from tests.support.job_files import finished_job, make_job, ok, write_part
 
 
 def test_jobs_shards_and_rows_are_counted_by_state(tmp_path: Path) -> None:
