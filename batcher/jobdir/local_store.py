@@ -198,7 +198,7 @@ class LocalStore:
 
     def replace_if(self, path: Path, data: bytes, *, version: str) -> bool:
         try:
-            with path.open("rb") as file:
+            with _open_file(path) as file:
                 # Each writer locks the file that it found; who comes second finds another in its place.
                 fcntl.flock(file, fcntl.LOCK_EX)
                 known, found = os.fstat(file.fileno()), path.stat()
@@ -218,18 +218,18 @@ class LocalStore:
         return _Log(path)
 
     def read(self, path: Path) -> bytes:
-        with _reading(path):
-            return path.read_bytes()
+        with _reading(path), _open_file(path) as file:
+            return file.read()
 
     def tail(self, path: Path, num_bytes: int) -> tuple[int, bytes]:
-        with _reading(path), path.open("rb") as file:
+        with _reading(path), _open_file(path) as file:
             size = os.fstat(file.fileno()).st_size
             file.seek(max(0, size - num_bytes))
             return size, file.read(num_bytes)
 
     def open(self, path: Path) -> BinaryIO:
         with _reading(path):
-            return path.open("rb")
+            return _open_file(path)
 
     def head(self, path: Path) -> Head | None:
         try:
@@ -406,6 +406,24 @@ def _is_same(folder: Path, descriptor: int) -> bool:
         return os.path.samestat(folder.stat(), os.fstat(descriptor))
     except OSError:
         return False
+
+
+def _open_file(path: Path) -> BinaryIO:
+    """Open a file. A pipe, where one would wait for a writer, and a device, which may never end, are not opened."""
+    _check_regular(path.stat())
+    # Something else may be there by now.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        _check_regular(os.fstat(descriptor))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _check_regular(found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "it is a folder, a pipe or a device, and should be a file")
 
 
 @contextlib.contextmanager

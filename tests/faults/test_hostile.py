@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -158,3 +159,24 @@ def test_bodies_that_become_large_are_read_one_at_a_time(server: Server) -> None
         sending = [pool.submit(send, request) for request in list(large_bodies()) * 4]
         check_served(server)
         assert {future.result() for future in sending} == {400}
+
+
+def test_pipes_and_devices_in_the_place_of_files_are_left_out(server: Server, family: Family) -> None:
+    check_served(server)
+    jobs = family.folder / "jobs"
+    [manifest] = jobs.glob("batch_*/manifest.json")
+    for name in ("manifest.json", "batch.json", "summary.json", "CANCELLED"):
+        for kind in ("pipe", "zero"):
+            job = jobs / f"{kind}-{name}"
+            job.mkdir()
+            (job / "manifest.json").write_bytes(manifest.read_bytes())
+            (job / name).unlink(missing_ok=True)
+            if kind == "pipe":
+                os.mkfifo(job / name)
+            else:
+                (job / name).symlink_to("/dev/zero")
+
+    with good_client(server) as client:
+        assert client.get("/batches").status_code == 200
+        assert client.get(f"{server.root_url}/metrics").status_code == 200
+    check_served(server)

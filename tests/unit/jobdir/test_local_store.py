@@ -271,3 +271,18 @@ def test_temporary_names_are_hidden_from_dataset_readers(tmp_path: Path) -> None
     assert temp.name.startswith(".")
     assert temp.suffix != ".parquet"
     assert not temp.exists()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_what_is_no_file_is_refused_without_waiting_for_it(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "manifest.json"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+
+    for read in (LOCAL.read, LOCAL.open, lambda path: LOCAL.tail(path, 8)):
+        with pytest.raises(StorageError, match=r"manifest\.json: cannot read: it is a folder, a pipe or a device"):
+            read(path)
