@@ -22,7 +22,7 @@ A message too many costs nothing, as its claim fails. One key a shard keeps swee
 """
 
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 
 import redis
 
@@ -32,15 +32,13 @@ from batcher.errors import BrokerError
 from batcher.jobdir.folder import JobDir, Watch
 from batcher.jobdir.listing import Listing
 from batcher.jobdir.manifest import ShardInfo
+from batcher.jobdir.sending import Send
 
 #: Seconds. The longest that a shard which keeps failing waits for another try.
 MAX_RESEND_INTERVAL_S = 300.0
 
 #: Seconds. How old a listing may be by which orphans are found: they are looked at twice.
 LOOK_AGE_S = 1.0
-
-#: Sends one message for each shard of a job and returns how many.
-Enqueue = Callable[[JobDir, Sequence[ShardInfo]], int]
 
 # KEYS[1] the mark; ARGV[1] the progress, ARGV[2] and ARGV[3] the shortest and the longest interval in milliseconds.
 # Returns 1, and marks the shard as sent, where the last message for it is an interval old. The interval doubles each
@@ -102,7 +100,7 @@ class Sweep:
         job: JobDir,
         client: redis.Redis,
         *,
-        enqueue: Enqueue,
+        send: Send,
         models: Collection[str] | None = None,
         lease_ttl_s: float = LEASE_TTL_S,
         watch: Watch | None = None,
@@ -111,7 +109,7 @@ class Sweep:
         self.watch = watch or Watch(job)
         self._client = client
         self._leases = Leases(client, ttl_s=lease_ttl_s)
-        self._enqueue = enqueue
+        self._send = send
         self._models = models
         self._orphans: frozenset[int] = frozenset()
         self._unsent: set[int] = set()
@@ -142,7 +140,7 @@ class Sweep:
         orphans = self._find_orphans(listing)
         again = [info for info in orphans if info.shard in self._orphans and self._may_send(info.shard, listing)]
         self._orphans = frozenset(info.shard for info in orphans)
-        return self._enqueue(self.job, again) if again else 0
+        return self._send(self.job, again) if again else 0
 
     def _send_unsent(self) -> None:
         """Send what is known to be in nobody's hands, to the front of the queues."""
@@ -151,7 +149,7 @@ class Sweep:
         listing = self.watch.look()
         if not _is_over(listing):
             for info in self._pending(listing, self._unsent):
-                self._enqueue(self.job, [info])
+                self._send(self.job, [info])
                 assert info.model is not None, f"shard {info.shard} was leased and has no model"
                 try:
                     self._to_front(keys=[queue_key(info.model)])

@@ -20,6 +20,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,7 @@ import uvicorn
 from batcher.broker.client import connect
 from batcher.broker.embedded import embedded_broker
 from batcher.errors import BatcherError, BrokerBusyError, BrokerError, InputError
-from batcher.jobdir.folder import JobDir
+from batcher.jobdir.sending import Send
 from batcher.live import LiveEngine
 from batcher.server.app import Api, make_api
 from batcher.server.batches.keeper import BatchKeeper
@@ -286,16 +287,10 @@ class _Server:
             connection.transport.abort()
 
 
-def _sender(broker_url: str) -> Callable[[JobDir], None]:
-    """What has a job worked on: a message for each of its shards."""
+def _sender(broker_url: str) -> Send:
     from workers.queue.app import enqueue, make_celery
 
-    celery = make_celery(broker_url)
-
-    def send(job: JobDir) -> None:
-        enqueue(celery, job, job.pending_shards())
-
-    return send
+    return partial(enqueue, make_celery(broker_url))
 
 
 def _uvicorn_config(app: "FastAPI", config: ServerConfig) -> uvicorn.Config:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.manifest import ShardInfo
 from batcher.jobdir.results import build_table, write_file
+from batcher.jobdir.sending import Send
 from batcher.jobdir.shards import read_shard
 from batcher.server.batches.keeper import BatchKeeper
 from batcher.server.batches.records import Batch
@@ -50,7 +51,7 @@ class BatchBench:
     def server(
         self,
         *,
-        send: Callable[[JobDir], None] | None = None,
+        send: Send | None = None,
         known_models: Callable[[], frozenset[str] | None] | None = None,
     ) -> BatchServer:
         """Another server on the same root."""
@@ -58,12 +59,16 @@ class BatchBench:
         keeper = BatchKeeper(
             reader,
             self.files,
-            send=send or (lambda job: self.sent.append(job.job_id)),
+            send=send or self._note_sent,
             known_models=known_models or (lambda: self.models),
             clock=self.clock,
         )
         batches = Batches(self.root, self.files, reader=reader, wake=self._on_wake, clock=self.clock)
         return BatchServer(batches, keeper, reader)
+
+    def _note_sent(self, job: JobDir, shards: Sequence[ShardInfo]) -> int:
+        self.sent.append(job.job_id)
+        return len(shards)
 
     def _on_wake(self) -> None:
         self.num_wakes += 1

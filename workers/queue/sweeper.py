@@ -125,7 +125,7 @@ class JobSweep:
     """Sweeps one job, as `watch` sees it; `send` sends what it finds."""
 
     def __init__(self, watch: Watch, broker_url: str, *, send: Send, lease_ttl_s: float) -> None:
-        self._sweep = Sweep(watch.job, open_client(broker_url), enqueue=send, lease_ttl_s=lease_ttl_s, watch=watch)
+        self._sweep = Sweep(watch.job, open_client(broker_url), send=send, lease_ttl_s=lease_ttl_s, watch=watch)
         self._interval_s = Pace(lease_ttl_s).sweep_interval_s
         self._look = Every(self._interval_s)
 
@@ -147,7 +147,7 @@ class RootSweep:
         self._models = models
         self._lease_ttl_s = lease_ttl_s
         self._client = open_client(broker_url)
-        self._enqueue = partial(enqueue, make_celery(broker_url))
+        self._send = partial(enqueue, make_celery(broker_url))
         self._interval_s = Pace(lease_ttl_s).sweep_interval_s
         self._look = Every(self._interval_s)
         # By path and version of the manifest: a job deleted and submitted again under its name is another job.
@@ -190,4 +190,4 @@ class RootSweep:
             yield key, self._sweeps.get(key) or self._sweep_of(job)
 
     def _sweep_of(self, job: JobDir) -> Sweep:
-        return Sweep(job, self._client, enqueue=self._enqueue, models=self._models, lease_ttl_s=self._lease_ttl_s)
+        return Sweep(job, self._client, send=self._send, models=self._models, lease_ttl_s=self._lease_ttl_s)

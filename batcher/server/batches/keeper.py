@@ -15,6 +15,7 @@ from typing import Self
 
 from batcher.errors import BatcherError, BrokerError
 from batcher.jobdir.folder import JobDir
+from batcher.jobdir.sending import Send
 from batcher.manage.finish import finalize
 from batcher.server.batches.intake import make_job
 from batcher.server.batches.records import BatchStatus, check_record, is_expiry_noted, note_cancelled, note_expired
@@ -35,7 +36,7 @@ _ENDED_INTERVAL_S = 10.0
 class BatchKeeper:
     """Makes a round over all batches every second, and after each `wake`, while the `with` block lasts.
 
-    `send` has a job worked on (it enqueues its shards; may raise BrokerError, then it is called again). `known_models`
+    `send` has a job worked on; where it raises BrokerError, it is called again. `known_models`
     gives the models that rows may name, None: any. `clock` gives Unix seconds.
     """
 
@@ -44,7 +45,7 @@ class BatchKeeper:
         reader: BatchReader,
         files: FileStore,
         *,
-        send: Callable[[JobDir], None],
+        send: Send,
         known_models: Callable[[], frozenset[str] | None],
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -175,7 +176,7 @@ class BatchKeeper:
     def _send_job(self, job: JobDir) -> None:
         self._unsent.add(job.path)
         try:
-            self._send(job)
+            self._send(job, job.pending_shards())
         except BrokerError as exc:
             logger.warning("batch %s waits for the broker: %s", job.job_id, exc)
             return

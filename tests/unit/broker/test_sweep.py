@@ -75,7 +75,7 @@ def let_pass(client: redis.Redis, job: JobDir, shard: int, seconds: float) -> No
 
 
 def test_orphaned_shards_are_sent_at_the_second_look(job: JobDir, client: redis.Redis, sent: Sent) -> None:
-    sweep = Sweep(job, client, enqueue=sent)
+    sweep = Sweep(job, client, send=sent)
 
     assert sweep.look() == 0
     assert sweep.look() == 3
@@ -84,7 +84,7 @@ def test_orphaned_shards_are_sent_at_the_second_look(job: JobDir, client: redis.
 
 
 def test_shards_are_not_sent_again_while_their_message_is_queued(job: JobDir, client: redis.Redis, sent: Sent) -> None:
-    sweep = Sweep(job, client, enqueue=sent)
+    sweep = Sweep(job, client, send=sent)
     client.lpush(queue_key(MODEL), "message")
 
     for _ in range(3):
@@ -94,7 +94,7 @@ def test_shards_are_not_sent_again_while_their_message_is_queued(job: JobDir, cl
 
 
 def test_leased_and_committed_shards_are_left_alone(job: JobDir, client: redis.Redis, sent: Sent) -> None:
-    sweep = Sweep(job, client, enqueue=sent)
+    sweep = Sweep(job, client, send=sent)
     claim(client, job, 0)
     job.results_dir.mkdir()
     job.part_path(1).write_bytes(b"")
@@ -106,7 +106,7 @@ def test_leased_and_committed_shards_are_left_alone(job: JobDir, client: redis.R
 
 
 def test_shard_seen_orphaned_once_and_then_leased_is_not_sent(job: JobDir, client: redis.Redis, sent: Sent) -> None:
-    sweep = Sweep(job, client, enqueue=sent, models={MODEL})
+    sweep = Sweep(job, client, send=sent, models={MODEL})
     sweep.look()
     lease = claim(client, job, 0)
     sweep.look()
@@ -119,7 +119,7 @@ def test_shard_seen_orphaned_once_and_then_leased_is_not_sent(job: JobDir, clien
 
 def test_shard_of_a_living_holder_is_not_sent_after_a_flush(job: JobDir, client: redis.Redis, sent: Sent) -> None:
     """Between two looks is a renewal, which takes the lease back."""
-    sweep = Sweep(job, client, enqueue=sent, models={MODEL})
+    sweep = Sweep(job, client, send=sent, models={MODEL})
     lease = claim(client, job, 0)
     client.flushall()
 
@@ -133,7 +133,7 @@ def test_shard_of_a_living_holder_is_not_sent_after_a_flush(job: JobDir, client:
 
 
 def test_only_orphans_of_the_given_models_are_sent(job: JobDir, client: redis.Redis, sent: Sent) -> None:
-    sweep = Sweep(job, client, enqueue=sent, models={"other"})
+    sweep = Sweep(job, client, send=sent, models={"other"})
 
     sweep.look()
     sweep.look()
@@ -142,7 +142,7 @@ def test_only_orphans_of_the_given_models_are_sent(job: JobDir, client: redis.Re
 
 
 def test_two_sweepers_send_one_message_between_them(job: JobDir, client: redis.Redis, sent: Sent) -> None:
-    first, second = Sweep(job, client, enqueue=sent), Sweep(job, client, enqueue=sent)
+    first, second = Sweep(job, client, send=sent), Sweep(job, client, send=sent)
 
     for sweep in (first, second, first, second):
         sweep.look()
@@ -154,7 +154,7 @@ def test_shard_that_fails_again_and_again_is_sent_at_growing_intervals(
     job: JobDir, client: redis.Redis, sent: Sent
 ) -> None:
     """Its attempts fail at once, so it is orphaned at every look; the broker's clock is moved by a second each time."""
-    sweep = Sweep(job, client, enqueue=sent, models={"other"})
+    sweep = Sweep(job, client, send=sent, models={"other"})
     sent_at = []
     for second in range(2000):
         if sweep.look():
@@ -169,7 +169,7 @@ def test_shard_that_fails_again_and_again_is_sent_at_growing_intervals(
 
 
 def test_shard_that_makes_progress_is_sent_soon_again(job: JobDir, client: redis.Redis, sent: Sent) -> None:
-    sweep = Sweep(job, client, enqueue=sent, models={"other"})
+    sweep = Sweep(job, client, send=sent, models={"other"})
     for _ in range(200):
         sweep.look()
         let_pass(client, job, 2, 1)
@@ -185,7 +185,7 @@ def test_shard_that_makes_progress_is_sent_soon_again(job: JobDir, client: redis
 
 
 def test_cancelled_job_is_not_swept(job: JobDir, client: redis.Redis, sent: Sent) -> None:
-    sweep = Sweep(job, client, enqueue=sent)
+    sweep = Sweep(job, client, send=sent)
     sweep.look()
     expire(client, claim(client, job, 1))
     job.cancel()
@@ -205,7 +205,7 @@ def test_shard_whose_lease_expired_is_sent_at_once_and_is_the_next_one_taken(job
         client.lpush(queue_key(MODEL), other)
     expire(client, claim(client, job, 1))
 
-    Sweep(job, client, enqueue=sent).reap()
+    Sweep(job, client, send=sent).reap()
 
     assert sent.shards == [1]
     assert client.rpop(queue_key(MODEL)) == b"1"
@@ -218,7 +218,7 @@ def test_no_pile_of_messages_grows_while_nobody_is_free(tmp_path: Path, client: 
     sent = Queued(client)
     sent(job, job.manifest.shards[2:])
     sent.shards.clear()
-    sweeps = [Sweep(job, client, enqueue=sent) for _ in range(5)]
+    sweeps = [Sweep(job, client, send=sent) for _ in range(5)]
     for shard in (0, 1):
         expire(client, claim(client, job, shard))
 
@@ -238,7 +238,7 @@ def test_shard_that_expired_before_the_sweep_began_is_sent_by_whoever_finds_it(
     """It is handed out once, so who does not serve its model must not keep it to himself."""
     expire(client, claim(client, job, 2))
 
-    Sweep(job, client, enqueue=sent, models=models).reap()
+    Sweep(job, client, send=sent, models=models).reap()
 
     assert sent.shards == [2]
 
@@ -248,7 +248,7 @@ def test_committed_shard_is_not_sent_though_its_lease_expired(job: JobDir, clien
     job.results_dir.mkdir()
     job.part_path(1).write_bytes(b"")
 
-    Sweep(job, client, enqueue=sent).reap()
+    Sweep(job, client, send=sent).reap()
 
     assert sent.shards == []
 
@@ -264,7 +264,7 @@ def test_expired_shard_that_could_not_be_sent_is_sent_the_next_time(
             raise BrokerError("away")
         return sent(job, shards)
 
-    sweep = Sweep(job, client, enqueue=send)
+    sweep = Sweep(job, client, send=send)
     with pytest.raises(BrokerError):
         sweep.reap()
     is_away = False
@@ -276,7 +276,7 @@ def test_expired_shard_that_could_not_be_sent_is_sent_the_next_time(
 
 
 def test_sweep_says_when_the_next_lease_can_expire(job: JobDir, client: redis.Redis) -> None:
-    sweep = Sweep(job, client, enqueue=Sent())
+    sweep = Sweep(job, client, send=Sent())
     assert sweep.reap() == math.inf
     lease = claim(client, job, 1)
     client.pexpire(lease.key, 12_000)
@@ -296,7 +296,7 @@ def test_shards_of_a_dead_process_are_released_and_sent_at_once_and_no_others(
     monkeypatch.setattr("os.getpid", lambda: 12)
     claim(client, job, 2, worker="dead")
 
-    Sweep(job, client, enqueue=sent).release_dead("dead", 11)
+    Sweep(job, client, send=sent).release_dead("dead", 11)
 
     assert sent.shards == [0]
     assert set(Leases(client).held(job.job_id, [0, 1, 2])) == {1, 2}

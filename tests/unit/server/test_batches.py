@@ -2,6 +2,7 @@
 
 import json
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from batcher.jobdir.heartbeats import (
     write_heartbeat,
 )
 from batcher.jobdir.lock import exclusive
+from batcher.jobdir.manifest import ShardInfo
 from batcher.manage.retry import reopen_selection, select
 from batcher.server.batches.records import BatchStatus
 from batcher.server.batches.requests import BatchEndedError, BatchRequestError, NoSuchThingError
@@ -180,7 +182,7 @@ def test_batch_that_a_killed_server_left_is_taken_up_by_another(bench: BatchBenc
 
 def test_job_that_a_killed_server_did_not_send_is_sent_by_the_next(bench: BatchBench) -> None:
     batch, worked_on = bench.create(GOOD), bench.create(GOOD)
-    bench.server(send=lambda job: None).keeper.make_round()
+    bench.server(send=lambda job, shards: 0).keeper.make_round()
     work_partly(bench.job(worked_on.id), 1)
     restarted = bench.server()
 
@@ -219,10 +221,11 @@ def test_two_servers_at_once_make_one_job_of_a_batch(bench: BatchBench) -> None:
 def test_job_that_the_broker_did_not_take_is_sent_again(bench: BatchBench) -> None:
     calls: list[str] = []
 
-    def send(job: JobDir) -> None:
+    def send(job: JobDir, shards: Sequence[ShardInfo]) -> int:
         calls.append(job.job_id)
         if len(calls) == 1:
             raise BrokerError("away")
+        return len(shards)
 
     batch = bench.create(GOOD)
     keeper = bench.server(send=send).keeper

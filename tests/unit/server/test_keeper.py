@@ -1,11 +1,13 @@
 """The thread that carries batches on."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from batcher.jobdir.folder import JobDir
+from batcher.jobdir.manifest import ShardInfo
 from batcher.server.batches import keeper
 from batcher.server.batches.records import BatchStatus
 from tests.support.batch_bench import BatchBench, line, lines
@@ -38,10 +40,11 @@ def test_round_that_fails_is_logged_and_followed_by_others(bench: BatchBench, ca
     batch = bench.create(GOOD)
     sent: list[str] = []
 
-    def send(job: JobDir) -> None:
+    def send(job: JobDir, shards: Sequence[ShardInfo]) -> int:
         sent.append(job.job_id)
         if len(sent) == 1:
             raise RuntimeError("a bug")
+        return len(shards)
 
     with caplog.at_level(logging.ERROR), bench.server(send=send).keeper:
         wait_for(lambda: len(sent) == 2, what="a second round")
