@@ -27,6 +27,8 @@ class LiveServer:
     api: Api
     uvicorn: uvicorn.Server
     loop: asyncio.AbstractEventLoop
+    #: Of the clients; they are closed before the server is stopped.
+    sockets: list[socket.socket]
 
     @property
     def url(self) -> str:
@@ -47,6 +49,7 @@ class LiveServer:
         sock.settimeout(PATIENCE_S)
         sock.connect(("127.0.0.1", self.port))
         sock.sendall(data)
+        self.sockets.append(sock)
         return sock
 
 
@@ -81,6 +84,7 @@ def live_server(engine: ScriptedEngine, *, limits: Limits | None = None) -> Iter
     )
     server = uvicorn.Server(config)
     loops: list[asyncio.AbstractEventLoop] = []
+    sockets: list[socket.socket] = []
 
     async def serve() -> None:
         loops.append(asyncio.get_running_loop())
@@ -94,8 +98,10 @@ def live_server(engine: ScriptedEngine, *, limits: Limits | None = None) -> Iter
     thread.start()
     try:
         wait_for(lambda: server.started, what="the server listens")
-        yield LiveServer(listener.getsockname()[1], engine, api, server, loops[0])
+        yield LiveServer(listener.getsockname()[1], engine, api, server, loops[0], sockets)
     finally:
+        for sock in sockets:
+            sock.close()
         loops[0].call_soon_threadsafe(api.exchanges.end_all)
         server.should_exit = True
         thread.join()

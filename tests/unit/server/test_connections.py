@@ -63,7 +63,6 @@ def test_client_that_hangs_up_while_another_waits_takes_only_itself_along(latch:
         latch.open()
 
         assert staying.recv(65536).startswith(b"HTTP/1.1 200")
-        staying.close()
 
 
 def flood(request: Request) -> Iterable[Step]:
@@ -82,7 +81,6 @@ def test_slow_client_gets_all_in_larger_pieces() -> None:
         data = b""
         while not data.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n") and (piece := client.recv(1 << 20)):
             data += piece
-        client.close()
 
         assert data.count(b"x") >= 1000 * 65536
         assert data.count(b"data: {") < 100
@@ -98,7 +96,6 @@ def test_client_that_reads_nothing_is_cut_off() -> None:
         wait_for(lambda: engine.seen, what="the request is at the engine")
         wait_for(lambda: server.num_connections == 0, what="the connection is cut")
         assert is_well_without_flood(server)
-        client.close()
 
 
 def is_well_without_flood(server: LiveServer) -> bool:
@@ -111,7 +108,6 @@ def test_body_that_stops_in_the_middle_is_answered_and_closed() -> None:
         client = server.connect(post("/v1/completions", WHOLE[:5], length=len(WHOLE)))
 
         status, error = error_of(read_all(client))
-        client.close()
 
         assert status == 408
         assert "0.1 s" in str(error["message"])
@@ -124,7 +120,6 @@ def test_head_that_does_not_come_ends_the_connection(data: bytes) -> None:
         client = server.connect(data)
 
         assert read_all(client) == b""
-        client.close()
         assert is_well(server)
 
 
@@ -134,7 +129,6 @@ def test_head_without_end_is_refused() -> None:
 
         send_until_closed(client, b"x: " + b"y" * MAX_HEAD_BYTES + b"\r\n")
 
-        client.close()
         assert is_well(server)
 
 
@@ -143,7 +137,6 @@ def test_what_is_no_http_is_answered_with_an_error_object() -> None:
         client = server.connect(b"\x16\x03\x01 hello?\r\n\r\n")
 
         status, error = error_of(read_all(client))
-        client.close()
 
         assert status == 400
         assert error["type"] == "invalid_request_error"
@@ -165,7 +158,6 @@ def test_client_that_wants_the_connection_to_end_finds_the_refusal_too() -> None
         for _ in range(size // 1_000_000):
             client.sendall(b"a" * 1_000_000)
         answer = read_all(client)
-        client.close()
 
         assert error_of(answer)[0] == 413
         assert b"connection: close" in answer
@@ -178,7 +170,6 @@ def test_refused_body_that_goes_on_for_too_long_is_cut_off() -> None:
 
         send_until_closed(client, b"a" * 65536)
 
-        client.close()
         assert is_well(server)
 
 
@@ -187,7 +178,6 @@ def test_client_that_asks_before_it_sends_is_refused_at_once() -> None:
         client = server.connect(HEAD + b"content-length: 100000000\r\nexpect: 100-continue\r\n\r\n")
 
         status, _ = error_of(read_all(client))
-        client.close()
 
         assert status == 413
 
@@ -200,7 +190,6 @@ def test_requests_share_a_connection() -> None:
         while data.count(b"HTTP/1.1 200") < 3:
             data += client.recv(65536)
         client.shutdown(socket.SHUT_RDWR)
-        client.close()
 
 
 def test_request_without_a_body_waits_for_none() -> None:
@@ -208,7 +197,6 @@ def test_request_without_a_body_waits_for_none() -> None:
         client = server.connect(b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
 
         assert read_all(client).startswith(b"HTTP/1.1 200")
-        client.close()
 
 
 def test_client_that_hangs_up_with_a_second_request_waiting_frees_its_slot(latch: Latch) -> None:
@@ -231,7 +219,6 @@ def test_requests_that_wait_behind_another_are_few(latch: Latch) -> None:
         client = server.connect(post("/v1/completions", WHOLE) * (MAX_PIPELINED + 2))
 
         status, error = error_of(read_all(client))
-        client.close()
 
         assert status == 400
         assert error["type"] == "invalid_request_error"
@@ -247,7 +234,6 @@ def test_answer_that_has_begun_is_not_mixed_with_a_refusal(latch: Latch) -> None
         client.sendall(post("/v1/completions", WHOLE) + b"what is no HTTP\r\n\r\n")
 
         data += read_all(client)
-        client.close()
 
         assert data.count(b"HTTP/1.1") == 1
         assert not data.endswith(b"0\r\n\r\n"), "the client sees that something is missing"
@@ -264,7 +250,6 @@ def test_chunked_body_with_endless_extensions_or_trailers_is_refused(data: bytes
         with contextlib.suppress(ConnectionError):
             client.sendall(data)
         answer = read_all(client)
-        client.close()
 
         assert not answer or error_of(answer)[0] == 431
         assert is_well(server)
@@ -299,7 +284,6 @@ def test_head_is_taken_or_refused_as_the_standard_has_it(data: bytes, expected: 
         client = server.connect(data)
 
         answer = read_all(client)
-        client.close()
 
         assert answer.count(b"content-length: ") == 1
         assert int(answer.split()[1]) == expected
@@ -313,7 +297,6 @@ def test_chunked_body_is_taken() -> None:
         client = server.connect(POST + b"connection: close\r\nTransfer-Encoding: Chunked\r\n\r\n" + chunked)
 
         assert read_all(client).startswith(b"HTTP/1.1 200")
-        client.close()
 
 
 OFFER = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\n"
@@ -324,7 +307,6 @@ def test_client_that_offers_another_protocol_is_answered_and_connects_anew() -> 
         client = server.connect(b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\n" + OFFER + b"\r\n")
 
         answer = read_all(client)
-        client.close()
 
         assert answer.startswith(b"HTTP/1.1 200")
         assert b"connection: close" in answer
@@ -335,7 +317,6 @@ def test_client_that_offers_another_protocol_with_a_body_is_told_not_to() -> Non
         client = server.connect(HEAD + OFFER + b"content-length: %d\r\n\r\n" % len(WHOLE) + WHOLE)
 
         status, error = error_of(read_all(client))
-        client.close()
 
         assert status == 400
         assert "Upgrade" in str(error["message"])
