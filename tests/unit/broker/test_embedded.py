@@ -14,7 +14,6 @@ import pytest
 
 from batcher.broker.client import connect, open_client
 from batcher.broker.embedded import embedded_broker, find_server, folder_for
-from batcher.broker.url import celery_url, client_url, hide_password
 from batcher.errors import BrokerError
 from tests.support.waiting import wait_for
 
@@ -36,6 +35,25 @@ def start_holder(job: Path) -> subprocess.Popen[str]:
     assert holder.stdout is not None
     assert holder.stdout.readline().startswith("redis+socket://")
     return holder
+
+
+def killed_holder(job: Path) -> subprocess.Popen[str]:
+    holder = start_holder(job)
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.communicate()
+    return holder
+
+
+def lock(folder: Path) -> int:
+    """As between fork and exec: the folder is locked, its owner is gone. Returns what to close."""
+    remains = os.open(folder, os.O_RDONLY)
+    fcntl.flock(remains, fcntl.LOCK_EX)
+    return remains
+
+
+def assert_gone(folder: Path) -> None:
+    assert servers_in(folder) == []
+    assert not folder.exists()
 
 
 def end_holder(holder: subprocess.Popen[str]) -> None:
@@ -76,8 +94,7 @@ def test_embedded_broker_answers_on_a_private_socket_and_leaves_nothing(tmp_path
         assert client.config_get("appendfsync")["appendfsync"] == "everysec"
         client.close()
 
-    assert not folder.exists()
-    assert servers_in(folder) == []
+    assert_gone(folder)
 
 
 def kill_server(folder: Path) -> int:
@@ -103,8 +120,7 @@ def test_killed_server_is_started_again_with_what_it_held(tmp_path: Path, caplog
         client.close()
 
     assert "died (signal SIGKILL)" in caplog.text
-    assert not folder_for(tmp_path).exists()
-    assert servers_in(folder_for(tmp_path)) == []
+    assert_gone(folder_for(tmp_path))
 
 
 def test_server_that_stumbles_over_what_it_wrote_down_begins_again_with_nothing(tmp_path: Path) -> None:
@@ -146,8 +162,7 @@ def test_block_that_ends_while_the_server_is_started_again_leaves_nothing(tmp_pa
     with embedded_broker(tmp_path):
         kill_server(folder)
 
-    assert servers_in(folder) == []
-    assert not folder.exists()
+    assert_gone(folder)
 
 
 def test_folder_is_the_same_for_the_same_job_only(tmp_path: Path) -> None:
@@ -197,14 +212,8 @@ def test_everything_of_a_killed_owner_and_server_is_taken_over(tmp_path: Path) -
 
 
 def test_lock_that_a_killed_owner_left_to_a_process_it_was_starting_is_waited_for(tmp_path: Path) -> None:
-    holder = start_holder(tmp_path)
-    os.kill(holder.pid, signal.SIGKILL)
-    holder.communicate()
-    folder = folder_for(tmp_path)
-    # As between fork and exec: the folder is locked, its owner is gone.
-    remains = os.open(folder, os.O_RDONLY)
-    fcntl.flock(remains, fcntl.LOCK_EX)
-    release = threading.Timer(0.1, os.close, [remains])
+    killed_holder(tmp_path)
+    release = threading.Timer(0.1, os.close, [lock(folder_for(tmp_path))])
     release.start()
 
     with embedded_broker(tmp_path) as url:
@@ -215,12 +224,8 @@ def test_lock_that_a_killed_owner_left_to_a_process_it_was_starting_is_waited_fo
 
 def test_lock_that_stays_when_its_owner_has_ended_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("batcher.broker.embedded._LOCK_REMAINS_S", 0.05)
-    holder = start_holder(tmp_path)
-    os.kill(holder.pid, signal.SIGKILL)
-    holder.communicate()
-    folder = folder_for(tmp_path)
-    remains = os.open(folder, os.O_RDONLY)
-    fcntl.flock(remains, fcntl.LOCK_EX)
+    holder, folder = killed_holder(tmp_path), folder_for(tmp_path)
+    remains = lock(folder)
 
     with pytest.raises(BrokerError, match=rf"another run \(pid {holder.pid}\)"), embedded_broker(tmp_path):
         pass
@@ -234,31 +239,23 @@ def test_error_inside_the_block_still_ends_the_server(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), embedded_broker(tmp_path):
         _ = 1 / 0
 
-    assert servers_in(folder_for(tmp_path)) == []
-    assert not folder_for(tmp_path).exists()
+    assert_gone(folder_for(tmp_path))
 
 
-def test_folder_that_others_can_reach_is_refused(tmp_path: Path) -> None:
+def test_folder_that_is_not_ours_alone_is_refused(tmp_path: Path) -> None:
     folder = folder_for(tmp_path)
     folder.mkdir(mode=0o755)
     folder.chmod(0o755)
-    try:
-        with pytest.raises(BrokerError, match="mode 755"), embedded_broker(tmp_path):
-            pass
-    finally:
-        folder.rmdir()
+    with pytest.raises(BrokerError, match="mode 755"), embedded_broker(tmp_path):
+        pass
+    folder.rmdir()
 
-
-def test_link_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
-    folder = folder_for(tmp_path)
     target = tmp_path / "elsewhere"
     target.mkdir(mode=0o700)
     folder.symlink_to(target)
-    try:
-        with pytest.raises(BrokerError, match="not a folder of ours"), embedded_broker(tmp_path):
-            pass
-    finally:
-        folder.unlink()
+    with pytest.raises(BrokerError, match="not a folder of ours"), embedded_broker(tmp_path):
+        pass
+    folder.unlink()
 
 
 def test_path_too_long_for_a_socket_is_refused_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,22 +322,3 @@ def test_wrong_password_is_said_and_not_shown(tmp_path: Path) -> None:
 def test_text_that_is_no_broker_url_is_refused_with_examples(url: str) -> None:
     with pytest.raises(BrokerError, match="redis://host:6379/0"):
         connect(url)
-
-
-@pytest.mark.parametrize(
-    ("url", "shown"),
-    [
-        ("redis://host:6379/0", "redis://host:6379/0"),
-        ("redis://user:secret@host:6379/0", "redis://***@host:6379/0"),
-        ("rediss://:se%40cret@host/1?ssl_cert_reqs=none", "rediss://***@host/1"),
-        ("redis+socket:///tmp/x/broker.sock?password=secret", "redis+socket:///tmp/x/broker.sock"),
-    ],
-)
-def test_url_is_shown_without_its_secrets(url: str, shown: str) -> None:
-    assert hide_password(url) == shown
-
-
-def test_socket_urls_are_spelled_for_each_library() -> None:
-    assert client_url("redis+socket:///a/b.sock") == "unix:///a/b.sock"
-    assert celery_url("unix:///a/b.sock") == "redis+socket:///a/b.sock"
-    assert client_url("redis://h/0") == celery_url("redis://h/0") == "redis://h/0"

@@ -138,7 +138,9 @@ def test_socket_urls_are_spelled_for_each_library() -> None:
         ("redis://host:6379/0", "redis://host:6379/0"),
         ("redis://[::1]:6379/0", "redis://[::1]:6379/0"),
         ("rediss://user:geheim@host:6379/0?ssl_ca_certs=/ca.pem", "rediss://***@host:6379/0"),
+        ("rediss://:ge%40heim@host/1?ssl_cert_reqs=none", "rediss://***@host/1"),
         ("redis+socket://:geheim@/tmp/b.sock", "redis+socket://***@/tmp/b.sock"),
+        ("redis+socket:///tmp/b.sock?password=geheim", "redis+socket:///tmp/b.sock"),
         # Written wrongly, and still not shown.
         ("redis://:ge/heim@host:6379/0", "redis://***@host:6379/0"),
         ("redis://:ge?heim@host:6379/0", "redis://***@host:6379/0"),

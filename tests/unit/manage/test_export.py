@@ -25,7 +25,6 @@ from tests.support.job_files import (
     CARRIED,
     CREATED,
     failed,
-    finished_job,
     make_job,
     make_request,
     ok,
@@ -33,6 +32,12 @@ from tests.support.job_files import (
     write_chunk,
     write_part,
 )
+
+
+@pytest.fixture
+def job(job: JobDir) -> JobDir:
+    finalize(job)
+    return job
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -57,9 +62,7 @@ def job_with_column(path: Path, name: str, values: pa.Array) -> JobDir:
     return job
 
 
-def test_parquet_holds_all_rows_in_order_with_the_schema_of_the_job(tmp_path: Path) -> None:
-    job = finished_job(tmp_path / "job")
-
+def test_parquet_holds_all_rows_in_order_with_the_schema_of_the_job(tmp_path: Path, job: JobDir) -> None:
     assert export(job, tmp_path / "out.parquet") == 7
 
     table = pq.read_table(tmp_path / "out.parquet")
@@ -70,8 +73,9 @@ def test_parquet_holds_all_rows_in_order_with_the_schema_of_the_job(tmp_path: Pa
     assert table["created"].to_pylist()[0] == datetime.fromtimestamp(CREATED, UTC)
 
 
-def test_small_parts_are_gathered_into_large_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = finished_job(tmp_path / "job")
+def test_small_parts_are_gathered_into_large_row_groups(
+    tmp_path: Path, job: JobDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
     export(job, tmp_path / "one.parquet")
     monkeypatch.setattr(export_module, "ROW_GROUP_BYTES", 1)
     export(job, tmp_path / "three.parquet")
@@ -81,9 +85,7 @@ def test_small_parts_are_gathered_into_large_row_groups(tmp_path: Path, monkeypa
     assert pq.read_table(tmp_path / "one.parquet") == pq.read_table(tmp_path / "three.parquet")
 
 
-def test_csv_has_a_row_a_choice_with_nested_columns_as_json(tmp_path: Path) -> None:
-    job = finished_job(tmp_path / "job")
-
+def test_csv_has_a_row_a_choice_with_nested_columns_as_json(tmp_path: Path, job: JobDir) -> None:
     assert export(job, tmp_path / "out.csv") == 7
 
     with (tmp_path / "out.csv").open(newline="", encoding="utf-8") as file:
@@ -107,9 +109,7 @@ def test_csv_keeps_text_with_quotes_commas_and_newlines(tmp_path: Path) -> None:
         assert next(csv.DictReader(file))["text"] == f"{text} 0.0"
 
 
-def test_jsonl_holds_a_response_object_a_request(tmp_path: Path) -> None:
-    job = finished_job(tmp_path / "job")
-
+def test_jsonl_holds_a_response_object_a_request(tmp_path: Path, job: JobDir) -> None:
     assert export(job, tmp_path / "out.jsonl") == 6
 
     lines = read_lines(tmp_path / "out.jsonl")
@@ -160,9 +160,7 @@ def test_each_line_has_the_fingerprint_of_the_engine_that_computed_it(tmp_path: 
     assert [body["system_fingerprint"] for body in bodies] == ["fp_1", "fp_2", None]
 
 
-def test_openai_lines_are_those_of_a_batch_output_file(tmp_path: Path) -> None:
-    job = finished_job(tmp_path / "job")
-
+def test_openai_lines_are_those_of_a_batch_output_file(tmp_path: Path, job: JobDir) -> None:
     assert export(job, tmp_path / "out.jsonl", layout=ExportFormat.OPENAI) == 6
 
     lines = read_lines(tmp_path / "out.jsonl")
@@ -272,8 +270,7 @@ def test_carried_columns_of_any_type_can_be_exported(
     assert pq.read_table(tmp_path / "out.parquet").num_rows == 1
 
 
-def test_existing_file_is_kept_without_force(tmp_path: Path) -> None:
-    job = finished_job(tmp_path / "job")
+def test_existing_file_is_kept_without_force(tmp_path: Path, job: JobDir) -> None:
     target = tmp_path / "out.jsonl"
     target.write_text("precious")
 
@@ -284,9 +281,7 @@ def test_existing_file_is_kept_without_force(tmp_path: Path) -> None:
     assert len(read_lines(target)) == 6
 
 
-def test_unknown_suffix_and_format_are_refused(tmp_path: Path) -> None:
-    job = finished_job(tmp_path / "job")
-
+def test_unknown_suffix_and_format_are_refused(tmp_path: Path, job: JobDir) -> None:
     with pytest.raises(InputError, match=r"cannot export to \.xlsx"):
         export(job, tmp_path / "out.xlsx")
     with pytest.raises(InputError, match="OpenAI batch output is JSONL"):
@@ -318,8 +313,7 @@ def test_job_without_finished_rows_gives_an_empty_file(tmp_path: Path, suffix: s
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
-def test_failed_export_leaves_nothing_and_keeps_what_was_there(tmp_path: Path, suffix: str) -> None:
-    job = finished_job(tmp_path / "job")
+def test_failed_export_leaves_nothing_and_keeps_what_was_there(tmp_path: Path, job: JobDir, suffix: str) -> None:
     target = tmp_path / "exports" / f"out{suffix}"
     target.parent.mkdir()
     target.write_text("old")
@@ -333,8 +327,7 @@ def test_failed_export_leaves_nothing_and_keeps_what_was_there(tmp_path: Path, s
     assert target.read_text() == "old"
 
 
-def test_target_below_a_file_is_a_storage_error(tmp_path: Path) -> None:
-    job = finished_job(tmp_path / "job")
+def test_target_below_a_file_is_a_storage_error(tmp_path: Path, job: JobDir) -> None:
     (tmp_path / "file").touch()
 
     with pytest.raises(StorageError, match="cannot create the folder"):
