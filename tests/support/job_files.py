@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from batcher.ids import ID_PATTERN
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.manifest import Manifest, ShardInfo, encode_schema
 from batcher.jobdir.results import build_table, write_file
@@ -75,7 +76,8 @@ def make_job(
         write_shard(job.shard_path(shard), Shard(rows, carried_of((request.row for request in requests), carried)))
         infos.append(ShardInfo(shard, model, len(requests), sum(request.num_choices for request in requests)))
     manifest = Manifest(
-        job_id=path.name,
+        # A folder can be given any name after a submit.
+        job_id=path.name if ID_PATTERN.match(path.name) else "job",
         created_at=datetime(2026, 1, 1, tzinfo=UTC),
         inputs=("prompts.jsonl",),
         fingerprint="f",
