@@ -48,8 +48,8 @@ class Bench:
         assert found is None or isinstance(found, bytes)
         return found
 
-    def run(self, engine: ManualEngine, *, worker: str = "w1") -> Outcome:
-        return run_shard(self.job, 0, engine, replace(self.around, worker=worker))
+    def run(self, engine: ManualEngine, *, worker: str = "w1", shard: int = 0) -> Outcome:
+        return run_shard(self.job, shard, engine, replace(self.around, worker=worker))
 
     def begin(
         self, num_answers: int, *, answer: Answer = lambda request: "text"

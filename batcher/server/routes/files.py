@@ -249,7 +249,8 @@ async def _blocks(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 async def _stream(file: BinaryIO, *, media_type: str) -> Response:
     """The content of an open file, read as fast as the client takes it. Never shown by a browser as a page."""
-    size = (await run_in_threadpool(os.fstat, file.fileno())).st_size
+    size = await run_in_threadpool(file.seek, 0, os.SEEK_END)
+    file.seek(0)
     headers = {
         "content-length": str(size),
         "content-disposition": "attachment",
