@@ -76,11 +76,13 @@ class Results:
         Raises MissingPackageError without pandas.
         """
         _need("pandas")
-        return self.to_table(columns).to_pandas(**options)
+        frame: pandas.DataFrame = self.to_table(columns).to_pandas(**options)
+        return frame
 
     def to_polars(self, columns: Sequence[str] | None = None) -> "polars.DataFrame":
         """All rows in input order. Raises MissingPackageError without Polars."""
-        return _need("polars").from_arrow(self.to_table(columns))
+        frame: polars.DataFrame = _need("polars").from_arrow(self.to_table(columns))
+        return frame
 
     def dataset(self) -> ds.Dataset:
         """The rows as a pyarrow Dataset, to be scanned with filters and columns, in no particular order.

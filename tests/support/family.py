@@ -68,11 +68,21 @@ class Family:
 
         `prefix` is a command that goes on as the one it is given behind its own words: `("nice", "-n", 5)`.
         """
+        command = [*map(str, prefix), str(Path(sys.executable).with_name("batcher")), *map(str, arguments)]
+        return self._start(command, env=env)
+
+    def start_script(self, script: str, *arguments: object, env: Mapping[str, str] | None = None) -> Command:
+        """Start a Python program, likewise."""
+        path = self.folder / "script.py"
+        path.write_text(script)
+        return self._start([sys.executable, str(path), *map(str, arguments)], env=env)
+
+    def _start(self, words: Sequence[str], *, env: Mapping[str, str] | None) -> Command:
         number = len(list(self.folder.glob("*.stdout")))
         stdout, stderr = (self.folder / f"{number}.{name}" for name in ("stdout", "stderr"))
         with stdout.open("wb") as out, stderr.open("wb") as err:
             process = subprocess.Popen(
-                [*map(str, prefix), str(Path(sys.executable).with_name("batcher")), *map(str, arguments)],
+                words,
                 cwd=self.folder,
                 env={**os.environ, _MARK: self.mark, **(env or {})},
                 stdin=subprocess.DEVNULL,
