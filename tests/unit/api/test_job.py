@@ -42,12 +42,13 @@ def test_job_says_how_far_it_is(finished: JobDir, tmp_path: Path) -> None:
     assert (job.status().num_ok, job.summary().num_errors) == (4, 2)
     assert job.status().state is batcher.JobState.COMPLETE
 
-    running = make_job(tmp_path / "<b>", (2, 1))
+    running = make_job(tmp_path / "<b>" / "job", (2, 1))
     write_chunk(running, 0, [ok(0)])
     found = batcher.open(running.path)
     assert not found.is_complete
-    assert repr(found) == "<Job '<b>': waiting, 1 of 3 rows>"
-    assert "&lt;b&gt;: waiting, 1 of 3 rows" in found._repr_html_()
+    assert repr(found) == "<Job 'job': waiting, 1 of 3 rows>"
+    assert "job: waiting, 1 of 3 rows" in found._repr_html_()
+    assert "&lt;b&gt;/job" in found._repr_html_()
     with pytest.raises(JobError, match="no summary yet"):
         found.summary()
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import duckdb
 import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
@@ -85,6 +86,14 @@ def test_options_of_pandas_are_passed_on(job: batcher.Job) -> None:
 
     assert found["tags"][0] == ["a", "0"]
     assert found.dtypes["row"] == pd.ArrowDtype(pa.int64())
+
+
+def test_polars_has_the_same_rows_and_types(job: batcher.Job) -> None:
+    found = job.results().to_polars(["row", "topic", "tags"])
+
+    assert found.schema == {"row": pl.Int64, "topic": pl.String, "tags": pl.List(pl.String)}
+    assert found["row"].to_list() == [0, 1, 2, 3, 3, 4, 5]
+    assert pl.DataFrame(job.results()).equals(job.results().to_polars())
 
 
 def test_whatever_takes_arrow_tables_takes_results(job: batcher.Job) -> None:

@@ -5,19 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pytest
 
 from batcher.api.source import inputs_of, name_of
 from batcher.errors import InputError
 from batcher.submission.readers.memory import ArrowRows, DictRows
-
-
-class Lazy:
-    """As Polars' lazy frames are."""
-
-    def lazy(self) -> None: ...
-    def collect(self) -> None: ...
 
 
 class OldFrame:
@@ -50,7 +44,9 @@ def test_dicts_are_rows(source: Any) -> None:
     assert name_of(source) == ""
 
 
-@pytest.mark.parametrize("source", [pa.table({"prompt": ["a"]}), pd.DataFrame({"prompt": ["a"]})], ids=type)
+@pytest.mark.parametrize(
+    "source", [each({"prompt": ["a"]}) for each in (pa.table, pd.DataFrame, pl.DataFrame)], ids=type
+)
 def test_tables_are_tables(source: Any) -> None:
     (found,) = inputs_of(source)
 
@@ -63,7 +59,7 @@ def test_tables_are_tables(source: Any) -> None:
         (7, "source is of type int, which cannot be read here; give a path"),
         ({"prompt": "a"}, "source is one dict; a row is a dict, so put it into a list"),
         ([], "source is empty; give a path"),
-        (Lazy(), r"source is a Lazy, which holds no rows yet; give source.collect\(\)"),
+        (pl.LazyFrame(), r"source is a LazyFrame, which holds no rows yet; give source.collect\(\)"),
         (OldFrame(), "source is of type OldFrame, which cannot be read here"),
         (["Say hello"], r"source: item 0 is a text and no file; prompts go in as dicts: \[\{'prompt': text\}"),
         (["a.jsonl", {"prompt": "a"}], "source: item 1 is of type dict, those before are paths"),

@@ -11,6 +11,7 @@ from uuid import UUID
 import duckdb
 import numpy as np
 import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -127,8 +128,9 @@ TABLE = pa.table(
         lambda: pa.chunked_array(TABLE.to_struct_array().chunks),
         lambda: duckdb.sql("select * from source_table"),
         lambda: TABLE.to_pandas(types_mapper=pd.ArrowDtype),
+        lambda: pl.from_arrow(TABLE),
     ],
-    ids=["table", "reader", "chunked-structs", "duckdb", "pandas"],
+    ids=["table", "reader", "chunked-structs", "duckdb", "pandas", "polars"],
 )
 def test_whatever_speaks_arrow_keeps_its_types(tmp_path: Path, make: Any) -> None:
     duckdb.register("source_table", TABLE)
