@@ -26,7 +26,6 @@ from batcher.cli.options import (
 )
 from batcher.cli.unserved import warn_of_unserved
 from batcher.cli.watch import complete_job, how_far, log_to_stderr, quoted, report_complete, typed_command, wait_for_job
-from batcher.errors import InputError
 from batcher.installation import check_installed
 
 if TYPE_CHECKING:
@@ -179,6 +178,7 @@ def worker_command(
     check_installed("worker", "worker")
     from batcher.broker.url import hide_password
     from batcher.ids import check_id
+    from batcher.jobdir.root import make_root
     from workers.local import run_worker
 
     if broker is None:
@@ -186,11 +186,7 @@ def worker_command(
             "worker needs --broker URL (or BATCHER_BROKER); on one machine, `batcher run` needs none"
         )
     chosen = choose_models(models)
-    jobs_root = jobs_dir.resolve()
-    try:
-        jobs_root.mkdir(parents=True, exist_ok=True)
-    except OSError as exc:
-        raise InputError(f"--jobs-dir {jobs_dir}: cannot create the folder: {exc.strerror or exc}") from exc
+    jobs_root = make_root(jobs_dir)
     log_to_stderr(logging.INFO, broker_url=broker)
     config = worker_config(chosen, jobs_root, home=jobs_root, quiet=False, **take_engine_options(options))
     config = replace(config, broker_url=broker, name=check_id(name, what="worker name") if name else config.name)

@@ -12,7 +12,6 @@ from batcher.api.engines import needed_extras, take_engine_options, worker_confi
 from batcher.cli.engines import choose_models, engine_options, models_option
 from batcher.cli.options import broker_option, jobs_dir_option, option
 from batcher.cli.watch import log_to_stderr
-from batcher.errors import InputError
 from batcher.installation import check_installed
 
 if TYPE_CHECKING:
@@ -132,12 +131,13 @@ def serve_command(
     is_working = broker is None if is_working is None else is_working
     has_engines = bool(models) or broker is None or is_working
     check_installed("serve", "server", *needed_extras(broker) if has_engines else ())
+    from batcher.jobdir.root import make_root
     from batcher.server.serve import ServerConfig, serve
 
     log_to_stderr(logging.INFO, broker_url=broker or "", role="server")
     keys = _choose_keys(host, api_keys_file, no_auth=no_auth)
     origins = _choose_origins(cors_origins, has_keys=keys is not None)
-    jobs_root = _make_folder(jobs_dir)
+    jobs_root = make_root(jobs_dir)
     limits = _take_limits(options)
     worker = take_engine_options(options)
     engines, names = None, "files and batches"
@@ -198,15 +198,6 @@ def _choose_origins(texts: tuple[str, ...], *, has_keys: bool) -> tuple[str, ...
             "name the origins, or give keys with --api-keys-file FILE"
         )
     return origins
-
-
-def _make_folder(jobs_dir: Path) -> Path:
-    jobs_root = jobs_dir.resolve()
-    try:
-        jobs_root.mkdir(parents=True, exist_ok=True)
-    except OSError as exc:
-        raise InputError(f"--jobs-dir {jobs_dir}: cannot create the folder: {exc.strerror or exc}") from exc
-    return jobs_root
 
 
 def _take_limits(options: dict[str, Any]) -> "Limits":

@@ -284,6 +284,8 @@ class LocalStore:
     def make_folder(self, folder: Path, *, parents: bool = True) -> bool:
         is_new = not folder.exists()
         try:
+            if is_new and parents:
+                _close_to_strangers(folder)
             folder.mkdir(parents=parents, exist_ok=True)
             if is_new:
                 _fsync(folder.parent)
@@ -390,6 +392,16 @@ class _Hold:
         os.close(self._descriptor)
 
 
+def _close_to_strangers(folder: Path) -> None:
+    """Make the first new folder on the way to `folder` for this user alone, if it is to lie in one like /tmp."""
+    missing = [folder]
+    while not (above := missing[-1].parent).exists():
+        missing.append(above)
+    # Writable by everyone, and sticky: who shares it are strangers. Without that it is shared on purpose.
+    if above.stat().st_mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH | stat.S_ISVTX:
+        missing[-1].mkdir(mode=0o700, exist_ok=True)
+
+
 def _open_folder(folder: Path) -> int:
     try:
         return os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -410,20 +422,9 @@ def _is_same(folder: Path, descriptor: int) -> bool:
 
 def _open_file(path: Path) -> BinaryIO:
     """Open a file. A pipe, where one would wait for a writer, and a device, which may never end, are not opened."""
-    _check_regular(path.stat())
-    # Something else may be there by now.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        _check_regular(os.fstat(descriptor))
-        return os.fdopen(descriptor, "rb")
-    except BaseException:
-        os.close(descriptor)
-        raise
-
-
-def _check_regular(found: os.stat_result) -> None:
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "it is a folder, a pipe or a device, and should be a file")
+    return path.open("rb")
 
 
 @contextlib.contextmanager

@@ -9,11 +9,21 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from batcher.errors import JobError
+from batcher.errors import InputError, JobError, StorageError
 from batcher.ids import ID_PATTERN, check_id
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.local_store import LOCAL
 from batcher.jobdir.store import Store
+
+
+def make_root(jobs_dir: Path) -> Path:
+    """The jobs root at `jobs_dir`, without links, made if it is not there. Raises InputError where that can't be."""
+    root = jobs_dir.resolve()
+    try:
+        LOCAL.make_folder(root)
+    except (JobError, StorageError) as exc:
+        raise InputError(f"--jobs-dir {jobs_dir}: {exc}") from exc
+    return root
 
 
 def locate_job(root: Path, job_id: str) -> Path:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import stat
 import threading
 from pathlib import Path
 
@@ -10,6 +11,9 @@ import pytest
 from batcher.errors import StorageError
 from batcher.jobdir import local_store
 from batcher.jobdir.local_store import LOCAL
+
+UMASK = os.umask(0o022)
+os.umask(UMASK)
 
 
 def names_in(folder: Path) -> list[str]:
@@ -286,3 +290,26 @@ def test_what_is_no_file_is_refused_without_waiting_for_it(tmp_path: Path, kind:
     for read in (LOCAL.read, LOCAL.open, lambda path: LOCAL.tail(path, 8)):
         with pytest.raises(StorageError, match=r"manifest\.json: cannot read: it is a folder, a pipe or a device"):
             read(path)
+
+
+@pytest.mark.parametrize(("mode", "is_closed"), [(0o1777, True), (0o777, False), (0o755, False)])
+def test_new_folder_in_one_of_strangers_is_closed_to_them(tmp_path: Path, mode: int, is_closed: bool) -> None:
+    shared = tmp_path / "tmp"
+    shared.mkdir()
+    shared.chmod(mode)
+
+    assert LOCAL.make_folder(shared / "jobs" / "nightly")
+    assert not LOCAL.make_folder(shared / "jobs" / "nightly")
+
+    usual = 0o777 & ~UMASK
+    assert stat.S_IMODE((shared / "jobs").stat().st_mode) == (0o700 if is_closed else usual)
+    assert stat.S_IMODE((shared / "jobs" / "nightly").stat().st_mode) == usual
+
+
+def test_folder_that_is_there_keeps_its_rights(tmp_path: Path) -> None:
+    tmp_path.chmod(0o1777)
+    (tmp_path / "jobs").mkdir(0o755)
+
+    LOCAL.make_folder(tmp_path / "jobs" / "nightly")
+
+    assert stat.S_IMODE((tmp_path / "jobs").stat().st_mode) == 0o755 & ~UMASK
