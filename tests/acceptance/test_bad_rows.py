@@ -10,7 +10,7 @@ import pytest
 
 from batcher.jobdir.folder import JobDir
 from tests.acceptance.conftest import Batcher
-from tests.support.job_reading import result_rows
+from tests.support.job_files import result_rows
 from tests.support.tiny_gguf import write_tiny_gguf
 
 #: Line, and what its row in the results must say: a code and words of the message, or None where it is carried.

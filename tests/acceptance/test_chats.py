@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 from batcher.jobdir.folder import JobDir
 from tests.acceptance.conftest import Batcher
-from tests.support.job_reading import result_rows
+from tests.support.job_files import result_rows
 from workers.engines.llama.loader import load_tokenizer
 
 QUESTION = "What is the capital of France?"

@@ -10,7 +10,7 @@ from llama_cpp import ChatCompletionRequestMessage
 
 from batcher.jobdir.folder import JobDir
 from tests.acceptance.conftest import ROOT, Batcher
-from tests.support.job_reading import result_rows
+from tests.support.job_files import result_rows
 from workers.engines.llama.loader import load_tokenizer
 
 #: The texts of the loop are made once.

@@ -9,7 +9,7 @@ import pytest
 from batcher.jobdir.folder import JobDir
 from tests.faults.injection import inject
 from tests.support.family import Command, Family, assert_every_row_once, start_worker, wait_until_ready
-from tests.support.job_reading import result_rows
+from tests.support.job_files import result_rows
 from tests.support.waiting import wait_for
 
 POISON = "POISON"

@@ -32,8 +32,7 @@ from tests.support.family import (
     wait_until_ready,
     write_prompts,
 )
-from tests.support.job_files import complete_job
-from tests.support.job_reading import result_rows
+from tests.support.job_files import complete_job, result_rows
 from tests.support.waiting import wait_for
 
 #: Seconds by which the second of two commands starts later. It takes about one until a command does anything.

@@ -26,7 +26,7 @@ from tests.faults.command_lines import (
 )
 from tests.faults.interruption import Interruption
 from tests.support.family import Family, assert_every_row_once, chunk_rows, start_worker, submit, wait_until_ready
-from tests.support.job_reading import result_rows
+from tests.support.job_files import result_rows
 from tests.support.submitted import make_options
 from tests.support.waiting import wait_for
 

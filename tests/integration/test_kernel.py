@@ -8,7 +8,7 @@ import pytest
 from jupyter_client.manager import KernelManager
 
 from batcher.jobdir.folder import JobDir
-from tests.support.job_reading import result_rows
+from tests.support.job_files import result_rows
 from tests.support.waiting import PATIENCE_S, wait_for
 
 CELL = """

@@ -20,7 +20,7 @@ import pytest
 
 from batcher.jobdir.folder import JobDir
 from tests.support.family import Command, Family, chunk_rows
-from tests.support.job_reading import result_rows
+from tests.support.job_files import result_rows
 from tests.support.serving import serve
 from tests.support.waiting import wait_for
 

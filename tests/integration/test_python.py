@@ -16,7 +16,7 @@ import batcher
 from batcher.errors import BrokerBusyError, JobCancelledError, JobError, ModelError
 from batcher.jobdir.folder import JobDir
 from tests.support.family import Family, assert_every_row_once, chunk_rows, start_worker
-from tests.support.job_reading import result_rows
+from tests.support.job_files import result_rows
 from tests.support.waiting import wait_for
 
 TICKETS = pd.DataFrame(

@@ -13,7 +13,7 @@ from batcher.broker.embedded import folder_for
 from batcher.cli import EXIT_INTERRUPTED
 from batcher.jobdir.folder import JobDir
 from tests.support.family import Family, assert_every_row_once, chunk_rows, has_chunks, write_prompts
-from tests.support.job_reading import result_rows
+from tests.support.job_files import result_rows
 from tests.support.waiting import wait_for
 
 ROWS = 400

@@ -9,7 +9,7 @@ import pytest
 
 from batcher.broker.client import connect
 from tests.support.family import Family, chunk_rows, has_chunks, start_worker, submit, wait_until_ready
-from tests.support.job_reading import result_rows
+from tests.support.job_files import result_rows
 from tests.support.waiting import wait_for
 
 #: Two shards of several seconds each, so that a chunk appears long before their end, on a much faster machine too.

@@ -1,0 +1,39 @@
+"""What tests are written with: doubles that are small real implementations, benches, files, and ways to wait.
+
+Time and trouble
+clock.py            a clock that a test moves
+waiting.py          waiting for what another thread or process does
+wall_clock.py       another time of day for a process
+damage.py           files that went bad
+
+Jobs
+job_files.py        jobs made of the real files, and the rows of their results
+submitted.py        files for submit, and what it made of them
+parsing.py          rows as the readers give them, parsed
+any_arrays.py       arrays of every Arrow type
+completing.py       completes a job in this process
+shard_bench.py      one shard, and what its runner needs
+
+Engines
+engine_contract.py  the tests that every engine passes
+manual_engine.py    an engine that answers when it is told to
+fake_model.py       a model that computes nothing, below the real engine
+tiny_gguf.py        a real model file, tiny and random
+tiny_engine.py      the real engine on it
+plain_decoding.py   decoding by the definitions, to compare with
+
+The API
+api_client.py       requests without sockets
+scripted_engine.py  a live engine that follows a script
+live_server.py      the app with sockets, in a thread
+scripted_server.py  `batcher serve` with a scripted engine
+batch_bench.py      files and batches on a jobs root
+api_bench.py        their routes, served
+
+Processes
+family.py           commands, workers and all that they start, and the audit of a job's rows
+serving.py          `batcher serve`
+redis_server.py     a broker that many share
+
+field_tables.py     writes the tables of docs/serving.md, and checks them
+"""

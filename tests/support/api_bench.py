@@ -1,19 +1,17 @@
 """The routes of files and batches behind a real server, without engines."""
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import httpx
-import uvicorn
 
 from batcher.server.app import Api, make_api
-from batcher.server.guard.connections import connection_class
 from batcher.server.guard.limits import Limits
 from batcher.server.routes.batches import batches_router
 from batcher.server.routes.files import files_router
 from tests.support.batch_bench import BatchBench
+from tests.support.live_server import running
 
 MAX_BYTES = 1 << 20
 LIMITS = Limits(max_file_bytes=MAX_BYTES)
@@ -36,23 +34,5 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
 @contextmanager
 def served(api: Api) -> Iterator[str]:
     """The app on a free port; gives its base URL."""
-    http = connection_class(LIMITS)
-    config = uvicorn.Config(api.app, http=http, host="127.0.0.1", port=0, log_level="error", lifespan="off")
-    server = uvicorn.Server(config)
-    ready = threading.Event()
-    real = server.startup
-
-    async def startup(sockets: Any = None) -> None:
-        await real(sockets)
-        ready.set()
-
-    server.startup = startup  # type: ignore[method-assign]
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    assert ready.wait(30)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    try:
+    with running(api, limits=LIMITS) as (port, *_):
         yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join(30)

@@ -20,7 +20,7 @@ from batcher.broker.embedded import folder_for
 from batcher.jobdir.attempts import AttemptEnd, read_ends
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.results import read_file
-from tests.support.job_reading import result_rows
+from tests.support.job_files import result_rows
 from tests.support.waiting import PATIENCE_S, wait_for
 
 _MARK = "BATCHER_TEST_MARK"

@@ -3,13 +3,14 @@
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
 from batcher.ids import ID_PATTERN
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.manifest import Manifest, ShardInfo, encode_schema
-from batcher.jobdir.results import build_table, write_file
+from batcher.jobdir.results import build_table, read_file, write_file
 from batcher.jobdir.shards import Shard, ShardRow, write_shard
 from batcher.manage.finish import finalize
 from batcher.types import Choice, Completion, ErrorCode, FinishReason, Request, RowError, SamplingParams, Usage
@@ -127,3 +128,9 @@ def finished_job(path: Path) -> JobDir:
     job = complete_job(path)
     assert finalize(job) is not None
     return job
+
+
+def result_rows(job: JobDir) -> list[dict[str, Any]]:
+    """The rows of all parts, in order."""
+    tables = [read_file(job.part_path(shard)) for shard in sorted(job.committed_shards())]
+    return [row for table in tables for row in table.to_pylist()]

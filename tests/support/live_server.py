@@ -69,9 +69,8 @@ def read_all(sock: socket.socket) -> bytes:
 
 
 @contextlib.contextmanager
-def live_server(engine: ScriptedEngine, *, limits: Limits | None = None) -> Iterator[LiveServer]:
-    limits = limits or Limits()
-    api = make_api(engine, keys=None, limits=limits)
+def running(api: Api, *, limits: Limits) -> Iterator[tuple[int, uvicorn.Server, asyncio.AbstractEventLoop]]:
+    """Serve the app: its port, the server and the loop of its thread."""
     [listener] = bind("127.0.0.1", 0)
     config = uvicorn.Config(
         api.app,
@@ -84,7 +83,6 @@ def live_server(engine: ScriptedEngine, *, limits: Limits | None = None) -> Iter
     )
     server = uvicorn.Server(config)
     loops: list[asyncio.AbstractEventLoop] = []
-    sockets: list[socket.socket] = []
 
     async def serve() -> None:
         loops.append(asyncio.get_running_loop())
@@ -98,10 +96,21 @@ def live_server(engine: ScriptedEngine, *, limits: Limits | None = None) -> Iter
     thread.start()
     try:
         wait_for(lambda: server.started, what="the server listens")
-        yield LiveServer(listener.getsockname()[1], engine, api, server, loops[0], sockets)
+        yield listener.getsockname()[1], server, loops[0]
     finally:
-        for sock in sockets:
-            sock.close()
         loops[0].call_soon_threadsafe(api.exchanges.end_all)
         server.should_exit = True
         thread.join()
+
+
+@contextlib.contextmanager
+def live_server(engine: ScriptedEngine, *, limits: Limits | None = None) -> Iterator[LiveServer]:
+    limits = limits or Limits()
+    api = make_api(engine, keys=None, limits=limits)
+    sockets: list[socket.socket] = []
+    with running(api, limits=limits) as (port, server, loop):
+        try:
+            yield LiveServer(port, engine, api, server, loop, sockets)
+        finally:
+            for sock in sockets:
+                sock.close()

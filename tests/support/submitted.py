@@ -38,7 +38,7 @@ def rows_of(job: JobDir) -> list[ShardRow]:
     return sorted((row for shard in shards_of(job) for row in shard.rows), key=lambda row: row.request.row)
 
 
-def carried_of(job: JobDir) -> pa.Table:
+def carried_rows(job: JobDir) -> pa.Table:
     """What is carried, in input order. Needs a column: a table without any does not know its rows."""
     shards = shards_of(job)
     order = pa.array([row.request.row for shard in shards for row in shard.rows])

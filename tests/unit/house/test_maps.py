@@ -8,7 +8,8 @@ import pytest
 
 from tests.unit.house.test_imports import FLOORS, ROOT
 
-PACKAGES = sorted(path.parent for top in ("batcher", "workers") for path in (ROOT / top).rglob("__init__.py"))
+PACKAGES = [ROOT / "tests" / "support"]
+PACKAGES += sorted(path.parent for top in ("batcher", "workers") for path in (ROOT / top).rglob("__init__.py"))
 
 
 def entries(docstring: str) -> list[str]:

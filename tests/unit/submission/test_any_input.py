@@ -8,7 +8,7 @@ from batcher.errors import InputError
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.results import read_file
 from batcher.submission.planner import submit
-from tests.support.submitted import carried_of, make_options, rows_of
+from tests.support.submitted import carried_rows, make_options, rows_of
 
 plausible = st.sampled_from(
     [
@@ -48,7 +48,7 @@ def test_any_bytes_give_one_row_a_line(tmp_path_factory: pytest.TempPathFactory,
     rows = rows_of(job)
     assert manifest.num_rows == len(rows) == len(numbers)
     assert [row.request.row for row in rows] == list(range(len(rows)))
-    assert not manifest.carried.names or carried_of(job).num_rows == len(rows)
+    assert not manifest.carried.names or carried_rows(job).num_rows == len(rows)
     parts = [read_file(job.part_path(info.shard)) for info in manifest.shards if info.model is None]
     errors = {row.request.row: row.error.message for row in rows if row.error is not None}
     assert {row for part in parts for row in part["row"].to_pylist()} == errors.keys()

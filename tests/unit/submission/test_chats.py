@@ -16,7 +16,7 @@ from batcher.submission.planner import submit
 from batcher.submission.source import fingerprint
 from batcher.types import DEFAULT_CHAT_MAX_TOKENS, SamplingParams
 from tests.support.parsing import batch_line, message, parse_line, parse_lines, parse_table
-from tests.support.submitted import carried_of, make_options, rows_of, write_lines
+from tests.support.submitted import carried_rows, make_options, rows_of, write_lines
 from tests.unit.conftest import Run
 
 USER = {"role": "user", "content": "Who?"}
@@ -236,7 +236,7 @@ def test_parquet_of_messages_becomes_a_job_with_its_other_columns(tmp_path: Path
     submit(job, [str(tmp_path / "chats.parquet")], make_options(system="Be brief."))
 
     assert [chat_of(row) for row in rows_of(job)] == [[SYSTEM, USER]] * 3
-    assert carried_of(job).to_pydict() == {"topic": ["a", "b", "c"]}
+    assert carried_rows(job).to_pydict() == {"topic": ["a", "b", "c"]}
 
 
 def test_fingerprint_tells_chats_from_completions_and_is_else_what_it_was(tmp_path: Path) -> None:

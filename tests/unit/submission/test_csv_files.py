@@ -22,7 +22,7 @@ from batcher.submission.carried import CarriedColumns, TableRow
 from batcher.submission.planner import submit
 from batcher.submission.readers import csv_files
 from batcher.submission.readers.files import NamedStream, ReadOptions, TableBatch, expand, read_batches
-from tests.support.submitted import carried_of, make_options, rows_of, write_lines
+from tests.support.submitted import carried_rows, make_options, rows_of, write_lines
 from tests.unit.conftest import Run
 
 MESSY = b'prompt,n\n"two\nlines",1\nplain,2\n"say ""hi""",3\n'
@@ -41,7 +41,7 @@ def rows_in(path: Path, **options: Any) -> list[list[str | None]]:
 def carried_in(tmp_path: Path, *inputs: str, **options: Any) -> dict[str, list[Any]]:
     job = JobDir(tmp_path / "job")
     submit(job, inputs, make_options(**options))
-    values: dict[str, list[Any]] = carried_of(job).to_pydict()
+    values: dict[str, list[Any]] = carried_rows(job).to_pydict()
     return values
 
 
@@ -166,7 +166,7 @@ def test_odd_and_unreadable_rows_become_error_rows_in_their_place(tmp_path: Path
         5: f"{path}: row 6: the row has 2 cells, the header 3: 'f,\ufffd'; {csv_files.QUOTE_CELLS}",
     }
     assert manifest.num_rows == 7
-    assert carried_of(job)["x"].to_pylist() == [1, None, None, 4, None, None, 5]
+    assert carried_rows(job)["x"].to_pylist() == [1, None, None, 4, None, None, 5]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from batcher.submission.planner import submit
 from batcher.submission.readers.files import ReadOptions
 from batcher.submission.readers.paths import expand
 from batcher.submission.validation import validate
-from tests.support.submitted import carried_of, make_options, rows_of, write_lines
+from tests.support.submitted import carried_rows, make_options, rows_of, write_lines
 from tests.unit.conftest import Run
 
 
@@ -68,7 +68,7 @@ def test_folder_as_spark_lays_it_out_runs(run: Run, workplace: Path) -> None:
     ]
     job = job_of(workplace, "in", template="{day}: {prompt}")
     assert [row.request.prompts[0] for row in rows_of(job)] == ["10: d", "1: a", "1: b", "2: c"]
-    assert carried_of(job).select(["lang", "day"]).to_pydict() == {
+    assert carried_rows(job).select(["lang", "day"]).to_pydict() == {
         "lang": [None, "de", "de", "en"],
         "day": [10, 1, 1, 2],
     }
@@ -199,7 +199,7 @@ def test_columns_of_folders_are_like_those_of_the_file_and_own_ones_go_before(tm
     rows = rows_of(job)
     assert [row.error is None for row in rows] == [True, True, False]
     assert [row.request.params.max_tokens for row in rows[:2]] == [3, 3]
-    carried = carried_of(job)
+    carried = carried_rows(job)
     assert carried["lang"].to_pylist() == ["de", "en", "de" if kind == "jsonl" else None]
     assert carried["x"].to_pylist() == [1, 1, 1]
     assert carried["file"].to_pylist() == [f"{folder}/a.{kind}"] * 3
@@ -212,7 +212,7 @@ def test_name_of_the_file_column_must_be_free(tmp_path: Path) -> None:
     assert good.error is None
     assert bad.error is not None
     assert f"{lines}:1: has a key 'src', which would get the file's path" in bad.error.message
-    assert carried_of(job)["src"].to_pylist() == ["mine", lines]
+    assert carried_rows(job)["src"].to_pylist() == ["mine", lines]
     write_table(tmp_path / "k=1" / "a.parquet", prompt=["p"], src=["mine"])
     for name, problem in (
         ("src", "a.parquet has a column of this name"),
@@ -255,7 +255,7 @@ def test_names_that_are_no_utf8_are_shown_and_carried_as_text(run: Run, workplac
     bad = rows_of(job)[1].error
     assert bad is not None
     assert bad.message.startswith(r"caf\xe9=\xff/\xe9.jsonl:2: not JSON")
-    assert carried_of(job).to_pydict() == {r"caf\xe9": [r"\xff"] * 2, "file": [r"caf\xe9=\xff/\xe9.jsonl"] * 2}
+    assert carried_rows(job).to_pydict() == {r"caf\xe9": [r"\xff"] * 2, "file": [r"caf\xe9=\xff/\xe9.jsonl"] * 2}
     for inputs in ([str(folder)], [str(file)], [f"{folder}/*"]):
         quoted = " ".join(f"'{name}'" for name in inputs)
         code, out, _ = run(f"validate {quoted} --model m")

@@ -23,7 +23,7 @@ from batcher.submission.planner import submit
 from batcher.submission.readers.files import ReadOptions
 from batcher.submission.readers.memory import ArrowRows, DictRows
 from batcher.submission.source import Input
-from tests.support.submitted import carried_of, make_options, rows_of, write_lines
+from tests.support.submitted import carried_rows, make_options, rows_of, write_lines
 
 
 def submit_rows(folder: Path, rows: Input, **options: Any) -> JobDir:
@@ -45,7 +45,7 @@ def test_dicts_are_what_the_lines_of_a_file_would_be(tmp_path: Path) -> None:
     submit(of_dicts, [DictRows(rows)], make_options())
 
     assert [row.request for row in rows_of(of_dicts)] == [row.request for row in rows_of(of_file)]
-    assert carried_of(of_dicts).equals(carried_of(of_file))
+    assert carried_rows(of_dicts).equals(carried_rows(of_file))
     assert JobDir.open(of_dicts.path).manifest.inputs == ("-",)
 
 
@@ -65,7 +65,7 @@ def test_values_that_json_lacks_are_what_the_page_says(tmp_path: Path) -> None:
 
     job = submit_rows(tmp_path / "job", DictRows([row]))
 
-    (found,) = carried_of(job).to_pylist()
+    (found,) = carried_rows(job).to_pylist()
     assert rows_of(job)[0].request.params.max_tokens == 3
     assert found == {
         "day": "2026-01-02",
@@ -136,7 +136,7 @@ def test_whatever_speaks_arrow_keeps_its_types(tmp_path: Path, make: Any) -> Non
     duckdb.register("source_table", TABLE)
     job = submit_rows(tmp_path / "job", ArrowRows(make()))
 
-    carried = carried_of(job)
+    carried = carried_rows(job)
     assert carried["at"].to_pylist() == TABLE["at"].to_pylist()
     assert carried.schema.field("at").type == pa.timestamp("ns")
     assert carried["kind"].to_pylist() == ["x", "y", "x"]
@@ -149,7 +149,7 @@ def test_frame_with_an_index_of_its_own_carries_it_along(tmp_path: Path) -> None
 
     job = submit_rows(tmp_path / "job", ArrowRows(frame[frame.prompt != "b"]))
 
-    assert carried_of(job).to_pydict() == {"ticket": [7, 9]}
+    assert carried_rows(job).to_pydict() == {"ticket": [7, 9]}
 
 
 @pytest.mark.parametrize(

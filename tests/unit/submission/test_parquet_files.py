@@ -14,7 +14,7 @@ from batcher.submission.planner import submit
 from batcher.submission.validation import validate
 from tests.support.completing import complete
 from tests.support.manual_engine import ManualEngine
-from tests.support.submitted import carried_of, make_options, rows_of
+from tests.support.submitted import carried_rows, make_options, rows_of
 
 
 def test_columns_of_the_same_name_are_all_carried(tmp_path: Path) -> None:
@@ -27,7 +27,7 @@ def test_columns_of_the_same_name_are_all_carried(tmp_path: Path) -> None:
     submit(job, [str(tmp_path / "a.parquet"), str(tmp_path / "b.parquet")], make_options())
 
     assert [row.request.prompts for row in rows_of(job)] == [("p",), ("p",)]
-    assert carried_of(job).to_pydict() == {"n": [1, 1], "n_3": [2, 2], "prompt_2": ["other", "other"], "n_2": [3, 3]}
+    assert carried_rows(job).to_pydict() == {"n": [1, 1], "n_3": [2, 2], "prompt_2": ["other", "other"], "n_2": [3, 3]}
 
 
 def test_results_are_read_by_duckdb_whatever_the_names(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_duckdb_types_without_a_type_in_arrow_are_values_all_the_same(tmp_path: 
     submit(job, [str(path)], make_options(template="{i} {d} {u}"))
 
     assert rows_of(job)[0].request.prompts == ('P14M3DT0.5S +5881580-07-11 ["00000000-0000-0000-0000-000000000007"]',)
-    carried = carried_of(job)
+    carried = carried_rows(job)
     assert json_values(carried["i"]) == ["P14M3DT0.5S"]
     assert [str(carried[name].type) for name in ("j", "u")] == [
         "extension<arrow.json>",

@@ -23,7 +23,7 @@ from batcher.submission.readers.files import NamedStream
 from batcher.submission.source import fingerprint
 from batcher.submission.validation import validate
 from batcher.types import ErrorCode, SamplingParams
-from tests.support.submitted import carried_of, make_options, names_in, rows_of, write_lines
+from tests.support.submitted import carried_rows, make_options, names_in, rows_of, write_lines
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_each_broken_line_has_its_error_row_and_the_rest_is_carried(tmp_path: Pa
         assert errors[row].message.startswith(f"{path}:{row + 1}: {message}")
     assert {row for row, error in errors.items() if error.code is ErrorCode.MODEL_NOT_FOUND} == {7}
     assert [rows[i].request.prompts[0] for i in (0, 8, 9)] == ["fine", "a\0b", "x" * (1 << 20)]
-    assert carried_of(job).slice(10, 1).to_pylist() == [
+    assert carried_rows(job).slice(10, 1).to_pylist() == [
         {"note": None, "input_text": None, "whatever": '{"deep": [1]}', "n": 3}
     ]
 
@@ -150,7 +150,7 @@ def test_several_files_are_one_input_with_the_union_of_their_columns(tmp_path: P
     assert [row.request.prompts for row in rows_of(job)] == [("a",), ("b",), ("c",), ("d",), ("e",)]
     assert [row.request.row for row in rows_of(job)] == list(range(5))
     assert {f.name: str(f.type) for f in manifest.carried} == {"x": "double", "y": "list<item: double>", "z": "binary"}
-    assert carried_of(job).to_pydict() == {
+    assert carried_rows(job).to_pydict() == {
         "x": [1.0, 2.0, 0.5, 4.0, None],
         "y": [None, None, [1.0], None, [2.5]],
         "z": [None, None, None, b"\xff", None],
@@ -162,7 +162,7 @@ def test_column_that_turns_out_wider_late_is_the_same_type_everywhere(tmp_path: 
     manifest = submit(job, [write_lines(tmp_path / "p.jsonl", *lines)], make_options()).manifest
     assert len(manifest.shards) > 5
     assert manifest.carried == pa.schema([("x", pa.string())])
-    assert carried_of(job)["x"].to_pylist() == [*map(str, range(500)), "late"]
+    assert carried_rows(job)["x"].to_pylist() == [*map(str, range(500)), "late"]
 
 
 def test_parquet_columns_reach_the_shards_with_their_types(tmp_path: Path, job: JobDir) -> None:
@@ -190,7 +190,7 @@ def test_parquet_columns_reach_the_shards_with_their_types(tmp_path: Path, job: 
     assert manifest.carried.field("price").type == pa.decimal128(8, 2)
     assert manifest.carried.field("kind").type == pa.string()
     expected = table.drop_columns(["id", "max_tokens"]).rename_columns({"status": "input_status", "text": "input_text"})
-    found = carried_of(job)
+    found = carried_rows(job)
     assert found.select(expected.column_names).to_pydict() == expected.to_pydict()
 
 
