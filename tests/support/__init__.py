@@ -8,6 +8,7 @@ damage.py           files that went bad
 
 Jobs
 job_files.py        jobs made of the real files, and the rows of their results
+memory_store.py     a store of jobs without a disk
 submitted.py        files for submit, and what it made of them
 parsing.py          rows as the readers give them, parsed
 any_arrays.py       arrays of every Arrow type
