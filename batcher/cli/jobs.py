@@ -71,18 +71,9 @@ def list_command(*, as_json: bool, jobs_dir: Path) -> int:
     """
     from batcher.api.progress import status_json
     from batcher.cli.texts import table_text, utc_text
-    from batcher.errors import BatcherError
-    from batcher.jobdir.root import list_jobs
-    from batcher.manage.status import read_status
+    from batcher.manage.status import read_all
 
-    statuses = []
-    for job in list_jobs(jobs_dir):
-        try:
-            statuses.append(read_status(job))
-        except BatcherError as exc:
-            # One damaged job must not hide the others.
-            click.echo(f"Warning: {exc}", err=True)
-    statuses.sort(key=lambda status: status.created_at)
+    statuses = read_all(jobs_dir, on_damaged=lambda exc: click.echo(f"Warning: {exc}", err=True))
     if as_json:
         for status in statuses:
             click.echo(status_json(status))
@@ -250,10 +241,10 @@ def delete_command(job: str, *, yes: bool, jobs_dir: Path) -> int:
     Example:
       batcher delete out --yes
     """
-    from batcher.manage.delete import delete_job
+    from batcher.manage.delete import delete_job, find_deletable
     from batcher.manage.status import read_status
 
-    found = _find_deletable(job, jobs_dir)
+    found = find_deletable(job, jobs_dir)
     if not yes:
         if not sys.stdin.isatty():
             raise click.UsageError(f"delete {job}: give --yes, as there is no terminal to ask on")
@@ -263,17 +254,6 @@ def delete_command(job: str, *, yes: bool, jobs_dir: Path) -> int:
     left = delete_job(found)
     click.echo(f"Deleted {found.path}" + (f"; not the job's own and left there: {', '.join(left)}" if left else ""))
     return 0
-
-
-def _find_deletable(job: str, jobs_dir: Path) -> "JobDir":
-    """The job that JOB names, a batch that is none, or what an interrupted deletion left of it."""
-    from batcher.jobdir.folder import JobDir
-    from batcher.manage.delete import can_be_deleted
-
-    for path in (Path(job), jobs_dir / job):
-        if can_be_deleted(JobDir(path)) and not JobDir(path).exists() and (path.name == job or path == Path(job)):
-            return JobDir(path.resolve())
-    return find_job(job, jobs_dir)
 
 
 def _print_left_out(selection: "Selection") -> None:

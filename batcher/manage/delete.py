@@ -12,6 +12,7 @@ from batcher.errors import JobError, StorageError
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.heartbeats import workers_dir
 from batcher.jobdir.lock import exclusive
+from batcher.jobdir.root import find_job
 
 #: Seconds for which writers are borne that had not heard of the deletion. They stop at their next file.
 PATIENCE_S = 10.0
@@ -21,6 +22,16 @@ _RETRY_INTERVAL_S = 0.05
 def can_be_deleted(job: JobDir) -> bool:
     """Whether there is a job, a batch that is none yet or has failed, or what an interrupted deletion left of one."""
     return job.exists() or job.has(job.deleted_path) or job.has(job.batch_path)
+
+
+def find_deletable(job: str, root: Path) -> JobDir:
+    """As `find_job`; also a batch that is no job, and what an interrupted deletion left. Raises JobError."""
+    for path in (Path(job), root / job):
+        found = JobDir(path.resolve())
+        is_meant = path.name == job or path == Path(job)
+        if is_meant and can_be_deleted(found) and not found.exists():
+            return found
+    return find_job(job, root)
 
 
 def delete_job(job: JobDir) -> list[str]:
@@ -58,7 +69,10 @@ def delete_job(job: JobDir) -> list[str]:
 
 def _remove(job: JobDir, path: Path) -> bool:
     """Delete one of the job's own. Returns False for what stays, as a folder where somebody has mounted a disk."""
-    return job.store.delete_tree(path)
+    try:
+        return job.store.delete_tree(path)
+    except StorageError as exc:
+        raise StorageError(f"{exc}; run the command again") from exc
 
 
 def _own_names(job: JobDir) -> frozenset[str]:

@@ -13,13 +13,14 @@ from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 
-from batcher.errors import CorruptFileError, JobError
+from batcher.errors import BatcherError, CorruptFileError, JobError
 from batcher.jobdir.attempts import AttemptEnd, Outcome, load_ends
 from batcher.jobdir.folder import JobDir, Watch
 from batcher.jobdir.heartbeats import Health, WorkerReport, WorkerState, read_heartbeats
 from batcher.jobdir.listing import Listing
 from batcher.jobdir.manifest import ShardInfo
 from batcher.jobdir.results import Counts, read_counts
+from batcher.jobdir.root import list_jobs
 from batcher.manage.finish import read_part_counts, read_summary
 from batcher.types import ErrorCode
 
@@ -347,6 +348,18 @@ class StatusReader:
 def read_status(job: JobDir) -> Status:
     """One snapshot of a job."""
     return StatusReader(job).read()
+
+
+def read_all(root: Path, *, on_damaged: Callable[[BatcherError], None]) -> list[Status]:
+    """A snapshot of each job under `root`, the oldest first; one that is damaged goes to `on_damaged` instead."""
+    found = []
+    for job in list_jobs(root):
+        try:
+            found.append(read_status(job))
+        except BatcherError as exc:
+            # It must not hide the others.
+            on_damaged(exc)
+    return sorted(found, key=lambda status: status.created_at)
 
 
 def _worker_status(report: WorkerReport, shards: list[int], *, is_busy_elsewhere: bool) -> WorkerStatus:
