@@ -31,7 +31,7 @@ from workers.process.logs import set_up_logging
 if TYPE_CHECKING:
     from batcher.jobdir.folder import JobDir
     from workers.engines.base import Engine
-    from workers.shard.runner import Surroundings
+    from workers.shard.runner import WorkerContext
 
     Engines = dict[str, Engine]
 
@@ -197,7 +197,7 @@ def _take_shards(config: WorkerConfig, engines: "Engines", reporter: Reporter, f
         app,
         jobs_root=Path(config.jobs_root),
         engines=engines,
-        around=_surroundings(config, reporter, stopping),
+        context=_worker_context(config, reporter, stopping),
         on_failure=on_failure,
         on_engine_failure=failures.note,
     )
@@ -214,16 +214,16 @@ def _take_shards(config: WorkerConfig, engines: "Engines", reporter: Reporter, f
     return int(worker.exitcode or 0)
 
 
-def _surroundings(config: WorkerConfig, reporter: Reporter, stopping: threading.Event) -> "Surroundings":
+def _worker_context(config: WorkerConfig, reporter: Reporter, stopping: threading.Event) -> "WorkerContext":
     from batcher.broker.client import open_client
     from batcher.broker.leases import BackgroundLeases
     from batcher.manage.finish import finalize
-    from workers.shard.runner import Surroundings
+    from workers.shard.runner import WorkerContext
 
     def on_attempt(kind: EventKind, job: "JobDir", shard: int, attempt: int) -> None:
         reporter.send(Event(kind, attempt=OpenAttempt(str(job.path), shard, attempt)))
 
-    return Surroundings(
+    return WorkerContext(
         worker=config.name,
         leases=BackgroundLeases(open_client(config.broker_url), ttl_s=config.lease_ttl_s),
         stopping=stopping,

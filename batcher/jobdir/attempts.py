@@ -138,7 +138,8 @@ class Journal:
     def tokenizing(self, row: int) -> None:
         self._write(f"? {row}\n")
 
-    def at_ease(self) -> None:
+    def no_suspect(self) -> None:
+        """Nothing is tokenized or alone any more."""
         self._write(".\n")
 
     def admitted(self, row: int) -> None:

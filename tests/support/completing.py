@@ -6,7 +6,7 @@ from batcher.broker.leases import Lease, Leases, Pace
 from batcher.jobdir.folder import JobDir
 from batcher.manage.finish import Summary, finalize
 from tests.support.manual_engine import ManualEngine
-from workers.shard.runner import Outcome, Surroundings, run_shard
+from workers.shard.runner import RunOutcome, WorkerContext, run_shard
 
 
 class SoleLeases(Leases):
@@ -27,7 +27,7 @@ class SoleLeases(Leases):
 
 def complete(job: JobDir, engine: ManualEngine) -> Summary:
     """Run every shard of `job` that waits for a worker, as a worker does. Returns the job's summary."""
-    around = Surroundings(
+    context = WorkerContext(
         worker="w1",
         leases=SoleLeases(),
         stopping=threading.Event(),
@@ -39,7 +39,7 @@ def complete(job: JobDir, engine: ManualEngine) -> Summary:
     )
     for info in job.manifest.shards:
         if info.model is not None:
-            assert run_shard(job, info.shard, engine, around) is Outcome.COMMITTED
+            assert run_shard(job, info.shard, engine, context) is RunOutcome.COMMITTED
     summary = finalize(job)
     assert summary is not None
     return summary

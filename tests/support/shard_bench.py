@@ -14,7 +14,7 @@ from tests.support.clock import Clock
 from tests.support.job_files import make_job
 from tests.support.manual_engine import Answer, ManualEngine
 from tests.support.waiting import wait_for
-from workers.shard.runner import Outcome, Surroundings, run_shard
+from workers.shard.runner import RunOutcome, WorkerContext, run_shard
 
 ROWS = 6
 
@@ -30,7 +30,7 @@ class Bench:
         self.stopping = threading.Event()
         self.commits: list[JobDir] = []
         self.progress = threading.Semaphore(0)
-        self.around = Surroundings(
+        self.context = WorkerContext(
             worker="w1",
             leases=Leases(client),
             stopping=self.stopping,
@@ -48,12 +48,12 @@ class Bench:
         assert found is None or isinstance(found, bytes)
         return found
 
-    def run(self, engine: ManualEngine, *, worker: str = "w1", shard: int = 0) -> Outcome:
-        return run_shard(self.job, shard, engine, replace(self.around, worker=worker))
+    def run(self, engine: ManualEngine, *, worker: str = "w1", shard: int = 0) -> RunOutcome:
+        return run_shard(self.job, shard, engine, replace(self.context, worker=worker))
 
     def begin(
         self, num_answers: int, *, answer: Answer = lambda request: "text"
-    ) -> tuple[ManualEngine, Future[Outcome]]:
+    ) -> tuple[ManualEngine, Future[RunOutcome]]:
         """Run in the background, on an engine that answers so many prompts; returns when it has."""
         engine = ManualEngine(answer, allowance=num_answers)
         running = self._pool.submit(self.run, engine)

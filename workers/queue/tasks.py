@@ -13,7 +13,7 @@ from batcher.jobdir.root import locate_job
 from workers.engines.base import Engine
 from workers.queue.app import RUN_SHARD
 from workers.queue.messages import MessageError, ShardMessage
-from workers.shard.runner import Outcome, Surroundings, run_shard
+from workers.shard.runner import RunOutcome, WorkerContext, run_shard
 
 logger = logging.getLogger(f"batcher.{__name__}")
 
@@ -26,7 +26,7 @@ def register(
     *,
     jobs_root: Path,
     engines: Mapping[str, Engine],
-    around: Surroundings,
+    context: WorkerContext,
     on_failure: OnFailure,
     on_engine_failure: Callable[[EngineError], None],
 ) -> None:
@@ -39,7 +39,7 @@ def register(
             return
         job, number, engine = found
         try:
-            outcome = run_shard(job, number, engine, around)
+            outcome = run_shard(job, number, engine, context)
         except EngineError as exc:
             on_engine_failure(exc)
             raise Reject(str(exc), requeue=True) from exc
@@ -52,7 +52,7 @@ def register(
             on_failure(job.job_id, number, BatcherError(f"{exc!r}: a bug of Batcher; the traceback is in the log"))
             return
         logger.info("shard %d of %s: %s", number, job.job_id, outcome.value)
-        if outcome is Outcome.STOPPED:
+        if outcome is RunOutcome.STOPPED:
             raise Reject("the worker stops", requeue=True)
 
 

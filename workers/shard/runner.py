@@ -57,7 +57,7 @@ FLUSH_INTERVAL_S = 2.0
 POLL_INTERVAL_S = 0.25
 
 
-class Outcome(StrEnum):
+class RunOutcome(StrEnum):
     """How a run of a shard ended. Only `STOPPED` leaves work that this worker should have done."""
 
     COMMITTED = "committed"
@@ -68,11 +68,11 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class WorkerContext:
     """What all shards of a worker share.
 
     `stopping` is set when the worker is to stop. In the runner's thread are called: `on_claim` and `on_end` (job,
-    shard, attempt) around all that could take the process down, `on_progress` after each durable write of completed
+    shard, attempt) context all that could take the process down, `on_progress` after each durable write of completed
     rows, `on_set_aside` after that of rows that crash the process, and `on_commit` after a part exists.
     `stall_timeout_s` None: by the engine's pace; `row_timeout_s` None: the job's own.
     """
@@ -90,46 +90,46 @@ class Surroundings:
     clock: Callable[[], float] = time.monotonic
 
 
-def run_shard(job: JobDir, shard: int, engine: Engine, around: Surroundings) -> Outcome:
+def run_shard(job: JobDir, shard: int, engine: Engine, context: WorkerContext) -> RunOutcome:
     """Run one shard to its end, blocking. `shard` must be in the manifest, with the engine's model.
 
     Raises EngineError when the engine died (finished rows are saved), CorruptFileError or JobError where the job
     directory is damaged, StorageError where it can't be written, ShardGivenUpError where that was so too often.
     """
     if job.has(job.part_path(shard)):
-        return Outcome.ALREADY_COMMITTED
+        return RunOutcome.ALREADY_COMMITTED
     if job.is_cancelled:
-        return Outcome.CANCELLED
-    lease = new_lease(job.job_id, shard, worker=around.worker, pace=around.leases.pace)
+        return RunOutcome.CANCELLED
+    lease = new_lease(job.job_id, shard, worker=context.worker, pace=context.leases.pace)
     try:
-        if not around.leases.claim(lease):
-            return Outcome.LEASED_ELSEWHERE
+        if not context.leases.claim(lease):
+            return RunOutcome.LEASED_ELSEWHERE
     except BrokerError as exc:
         # The first renewal after the broker is back claims it.
         logger.warning("shard %d of %s runs without a lease: %s", shard, job.job_id, exc)
     try:
-        claim = job.claim(shard, worker=around.worker, system_fingerprint=engine.system_fingerprint)
-        around.on_claim(job, shard, claim.attempt)
+        claim = job.claim(shard, worker=context.worker, system_fingerprint=engine.system_fingerprint)
+        context.on_claim(job, shard, claim.attempt)
         try:
-            return _run_attempt(job, shard, engine, around, lease=lease, claim=claim)
+            return _run_attempt(job, shard, engine, context, lease=lease, claim=claim)
         finally:
-            around.on_end(job, shard, claim.attempt)
+            context.on_end(job, shard, claim.attempt)
     finally:
         try:
-            around.leases.release(lease)
+            context.leases.release(lease)
         except BrokerError as exc:
             logger.warning("the lease of shard %d of %s is left to expire: %s", shard, job.job_id, exc)
 
 
 def _run_attempt(
-    job: JobDir, shard: int, engine: Engine, around: Surroundings, *, lease: Lease, claim: Claim
-) -> Outcome:
+    job: JobDir, shard: int, engine: Engine, context: WorkerContext, *, lease: Lease, claim: Claim
+) -> RunOutcome:
     """Run the attempt under its journal, and say how it ended where that was not in good order."""
     attempt = claim.attempt
     verdict = judge(job, shard, attempt=attempt, listed=claim.earlier)
     if verdict.why_hopeless:
         given_up = ShardGivenUpError(f"given up, as {verdict.why_hopeless}; `batcher resume {job.path}` tries it again")
-        _record_end(job, shard, attempt, around, given_up, attempts.Outcome.FAILED)
+        _record_end(job, shard, attempt, context, given_up, attempts.Outcome.FAILED)
         raise given_up
     # Who has a chunk has claimed before.
     chunks = job.chunks(shard) if attempt > 1 else []
@@ -137,20 +137,20 @@ def _run_attempt(
     is_orderly = True
     try:
         run = _ShardRun(
-            job, shard, engine, around, lease=lease, claim=claim, chunks=chunks, journal=journal, verdict=verdict
+            job, shard, engine, context, lease=lease, claim=claim, chunks=chunks, journal=journal, verdict=verdict
         )
         return run.run()
     except EngineError as exc:
         is_orderly = False
-        _record_end(job, shard, attempt, around, exc, attempts.Outcome.CRASHED)
+        _record_end(job, shard, attempt, context, exc, attempts.Outcome.CRASHED)
         raise
     except BatcherError as exc:
         if job.has(job.part_path(shard)):
             # By this attempt or another: what could not be written then is of no consequence to the shard.
             logger.warning("shard %d of %s is committed, but: %s", shard, job.job_id, exc)
-            return Outcome.ALREADY_COMMITTED
+            return RunOutcome.ALREADY_COMMITTED
         if job.exists():
-            _record_end(job, shard, attempt, around, exc, attempts.Outcome.FAILED)
+            _record_end(job, shard, attempt, context, exc, attempts.Outcome.FAILED)
         raise
     finally:
         journal.close(is_orderly=is_orderly)
@@ -160,13 +160,15 @@ def _run_attempt(
 
 
 def _record_end(
-    job: JobDir, shard: int, attempt: int, around: Surroundings, exc: BatcherError, outcome: attempts.Outcome
+    job: JobDir, shard: int, attempt: int, context: WorkerContext, exc: BatcherError, outcome: attempts.Outcome
 ) -> None:
     cause = Cause.ENGINE if outcome is attempts.Outcome.CRASHED else None
     try:
         attempts.record_end(
-            *(job, shard, attempt),
-            worker=around.worker,
+            job,
+            shard,
+            attempt,
+            worker=context.worker,
             outcome=outcome,
             cause=cause,
             detail=str(exc),
@@ -185,7 +187,7 @@ class _ShardRun:
         job: JobDir,
         shard: int,
         engine: Engine,
-        around: Surroundings,
+        context: WorkerContext,
         *,
         lease: Lease,
         claim: Claim,
@@ -196,14 +198,14 @@ class _ShardRun:
         self._job = job
         self._number = shard
         self._engine = engine
-        self._around = around
+        self._context = context
         self._lease = lease
         self._attempt = claim.attempt
         self._earlier = claim.earlier
         self._chunks = chunks
         self._journal = journal
         self._verdict = verdict
-        self._row_timeout_s = around.row_timeout_s or job.manifest.row_timeout_s
+        self._row_timeout_s = context.row_timeout_s or job.manifest.row_timeout_s
         self._uid = uuid.uuid4().hex[:8]
         info = job.manifest.shards[shard]
         self._shard = read_shard(
@@ -216,13 +218,13 @@ class _ShardRun:
         self._failure: EngineError | None = None
         self._open: dict[int, Gathering] = {}
         self._finished: dict[int, Completion] = {}
-        self._renewal_interval_s = around.leases.pace.renewal_interval_s
-        now = around.clock()
+        self._renewal_interval_s = context.leases.pace.renewal_interval_s
+        now = context.clock()
         self._next_flush = now + FLUSH_INTERVAL_S
         self._next_renewal = now + self._renewal_interval_s
         self._last_step = (engine.num_steps, now)
 
-    def run(self) -> Outcome:
+    def run(self) -> RunOutcome:
         done = {row for table in self._saved for row in table["row"].to_pylist()}
         missing = {
             row.request.row: position for position, row in enumerate(self._shard.rows) if row.request.row not in done
@@ -250,9 +252,9 @@ class _ShardRun:
         if set_aside:
             # At once, so that no crash to come takes the verdict back.
             self._save()
-            self._around.on_set_aside()
+            self._context.on_set_aside()
 
-    def _complete(self, positions: Sequence[int], *, is_alone: bool = False) -> Outcome | None:
+    def _complete(self, positions: Sequence[int], *, is_alone: bool = False) -> RunOutcome | None:
         """Have the engine complete these rows. Returns why it stopped before, if it did."""
         if not positions:
             return None
@@ -296,7 +298,7 @@ class _ShardRun:
                 timeout_s=self._row_timeout_s,
                 is_alone=is_alone,
             )
-        self._journal.at_ease()
+        self._journal.no_suspect()
 
     def _note_start(self, request: SequenceRequest) -> None:
         row = self._shard.rows[request.key[0]].request.row
@@ -305,7 +307,7 @@ class _ShardRun:
     def _take_alone(self, item: SequenceResult | EngineError) -> None:
         """Note in the engine's thread that a row is alone no more: its next step may be another row's, and its last."""
         if isinstance(item, SequenceResult):
-            self._journal.at_ease()
+            self._journal.no_suspect()
         self._inbox.put(item)
 
     def _receive(self, *, timeout_s: float) -> None:
@@ -342,24 +344,24 @@ class _ShardRun:
             added = itertools.islice(self._finished.values(), num_noted, None)
             self._journal.finished(completion.request.row for completion in added)
 
-    def _tick(self) -> Outcome | None:
+    def _tick(self) -> RunOutcome | None:
         """Do what is due. Returns why to stop, if so. Raises EngineError when the engine died."""
         if self._failure is not None:
             raise self._failure
-        if self._around.stopping.is_set():
-            return Outcome.STOPPED
-        now = self._around.clock()
+        if self._context.stopping.is_set():
+            return RunOutcome.STOPPED
+        now = self._context.clock()
         if now >= self._next_flush or len(self._finished) >= FLUSH_ROWS:
             self._next_flush = now + FLUSH_INTERVAL_S
             self._flush()
             if self._job.is_cancelled:
-                return Outcome.CANCELLED
+                return RunOutcome.CANCELLED
             if self._job.has(self._job.part_path(self._number)):
-                return Outcome.ALREADY_COMMITTED
+                return RunOutcome.ALREADY_COMMITTED
         if now >= self._next_renewal:
             self._next_renewal = now + self._renewal_interval_s
             if not self._renew(now):
-                return Outcome.LEASED_ELSEWHERE
+                return RunOutcome.LEASED_ELSEWHERE
         return None
 
     def _renew(self, now: float) -> bool:
@@ -367,10 +369,10 @@ class _ShardRun:
         steps, since = self._last_step
         if self._engine.num_steps != steps:
             self._last_step = (self._engine.num_steps, now)
-        elif now - since > stall_limit_s(self._engine.longest_step_s, self._around.stall_timeout_s):
+        elif now - since > stall_limit_s(self._engine.longest_step_s, self._context.stall_timeout_s):
             return True
         try:
-            return self._around.leases.renew(self._lease)
+            return self._context.leases.renew(self._lease)
         except BrokerError as exc:
             logger.warning("shard %d of %s goes on without the broker: %s", self._number, self._job.job_id, exc)
             return True
@@ -379,7 +381,7 @@ class _ShardRun:
         """Save the finished rows as a chunk, and say that there is progress. Durable when it returns."""
         if self._finished:
             self._save()
-            self._around.on_progress()
+            self._context.on_progress()
 
     def _save(self) -> None:
         table = self._finished_table()
@@ -396,10 +398,10 @@ class _ShardRun:
             [self._finished[position] for position in positions],
             carried=take_rows(self._shard.carried, positions),
             attempt=self._attempt,
-            worker=self._around.worker,
+            worker=self._context.worker,
         )
 
-    def _commit(self) -> Outcome:
+    def _commit(self) -> RunOutcome:
         """Create the part from chunks and finished rows, unless another attempt was first."""
         self._journal.committing()
         table = join_tables([*self._saved, self._finished_table()], self._schema)
@@ -416,6 +418,6 @@ class _ShardRun:
             self._chunks.clear()
         # One that stays beside a part means nothing.
         store.discard(self._earlier.journals.values())
-        self._around.on_progress()
-        self._around.on_commit(self._job)
-        return Outcome.COMMITTED if is_first else Outcome.ALREADY_COMMITTED
+        self._context.on_progress()
+        self._context.on_commit(self._job)
+        return RunOutcome.COMMITTED if is_first else RunOutcome.ALREADY_COMMITTED

@@ -54,7 +54,7 @@ def test_journal_says_what_is_in_flight(tmp_path: Path) -> None:
         journal.tokenizing(row)
     assert read_journal(path) == JournalState(frozenset({6}), None, has_begun=True)
 
-    journal.at_ease()
+    journal.no_suspect()
     for row in (4, 5, 5, 6):
         journal.admitted(row)
     journal.finished([5])
@@ -64,7 +64,7 @@ def test_journal_says_what_is_in_flight(tmp_path: Path) -> None:
     journal.alone(7)
     assert read_journal(path) == JournalState(frozenset({7}), 7, has_begun=True)
 
-    journal.at_ease()
+    journal.no_suspect()
     assert read_journal(path).alone is None
     journal.alone(7)
     journal.finished([7])

@@ -12,7 +12,7 @@ from batcher.types import Choice, Completion, ErrorCode, FinishReason, RowError,
 from tests.support.job_files import CARRIED, carried_of, make_job, make_request
 from tests.support.manual_engine import ManualEngine
 from tests.support.shard_bench import Bench
-from workers.shard.runner import Outcome
+from workers.shard.runner import RunOutcome
 
 NUM_ROWS = 10
 SCHEMA = result_schema(CARRIED)
@@ -128,7 +128,7 @@ def test_part_has_every_row_once_whatever_earlier_attempts_left(
     outcome = bench.run(engine)
 
     engine.die()
-    assert outcome is Outcome.COMMITTED
+    assert outcome is RunOutcome.COMMITTED
     assert sorted({request.key[0] for request in engine.seen}) == sorted(set(range(NUM_ROWS)) - counting.keys())
     part = read_file(bench.job.part_path(0))
     assert part.schema.equals(SCHEMA)

@@ -21,7 +21,7 @@ from tests.support.manual_engine import ManualEngine
 from tests.support.memory_store import MemoryStore
 from tests.support.shard_bench import Bench
 from tests.support.submitted import make_options, write_lines
-from workers.shard.runner import Outcome
+from workers.shard.runner import RunOutcome
 
 ROWS, SHARD_ROWS = 6, 3
 #: Is on no disk.
@@ -50,7 +50,7 @@ def test_job_lives_in_a_store_without_files(tmp_path: Path, bench: Bench, store:
     assert finalize(job) is None
 
     for info in job.pending_shards():
-        assert bench.run(ManualEngine(), shard=info.shard) is Outcome.COMMITTED
+        assert bench.run(ManualEngine(), shard=info.shard) is RunOutcome.COMMITTED
     summary = finalize(job)
 
     assert summary is not None

@@ -12,7 +12,7 @@ from batcher.jobdir.verdict import MAX_FAILURES
 from tests.support.manual_engine import ManualEngine
 from tests.support.shard_bench import ROWS, Bench
 from workers.engines.base import OnDelta, OnStart, SequenceRequest, SequenceResult, Sink, Ticket, ignore_start
-from workers.shard.runner import FLUSH_INTERVAL_S, Outcome, _ShardRun
+from workers.shard.runner import FLUSH_INTERVAL_S, RunOutcome, _ShardRun
 
 
 def crash(bench: Bench, *lines: str, cause: Cause = Cause.FAULT, detail: str = "signal SIGSEGV") -> None:
@@ -26,7 +26,7 @@ def test_rows_in_flight_at_a_crash_run_last_and_each_alone(bench: Bench) -> None
     crash(bench, *(f"? {row}" for row in range(ROWS)), ".", "+ 0", "+ 1", "+ 3", "- 0")
     engine = ManualEngine()
 
-    assert bench.run(engine) is Outcome.COMMITTED
+    assert bench.run(engine) is RunOutcome.COMMITTED
 
     order = [(request.prompt, request.is_alone) for request in engine.seen]
     assert order == [(f"prompt {row}.0", row in (1, 3)) for row in (0, 2, 4, 5, 1, 3)]
@@ -43,7 +43,7 @@ def test_finished_rows_are_saved_before_a_suspect_runs(bench: Bench) -> None:
     assert "= 1" in bench.job.journal_path(0, attempt=2).read_text().splitlines()
 
     engine.allow(1)
-    assert running.result(timeout=10) is Outcome.COMMITTED
+    assert running.result(timeout=10) is RunOutcome.COMMITTED
 
 
 def test_row_that_crashed_its_worker_alone_is_set_aside_and_not_run_again(bench: Bench) -> None:
@@ -51,7 +51,7 @@ def test_row_that_crashed_its_worker_alone_is_set_aside_and_not_run_again(bench:
     crash(bench, "= 1", ".", "= 1")
     engine = ManualEngine()
 
-    assert bench.run(engine) is Outcome.COMMITTED
+    assert bench.run(engine) is RunOutcome.COMMITTED
 
     assert "prompt 1.0" not in [request.prompt for request in engine.seen]
     assert [request.prompt for request in engine.seen if request.is_alone] == ["prompt 2.0"]
@@ -95,7 +95,7 @@ def test_attempt_in_good_order_leaves_no_journal(bench: Bench) -> None:
 
     bench.stopping.set()
 
-    assert running.result(timeout=10) is Outcome.STOPPED
+    assert running.result(timeout=10) is RunOutcome.STOPPED
     assert not bench.job.journal_path(0, attempt=1).exists()
     assert read_ends(bench.job, 0) == []
 
@@ -117,11 +117,11 @@ def test_shard_that_fails_again_and_again_is_given_up_until_it_is_forgiven(bench
 def test_attempt_whose_shard_was_committed_meanwhile_stops(bench: Bench) -> None:
     _engine, running = bench.begin(2)
     bench.client.flushall()
-    assert bench.run(ManualEngine(), worker="w2") is Outcome.COMMITTED
+    assert bench.run(ManualEngine(), worker="w2") is RunOutcome.COMMITTED
 
     bench.clock.now += FLUSH_INTERVAL_S
 
-    assert running.result(timeout=10) is Outcome.ALREADY_COMMITTED
+    assert running.result(timeout=10) is RunOutcome.ALREADY_COMMITTED
     assert set(bench.part()["worker"]) == {"w2"}
     assert bench.job.chunks(0) == []
 
@@ -158,6 +158,6 @@ def test_row_that_was_alone_is_cleared_before_the_engine_goes_on(bench: Bench, m
 
     monkeypatch.setattr(_ShardRun, "_accept", accept_late)
 
-    assert bench.run(WatchedEngine()) is Outcome.COMMITTED
+    assert bench.run(WatchedEngine()) is RunOutcome.COMMITTED
 
     assert alone == [None] * ROWS

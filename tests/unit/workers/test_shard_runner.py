@@ -16,11 +16,11 @@ from tests.support.manual_engine import ManualEngine
 from tests.support.shard_bench import ROWS, Bench
 from tests.support.waiting import wait_for
 from workers.process.stall import MIN_LIMIT_S
-from workers.shard.runner import FLUSH_INTERVAL_S, Outcome
+from workers.shard.runner import FLUSH_INTERVAL_S, RunOutcome
 
 
 def test_shard_becomes_a_part_with_every_row_in_order(bench: Bench) -> None:
-    assert bench.run(ManualEngine()) is Outcome.COMMITTED
+    assert bench.run(ManualEngine()) is RunOutcome.COMMITTED
 
     part = bench.part()
     assert part["row"] == list(range(ROWS))
@@ -82,14 +82,14 @@ def test_stop_saves_finished_rows_and_the_next_attempt_computes_only_the_others(
 
     bench.stopping.set()
 
-    assert running.result(timeout=10) is Outcome.STOPPED
+    assert running.result(timeout=10) is RunOutcome.STOPPED
     assert bench.chunk_rows() == [0, 1, 2, 3]
     assert bench.lease is None
     assert not bench.job.part_path(0).exists()
 
     bench.stopping.clear()
     second = ManualEngine()
-    assert bench.run(second, worker="w2") is Outcome.COMMITTED
+    assert bench.run(second, worker="w2") is RunOutcome.COMMITTED
 
     assert [request.prompt for request in second.seen] == ["prompt 4.0", "prompt 5.0"]
     # They draw as they would have.
@@ -113,7 +113,7 @@ def test_finished_rows_are_saved_every_few_seconds(bench: Bench) -> None:
     assert read_counts(saved[0].path).num_ok == 2
 
     engine.allow(ROWS)
-    assert running.result(timeout=10) is Outcome.COMMITTED
+    assert running.result(timeout=10) is RunOutcome.COMMITTED
 
 
 def test_dead_engine_costs_only_unfinished_rows(bench: Bench) -> None:
@@ -131,7 +131,7 @@ def test_shard_leased_by_another_is_left_alone(bench: Bench) -> None:
     bench.client.set(lease_key(bench.job.job_id, 0), "other")
     engine = ManualEngine()
 
-    assert bench.run(engine) is Outcome.LEASED_ELSEWHERE
+    assert bench.run(engine) is RunOutcome.LEASED_ELSEWHERE
 
     assert engine.seen == []
     assert bench.job.num_attempts(0) == 0
@@ -142,7 +142,7 @@ def test_committed_shard_is_not_run_again(bench: Bench) -> None:
     bench.run(ManualEngine())
     engine = ManualEngine()
 
-    assert bench.run(engine) is Outcome.ALREADY_COMMITTED
+    assert bench.run(engine) is RunOutcome.ALREADY_COMMITTED
 
     assert engine.seen == []
     assert bench.job.num_attempts(0) == 1
@@ -154,7 +154,7 @@ def test_lease_taken_by_another_ends_the_run_with_its_rows_saved(bench: Bench) -
     bench.client.set(lease_key(bench.job.job_id, 0), "other")
     bench.clock.now += Pace().renewal_interval_s
 
-    assert running.result(timeout=10) is Outcome.LEASED_ELSEWHERE
+    assert running.result(timeout=10) is RunOutcome.LEASED_ELSEWHERE
     assert bench.chunk_rows() == [0, 1]
     assert bench.lease == b"other"
 
@@ -167,7 +167,7 @@ def test_lease_lost_by_a_flushed_broker_is_taken_again(bench: Bench) -> None:
 
     wait_for(lambda: bench.lease is not None, what="a lease is taken again")
     engine.allow(ROWS)
-    assert running.result(timeout=10) is Outcome.COMMITTED
+    assert running.result(timeout=10) is RunOutcome.COMMITTED
 
 
 def test_lease_of_a_stalled_engine_is_left_to_expire(bench: Bench) -> None:
@@ -181,7 +181,7 @@ def test_lease_of_a_stalled_engine_is_left_to_expire(bench: Bench) -> None:
 
     assert bench.lease is None
     engine.allow(ROWS)
-    assert running.result(timeout=10) is Outcome.COMMITTED
+    assert running.result(timeout=10) is RunOutcome.COMMITTED
 
 
 def test_run_goes_on_and_commits_without_a_broker(tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_run_goes_on_and_commits_without_a_broker(tmp_path: Path) -> None:
 
     engine.allow(ROWS)
 
-    assert running.result(timeout=30) is Outcome.COMMITTED
+    assert running.result(timeout=30) is RunOutcome.COMMITTED
     assert bench.part()["row"] == list(range(ROWS))
     bench.client.close()
 
@@ -205,9 +205,9 @@ def test_cancelled_job_stops_with_its_finished_rows_saved(bench: Bench) -> None:
     bench.job.cancel()
     bench.clock.now += FLUSH_INTERVAL_S
 
-    assert running.result(timeout=10) is Outcome.CANCELLED
+    assert running.result(timeout=10) is RunOutcome.CANCELLED
     assert bench.chunk_rows() == [0, 1]
-    assert bench.run(ManualEngine()) is Outcome.CANCELLED
+    assert bench.run(ManualEngine()) is RunOutcome.CANCELLED
 
 
 def test_torn_chunk_is_ignored_and_its_rows_are_computed_again(bench: Bench) -> None:
@@ -219,7 +219,7 @@ def test_torn_chunk_is_ignored_and_its_rows_are_computed_again(bench: Bench) -> 
     chunk.path.write_bytes(chunk.path.read_bytes()[:-40])
 
     second = ManualEngine()
-    assert bench.run(second) is Outcome.COMMITTED
+    assert bench.run(second) is RunOutcome.COMMITTED
 
     assert len(second.seen) == ROWS
     assert bench.part()["row"] == list(range(ROWS))
@@ -233,7 +233,7 @@ def test_shard_whose_rows_are_all_saved_is_committed_without_computing(bench: Be
     bench.job.part_path(0).rename(chunk)
 
     second = ManualEngine()
-    assert bench.run(second, worker="w2") is Outcome.COMMITTED
+    assert bench.run(second, worker="w2") is RunOutcome.COMMITTED
 
     assert second.seen == []
     assert bench.part()["row"] == list(range(ROWS))
@@ -243,11 +243,11 @@ def test_shard_whose_rows_are_all_saved_is_committed_without_computing(bench: Be
 def test_slower_of_two_attempts_leaves_the_first_part_as_it_is(bench: Bench) -> None:
     slow, running = bench.begin(1, answer=lambda request: "slow")
     bench.client.flushall()
-    assert bench.run(ManualEngine(lambda request: "fast"), worker="w2") is Outcome.COMMITTED
+    assert bench.run(ManualEngine(lambda request: "fast"), worker="w2") is RunOutcome.COMMITTED
 
     slow.allow(ROWS)
 
-    assert running.result(timeout=10) is Outcome.ALREADY_COMMITTED
+    assert running.result(timeout=10) is RunOutcome.ALREADY_COMMITTED
     assert set(bench.part()["text"]) == {"fast"}
     assert [path.name for path in bench.job.results_dir.iterdir()] == ["part-00000.parquet"]
 
