@@ -40,13 +40,6 @@ def second_chunk(family: Family) -> Interruption:
     )
 
 
-def flip(path: Path, share: float) -> None:
-    """Flip a bit somewhere behind this share of the file."""
-    data = bytearray(path.read_bytes())
-    data[int(share * (len(data) - 1))] ^= 0x10
-    path.write_bytes(data)
-
-
 def temporary_files(job: JobDir) -> list[Path]:
     """What writers are about to give a name, or what killed ones left."""
     return sorted(job.path.rglob(".tmp-*"))

@@ -200,8 +200,7 @@ def test_run_whose_broker_is_gone_for_good_says_how_to_go_on(
     assert family.pids() == []
 
     redis_server.start()
-    again = family.run(*arguments)
-    assert again.process.returncode == 0, again.stderr
+    family.run(*arguments, code=0)
     assert_every_row_once(job, ROWS)
 
 
@@ -257,7 +256,6 @@ def test_submit_to_a_full_broker_keeps_the_job_which_is_done_when_there_is_room(
     assert refused.process.returncode == 3
     assert "its memory is full; raise its maxmemory" in refused.stderr
     assert f"batcher resume {jobs / 'full'}" in refused.stderr
-    assert "Traceback" not in refused.stderr
     job = JobDir(jobs / "full")
     wait_for_end(job)
     assert_every_row_once(job, ROWS)

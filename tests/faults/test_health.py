@@ -36,8 +36,7 @@ def wait_for_health(job: JobDir, name: str, health: Health) -> WorkerStatus:
 
 def worker_line(family: Family, job: JobDir, name: str) -> str:
     """What `batcher status` says of a worker."""
-    status = family.run("status", job.path)
-    assert status.process.returncode == 0, status.stderr
+    status = family.run("status", job.path, code=0)
     found = re.search(rf"^(?:Workers)? +{name}  +(.*)$", status.stdout, re.MULTILINE)
     assert found is not None, status.stdout
     return found[1]

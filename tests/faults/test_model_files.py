@@ -54,18 +54,15 @@ def test_unusable_model_ends_a_run_with_its_name_and_the_same_command_goes_on_on
     prompts = write_prompts(family.folder / "prompts.jsonl", 10)
     command = ("run", prompts, "-o", job.path, "--model", f"tiny={path}", "--threads", 1, "--max-tokens", 4)
 
-    refused = family.run(*command)
+    refused = family.run(*command, code=2)
 
-    assert refused.process.returncode == 2, refused.stderr
     assert str(path) in refused.stderr
-    assert "Traceback" not in refused.stderr
     assert not list(job.path.glob("attempts/*/*"))
     assert family.pids() == []
 
     shutil.copy(model, path)
-    mended = family.run(*command)
+    family.run(*command, code=0)
 
-    assert mended.process.returncode == 0, mended.stderr
     assert_every_row_once(job, 10)
 
 
@@ -119,15 +116,13 @@ def test_crash_while_loading_blames_no_row(family: Family, model: Path) -> None:
     command = ("run", prompts, "-o", job.path, "--model", f"tiny={model}", "--threads", 1, "--max-tokens", 4)
     env = inject(segfault_loading=broken)
 
-    crashed = family.run(*command, env=env)
+    crashed = family.run(*command, env=env, code=2)
 
-    assert crashed.process.returncode == 2, crashed.stderr
     assert f"{model}: the worker died while loading it (signal SIGSEGV)" in crashed.stderr
     assert not list(job.path.glob("attempts/*/*"))
 
     broken.unlink()
-    whole = family.run(*command, env=env)
+    family.run(*command, env=env, code=0)
 
-    assert whole.process.returncode == 0, whole.stderr
     assert_every_row_once(job, 10)
     assert attempt_ends(job) == []

@@ -203,8 +203,7 @@ def test_row_that_was_set_aside_gets_a_fair_chance_by_retry(family: Family, mode
     command, job = run(family, model, prompts, env=inject(segfault_on=POISON))
     assert command.process.returncode == 1, command.stderr
 
-    retried = family.run("retry", job.path)
-    assert retried.process.returncode == 0, retried.stderr
+    family.run("retry", job.path, code=0)
     command, _ = run(family, model, prompts)
 
     assert command.process.returncode == 0, command.stderr

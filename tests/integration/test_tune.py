@@ -23,8 +23,7 @@ def run_job(family: Family, model: Path, name: str, *options: object) -> Command
     prompts = write_prompts(family.folder / "prompts.jsonl", 40)
     job = JobDir(family.folder / name)
     family.jobs.append(job.path)
-    done = family.run("run", prompts, "-o", job.path, "--model", f"tiny={model}", "--max-tokens", 4, *options)
-    assert done.process.returncode == 0, done.stderr
+    done = family.run("run", prompts, "-o", job.path, "--model", f"tiny={model}", "--max-tokens", 4, *options, code=0)
     assert_every_row_once(job, 40)
     return done
 
@@ -41,9 +40,9 @@ def test_run_uses_what_tune_measured_and_says_so(family: Family, model: Path, pr
     tuned = family.run(
         *("tune", "--model", f"tiny={model}", "--prompts", rows, "--prompt-column", "question"),
         *("--max-tokens", 8, "--seconds", 0.05),
+        code=0,
     )
 
-    assert tuned.process.returncode == 0, tuned.stderr
     lines = tuned.stdout.splitlines()
     assert lines[0] == f"Tuning tiny with 2 of {rows}, 0.05 s each."
     assert re.fullmatch(r"default: 32 slots, \d+ threads?, batch 2048/512 +[\d,]+ +1\.00", lines[2])
@@ -86,8 +85,7 @@ def test_damaged_profile_is_named_once_and_the_run_goes_on(family: Family, model
     assert done.stderr.count(str(path)) == 1
     assert "the profile is damaged" in done.stderr
     assert "32 slots (the default for CPUs)" in engine_line(done)
-    shown = family.run("tune", "--model", model, "--show")
-    assert shown.process.returncode == 2
+    shown = family.run("tune", "--model", model, "--show", code=2)
     assert "`batcher tune --forget`" in shown.stderr
 
 

@@ -98,9 +98,9 @@ def test_submit_waits_and_reports_like_run(family: Family, model: Path, redis_ur
     command = family.run(
         *("submit", prompts, "--broker", redis_url, "--jobs-dir", family.folder / "jobs"),
         *("--model", "tiny", "--job-id", "mixed", "--wait"),
+        code=1,
     )
 
-    assert command.process.returncode == 1, command.stderr
     assert command.stdout.splitlines()[0] == "mixed"
     assert "2 in = 1 ok + 1 error" in command.stdout
 

@@ -94,10 +94,19 @@ class Family:
         self.commands.append(command)
         return command
 
-    def run(self, *arguments: object, env: Mapping[str, str] | None = None, prefix: Sequence[object] = ()) -> Command:
-        """Run `batcher` to its end."""
+    def run(
+        self,
+        *arguments: object,
+        code: int | None = None,
+        env: Mapping[str, str] | None = None,
+        prefix: Sequence[object] = (),
+    ) -> Command:
+        """Run `batcher` to its end. Where a `code` is given it must exit with it, and show no traceback."""
         command = self.start(*arguments, env=env, prefix=prefix)
-        command.wait()
+        found = command.wait()
+        if code is not None:
+            assert found == code, f"exit code {found}:\n{command.stderr}"
+            assert "Traceback" not in command.stderr
         return command
 
     def pids(self, *, text: str = "") -> list[int]:
