@@ -21,8 +21,8 @@ from tests.support.family import Family, start_worker, wait_until_ready
 from tests.support.redis_server import RedisServer
 from tests.support.wall_clock import WallClock
 
-#: Seconds in which doctor must have found that a broker hangs, and ended.
-HANG_LIMIT_S = 15.0
+#: Seconds that doctor may take longer than it does with a sound broker to find that one hangs, and end.
+HANG_LIMIT_S = 10.0
 
 #: Name, message and remedy where the broker's user may not do what we do, and where its password is another.
 FORBIDDEN = ("broker writes", "permission", "ACL")
@@ -243,14 +243,17 @@ def test_broker_that_is_gone_fails(doctor: Doctor, redis_server: RedisServer) ->
     report.says("broker", f"{redis_server.url}.*Connection refused")
 
 
-def test_broker_that_hangs_is_found_within_15_seconds(doctor: Doctor, client: redis.Redis, redis_url: str) -> None:
+def test_broker_that_hangs_costs_at_most_10_seconds(doctor: Doctor, client: redis.Redis, redis_url: str) -> None:
     pid = client.info()["process_id"]
+    started_at = time.monotonic()
+    assert doctor(broker=redis_url).code == 0
+    sound_s = time.monotonic() - started_at
     os.kill(pid, signal.SIGSTOP)
     started_at = time.monotonic()
 
     report = doctor(broker=redis_url)
 
-    assert time.monotonic() - started_at < HANG_LIMIT_S
+    assert time.monotonic() - started_at - sound_s < HANG_LIMIT_S
     assert (report.code, report.bad()) == (1, {"broker": "fail"})
     report.says("broker", f"{redis_url}: no answer within 5 s", "stopped")
     os.kill(pid, signal.SIGCONT)
