@@ -99,9 +99,11 @@ def run_command(
         try:
             summary = _submit(job, files, submission, quiet=quiet)
         except KeyboardInterrupt:
-            click.echo(
-                f"Stopped while reading the input; nothing was submitted. Start again with:\n  {again}", err=True
-            )
+            if job.exists():
+                click.echo(f"Stopped. Go on with:\n  {again}", err=True)
+            else:
+                click.echo("Stopped while reading the input; nothing was submitted. Start again with:", err=True)
+                click.echo(f"  {typed_command()}", err=True)
             return EXIT_INTERRUPTED
         if summary is not None:
             return report_complete(job, summary)

@@ -2,8 +2,7 @@
 
 JSONL comes as lines of bytes, plain or compressed (.gz, .zst), from files or streams; Parquet and CSV come as Arrow
 tables. What is no file (standard input, an upload) comes through `InputStream`. Everything is read front to back in
-bounded memory. A file that is wrong as a whole raises InputError
-here; the validation says what is wrong with a row.
+bounded memory. A file that is wrong as a whole raises InputError here; the validation says what is wrong with a row.
 """
 
 import hashlib

@@ -5,7 +5,11 @@ from pathlib import Path
 import pytest
 
 from batcher.cli import run_cli
+from batcher.jobdir.folder import JobDir
+from batcher.submission.planner import submit
 from tests.support.job_files import make_job
+from tests.support.submitted import make_options
+from tests.unit.conftest import Run
 
 
 @pytest.fixture
@@ -69,3 +73,32 @@ def test_resume_without_the_model_of_the_job_names_it(tmp_path: Path, capsys: py
     assert run_cli(["resume", str(job.path)]) == 2
 
     assert "--model rare=PATH" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("interrupted", "told"),
+    [
+        (
+            "batcher.submission.planner.submit",
+            "nothing was submitted. Start again with:",
+        ),
+        ("batcher.manage.resume.resume", "Stopped. Go on with:"),
+    ],
+)
+def test_run_that_is_stopped_before_its_workers_start_says_what_is_there(
+    run: Run, prompts: Path, model: Path, monkeypatch: pytest.MonkeyPatch, interrupted: str, told: str
+) -> None:
+    def interrupt(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    options = make_options(default_model="tiny", allow_bad_rows=False, chat_max_tokens=None)
+    if interrupted.endswith("resume"):
+        submit(JobDir(model.parent / "out"), [str(prompts)], options)
+    monkeypatch.setattr(interrupted, interrupt)
+    line = f"run prompts.jsonl -o out --model {model}"
+    monkeypatch.setattr("sys.argv", ["batcher", *line.split()])
+
+    code, _, err = run(line)
+
+    assert code == 130
+    assert f"{told}\n  batcher {line}\n" in err
