@@ -74,14 +74,16 @@ _OFFERED = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name == "errors":
-        return importlib.import_module("batcher.errors")
-    if name not in _OFFERED:
-        raise AttributeError(f"module 'batcher' has no attribute {name!r}")
-    module, attribute = _OFFERED[name]
-    found = globals()[name] = getattr(importlib.import_module(module), attribute)
-    return found
+if not TYPE_CHECKING:  # or else any name would be one
+
+    def __getattr__(name: str) -> Any:
+        if name == "errors":
+            return importlib.import_module("batcher.errors")
+        if name not in _OFFERED:
+            raise AttributeError(f"module 'batcher' has no attribute {name!r}")
+        module, attribute = _OFFERED[name]
+        found = globals()[name] = getattr(importlib.import_module(module), attribute)
+        return found
 
 
 def __dir__() -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, Unpack
 
-from batcher.api.options import EngineOptions, check_options
+from batcher.api.options import EngineOptions, check_options, shows_options
 from batcher.api.progress import duration_text
 from batcher.errors import BatcherError, JobError
 from batcher.jobdir.folder import JobDir
@@ -126,6 +126,7 @@ class Job:
             )
         return selection.num_rows
 
+    @shows_options(EngineOptions)
     def resume(
         self,
         *,

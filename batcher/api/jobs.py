@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Unpack
 
 from batcher.api.engines import choose_models, context_lengths, take_engine_options, worker_config
 from batcher.api.job import Job
-from batcher.api.options import RunOptions, SubmitJobOptions, check_options, submit_options
+from batcher.api.options import RunOptions, SubmitJobOptions, check_options, shows_options, submit_options
 from batcher.api.source import Source, inputs_of, name_of
 from batcher.api.work import crew, find_broker, is_quiet, warn_of_unserved
 from batcher.errors import InputError
@@ -30,6 +30,7 @@ logging.getLogger("batcher").addHandler(logging.NullHandler())
 JOBS_DIR = "batcher-jobs"
 
 
+@shows_options(RunOptions)
 def run(
     source: Source,
     out: str | os.PathLike[str],
@@ -82,6 +83,7 @@ def run(
     return Job(JobDir.open(folder.path), models=[f"{each.name}={each.path}" for each in chosen])
 
 
+@shows_options(SubmitJobOptions)
 def submit(
     source: Source,
     *,

@@ -4,9 +4,10 @@ Numbers have the bounds of `batcher run --help`. None, for an option that can be
 """
 
 import difflib
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Annotated, Any, TypedDict, get_type_hints
+from typing import Annotated, Any, TypedDict, TypeVar, get_type_hints
 
 from pydantic import ConfigDict, Field, ValidationError, create_model
 
@@ -16,6 +17,8 @@ from batcher.openai.parameters import shown
 from batcher.submission.readers.files import FORMATS, ReadOptions
 from batcher.submission.source import SubmitOptions
 from batcher.types import SamplingParams
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _Count = Annotated[int, Field(ge=1)]
 _Seconds = Annotated[float, Field(gt=0)]
@@ -103,6 +106,29 @@ class EngineOptions(TypedDict, total=False):
 
 class RunOptions(JobOptions, EngineOptions, total=False):
     """Of a job that workers of this machine complete."""
+
+
+class _Unsaid:
+    """Stands for the default of an option in a signature: what the command line has."""
+
+    def __repr__(self) -> str:
+        return "..."
+
+
+def shows_options(kind: type) -> Callable[[F], F]:
+    """Have `help` and notebooks show each of the options that a function takes as `**options`, by name and type."""
+
+    def decorate(function: F) -> F:
+        signature = inspect.signature(function)
+        own = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
+        options = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=_Unsaid(), annotation=hint)
+            for name, hint in get_type_hints(kind).items()
+        ]
+        function.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
+        return function
+
+    return decorate
 
 
 def check_options(function: str, kind: type, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """The options of Python callers: those of the command line, by name, bounds and meaning."""
 
+import inspect
 from typing import Any
 
 import click
 import pytest
 
+import batcher
 from batcher.api.options import EngineOptions, JobOptions, RunOptions, SubmitJobOptions, check_options, submit_options
 from batcher.cli import cli
 from batcher.cli.options import submit_options as options_of_the_command
@@ -122,3 +124,15 @@ def test_unknown_option_is_an_error_of_the_call_with_the_nearest_name() -> None:
         check_options("run", RunOptions, {"max_token": 3})
     with pytest.raises(TypeError, match=r"submit\(\) got an unexpected option 'slots'; did you mean|there are: "):
         check_options("submit", SubmitJobOptions, {"slots": 3})
+
+
+@pytest.mark.parametrize(
+    ("function", "kind"),
+    [(batcher.run, RunOptions), (batcher.submit, SubmitJobOptions), (batcher.Job.resume, EngineOptions)],
+)
+def test_help_shows_every_option_with_its_type(function: Any, kind: type) -> None:
+    shown = str(inspect.signature(function))
+
+    assert [name for name in kind.__annotations__ if f" {name}: " not in shown] == []
+    assert "Annotated" not in shown
+    assert "options" not in inspect.signature(function).parameters
