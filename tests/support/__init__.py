@@ -5,6 +5,7 @@ clock.py            a clock that a test moves
 waiting.py          waiting for what another thread or process does
 wall_clock.py       another time of day for a process
 damage.py           files that went bad
+crashing.py         a process that dies between two steps
 
 Jobs
 job_files.py        jobs made of the real files, and the rows of their results

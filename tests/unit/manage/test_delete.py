@@ -1,6 +1,5 @@
 """Deletion of a job: its own files and no others, finished where it was interrupted, final for who still writes."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from batcher.jobdir.heartbeats import workers_dir
 from batcher.jobdir.results import write_file
 from batcher.manage import delete as removal
 from batcher.manage.delete import can_be_deleted, delete_job
+from tests.support.crashing import ProcessDiedError, die_before
 from tests.support.job_files import finished_job, make_job, ok, result_table, write_chunk
 
 
@@ -62,28 +62,14 @@ def test_link_is_deleted_and_not_what_it_leads_to(tmp_path: Path) -> None:
     assert (elsewhere / "precious").exists()
 
 
-class ProcessDiedError(Exception):
-    """The process dies here."""
-
-
 @pytest.mark.parametrize("num_steps", range(10))
 def test_deletion_that_dies_anywhere_is_finished_by_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_steps: int
 ) -> None:
     job = make_full_job(tmp_path / "job")
-    steps = iter(range(num_steps))
-
-    def stepping(function: Callable[..., object]) -> Callable[..., object]:
-        def step(*args: object) -> object:
-            if next(steps, None) is None:
-                raise ProcessDiedError
-            return function(*args)
-
-        return step
 
     with monkeypatch.context() as patch:
-        patch.setattr(removal, "_remove", stepping(removal._remove))
-        patch.setattr(local_store, "delete", stepping(local_store.delete))
+        die_before(patch, num_steps, [(removal, "_remove"), (local_store, "delete")])
         with pytest.raises(ProcessDiedError):
             delete_job(job)
 

@@ -14,14 +14,11 @@ from batcher.jobdir.manifest import ShardInfo
 from batcher.manage import resume as module
 from batcher.manage.finish import finalize
 from batcher.manage.resume import Resumed, needed_models, resume
+from tests.support.crashing import ProcessDiedError
 from tests.support.job_files import complete_job, make_job, ok, write_part
 
 #: The part of the first shard is damaged, that of the second, of refused rows, is lost, the third was given up.
 DAMAGED, REFUSED, GIVEN_UP, DONE = range(4)
-
-
-class ProcessDiedError(Exception):
-    """The process dies here."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Reopening of shards with failed rows: what is selected, and that a crash at any step loses nothing."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,11 +17,8 @@ from batcher.manage.finish import finalize
 from batcher.manage.retry import _retriable_codes, parse_where, reopen_selection, retry, select
 from batcher.manage.status import JobState, read_status
 from batcher.types import Completion, ErrorCode
+from tests.support.crashing import ProcessDiedError, die_before
 from tests.support.job_files import complete_job, failed, make_job, ok, result_table, write_chunk, write_part
-
-
-class ProcessDiedError(Exception):
-    """The process dies here."""
 
 
 def kept_rows(job: JobDir, shard: int) -> list[int]:
@@ -185,33 +182,15 @@ def test_all_choices_of_a_good_row_are_kept(tmp_path: Path) -> None:
     assert kept_rows(job, 0) == [0, 0, 0]
 
 
-def _count_durable_steps(monkeypatch: pytest.MonkeyPatch, *, crash_before: int | None) -> Callable[[], int]:
-    """Let the process die before the nth durable step; returns how many there were."""
-    steps = 0
-
-    def stepping(function: Callable[..., object]) -> Callable[..., object]:
-        def step(*args: object, **kwargs: object) -> object:
-            nonlocal steps
-            if steps == crash_before:
-                raise ProcessDiedError
-            steps += 1
-            return function(*args, **kwargs)
-
-        return step
-
-    monkeypatch.setattr(local_store, "publish_if_absent", stepping(local_store.publish_if_absent))
-    monkeypatch.setattr(local_store, "delete", stepping(local_store.delete))
-    monkeypatch.setattr(JobDir, "delete_chunks", stepping(JobDir.delete_chunks))
-    return lambda: steps
-
-
+#: The durable steps of a retry.
+STEPS = ((local_store, "publish_if_absent"), (local_store, "delete"), (JobDir, "delete_chunks"))
 #: 2 shards x (old chunks, attempt, chunk, _SUCCESS, summary, part) + _SUCCESS and summary once more.
 NUM_STEPS = 14
 
 
 def test_all_durable_steps_are_known(job: JobDir, monkeypatch: pytest.MonkeyPatch) -> None:
     finalize(job)
-    num_steps = _count_durable_steps(monkeypatch, crash_before=None)
+    num_steps = die_before(monkeypatch, None, STEPS)
 
     retry(job, where={})
 
@@ -225,7 +204,7 @@ def test_crash_before_any_step_loses_nothing(
 ) -> None:
     finalize(job)
     with monkeypatch.context() as patch:
-        _count_durable_steps(patch, crash_before=crash_before)
+        die_before(patch, crash_before, STEPS)
         with pytest.raises(ProcessDiedError):
             retry(job, where={})
 

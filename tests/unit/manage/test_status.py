@@ -23,9 +23,15 @@ from tests.support.job_files import failed, make_job, ok, result_table, write_ch
 from tests.unit.manage.test_status_workers import give_sign
 
 
-def clock_from_first_claim(job: JobDir) -> Clock:
+def reader_since_the_claim(job: JobDir) -> tuple[StatusReader, Clock]:
+    """Shard 0 has just been claimed, and the job was looked at."""
+    job.claim_attempt(0, worker="w")
     started = job.first_claim_at()
-    return Clock(started.timestamp() if started else 1_000_000.0)
+    assert started is not None
+    clock = Clock(started.timestamp())
+    reader = StatusReader(job, clock=clock)
+    reader.read()
+    return reader, clock
 
 
 @pytest.fixture
@@ -204,10 +210,7 @@ def test_part_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 def test_rates_and_eta_follow_the_last_seconds(tmp_path: Path) -> None:
     job = make_job(tmp_path / "job", (100,))
     give_sign(tmp_path, "w")
-    job.claim_attempt(0, worker="w")
-    clock = clock_from_first_claim(job)
-    reader = StatusReader(job, clock=clock)
-    reader.read()
+    reader, clock = reader_since_the_claim(job)
     for second in range(1, 41):
         clock.now += 1
         # 1 row of 10 tokens a second for 20 s, then 2 rows a second.
@@ -227,10 +230,10 @@ def test_first_reading_gives_the_average_of_the_whole_job(tmp_path: Path) -> Non
     write_file(job.part_path(1), result_table([failed(20)]))
     job.claim_attempt(0, worker="w")
     write_chunk(job, 0, [ok(row) for row in range(4)])
-    clock = clock_from_first_claim(job)
-    clock.now += 8
+    started = job.first_claim_at()
+    assert started is not None
 
-    found = StatusReader(job, clock=clock).read()
+    found = StatusReader(job, clock=Clock(started.timestamp() + 8)).read()
 
     assert found.rows_per_s == pytest.approx(0.5)  # the refused row was no work
     assert found.tokens_per_s == pytest.approx(1.5)
@@ -240,10 +243,7 @@ def test_first_reading_gives_the_average_of_the_whole_job(tmp_path: Path) -> Non
 
 def test_rate_of_a_stalled_job_decays_and_recovers(tmp_path: Path) -> None:
     job = make_job(tmp_path / "job", (100,))
-    job.claim_attempt(0, worker="w")
-    clock = clock_from_first_claim(job)
-    reader = StatusReader(job, clock=clock)
-    reader.read()
+    reader, clock = reader_since_the_claim(job)
     clock.now += 10
     write_chunk(job, 0, [ok(row) for row in range(10)], sequence=1)
     assert reader.read().rows_per_s == pytest.approx(1.0)
@@ -256,10 +256,7 @@ def test_rate_of_a_stalled_job_decays_and_recovers(tmp_path: Path) -> None:
 
 def test_clock_that_stands_still_or_runs_backwards_divides_by_nothing(tmp_path: Path) -> None:
     job = make_job(tmp_path / "job", (2,))
-    job.claim_attempt(0, worker="w")
-    clock = clock_from_first_claim(job)
-    reader = StatusReader(job, clock=clock)
-    reader.read()
+    reader, clock = reader_since_the_claim(job)
     write_chunk(job, 0, [ok(0)])
     assert reader.read().tokens_per_s == 0.0
     clock.now -= 100
