@@ -8,7 +8,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from batcher.jobdir.folder import JobDir
 from tests.chaos.audit import Witness
 from tests.chaos.faults import BROKER_FREEZE_S, FREEZE_S, ON_CHUNKS, ON_WORKERS, OUTAGE_S, Fault, FaultKind
 from tests.support.family import Command, Family
+from tests.support.redis_server import free_port
 
 MODEL = "tiny"
 #: Tokens of a prompt and its completion together; the most that a row asks for leaves room for the prompt.
@@ -35,9 +35,6 @@ SLOTS = 16
 _RESTART_PAUSE_S = 0.5
 #: Seconds. Grace is 8 by default, and a broker that hangs costs one more timeout.
 STOP_LIMIT_S = 30.0
-#: Below the ports from which the kernel takes those of clients: one of them must not sit on the broker's when it is
-#: started again, and a client that knocks while it is away must not be connected to itself.
-_PORTS = (20_000, 32_000)
 _MAX_BROKER_STARTS = 20
 
 
@@ -46,7 +43,7 @@ class Broker:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._port = _free_port()
+        self._port = free_port()
         self.url = f"redis://127.0.0.1:{self._port}/0"
         self.process: subprocess.Popen[bytes] | None = None
         self._starts_at = 0.0
@@ -398,14 +395,3 @@ def _last(command: Command) -> str:
     """The last line that a command said."""
     lines = command.stderr.strip().splitlines()
     return lines[-1] if lines else "(it said nothing)"
-
-
-def _free_port() -> int:
-    for port in random.sample(range(*_PORTS), 100):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise RuntimeError(f"no free port among 100 tried of {_PORTS[0]} to {_PORTS[1]}")

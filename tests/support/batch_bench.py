@@ -89,6 +89,10 @@ class BatchBench:
         self.keeper.make_round()
         return self.get(batch.id)
 
+    def make_round_after(self, seconds: float) -> None:
+        self.clock.now += seconds
+        self.keeper.make_round()
+
     def get(self, batch_id: str) -> Batch:
         batch = self.batches.get(batch_id)
         assert batch is not None

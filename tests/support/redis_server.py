@@ -32,7 +32,7 @@ class RedisServer:
         self._folder = folder
         self._program = program or find_server()
         self._is_persistent = is_persistent
-        self._port = _free_port()
+        self._port = free_port()
         self._has_run = False
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -87,7 +87,7 @@ class RedisServer:
             return True
         assert not self._has_run, f"port {self._port} was taken while the server was down"
         self._process = None
-        self._port = _free_port()
+        self._port = free_port()
         return False
 
     def _has_ended(self) -> bool:
@@ -188,7 +188,7 @@ class Proxy:
             end.close()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     for port in random.Random().sample(_PORTS, 100):
         with socket.socket() as probe:
             # As servers do: a port that was used a minute ago is free.

@@ -302,8 +302,7 @@ def test_expired_batch_has_no_files_while_a_worker_still_saves_its_rows(bench: B
     held = (HeldShard(batch.id, 0, 1),)
     beat = WorkerHeartbeat("w1", "host", 17, "0.1", ("tiny",), now, now, WorkerState.WORKING, 5.0, 0.0, held)
     write_heartbeat(bench.root, beat)
-    bench.clock.now += 121
-    bench.keeper.make_round()
+    bench.make_round_after(121)
 
     saving = bench.get(batch.id)
     work_partly(bench.job(batch.id), 2)
@@ -401,9 +400,7 @@ def test_batch_expires_when_its_window_is_over(bench: BatchBench, is_read: bool)
     if is_read:
         bench.keeper.make_round()
         work_partly(bench.job(batch.id), 1)
-    bench.clock.now += 121
-
-    bench.keeper.make_round()
+    bench.make_round_after(121)
 
     expired = bench.get(batch.id)
     assert expired.status is BatchStatus.EXPIRED
@@ -414,14 +411,17 @@ def test_batch_expires_when_its_window_is_over(bench: BatchBench, is_read: bool)
         bench.batches.cancel(batch.id)
 
 
-def test_expired_batch_that_is_resumed_goes_on(bench: BatchBench) -> None:
+@pytest.mark.parametrize("end", ["expired", "cancelled"])
+def test_batch_that_is_resumed_after_its_window_goes_on(bench: BatchBench, end: str) -> None:
     batch = bench.started(GOOD, completion_window="2m")
-    bench.clock.now += 121
-    bench.keeper.make_round()
+    if end == "cancelled":
+        bench.batches.cancel(batch.id)
+        bench.keeper.make_round()
+    bench.make_round_after(121)
+    assert bench.get(batch.id).status == end
 
     bench.job(batch.id).uncancel()
-    bench.clock.now += 60
-    bench.keeper.make_round()
+    bench.make_round_after(60)
     assert bench.get(batch.id).status is BatchStatus.IN_PROGRESS
     work(bench.job(batch.id))
     bench.keeper.make_round()
@@ -432,9 +432,7 @@ def test_expired_batch_that_is_resumed_goes_on(bench: BatchBench) -> None:
 def test_batch_that_was_finished_in_time_does_not_expire(bench: BatchBench) -> None:
     batch = bench.started(GOOD, completion_window="2m")
     work(bench.job(batch.id))
-    bench.clock.now += 121
-
-    bench.keeper.make_round()
+    bench.make_round_after(121)
 
     assert bench.get(batch.id).status is BatchStatus.COMPLETED
 
@@ -443,27 +441,11 @@ def test_failed_rows_of_a_completed_batch_can_be_tried_again_after_its_window(be
     batch = bench.started(GOOD, completion_window="2m")
     work(bench.job(batch.id), answer=lambda request: TIMEOUT)
     bench.keeper.make_round()
-    bench.clock.now += 121
-    bench.keeper.make_round()
+    bench.make_round_after(121)
 
     job = JobDir.open(bench.job(batch.id).path)
     reopen_selection(job, select(job, where={}))
-    bench.clock.now += 60
-    bench.keeper.make_round()
-
-    assert bench.get(batch.id).status is BatchStatus.IN_PROGRESS
-
-
-def test_cancelled_batch_that_is_resumed_after_its_window_goes_on(bench: BatchBench) -> None:
-    batch = bench.started(GOOD, completion_window="2m")
-    bench.batches.cancel(batch.id)
-    bench.keeper.make_round()
-    bench.clock.now += 121
-    bench.keeper.make_round()
-
-    bench.job(batch.id).uncancel()
-    bench.clock.now += 60
-    bench.keeper.make_round()
+    bench.make_round_after(60)
 
     assert bench.get(batch.id).status is BatchStatus.IN_PROGRESS
 
