@@ -24,14 +24,14 @@ def can_be_deleted(job: JobDir) -> bool:
     return job.exists() or job.has(job.deleted_path) or job.has(job.batch_path)
 
 
-def find_deletable(job: str, root: Path) -> JobDir:
+def find_deletable(named: str, root: Path) -> JobDir:
     """As `find_job`; also a batch that is no job, and what an interrupted deletion left. Raises JobError."""
-    for path in (Path(job), root / job):
-        found = JobDir(path.resolve())
-        is_meant = path.name == job or path == Path(job)
-        if is_meant and can_be_deleted(found) and not found.exists():
-            return found
-    return find_job(job, root)
+    for path in (Path(named), root / named):
+        job = JobDir(path.resolve())
+        is_meant = path.name == named or path == Path(named)
+        if is_meant and can_be_deleted(job) and not job.exists():
+            return job
+    return find_job(named, root)
 
 
 def delete_job(job: JobDir) -> list[str]:
