@@ -40,7 +40,7 @@ STALLED_AFTER_S = 10.0
 #: Seconds after which the file of a worker that is gone is deleted.
 FORGET_AFTER_S = 24 * 3600.0
 
-#: A sign of life has some hundred bytes; what is larger is none.
+#: A sign of life has some hundred bytes; a larger file is something else.
 _MAX_BYTES = 1 << 18
 
 _Seconds = Annotated[float, Field(ge=0, le=1e9)]

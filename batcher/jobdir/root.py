@@ -29,7 +29,7 @@ def make_root(jobs_dir: Path) -> Path:
 def locate_job(root: Path, job_id: str) -> Path:
     """The folder that `job_id` means under `root`, without links; it need not exist.
 
-    Raises InputError where `job_id` is none, and JobError where it is a link that leads out of `root`.
+    Raises InputError where `job_id` is not an id, and JobError where it is a link that leads out of `root`.
     """
     link = root / check_id(job_id, what="job id")
     # os.path.realpath, as Path.resolve raises on a link to itself.
@@ -55,7 +55,7 @@ def list_jobs(root: Path, store: Store = LOCAL) -> Iterator[JobDir]:
 
 
 def list_batches(root: Path, store: Store = LOCAL) -> Iterator[JobDir]:
-    """The jobs under `root`, and the batches that are none yet or never will be, by name."""
+    """The jobs under `root`, and the batches that are not jobs yet or never will be, by name."""
     return (
         job
         for job in _folders(root, store)

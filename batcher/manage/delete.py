@@ -20,7 +20,7 @@ _RETRY_INTERVAL_S = 0.05
 
 
 def can_be_deleted(job: JobDir) -> bool:
-    """Whether there is a job, a batch that is none yet or has failed, or what an interrupted deletion left of one."""
+    """Whether there is a job, a batch that is not one yet or has failed, or what an interrupted deletion left."""
     return job.exists() or job.has(job.deleted_path) or job.has(job.batch_path)
 
 

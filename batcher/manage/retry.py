@@ -5,7 +5,7 @@ durable steps is what makes a crash between any two of them harmless: while the 
 are ignored; when it goes, the good rows already stand in a chunk.
 
 It may be done while the job is worked on: shards without a part are left alone, and who works on the job finds those
-that were opened. Two retries at once are not (see `jobdir.lock`).
+that were opened. Two retries at once exclude each other (see `jobdir.lock`).
 """
 
 import uuid

@@ -93,7 +93,7 @@ class Message(BaseModel):
 
 
 def find_empty(messages: Sequence[Message]) -> int | None:
-    """The first message without content that is no assistant's with calls, by its index; None where there is none."""
+    """The index of the first message without content, but for an assistant's with calls; None if all have it."""
     for index, message in enumerate(messages):
         if message.content is None and not (message.role == _NO_CONTENT_ROLE and message.has_calls):
             return index

@@ -65,7 +65,7 @@ _END_OF_WHOLE_IDS = 2**63
 
 
 def float_id(value: float) -> str | None:
-    """A float as an id: whole numbers without a fraction, so that 1.0 is "1". NaN, a writer's word for null, is none.
+    """A float as an id: whole numbers without a fraction, so that 1.0 is "1". NaN, a writer's word for null, is no id.
 
     Raises ValueError for infinities.
     """

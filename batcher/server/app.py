@@ -104,7 +104,7 @@ async def _http_error(request: Request, exc: Exception) -> JSONAnswer:
     # What the layers raise while a form is read comes wrapped.
     if isinstance(exc.__cause__, ApiError):
         return error_answer(exc.__cause__)
-    # Not of `request.url`, which a Host that is none would break.
+    # Not of `request.url`, which a bad Host would break.
     method, path = request.method[:16], request.scope["path"][:256]
     message = {
         404: f"there is no {path}; GET /docs lists what there is",
@@ -128,7 +128,7 @@ def _methods_of(request: Request) -> set[str]:
 
 
 async def _invalid_request(request: Request, exc: Exception) -> JSONAnswer:
-    """A parameter of the path or the query that is none."""
+    """A parameter of the path or the query that is not valid."""
     assert isinstance(exc, RequestValidationError)
     first = exc.errors()[0]
     place = [str(part) for part in first["loc"][1:]] or [str(part) for part in first["loc"]]

@@ -51,7 +51,7 @@ def field_values(column: pa.ChunkedArray, *, is_of_chats: bool = False) -> list[
 
 
 def id_values(column: pa.ChunkedArray) -> list[Any]:
-    """The values of a column as ids: text, and integers. NaN is no id, as null is none."""
+    """The values of a column as ids: text, and integers. NaN is no id, nor is null."""
     found = column.type
     if _is_binary(found):
         return _binary_texts(column)

@@ -1,9 +1,8 @@
 """Live requests in the process of the engines: they come over a socket from the server, and go to the engines.
 
-One thread reads questions, two hand them to the engines, which tokenizes them, and one writes answers; the engines' own
-threads only put answers into a queue, of which the writer sends whatever has come together. With the socket this
-process has no more use: either the server is gone, or one side could make nothing of what the other said, and then a
-new process is better than none.
+One thread reads questions, two tokenize and hand them to the engines, and one writes answers. The engines' own threads
+only put answers into a queue, and the writer sends whatever has come together. Where the socket ends, so does this
+process: the server is gone, or one side did not understand the other, and a new process is better than none.
 """
 
 import contextlib

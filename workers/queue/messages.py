@@ -20,12 +20,12 @@ logger = logging.getLogger(f"batcher.{__name__}")
 
 #: Bytes of a body. Ours have at most 300; a long one is not even parsed.
 MAX_BODY = 1024
-#: Far more than a job has; a number of a thousand digits is none.
+#: Far more than a job has; a number of a thousand digits is no shard's.
 _MAX_SHARD = 10**9
 
 
 class MessageError(ValueError):
-    """A message is none of ours."""
+    """A message is not one of ours."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ class BatchRequestError(InputError):
 
 
 class NoSuchThingError(BatchRequestError):
-    """It names a file or batch that there is none of."""
+    """It names a file or batch that does not exist."""
 
 
 class BatchEndedError(JobError):

@@ -228,7 +228,7 @@ def _batch(job: JobDir, record: BatchRecord | None, status: BatchStatus, **value
 
 
 def _summary(known: _Known) -> Summary | None:
-    """The summary of a complete job; None while it is none."""
+    """The summary of a complete job; None while it is not complete."""
     job = known.job
     version = _version(job, job.summary_path) if job.is_complete else None
     if version is None:

@@ -54,7 +54,7 @@ class ApiKeys:
 def read_keys(file: Path | None, listed: str) -> ApiKeys | None:
     """The keys of `file` (one a line, # begins a comment) and of `listed` (comma-separated); None where there are none.
 
-    Raises InputError for a file that can't be read and for keys that are none. Warns of a file that others can read.
+    Raises InputError for a file that can't be read and for bad keys. Warns of a file that others can read.
     """
     keys = [(f"BATCHER_API_KEYS, key {i}", key.strip()) for i, key in enumerate(listed.split(","), start=1)]
     if file is not None:

@@ -24,7 +24,7 @@ _EXPOSED = ("x-request-id", "retry-after", "x-should-retry", "x-batcher-ignored"
 
 
 def parse_origins(texts: Iterable[str]) -> tuple[str, ...]:
-    """The origins as browsers name them. Raises InputError for what is none."""
+    """The origins as browsers name them. Raises InputError for what is not an origin."""
     return tuple(dict.fromkeys(map(_parse, texts)))
 
 

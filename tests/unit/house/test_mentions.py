@@ -52,6 +52,18 @@ def test_each_thing_that_a_reader_is_sent_to_exists() -> None:
     assert lost == [], "name a module of the same package, or the rooms to it: `jobdir.lock`"
 
 
+def test_each_file_of_the_tree_that_code_names_exists() -> None:
+    path = re.compile(r"(?<![\w/.])(?:batcher|workers|tests|docs|bench|scripts|jobs)/[\w/]+\.(?:py|md|sh|cpp|cmake)\b")
+    lost = [
+        f"{file.relative_to(ROOT)}: {name}"
+        for file in source_files("batcher", "workers", "bench")
+        for name in path.findall(file.read_text(encoding="utf-8"))
+        if not (ROOT / name).is_file()
+    ]
+
+    assert lost == []
+
+
 @pytest.mark.parametrize(
     ("mention", "is_there"),
     [

@@ -56,7 +56,7 @@ class ChatTemplateError(Exception):
 
 
 class ChatTemplate:
-    """A compiled template. For any thread. Raises ChatTemplateError where `source` is none."""
+    """A compiled template. For any thread. Raises ChatTemplateError where `source` is not a template."""
 
     def __init__(self, source: str, *, bos_token: str, eos_token: str) -> None:
         # As transformers has it: a block's own line leaves no blank line in the prompt.
