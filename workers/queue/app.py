@@ -101,8 +101,8 @@ _MOST_SHARDS = 16
 def concurrency(num_slots: int) -> int:
     """How many shards a worker holds at a time: small ones that fill all slots three times, and one more.
 
-    So the engine stays full while shards drain, and has prompts to choose from that begin alike. With two for 32 slots
-    a job of 96 rows took 10% longer than the bare engine, all of it in the tails of its shards.
+    So the engine stays full while shards drain, and has prompts to choose from that begin alike. What fewer shards cost
+    is in docs/performance.md.
     """
     return min(_MOST_SHARDS, 1 + math.ceil(3 * num_slots / _SMALL_SHARD_ROWS))
 
