@@ -118,7 +118,7 @@ class ProcessEngines:
         return known.get(model) if known is not None else None
 
     def note_loaded(self, is_loaded: bool) -> None:
-        """Take the supervisor's word for it. The end of the channel is known sooner than the end of the process."""
+        """Note what the supervisor says. The end of the channel is known sooner than the end of the process."""
         self._is_loaded = is_loaded
 
     def open_channel(self) -> socket.socket:

@@ -242,7 +242,7 @@ class Supervisor:
                 raise error or BatcherError(event.message)
 
     def _note_death(self, child: subprocess.Popen[bytes]) -> None:
-        """Take leave of a child that ended by itself, and plan for the next one."""
+        """Record how a child ended by itself, and plan for the next one."""
         max_crashes = MAX_CRASHES if self.is_ready else MAX_EARLY_CRASHES
         close_child(child)
         self._forget_child()

@@ -1,11 +1,11 @@
 """One shard, from claim to commit.
 
-The beats: claim the lease and an attempt number, read what earlier attempts left in chunks, have the engine complete
+Step by step: claim the lease and an attempt number, read what earlier attempts left in chunks, have the engine complete
 the other rows, save finished rows as a chunk every few seconds, and in the end create the part. Whatever happens in
 between, finished rows are saved; only the creation of the part makes them the shard's result, and it happens once.
 
 Rows that were in flight when a worker crashed come last, each alone; those that crashed it alone are not computed
-again (see `batcher.jobdir.attempts`).
+again (see `jobdir.verdict`).
 
 The runner is one thread that waits on a queue. The engine's thread fills it; all else (saving, renewing the lease,
 noticing a stop) happens between two results.
@@ -72,7 +72,7 @@ class WorkerContext:
     """What all shards of a worker share.
 
     `stopping` is set when the worker is to stop. In the runner's thread are called: `on_claim` and `on_end` (job,
-    shard, attempt) context all that could take the process down, `on_progress` after each durable write of completed
+    shard, attempt) around all that could take the process down, `on_progress` after each durable write of completed
     rows, `on_set_aside` after that of rows that crash the process, and `on_commit` after a part exists.
     `stall_timeout_s` None: by the engine's pace; `row_timeout_s` None: the job's own.
     """
@@ -235,7 +235,7 @@ class _ShardRun:
         for position in suspects:
             if outcome is not None:
                 break
-            # What is finished is not to be lost by what may come.
+            # A crash to come must not lose what is finished.
             self._flush()
             outcome = self._complete([position], is_alone=True)
         return outcome or self._commit()
