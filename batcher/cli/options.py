@@ -17,7 +17,6 @@ from batcher.types import (
     DEFAULT_MAX_TOKENS,
     DEFAULT_TEMPERATURE,
     DEFAULT_TOP_P,
-    SamplingParams,
 )
 
 if TYPE_CHECKING:
@@ -185,23 +184,8 @@ _reading_options = _chain(
 )
 
 
-def reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """How files are read. Parameter: reading, a `ReadOptions`."""
-
-    @functools.wraps(command)
-    def with_reading(
-        *args: Any, file_column: str | None, csv_delimiter: str | None, input_format: str | None, **kwargs: Any
-    ) -> Any:
-        from batcher.submission.readers.files import ReadOptions
-
-        reading = ReadOptions(file_column=file_column, csv_delimiter=csv_delimiter, format=input_format)
-        return command(*args, reading=reading, **kwargs)
-
-    return _reading_options(with_reading)
-
-
 #: How prompts are read from the input files. Parameters: prompt_column, id_column, template, chat, system, fields,
-#: reading, allow_bad_rows, strict, shard_rows.
+#: file_column, csv_delimiter, input_format, allow_bad_rows, strict, shard_rows.
 input_options = _chain(
     prompt_column_option,
     option("--id-column", metavar="NAME", help="Column that holds the custom_id. [default: custom_id, else the row]"),
@@ -225,7 +209,7 @@ input_options = _chain(
         help="Columns of plain rows that are fields of the request, e.g. top_k,min_p; other columns are your own. "
         "docs/serving.md has the fields; can be given several times.",
     ),
-    reading_options,
+    _reading_options,
     option(
         "--allow-bad-rows",
         is_flag=True,
@@ -332,56 +316,42 @@ def submit_options(
     *,
     default_model: str | None,
     known_models: frozenset[str] | None,
+    context_lengths: Mapping[str, int] | None = None,
     template: str | None,
     system: str | None,
     allow_bad_rows: bool,
     strict: bool,
-    max_tokens: int,
-    temperature: float,
-    top_p: float,
-    top_k: int,
-    min_p: float,
-    repetition_penalty: float,
     stop: tuple[str, ...],
-    row_timeout: float | None = None,
-    context_lengths: Mapping[str, int] | None = None,
     **others: Any,
 ) -> "SubmitOptions":
     """What the planner takes, from the parameters of `input_options` and `sampling_options` as click gives them.
 
     A command declares `**rows: Any` and calls `submit_options(default_model=..., known_models=..., **rows)`. `others`
-    are taken as they are, under their names.
+    are taken as Python callers give them.
     """
+    from batcher.api import options as api
     from batcher.openai.fields import MAX_STOPS
-    from batcher.submission.source import SubmitOptions
 
     if strict and allow_bad_rows:
         raise click.UsageError("--strict and --allow-bad-rows contradict each other; give one of them")
     if len(stop) > MAX_STOPS:
         raise click.BadParameter(f"{len(stop)} stop strings; at most {MAX_STOPS}", param_hint="--stop")
     context = click.get_current_context(silent=True)
-    is_default = context is not None and context.get_parameter_source("max_tokens") is ParameterSource.DEFAULT
-    return SubmitOptions(
-        default_model=default_model,
-        params=SamplingParams(
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            stop=stop,
-            top_k=top_k,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-        ),
-        known_models=known_models,
-        template=read_template(template),
-        system=None if system is None else _read_text("--system", system, what="the message"),
-        allow_bad_rows=allow_bad_rows,
-        strict=strict,
-        row_timeout_s=row_timeout,
-        context_lengths=context_lengths or {},
-        # The documented default would cut off most answers of a chat.
-        chat_max_tokens=None if is_default else max_tokens,
+    if context is not None and context.get_parameter_source("max_tokens") is ParameterSource.DEFAULT:
+        del others["max_tokens"]  # So that chats have their own.
+    given = {
         **others,
+        "template": read_template(template),
+        "system": None if system is None else _read_text("--system", system, what="the message"),
+        "allow_bad_rows": allow_bad_rows,
+        "strict": strict,
+        "stop": stop,
+    }
+    return api.submit_options(
+        {name: value for name, value in given.items() if value is not None},
+        default_model=default_model,
+        known_models=known_models,
+        context_lengths=context_lengths or {},
     )
 
 

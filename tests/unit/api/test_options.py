@@ -61,9 +61,6 @@ def test_defaults_are_those_of_the_command() -> None:
     assert found is not None
     parameters = found.make_context("run", ["prompts.jsonl", "-o", "out"]).params
     values: dict[str, Any] = {name: value for name, value in parameters.items() if name in JobOptions.__annotations__}
-    for name in ("file_column", "csv_delimiter", "input_format"):
-        assert values.pop(name) is None
-
     of_command = options_of_the_command(default_model="m", known_models=None, **values)
     of_python = submit_options({}, default_model="m", known_models=None, context_lengths={})
 
