@@ -1,54 +1,26 @@
 """litellm and langchain-openai, which many programs speak the API through, with a server of the real model."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.acceptance.conftest import PATIENCE_S, clean_environment
-from tests.support.family import Family
-from tests.support.serving import Server, serve
+from tests.acceptance.sessions import keyed_server, run_session
+from tests.support.serving import Server
 
 #: One server for all.
 pytestmark = pytest.mark.xdist_group("clients")
 
-KEY = "sk-test-0123456789"
 MODEL = "smollm2-135m"
 NUM_LINES = 3
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    family = Family(tmp_path_factory.mktemp("clients"))
-    keys = family.folder / "keys.txt"
-    keys.write_text(f"{KEY}\n")
-    keys.chmod(0o600)
-    with serve(family, "--model", MODEL, "--api-keys-file", keys, "--max-concurrent", 2) as server:
+    with keyed_server(tmp_path_factory.mktemp("clients"), MODEL) as server:
         yield server
-
-
-def session(server: Server, name: str, *arguments: object) -> dict[str, Any]:
-    """What a script of this folder found."""
-    python = Path(sys.prefix) / "clients" / "bin" / "python"
-    assert python.exists(), "run make"
-    environment = {"OPENAI_BASE_URL": server.base_url, "OPENAI_API_KEY": KEY, "LITELLM_OFFLINE_MODE": "true"}
-    done = subprocess.run(
-        [python, "-I", Path(__file__).with_name(f"{name}_session.py"), MODEL, *map(str, arguments)],
-        env=clean_environment() | environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr + server.stderr
-    # Before it there can be advice of the library's.
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
 
 
 def test_litellm_completes_streams_and_maps_errors(server: Server, tmp_path: Path) -> None:
@@ -59,7 +31,7 @@ def test_litellm_completes_streams_and_maps_errors(server: Server, tmp_path: Pat
             line = {"custom_id": f"id-{number}", "method": "POST", "url": "/v1/completions", "body": body}
             file.write(json.dumps(line) + "\n")
 
-    found = session(server, "litellm", batch)
+    found = run_session(server, "litellm", MODEL, batch, environment="clients")
 
     check_chat(found["chat"])
     assert found["chat"]["streamed_usage"]["completion"] == found["chat"]["usage"]["completion"]
@@ -78,7 +50,7 @@ def test_litellm_completes_streams_and_maps_errors(server: Server, tmp_path: Pat
 
 
 def test_langchain_completes_streams_and_maps_errors(server: Server) -> None:
-    found = session(server, "langchain")
+    found = run_session(server, "langchain", MODEL, environment="clients")
 
     check_chat(found["chat"])
     [streamed] = found["chat"]["streamed_usage"]

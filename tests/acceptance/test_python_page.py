@@ -9,26 +9,15 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.conftest import PATIENCE_S, ROOT, clean_environment
-from tests.support.redis_server import RedisServer
 
 PAGE = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 
 
 @pytest.fixture
-def broker_url(tmp_path: Path) -> Iterator[str]:
-    server = RedisServer(tmp_path)
-    try:
-        server.start()
-        yield server.url
-    finally:
-        server.kill()
-
-
-@pytest.fixture
-def environment(tmp_path: Path, broker_url: str) -> Iterator[dict[str, str]]:
+def environment(tmp_path: Path, redis_url: str) -> Iterator[dict[str, str]]:
     """That of a program beside a worker of the broker."""
-    environment = clean_environment() | {"BATCHER_BROKER": broker_url, "BATCHER_JOBS_DIR": str(tmp_path / "jobs")}
+    environment = clean_environment() | {"BATCHER_BROKER": redis_url, "BATCHER_JOBS_DIR": str(tmp_path / "jobs")}
     worker = subprocess.Popen(
         ["batcher", "worker", "--model", "smollm2-135m", "--threads", "1"],
         env=environment,

@@ -2,9 +2,7 @@
 
 import re
 import shlex
-import socket
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -13,7 +11,7 @@ import pytest
 from batcher.broker.url import check_url
 from batcher.cli import cli
 from tests.acceptance.conftest import PATIENCE_S, ROOT, clean_environment
-from tests.support.redis_server import RedisServer
+from tests.support.redis_server import free_port
 
 #: A page's name -> its text.
 PAGES = {
@@ -39,29 +37,14 @@ def bash_blocks(page: str) -> list[str]:
     return re.findall(r"^```bash\n(.*?)^```", PAGES[page], re.DOTALL | re.MULTILINE)
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
-@pytest.fixture
-def broker_url(tmp_path: Path) -> Iterator[str]:
-    server = RedisServer(tmp_path)
-    try:
-        server.start()
-        yield server.url
-    finally:
-        server.kill()
-
-
 @pytest.mark.parametrize("page", [page for page in PAGES if bash_blocks(page)])
-def test_every_bash_block_runs(page: str, tmp_path: Path, broker_url: str, model: Path) -> None:
+def test_every_bash_block_runs(page: str, tmp_path: Path, redis_url: str, model: Path) -> None:
     """One shell for all blocks of a page, as a reader would; the first failing command fails the test."""
     folder = tmp_path / "clone"
     folder.mkdir()
     (folder / "jobs").symlink_to(ROOT / "jobs")
     port = free_port()
-    script = "\n".join(bash_blocks(page)).replace(PAGES_BROKER, broker_url)
+    script = "\n".join(bash_blocks(page)).replace(PAGES_BROKER, redis_url)
     script = script.replace(PAGES_SERVER, f"127.0.0.1:{port}")
     script = script.replace(PAGES_TUNE, f"batcher tune --model tiny={model}")
     for command, instead in SETUP_COMMANDS.items():

@@ -2,40 +2,28 @@
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from batcher.model_files import parse_model
-from tests.acceptance.conftest import PATIENCE_S, clean_environment
-from tests.support.family import Family
-from tests.support.serving import Server, serve
+from tests.acceptance.sessions import keyed_server, run_session
+from tests.support.serving import Server
 
 #: One server for all.
 pytestmark = pytest.mark.xdist_group("sdk")
 
-KEY = "sk-test-0123456789"
 #: As names are elsewhere: with a slash and a colon.
 MODEL = "google/gemma3:27b"
-SESSION = Path(__file__).with_name("sdk_session.py")
 BAD_LINE = 3
 NUM_LINES = 8
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    family = Family(tmp_path_factory.mktemp("sdk"))
-    keys = family.folder / "keys.txt"
-    keys.write_text(f"# one key\n{KEY}\n")
-    keys.chmod(0o600)
-    model = f"{MODEL}={parse_model('smollm2-135m').path}"
-    with serve(family, "--model", model, "--api-keys-file", keys, "--max-concurrent", 2) as server:
+    with keyed_server(tmp_path_factory.mktemp("sdk"), f"{MODEL}={parse_model('smollm2-135m').path}") as server:
         yield server
-        assert server.stop() == 0
-    assert family.pids() == []
 
 
 @pytest.fixture(scope="module")
@@ -53,21 +41,8 @@ def batch_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("major", [1, 2, 3])
 def test_sdk_works_unchanged_but_for_base_url_and_key(server: Server, batch_file: Path, major: int) -> None:
-    python = Path(sys.prefix) / f"openai-{major}" / "bin" / "python"
-    assert python.exists(), "run make"
+    found = run_session(server, "sdk", MODEL, batch_file, environment=f"openai-{major}")
 
-    done = subprocess.run(
-        [python, "-I", SESSION, MODEL, batch_file],
-        env=clean_environment() | {"OPENAI_BASE_URL": server.base_url, "OPENAI_API_KEY": KEY},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
-    )
-
-    assert done.returncode == 0, done.stderr + server.stderr
-    found = json.loads(done.stdout)
     assert found["version"].startswith(f"{major}.")
     assert found["models"] == {"ids": [MODEL], "one": MODEL}
     check_completions(found)
