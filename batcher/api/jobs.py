@@ -14,7 +14,7 @@ from batcher.api.work import crew, find_broker, is_quiet, warn_of_unserved
 from batcher.errors import InputError
 from batcher.ids import check_id, check_model_name, new_job_id
 from batcher.jobdir.folder import JobDir
-from batcher.jobdir.root import find_job, locate_job
+from batcher.jobdir.root import check_place, find_job, locate_job
 from batcher.manage.resume import resume
 from batcher.manage.status import read_status
 from batcher.submission.planner import submit as make_job
@@ -67,6 +67,7 @@ def run(
     with crew("run", workers, broker=url) as hands:
         folder = JobDir(Path(out).expanduser().resolve())
         check_id(folder.path.name, what="name of the job directory")
+        check_place(folder)
         chosen = choose_models([model] if isinstance(model, str) else model or ())
         submission = submit_options(
             checked,

@@ -79,12 +79,14 @@ def run_command(
 
     from batcher.ids import check_id
     from batcher.jobdir.folder import JobDir
+    from batcher.jobdir.root import check_place
     from workers.local import job_broker
 
     worker = take_engine_options(options)
     chosen = choose_models(models)
     job = JobDir(output.resolve())
     check_id(job.path.name, what="name of the job directory")
+    check_place(job)
     names = frozenset(model.name for model in chosen)
     submission = submit_options(
         default_model=chosen[0].name,

@@ -5,6 +5,7 @@ what the owner of the root put there. The root itself may be a link. Inside a jo
 can write there wrote the manifest, and is trusted.
 """
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,6 +48,24 @@ def find_job(job: str, root: Path) -> JobDir:
     if as_path.name != job:
         raise JobError(f"{job}: no job here (no manifest.json); `batcher list` shows the jobs")
     return JobDir.open(locate_job(root, job))
+
+
+def check_place(job: JobDir) -> None:
+    """Raise JobError where the folder of a job that is to be made lies inside another job: it would go with that one.
+
+    A `manifest.json` makes a folder a job only where shards lie beside it: others have files of that name, too.
+    """
+    if job.exists():
+        return
+    for parent in job.path.parents:
+        other = JobDir(parent, job.store)
+        with contextlib.suppress(StorageError):
+            if any(other.has(path) for path in (other.manifest_path, other.deleted_path)) and (
+                other.shards_dir.name in other.store.names(parent)
+            ):
+                raise JobError(
+                    f"{job.path}: lies inside the job {parent}, and would be deleted with it; choose a folder beside it"
+                )
 
 
 def list_jobs(root: Path, store: Store = LOCAL) -> Iterator[JobDir]:

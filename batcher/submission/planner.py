@@ -15,6 +15,7 @@ from batcher.ids import check_id
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.manifest import Manifest, encode_schema
 from batcher.jobdir.refused import commit_parts
+from batcher.jobdir.root import check_place
 from batcher.jobdir.sending import Send
 from batcher.jobdir.shards import Shard, write_shard
 from batcher.submission import staging
@@ -47,8 +48,8 @@ def submit(
 
     `send` has a new job worked on; None: the caller does. A job that is there already stays as it is if input and
     options are the same: the same call again is a resume, and `manage.resume` does what that takes. Raises JobError if
-    they are not the same, JobBusyError if another submit is writing it; InputError if the input can't be used, and then
-    nothing is left behind; BrokerError of `send`, when the job is there.
+    they are not the same or the folder lies inside another job, JobBusyError if another submit is writing it;
+    InputError if the input can't be used, and then nothing is left behind; BrokerError of `send`, the job is there.
     """
     check_id(job.job_id, what="job id")
     source = Source(inputs, options, own=job.path)
@@ -64,6 +65,7 @@ def _make(job: JobDir, source: Source, on_progress: Callable[[int], None] | None
     """Make the job; None where there is one."""
     if job.exists():
         return None
+    check_place(job)
     with staging.locked(job):
         # Another submit may have written the job while this one waited to look.
         return None if job.exists() else _write_job(job, source, on_progress)

@@ -1,5 +1,7 @@
 """What run, submit, worker and resume refuse before anything is started."""
 
+import contextlib
+import shlex
 from pathlib import Path
 
 import pytest
@@ -65,6 +67,27 @@ def test_output_whose_name_is_no_job_id_is_refused(
     assert run_cli(["run", str(prompts), "-o", str(tmp_path / "my out"), "--model", str(model)]) == 2
 
     assert "'my out'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "--output", "out/batch", "--model", "tiny.gguf"],
+        ["submit", "--broker", "memory://", "--jobs-dir", "out", "--job-id", "batch"],
+    ],
+    ids=["run", "submit"],
+)
+def test_job_inside_another_is_refused_before_anything_is_written(
+    run: Run, prompts: Path, model: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outer = make_job(prompts.parent / "out", (1,))
+    monkeypatch.setattr("workers.queue.app.sending", lambda url: contextlib.nullcontext())
+    before = sorted(outer.path.rglob("*"))
+
+    code, _, err = run(shlex.join([*arguments, str(prompts)]))
+
+    assert (code, sorted(outer.path.rglob("*"))) == (2, before)
+    assert f"{outer.path / 'batch'}: lies inside the job {outer.path}" in err
 
 
 def test_resume_without_the_model_of_the_job_names_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

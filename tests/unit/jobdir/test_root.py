@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from batcher.errors import InputError, JobError
-from batcher.jobdir.root import locate_job
+from batcher.jobdir.folder import JobDir
+from batcher.jobdir.root import check_place, locate_job
+from tests.support.job_files import make_job
 
 
 @pytest.fixture
@@ -59,3 +61,27 @@ def test_link_out_of_the_root_is_refused(root: Path, tmp_path: Path, target: str
 def test_what_is_no_id_is_refused(root: Path, job_id: str) -> None:
     with pytest.raises(InputError, match="job id"):
         locate_job(root, job_id)
+
+
+@pytest.mark.parametrize("inside", ["batch", "results/deeper/job"])
+def test_job_is_not_made_inside_another(tmp_path: Path, inside: str) -> None:
+    outer = make_job(tmp_path / "out", (1,))
+    message = f"{outer.path / inside}: lies inside the job {outer.path}, and would be deleted with it; choose a folder"
+
+    with pytest.raises(JobError) as told:
+        check_place(JobDir(outer.path / inside))
+    assert str(told.value).startswith(message)
+
+    # Nor in one whose deletion was interrupted, and will be finished.
+    outer.manifest_path.rename(outer.deleted_path)
+    with pytest.raises(JobError, match="lies inside the job"):
+        check_place(JobDir(outer.path / inside))
+
+
+def test_job_beside_another_or_in_a_folder_with_somebodys_manifest_has_its_place(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"name": "of a web page"}')
+    make_job(tmp_path / "out", (1,))
+
+    check_place(JobDir(tmp_path / "out-2"))
+    # What lies inside another already can be gone on with.
+    check_place(make_job(tmp_path / "out" / "inner", (1,)))
