@@ -17,6 +17,7 @@ What both mean for the next attempt is for `verdict` to say.
 
 import contextlib
 import logging
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -132,7 +133,10 @@ class Journal:
         """Begin it. Raises StorageError."""
         self._store = store
         self._path = path
-        self._is_broken = False
+        # The engine's thread may still speak of a row when the attempt has ended, and the number of a closed descriptor
+        # is soon that of another file.
+        self._lock = threading.Lock()
+        self._is_over = False
         self._log = store.log(path)
 
     def tokenizing(self, row: int) -> None:
@@ -156,20 +160,23 @@ class Journal:
 
     def close(self, *, is_orderly: bool) -> None:
         """Close the file, and delete it where the attempt ends in good order."""
-        self._log.close()
+        with self._lock:
+            self._is_over = True
+            self._log.close()
         if is_orderly:
             # One that could not be deleted only makes the next attempt careful.
             self._store.discard([self._path])
 
     def _write(self, line: str) -> None:
-        if self._is_broken:
-            return
-        try:
-            self._log.append(line.encode())
-        except StorageError as exc:
-            # The engine's thread is no place to fail in. What the disk refuses here it soon refuses to a chunk.
-            self._is_broken = True
-            logger.warning("%s; a crash now would be blamed on nobody", exc)
+        with self._lock:
+            if self._is_over:
+                return
+            try:
+                self._log.append(line.encode())
+            except StorageError as exc:
+                # The engine's thread is no place to fail in. What the disk refuses here it soon refuses to a chunk.
+                self._is_over = True
+                logger.warning("%s; a crash now would be blamed on nobody", exc)
 
 
 @dataclass(frozen=True, slots=True)

@@ -282,8 +282,8 @@ class LocalStore:
         return True
 
     def make_folder(self, folder: Path, *, parents: bool = True) -> bool:
-        is_new = not folder.exists()
         try:
+            is_new = not folder.exists()
             if is_new and parents:
                 _close_to_strangers(folder)
             folder.mkdir(parents=parents, exist_ok=True)
@@ -491,4 +491,7 @@ def _delete_tree(path: Path) -> bool:
 
 def _is_empty_mount(path: Path) -> bool:
     """Whether somebody has mounted a file system there, of which nothing is left but its root."""
-    return path.is_mount() and not _scan(path)
+    try:
+        return path.is_mount() and not _scan(path)
+    except PermissionError:  # Below a folder that may not be entered; whoever deletes it is told so.
+        return False

@@ -74,6 +74,17 @@ def test_journal_says_what_is_in_flight(tmp_path: Path) -> None:
     assert not path.exists()
 
 
+def test_word_that_comes_late_goes_to_no_other_file(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "0001.journal")
+    journal.close(is_orderly=False)
+    with (tmp_path / "other").open("wb") as other:  # Gets the number that the journal's descriptor had.
+        journal.admitted(4)
+        other.write(b"its own")
+
+    assert (tmp_path / "other").read_bytes() == b"its own"
+    assert read_journal(tmp_path / "0001.journal") == JournalState()
+
+
 @given(st.binary(max_size=200))
 def test_damaged_journal_is_read_without_error(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     path = tmp_path_factory.mktemp("journal") / "0001.journal"

@@ -4,6 +4,7 @@ import errno
 import os
 import stat
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,23 @@ def test_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(StorageError, match="file/sub: cannot create the folder"):
         local_store.create_if_absent(tmp_path / "file" / "sub" / "x", b"")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize("act", [LOCAL.make_folder, LOCAL.delete_tree])
+def test_folder_that_may_not_be_entered_is_named(tmp_path: Path, act: Callable[[Path], object]) -> None:
+    (tmp_path / "closed").mkdir(mode=0o700)
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setuid(65_534)
+            act(tmp_path / "closed" / "jobs")
+        except StorageError as exc:
+            os._exit(0 if "closed/jobs: cannot" in str(exc) else 1)
+        finally:
+            os._exit(2)
+
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_replace_swaps_the_content_whole(tmp_path: Path) -> None:
