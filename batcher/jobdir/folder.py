@@ -205,8 +205,7 @@ class JobDir:
 
         A shard that was committed meanwhile is seen with its part, or with the chunks that it had.
         """
-        entries = self.store.list(self.path, wants=partial(is_wanted, folder=self.path, settled=settled))
-        return Listing.of(self.path, entries)
+        return Listing.of(self.store.list(self.path, wants=partial(is_wanted, settled=settled)))
 
     # -- attempts -----------------------------------------------------------------------------------------------
 
@@ -244,8 +243,11 @@ class JobDir:
 
         A record that is damaged counts for nothing here: its number does, and that is in its name.
         """
-        listed = listing if listing is not None else self.look()
-        records = (self._read_attempt(shard, 1) for shard in listed.attempts_by_shard)
+        if listing is not None:
+            shards: Iterable[int] = listing.attempts_by_shard
+        else:
+            shards = [int(name) for name in self.store.names(self.attempts_dir(0).parent) if name.isdigit()]
+        records = (self._read_attempt(shard, 1) for shard in shards)
         return min((record.claimed_at for record in records if record is not None), default=None)
 
     def _read_attempt(self, shard: int, attempt: int) -> Attempt | None:

@@ -103,15 +103,14 @@ class Listing:
         return replace(self, attempts_by_shard={**kept, **self.attempts_by_shard}) if kept else self
 
     @classmethod
-    def of(cls, folder: Path, entries: Iterable[Entry]) -> "Listing":
-        """What the files of the job in `folder` say."""
-        depth = len(folder.parts)
+    def of(cls, entries: Iterable[Entry]) -> "Listing":
+        """What the files of a job say."""
         names: set[str] = set()
         results: list[str] = []
         workers: list[Entry] = []
         files: dict[str, dict[int, list[Path]]] = {ATTEMPTS_NAME: {}, CHUNKS_NAME: {}}
         for entry in entries:
-            match entry.path.parts[depth:]:
+            match entry.parts:
                 case (name,):
                     names.add(name)
                 case (first, name) if first == RESULTS_NAME:
@@ -131,9 +130,11 @@ class Listing:
         )
 
 
-def is_wanted(path: Path, *, folder: Path, settled: frozenset[int]) -> bool:
-    """Whether a folder of the job in `folder` tells of its state; not that of the attempts of `settled` shards."""
-    if path.parent == folder:
-        return path.name not in _UNASKED
-    is_settled = path.parent.name == ATTEMPTS_NAME and path.name.isdigit() and int(path.name) in settled
-    return not is_settled
+def is_wanted(parts: tuple[str, ...], *, settled: frozenset[int]) -> bool:
+    """Whether a folder of a job tells of its state; not that of the attempts of `settled` shards."""
+    match parts:
+        case (name,):
+            return name not in _UNASKED
+        case (first, shard) if first == ATTEMPTS_NAME and shard.isdigit():
+            return int(shard) not in settled
+    return True

@@ -13,12 +13,12 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 from batcher.errors import JobError, StorageError
-from batcher.jobdir.store import Entry, Guard, Head, Hold, Incoming, Log, reason
+from batcher.jobdir.store import Entry, Guard, Head, Hold, Incoming, Log, Wants, reason
 
 TEMP_PREFIX = ".tmp-"
 
@@ -239,15 +239,15 @@ class LocalStore:
             return None
         return _head(found)
 
-    def list(self, folder: Path, *, wants: Callable[[Path], bool] | None = None) -> Sequence[Entry]:
-        return [_Entry(Path(found.path), found) for found in _walk(folder, wants) if not _is_temporary(found.name)]
+    def list(self, folder: Path, *, wants: Wants | None = None) -> Sequence[Entry]:
+        return [entry for entry in _walk(str(folder), wants) if not _is_temporary(entry.parts[-1])]
 
     def names(self, folder: Path) -> Sequence[str]:
         return sorted(found.name for found in _scan(folder) if not _is_temporary(found.name))
 
     def leftovers(self, folder: Path, *, is_deep: bool = True) -> Sequence[Entry]:
         wants = None if is_deep else lambda _: False
-        return [_Entry(Path(found.path), found) for found in _walk(folder, wants) if _is_temporary(found.name)]
+        return [entry for entry in _walk(str(folder), wants) if _is_temporary(entry.parts[-1])]
 
     def now_s(self, folder: Path) -> float:
         probe = folder / f"{TEMP_PREFIX}{uuid.uuid4().hex}"
@@ -318,11 +318,15 @@ LOCAL = LocalStore()
 class _Entry:
     """A file that a walk has found. What its folder does not say of it is asked when it is wanted, once."""
 
-    __slots__ = ("_found", "path")
+    __slots__ = ("_found", "parts")
 
-    def __init__(self, path: Path, found: os.DirEntry[str]) -> None:
-        self.path = path
+    def __init__(self, found: os.DirEntry[str], parts: tuple[str, ...]) -> None:
         self._found = found
+        self.parts = parts
+
+    @property
+    def path(self) -> Path:
+        return Path(self._found.path)
 
     def head(self) -> Head | None:
         try:
@@ -451,19 +455,20 @@ def _is_temporary(name: str) -> bool:
     return name.startswith(TEMP_PREFIX)
 
 
-def _walk(folder: Path, wants: Callable[[Path], bool] | None, *, follows: bool = True) -> Iterator[os.DirEntry[str]]:
+def _walk(folder: str, wants: Wants | None, above: tuple[str, ...] = ()) -> Iterator[_Entry]:
     """The files below `folder`, each folder in order of names: what lies behind is looked at later.
 
-    Links to folders are followed where they lie in `folder` itself, so that results can be kept elsewhere.
+    Links to folders are followed where they lie in the first one, so that results can be kept elsewhere.
     """
     for found in sorted(_scan(folder), key=lambda found: found.name):
-        if not found.is_dir(follow_symlinks=follows):
-            yield found
-        elif wants is None or wants(Path(found.path)):
-            yield from _walk(Path(found.path), wants, follows=False)
+        parts = (*above, found.name)
+        if not found.is_dir(follow_symlinks=not above):
+            yield _Entry(found, parts)
+        elif wants is None or wants(parts):
+            yield from _walk(found.path, wants, parts)
 
 
-def _scan(folder: Path) -> list[os.DirEntry[str]]:
+def _scan(folder: Path | str) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             return list(entries)

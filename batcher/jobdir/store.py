@@ -19,6 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+#: Says of a folder, by the parts of its path below the folder that is listed, whether the files in it are wanted.
+Wants = Callable[[tuple[str, ...]], bool]
+
 #: Raises where a file should not be written any more, because what it belongs to is gone.
 Guard = Callable[[], None]
 
@@ -52,10 +55,13 @@ class Head:
 
 
 class Entry(Protocol):
-    """A file in a listing."""
+    """A file in a listing. `parts` are those of its path below the folder that was listed, its name last."""
 
     @property
     def path(self) -> Path: ...
+
+    @property
+    def parts(self) -> tuple[str, ...]: ...
 
     def head(self) -> Head | None:
         """As the listing has it, or as it is when this is first asked; None where it is gone by then."""
@@ -137,7 +143,7 @@ class Store(Protocol):
     def head(self, path: Path) -> Head | None:
         """What is known of a file; None where there is none."""
 
-    def list(self, folder: Path, *, wants: Callable[[Path], bool] | None = None) -> Sequence[Entry]:
+    def list(self, folder: Path, *, wants: Wants | None = None) -> Sequence[Entry]:
         """All files below `folder`, in order of the parts of their paths; none where there is no such folder.
 
         What was there before the listing began and still is when it ends is in it. It is made in its own order: what

@@ -6,12 +6,12 @@ It passes the contract of `tests/unit/jobdir/store_contract.py`. Its clock is it
 import io
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from batcher.jobdir.store import Entry, Guard, Head, Hold, Incoming, Log
+from batcher.jobdir.store import Entry, Guard, Head, Hold, Incoming, Log, Wants
 
 #: The time at which the first object is written; each one after that is a second younger.
 EPOCH_S = 2_000_000_000.0
@@ -24,6 +24,7 @@ class _Object:
     path: Path
     data: bytes
     known: Head
+    parts: tuple[str, ...] = ()
 
     def head(self) -> Head:
         return self.known
@@ -96,10 +97,12 @@ class MemoryStore:
         found = self._objects.get(path)
         return None if found is None else found.known
 
-    def list(self, folder: Path, *, wants: Callable[[Path], bool] | None = None) -> Sequence[Entry]:
+    def list(self, folder: Path, *, wants: Wants | None = None) -> Sequence[Entry]:
         with self._lock:
             self.listings.append(folder)
-            return sorted(self._below(folder), key=lambda found: found.path.parts)
+            depth = len(folder.parts)
+            found = (replace(one, parts=one.path.parts[depth:]) for one in self._below(folder))
+            return sorted(found, key=lambda one: one.parts)
 
     def names(self, folder: Path) -> Sequence[str]:
         with self._lock:

@@ -163,8 +163,8 @@ def test_shard_that_commits_between_two_looks_is_counted_once(tmp_path: Path, mo
     reader = StatusReader(job)
     scan = local_store._scan
 
-    def commit_just_before(folder: Path) -> Any:
-        if folder == job.results_dir and not job.part_path(0).exists():
+    def commit_just_before(folder: Path | str) -> Any:
+        if Path(folder) == job.results_dir and not job.part_path(0).exists():
             write_part(job, 0, [ok(0), ok(1)])
             job.delete_chunks(0)
         return scan(folder)
@@ -353,9 +353,9 @@ def test_attempts_of_shards_with_a_part_are_listed_no_more(tmp_path: Path, monke
     listed: list[str] = []
     scan = local_store._scan
 
-    def counting(folder: Path) -> Any:
-        if folder.parent.name == "attempts":
-            listed.append(folder.name)
+    def counting(folder: Path | str) -> Any:
+        if Path(folder).parent.name == "attempts":
+            listed.append(Path(folder).name)
         return scan(folder)
 
     for shard in range(3):
