@@ -14,6 +14,7 @@ runs.
 errors.py        the tree of errors, with exit codes
 types.py         the nouns that pass between modules
 ids.py           what ids and names of models may look like
+paths.py         what `~` means in front of a path
 machine.py       cores and memory that this process may use
 gguf.py          what a model file says of itself
 model_files.py   which file a model's name means

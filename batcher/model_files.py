@@ -17,6 +17,7 @@ from pathlib import Path
 from batcher.errors import InputError, ModelError
 from batcher.gguf import GGUF_MAGIC
 from batcher.ids import MAX_MODEL_NAME_CHARS, check_model_name, is_model_name
+from batcher.paths import expand_home
 
 MODELS_DIR_VARIABLE = "BATCHER_MODELS_DIR"
 
@@ -72,10 +73,10 @@ def _split_spec(spec: str) -> tuple[str | None, Path]:
     """NAME=PATH as name and path, PATH as None and path. Either may hold a `=`: the first is meant behind which, or
     before which, there is a file."""
     ends = [position for position, char in enumerate(spec) if char == "="]
-    as_path = Path(spec).expanduser()
+    as_path = Path(expand_home(spec))
     if not ends or _exists(as_path):
         return None, as_path
-    splits = [(spec[:end], Path(spec[end + 1 :]).expanduser()) for end in ends]
+    splits = [(spec[:end], Path(expand_home(spec[end + 1 :]))) for end in ends]
     first = splits[0] if not spec.startswith(("/", "./", "../", "~")) else (None, as_path)
     return next((split for split in splits if _exists(split[1])), first)
 
@@ -143,7 +144,7 @@ def known_models(*, models_dir: Path | None = None) -> list[ModelRef]:
     Files are listed, not opened. A file of the folder wins over the wheel's model of the same name.
     """
     found = {model.name: model for model in _packaged_models()}
-    folder = models_dir or (Path(value).expanduser() if (value := os.environ.get(MODELS_DIR_VARIABLE)) else None)
+    folder = models_dir or (Path(expand_home(value)) if (value := os.environ.get(MODELS_DIR_VARIABLE)) else None)
     if folder is not None and folder.is_dir():
         for path in sorted(folder.glob("*.gguf")):
             if not _LATER_SPLIT.search(path.stem):

@@ -18,6 +18,7 @@ from batcher.manage.export import ExportFormat, export
 from batcher.manage.finish import Summary, finalize, read_summary
 from batcher.manage.retry import retry
 from batcher.manage.status import Status, StatusReader
+from batcher.paths import expand_home
 
 if TYPE_CHECKING:
     from batcher.api.results import Results
@@ -76,7 +77,7 @@ class Job:
         """
         from batcher.api.work import wait_for
 
-        wait_for(self._folder, self._broker, reader=self._reader, progress=progress, timeout_s=timeout)
+        wait_for(self._folder, self._broker, progress=progress, timeout_s=timeout)
         return self
 
     def results(self, *, partial: bool = False) -> "Results":
@@ -176,7 +177,7 @@ class Job:
         line. Returns the number of rows or lines. `force` replaces a file that is there, `partial` takes a job that is
         not complete. Raises InputError for the path, JobError for the job.
         """
-        return export(self._folder, Path(path), layout=ExportFormat(format), force=force, partial=partial)
+        return export(self._folder, Path(expand_home(path)), layout=ExportFormat(format), force=force, partial=partial)
 
     def delete(self) -> None:
         """Delete the job and its results. Files in its folder that are not the job's own are left there."""

@@ -17,6 +17,7 @@ from batcher.jobdir.folder import JobDir
 from batcher.jobdir.root import check_place, find_job, locate_job
 from batcher.manage.resume import resume
 from batcher.manage.status import read_status
+from batcher.paths import expand_home
 from batcher.submission.planner import submit as make_job
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def run(
     checked = check_options("run", RunOptions, options)
     url = find_broker(broker)
     with crew("run", workers, broker=url) as hands:
-        folder = JobDir(Path(out).expanduser().resolve())
+        folder = JobDir(Path(expand_home(out)).resolve())
         check_id(folder.path.name, what="name of the job directory")
         check_place(folder)
         chosen = choose_models([model] if isinstance(model, str) else model or ())
@@ -130,10 +131,10 @@ def open_job(
 ) -> Job:
     """The job that is there: the path of a job directory, or an id under `jobs_dir`.
 
-    `jobs_dir` is as for `submit`. With `broker` its lost shards are sent again while `Job.wait` waits, and `Job.retry`
-    and `Job.resume` send there. Raises JobError where there is no job.
+    `broker` and `jobs_dir` are as for `submit`. With a broker, lost shards are sent again while `Job.wait` waits,
+    and `Job.retry` and `Job.resume` send there. Raises JobError where there is no job.
     """
-    return Job(find_job(os.fspath(job), _jobs_dir(jobs_dir)), broker=broker)
+    return Job(find_job(expand_home(job), _jobs_dir(jobs_dir)), broker=find_broker(broker))
 
 
 def _make(
@@ -146,4 +147,4 @@ def _make(
 
 
 def _jobs_dir(given: str | os.PathLike[str] | None) -> Path:
-    return Path(given if given is not None else os.environ.get("BATCHER_JOBS_DIR") or JOBS_DIR).expanduser()
+    return Path(expand_home(given if given is not None else os.environ.get("BATCHER_JOBS_DIR") or JOBS_DIR))

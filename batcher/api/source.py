@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from batcher.errors import InputError
+from batcher.paths import expand_home
 from batcher.submission.readers.memory import ArrowRows, ArrowStream, DictRows
 from batcher.submission.source import Input
 
@@ -58,4 +59,4 @@ def _paths(items: Sequence[Any]) -> list[Input]:
 
 
 def _path(path: str | os.PathLike[str]) -> str:
-    return os.path.expanduser(os.fspath(path))  # noqa: PTH111 (Path would lose the / at the end of a pattern)
+    return expand_home(path)

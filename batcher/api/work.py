@@ -139,7 +139,7 @@ def resume_elsewhere(job: JobDir, broker: str) -> None:
     warn_of_unserved(StatusReader(job).read())
 
 
-def wait_for(job: JobDir, broker: str | None, *, reader: StatusReader, progress: bool, timeout_s: float | None) -> None:
+def wait_for(job: JobDir, broker: str | None, *, progress: bool, timeout_s: float | None) -> None:
     """Block until the job is complete; with its broker, lost shards are sent again meanwhile."""
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
 
@@ -152,6 +152,8 @@ def wait_for(job: JobDir, broker: str | None, *, reader: StatusReader, progress:
                     f"{job.path}: not complete after {timeout_s:g} s ({status.num_done:,} of {status.num_rows:,} rows)"
                 )
 
+        # Its own, as others may ask for the status meanwhile.
+        reader = StatusReader(job)
         warn_of_unserved(reader.read())
         if broker is None:
             _look_on(job, reader, on_status)

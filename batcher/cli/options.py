@@ -293,11 +293,12 @@ def read_template(value: str | None) -> str | None:
 
 def _read_text(option: str, value: str, *, what: str) -> str:
     """The text that an option gives: its value, or what is in `@FILE`. Raises InputError."""
+    from batcher.paths import expand_home
     from batcher.submission.readers.paths import shown_path
 
     if not value.startswith("@"):
         return value
-    path = Path(value[1:]).expanduser()
+    path = Path(expand_home(value[1:]))
     value = shown_path(value)
     try:
         # Not "utf-8": Windows' editors put a byte order mark in front, which would be in every prompt.

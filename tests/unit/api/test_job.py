@@ -8,9 +8,10 @@ import pytest
 
 import batcher
 from batcher.api.work import find_broker
-from batcher.errors import InputError, JobCancelledError, JobError
+from batcher.errors import BrokerError, InputError, JobCancelledError, JobError
 from batcher.jobdir.folder import JobDir
 from batcher.manage.finish import finalize
+from batcher.manage.status import StatusReader
 from tests.support.job_files import failed, finished_job, make_job, ok, write_chunk, write_part
 from tests.support.waiting import wait_for
 from tests.unit.conftest import Run
@@ -194,3 +195,45 @@ def test_run_says_what_is_wrong_before_there_is_a_job(workplace: Path, monkeypat
         batcher.run(rows, "out")
 
     assert [path.name for path in workplace.iterdir()] == ["workers.py"]
+
+
+def test_home_is_known_in_all_paths(finished: JobDir, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(workplace))
+
+    job = batcher.open("~/batcher-jobs/job-1")
+    job.export("~/a.jsonl")
+
+    assert (workplace / "a.jsonl").is_file()
+    assert batcher.open("job-1", jobs_dir="~/batcher-jobs").path == finished.path
+    with pytest.raises(InputError, match="the home folder of ~nobody-here is not known"):
+        batcher.run([{"prompt": "a"}], "~nobody-here/out", model="x.gguf")
+    assert not list(workplace.glob("~*"))
+
+
+def test_job_that_was_opened_knows_the_broker_of_the_environment(
+    finished: JobDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BATCHER_BROKER", "redis://127.0.0.1:1/0")
+
+    with pytest.raises(BrokerError):
+        batcher.open("job-1").retry(error_code="timeout")
+    with pytest.raises(BrokerError):
+        batcher.open("job-1").resume()
+
+
+def test_waiting_leaves_the_reader_to_those_who_ask_for_the_status(
+    finished: JobDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readers: list[StatusReader] = []
+    read = StatusReader.read
+
+    def noted(reader: StatusReader) -> batcher.Status:
+        readers.append(reader)
+        return read(reader)
+
+    monkeypatch.setattr(StatusReader, "read", noted)
+    job = batcher.open("job-1")
+    job.status()
+    job.wait()
+
+    assert readers.count(readers[0]) == 1 < len(readers)

@@ -23,6 +23,7 @@ FLOORS: tuple[dict[str, tuple[str, ...]], ...] = (
             "batcher.live",
             "batcher.machine",
             "batcher.model_files",
+            "batcher.paths",
             "batcher.startup",
             "batcher.types",
         )
