@@ -64,7 +64,7 @@ def load_model(path: Path, config: EngineConfig, *, on_decoded: OnDecoded | None
     if config.num_gpu_layers and not supports_gpu():
         raise ModelError(
             f"--gpu-layers is {config.num_gpu_layers}, but llama-cpp-python was built for CPUs only; "
-            "build it for the GPU (README, GPU workers) or leave the option out"
+            "build it for the GPU (docs/operations.md) or leave the option out"
         )
     default_layers = ALL_LAYERS if supports_gpu() else 0
     layers = default_layers if config.num_gpu_layers is None else config.num_gpu_layers
