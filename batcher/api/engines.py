@@ -1,19 +1,34 @@
 """Workers of this machine, as whoever starts them chooses: which models they serve, and how."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batcher.errors import InputError, ModelError
 from batcher.gguf import trained_context_length
 from batcher.model_files import ModelRef, known_models, parse_model, parse_sha256
+from batcher.paths import expand_home
 from batcher.types import EngineConfig
 
 if TYPE_CHECKING:
     from workers.process.events import WorkerConfig
 
+#: NAME, PATH of a GGUF file, or NAME=PATH; or several.
+ModelSpecs = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
 #: Seconds that a stopped worker gets by default. With the embedded broker's own end, `run` stops within 10.
 DEFAULT_GRACE_S = 8.0
+
+
+def model_specs(model: ModelSpecs) -> list[str]:
+    """The models that a Python caller gives, as `choose_models` takes them. Raises InputError for what is none."""
+    given = [model] if isinstance(model, str | os.PathLike) or not isinstance(model, Iterable) else list(model)
+    for each in given:
+        if not isinstance(each, str | os.PathLike):
+            raise InputError(f"model is of type {type(each).__name__}; give NAME, PATH of a GGUF file, or NAME=PATH")
+    # What is a Path is no name.
+    return [each if isinstance(each, str) else os.path.join(".", expand_home(each)) for each in given]  # noqa: PTH118
 
 
 def needed_extras(broker: str | None) -> tuple[str, ...]:

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, Unpack
 
+from batcher.api.engines import ModelSpecs, model_specs
 from batcher.api.options import EngineOptions, check_options, shows_options
 from batcher.api.progress import duration_text
-from batcher.errors import BatcherError, JobError
+from batcher.errors import BatcherError, InputError, JobError
 from batcher.jobdir.folder import JobDir
 from batcher.manage.cancel import CancelResult, cancel
 from batcher.manage.delete import delete_job
@@ -131,7 +132,7 @@ class Job:
     def resume(
         self,
         *,
-        model: str | Sequence[str] | None = None,
+        model: ModelSpecs | None = None,
         workers: int = 1,
         broker: str | None = None,
         progress: bool = False,
@@ -152,7 +153,7 @@ class Job:
         if self._broker is not None:
             resume_elsewhere(self._folder, self._broker)
             return self
-        specs = self._models if model is None else [model] if isinstance(model, str) else model
+        specs = self._models if model is None else model_specs(model)
         resume_here(self._folder, specs, num_workers=workers, progress=progress, options=checked)
         return self
 
@@ -177,7 +178,10 @@ class Job:
         line. Returns the number of rows or lines. `force` replaces a file that is there, `partial` takes a job that is
         not complete. Raises InputError for the path, JobError for the job.
         """
-        return export(self._folder, Path(expand_home(path)), layout=ExportFormat(format), force=force, partial=partial)
+        layouts = {each.value: each for each in ExportFormat}
+        if format not in layouts:
+            raise InputError(f"format is {format!r}; use one of {', '.join(layouts)}")
+        return export(self._folder, Path(expand_home(path)), layout=layouts[format], force=force, partial=partial)
 
     def delete(self) -> None:
         """Delete the job and its results. Files in its folder that are not the job's own are left there."""

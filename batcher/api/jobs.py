@@ -6,7 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
-from batcher.api.engines import choose_models, context_lengths, take_engine_options, worker_config
+from batcher.api.engines import (
+    ModelSpecs,
+    choose_models,
+    context_lengths,
+    model_specs,
+    take_engine_options,
+    worker_config,
+)
 from batcher.api.job import Job
 from batcher.api.options import RunOptions, SubmitJobOptions, check_options, shows_options, submit_options
 from batcher.api.source import Source, inputs_of, name_of
@@ -36,7 +43,7 @@ def run(
     source: Source,
     out: str | os.PathLike[str],
     *,
-    model: str | Sequence[str] | None = None,
+    model: ModelSpecs | None = None,
     workers: int = 1,
     broker: str | None = None,
     progress: bool = False,
@@ -69,7 +76,7 @@ def run(
         folder = JobDir(Path(expand_home(out)).resolve())
         check_id(folder.path.name, what="name of the job directory")
         check_place(folder)
-        chosen = choose_models([model] if isinstance(model, str) else model or ())
+        chosen = choose_models(() if model is None else model_specs(model))
         submission = submit_options(
             checked,
             default_model=chosen[0].name,

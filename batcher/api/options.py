@@ -5,6 +5,7 @@ Numbers have the bounds of `batcher run --help`. None, for an option that can be
 
 import difflib
 import inspect
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Annotated, Any, TypedDict, TypeVar, get_type_hints
@@ -19,6 +20,9 @@ from batcher.submission.source import SubmitOptions
 from batcher.types import SamplingParams
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+#: Values of these look in a message as they were given.
+_JSON_TYPES = (str, int, float, list, tuple, dict, type(None))
 
 _Count = Annotated[int, Field(ge=1)]
 _Seconds = Annotated[float, Field(gt=0)]
@@ -142,14 +146,25 @@ def check_options(function: str, kind: type, options: Mapping[str, Any]) -> dict
             close = difflib.get_close_matches(name, names, n=1)
             remedy = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(names)}"
             raise TypeError(f"{function}() got an unexpected option {name!r}; {remedy}")
+    options = {name: _plain_number(value) for name, value in options.items()}
     try:
         found: dict[str, Any] = _model(kind)(**options).model_dump(exclude_none=True)
     except ValidationError as exc:
         # Where a value can be of two kinds, of the kind that it is nearest to.
         error = max(exc.errors(include_url=False), key=lambda error: len(error["loc"]))
         name = str(error["loc"][0])
-        raise InputError(f"{name} is {shown(options[name])}: {error['msg'].lower()}") from exc
+        kind_of = "" if isinstance(options[name], _JSON_TYPES) else f" of type {type(options[name]).__name__}"
+        raise InputError(f"{name} is {shown(options[name])}{kind_of}: {error['msg'].lower()}") from exc
     return found
+
+
+def _plain_number(value: object) -> object:
+    """Python's own number in place of numpy's or another library's."""
+    if isinstance(value, int | float):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    return float(value) if isinstance(value, numbers.Real) else value
 
 
 def submit_options(

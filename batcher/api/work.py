@@ -81,6 +81,8 @@ def crew(function: str, num_workers: int, *, broker: str | None) -> Iterator[Cre
 
     Raises MissingPackageError where something is not installed that they need; see also `signals_passed_on`.
     """
+    if not isinstance(num_workers, int):
+        raise InputError(f"workers is {num_workers!r}: give a whole number")
     if num_workers < 1:
         raise InputError(f"workers is {num_workers}: there must be one at least")
     check_installed(function, *needed_extras(broker))

@@ -126,13 +126,20 @@ class ArrowRows:
         return hashlib.sha256(to_json(said)).hexdigest()
 
     def _tables(self) -> Iterator[pa.Table]:
-        for batch in self._reader:
+        for batch in self._pieces():
             size = max(1, min(_BATCH_ROWS, _BATCH_BYTES * batch.num_rows // max(1, batch.nbytes)))
             for start in range(0, batch.num_rows, size):
                 piece = batch.slice(start, size)
                 table = pa.Table.from_batches([piece]).rename_columns(self._names)
                 self._see(table)
                 yield table
+
+    def _pieces(self) -> Iterator[pa.RecordBatch]:
+        """The batches of the stream. Raises InputError where whoever makes them fails."""
+        try:
+            yield from self._reader
+        except (pa.ArrowException, OSError) as exc:
+            raise InputError(f"{NAME}: cannot be read beyond row {self._num_read}: {first_line(exc)}") from exc
 
     def _see(self, table: pa.Table) -> None:
         try:

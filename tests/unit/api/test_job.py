@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import batcher
+from batcher.api.engines import model_specs
 from batcher.api.work import find_broker
 from batcher.errors import BrokerError, InputError, JobCancelledError, JobError
 from batcher.jobdir.folder import JobDir
@@ -237,3 +238,19 @@ def test_waiting_leaves_the_reader_to_those_who_ask_for_the_status(
     job.wait()
 
     assert readers.count(readers[0]) == 1 < len(readers)
+
+
+def test_values_of_another_kind_are_told(finished: JobDir, workplace: Path) -> None:
+    with pytest.raises(InputError, match="format is 'OpenAI'; use one of rows, openai"):
+        batcher.open("job-1").export("a.jsonl", format="OpenAI")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="workers is '2': give a whole number"):
+        batcher.run([{"prompt": "a"}], "out", workers="2")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="model is of type int; give NAME"):
+        model_specs(5)  # type: ignore[arg-type]
+
+
+def test_model_may_be_a_path(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(workplace))
+
+    assert model_specs(Path("a=b.gguf")) == ["./a=b.gguf"]
+    assert model_specs(["tiny", Path("~/x.gguf")]) == ["tiny", f"{workplace}/x.gguf"]

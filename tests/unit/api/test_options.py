@@ -1,9 +1,11 @@
 """The options of Python callers: those of the command line, by name, bounds and meaning."""
 
 import inspect
+from decimal import Decimal
 from typing import Any
 
 import click
+import numpy as np
 import pytest
 
 import batcher
@@ -106,6 +108,7 @@ def test_options_are_what_the_planner_takes() -> None:
         ({"strict": True, "allow_bad_rows": True}, "strict and allow_bad_rows contradict each other"),
         ({"input_format": "xml"}, 'input_format is "xml"; use one of jsonl, csv, tsv'),
         ({"csv_delimiter": "--"}, 'csv_delimiter is "--", not one ASCII character'),
+        ({"max_tokens": Decimal(4)}, 'max_tokens is "4" of type Decimal: input should be a valid integer'),
         ({"temperature": None}, "temperature is null"),
     ],
 )
@@ -114,6 +117,15 @@ def test_what_an_option_cannot_be_is_told_with_its_name(options: dict[str, Any],
         submit_options(
             check_options("run", RunOptions, options), default_model="m", known_models=None, context_lengths={}
         )
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    found = check_options("run", RunOptions, {"max_tokens": np.int64(4), "temperature": np.float32(0.5)})
+
+    assert {name: (type(value), value) for name, value in found.items()} == {
+        "max_tokens": (int, 4),
+        "temperature": (float, 0.5),
+    }
 
 
 def test_unknown_option_is_an_error_of_the_call_with_the_nearest_name() -> None:

@@ -251,3 +251,14 @@ def test_stream_is_read_once_and_a_piece_at_a_time(tmp_path: Path) -> None:
 
     assert len(next(batches).lines) == len(num_made) < 10_000
     assert sum(len(batch.lines) for batch in batches) + 4096 == len(num_made) == 20_000
+
+
+def test_stream_that_fails_midway_is_told_with_its_reason(tmp_path: Path) -> None:
+    def batches() -> Iterator[pa.RecordBatch]:
+        yield pa.record_batch({"prompt": ["a", "b"]})
+        raise pa.ArrowInvalid("the connection is gone")
+
+    reader = pa.RecordBatchReader.from_batches(pa.schema([("prompt", pa.string())]), batches())
+
+    with pytest.raises(InputError, match=r"source: cannot be read beyond row 2: .*the connection is gone"):
+        submit_rows(tmp_path / "job", ArrowRows(reader))
