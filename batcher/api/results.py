@@ -1,6 +1,7 @@
 """The results of a job as tables of Arrow, pandas or Polars: a row a choice, in input order, with its columns."""
 
 import importlib
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import pyarrow.dataset as ds
 from batcher.errors import InputError, MissingPackageError
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.results import result_schema
-from batcher.manage.export import finished_tables
+from batcher.manage.export import finished_counts, finished_tables
 from batcher.types import RowStatus
 
 if TYPE_CHECKING:
@@ -56,8 +57,9 @@ class Results:
         return (row for table in self._tables() for row in table.to_pylist())
 
     def __len__(self) -> int:
-        """The number of rows. Reads all files."""
-        return sum(table.num_rows for table in self._tables())
+        """The number of rows, by the footers of the files."""
+        counts = finished_counts(self._job)
+        return counts.num_errors if self._errors_only else counts.num_choices + counts.num_errors
 
     def to_batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """The rows, or these columns of them, as record batches, in bounded memory as `__iter__`."""
@@ -106,7 +108,8 @@ class Results:
         import html
 
         names = ["row", "custom_id", "status", "text", "error_message", *self._job.manifest.carried.names]
-        shown = self.to_table(names).slice(0, _SHOWN_ROWS).to_pylist()
+        rows = (row for batch in self.to_batches(names) for row in batch.slice(0, _SHOWN_ROWS).to_pylist())
+        shown = list(itertools.islice(rows, _SHOWN_ROWS))
         head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
         body = "".join(
             f"<tr>{''.join(f'<td>{html.escape(_cell(row[name]))}</td>' for name in names)}</tr>" for row in shown

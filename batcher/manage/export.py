@@ -18,13 +18,13 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from batcher.arrow.values import json_line, json_values, text_values
-from batcher.errors import InputError, JobError
+from batcher.errors import CorruptFileError, InputError, JobError
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.local_store import replacing
 from batcher.jobdir.manifest import ShardInfo
-from batcher.jobdir.results import RESULT_FIELDS, join_tables, read_chunks, result_schema
+from batcher.jobdir.results import RESULT_FIELDS, Counts, join_tables, read_chunks, read_counts, result_schema
 from batcher.jobdir.shards import read_custom_ids, read_request_facts
-from batcher.manage.repair import read_part
+from batcher.manage.repair import read_part, with_remedy
 from batcher.openai.answers import Unrun, batch_output_line, completion_body, unrun_line
 from batcher.types import RequestFacts, RowStatus
 
@@ -83,6 +83,22 @@ def finished_tables(job: JobDir) -> Iterator[pa.Table]:
     are left out, as workers do.
     """
     return (table for _, table in _finished_shards(job))
+
+
+def finished_counts(job: JobDir) -> Counts:
+    """What the result rows that exist now add up to, of parts by their footers alone. Raises as `finished_tables`."""
+    schema = result_schema(job.manifest.carried)
+    total = Counts()
+    for info in job.manifest.shards:
+        part = job.part_path(info.shard)
+        if not job.has(part):
+            total += Counts.of(_finished_table(job, info, schema))
+            continue
+        try:
+            total += read_counts(part, store=job.store)
+        except CorruptFileError as exc:
+            raise with_remedy(exc, job) from exc
+    return total
 
 
 def _finished_shards(job: JobDir) -> Iterator[tuple[ShardInfo, pa.Table]]:

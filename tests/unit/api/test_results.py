@@ -162,6 +162,27 @@ def test_notebook_sees_the_first_rows_and_no_markup_of_theirs(tmp_path: Path) ->
     assert len(shown) < 10_000
 
 
+def test_notebook_reads_no_more_of_a_job_than_it_shows(tmp_path: Path) -> None:
+    folder = make_job(tmp_path / "job", (12, 12, 12))
+    for shard in range(3):
+        write_part(folder, shard, [ok(12 * shard + row) for row in range(12)])
+    finalize(folder)
+    folder.part_path(2).write_bytes(b"damaged")
+
+    assert batcher.open(folder.path).results()._repr_html_().count("<tr>") == 11
+
+
+def test_rows_are_counted_by_footers(job: batcher.Job) -> None:
+    expected = (len(job.results().to_table()), len(job.errors().to_table()))
+    for path in (job.path / "results").glob("*.parquet"):
+        data = path.read_bytes()
+        path.write_bytes(data[:4] + b"damaged" + data[11:])
+
+    assert (len(job.results()), len(job.errors())) == expected
+    with pytest.raises(CorruptFileError):
+        job.results().to_table()
+
+
 @pytest.mark.parametrize("package", ["pandas", "polars"])
 def test_package_that_is_missing_is_named(job: batcher.Job, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     monkeypatch.setitem(sys.modules, package, None)
