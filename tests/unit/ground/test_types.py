@@ -67,7 +67,7 @@ def test_usage_adds_up() -> None:
     assert Usage(prompt_tokens=5, completion_tokens=3, cached_tokens=4).total_tokens == 8
 
 
-@pytest.mark.parametrize("cls", [cls for cls in vars(types).values() if is_dataclass(cls)])
+@pytest.mark.parametrize("cls", [cls for cls in vars(types).values() if isinstance(cls, type) and is_dataclass(cls)])
 def test_every_noun_is_frozen_and_slotted(cls: type) -> None:
     assert "__slots__" in vars(cls)
     instance: object = object.__new__(cls)
