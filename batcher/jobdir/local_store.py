@@ -486,10 +486,8 @@ def _delete_tree(path: Path) -> bool:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-    except FileNotFoundError:
-        pass  # Another file in it, by its writer: who looks again finds what is left.
-    except OSError as exc:
-        if exc.errno not in (errno.ENOTEMPTY, errno.EBUSY):
+    except OSError as exc:  # Where a file in it is gone or new, by its writer, who looks again finds what is left.
+        if exc.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EBUSY):
             raise StorageError(f"{path}: cannot delete: {reason(exc)}") from exc
     return not _is_empty_mount(path)
 
