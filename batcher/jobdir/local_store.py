@@ -243,7 +243,7 @@ class LocalStore:
         return [entry for entry in _walk(str(folder), wants) if not _is_temporary(entry.parts[-1])]
 
     def names(self, folder: Path) -> Sequence[str]:
-        return sorted(found.name for found in _scan(folder) if not _is_temporary(found.name))
+        return [found.name for found, _ in _scan(folder) if not _is_temporary(found.name)]
 
     def leftovers(self, folder: Path, *, is_deep: bool = True) -> Sequence[Entry]:
         wants = None if is_deep else lambda _: False
@@ -456,22 +456,22 @@ def _is_temporary(name: str) -> bool:
 
 
 def _walk(folder: str, wants: Wants | None, above: tuple[str, ...] = ()) -> Iterator[_Entry]:
-    """The files below `folder`, each folder in order of names: what lies behind is looked at later.
-
-    Links to folders are followed where they lie in the first one, so that results can be kept elsewhere.
-    """
-    for found in sorted(_scan(folder), key=lambda found: found.name):
+    """The files below `folder`, by names in each folder: what lies behind is looked at later. Links to folders are
+    followed where they lie in the first one, so that results can be kept elsewhere."""
+    for found, is_folder in _scan(folder, follows=not above):
         parts = (*above, found.name)
-        if not found.is_dir(follow_symlinks=not above):
+        if not is_folder:
             yield _Entry(found, parts)
         elif wants is None or wants(parts):
             yield from _walk(found.path, wants, parts)
 
 
-def _scan(folder: Path | str) -> list[os.DirEntry[str]]:
+def _scan(folder: Path | str, *, follows: bool = False) -> list[tuple[os.DirEntry[str], bool]]:
+    """What lies in a folder by name, each with whether it is a folder or, where it `follows`, a link to one."""
     try:
         with os.scandir(folder) as entries:
-            return list(entries)
+            found = sorted(entries, key=lambda entry: entry.name)
+            return [(entry, entry.is_dir(follow_symlinks=follows)) for entry in found]
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as exc:

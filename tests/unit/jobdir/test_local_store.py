@@ -125,6 +125,14 @@ def test_folder_that_may_not_be_entered_is_named(tmp_path: Path, act: Callable[[
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
+def test_link_that_leads_in_a_circle_is_an_error_of_the_listing(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+
+    assert LOCAL.names(tmp_path) == ["loop"]
+    with pytest.raises(StorageError, match=f"{tmp_path}: cannot list: Too many levels of symbolic links"):
+        LOCAL.list(tmp_path)
+
+
 def test_replace_swaps_the_content_whole(tmp_path: Path) -> None:
     target = tmp_path / "file"
     local_store.replace(target, b"one")

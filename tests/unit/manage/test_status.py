@@ -163,11 +163,11 @@ def test_shard_that_commits_between_two_looks_is_counted_once(tmp_path: Path, mo
     reader = StatusReader(job)
     scan = local_store._scan
 
-    def commit_just_before(folder: Path | str) -> Any:
+    def commit_just_before(folder: Path | str, **options: Any) -> Any:
         if Path(folder) == job.results_dir and not job.part_path(0).exists():
             write_part(job, 0, [ok(0), ok(1)])
             job.delete_chunks(0)
-        return scan(folder)
+        return scan(folder, **options)
 
     job.results_dir.mkdir()
     monkeypatch.setattr(local_store, "_scan", commit_just_before)
@@ -353,10 +353,10 @@ def test_attempts_of_shards_with_a_part_are_listed_no_more(tmp_path: Path, monke
     listed: list[str] = []
     scan = local_store._scan
 
-    def counting(folder: Path | str) -> Any:
+    def counting(folder: Path | str, **options: Any) -> Any:
         if Path(folder).parent.name == "attempts":
             listed.append(Path(folder).name)
-        return scan(folder)
+        return scan(folder, **options)
 
     for shard in range(3):
         job.claim_attempt(shard, worker="w1")
