@@ -61,6 +61,9 @@ def export(
         raise InputError(f"{target}: cannot export to {target.suffix or 'no suffix'}; name it .parquet, .jsonl or .csv")
     if layout is ExportFormat.OPENAI and target.suffix != ".jsonl":
         raise InputError(f"{target}: OpenAI batch output is JSONL; name it .jsonl, or use the format 'rows'")
+    for folder in (job.results_dir, job.shards_dir):
+        if target.resolve().is_relative_to(folder.resolve()):
+            raise InputError(f"{target}: is in the job's own folder {folder}; name a file elsewhere")
     if target.exists() and not force:
         raise InputError(f"{target}: exists; --force replaces it")
     if not partial and (not job.is_complete or job.pending_shards()):

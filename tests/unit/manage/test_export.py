@@ -379,3 +379,19 @@ def test_part_with_other_columns_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(CorruptFileError, match=r"part-00000\.parquet: its columns are not those of the job"):
         list(finished_tables(job))
+
+
+def test_export_does_not_go_among_the_files_of_the_job(job: JobDir, tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in job.path.rglob("*.parquet")}
+    (tmp_path / "link").symlink_to(job.results_dir)
+
+    for target in (
+        job.results_dir / "all.parquet",
+        job.part_path(0),
+        job.shards_dir / "a.csv",
+        tmp_path / "link/a.csv",
+    ):
+        with pytest.raises(InputError, match="is in the job's own folder"):
+            export(job, target, force=True)
+
+    assert {path: path.read_bytes() for path in job.path.rglob("*.parquet")} == before
