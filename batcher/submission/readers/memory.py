@@ -101,7 +101,7 @@ class ArrowRows:
             reason = " ".join(str(part) for part in exc.args) or type(exc).__name__
             raise InputError(
                 f"{NAME}: {type(table).__name__} cannot be read as an Arrow table: {reason}; give a table whose "
-                "columns each have one type"
+                "columns each have a name of their own and one type"
             ) from exc
         self._names = unique_names(self._reader.schema.names)
         self._num_read = 0
