@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, Self, Unpack
 from batcher.api.engines import ModelSpecs, model_specs
 from batcher.api.options import EngineOptions, check_options, shows_options
 from batcher.api.progress import duration_text
+from batcher.api.work import check_here
 from batcher.errors import BatcherError, InputError, JobError
 from batcher.jobdir.folder import JobDir
 from batcher.manage.cancel import CancelResult, cancel
@@ -56,17 +57,19 @@ class Job:
     @property
     def is_complete(self) -> bool:
         """Whether every row has its result, and the count proved it."""
-        return finalize(self._folder) is not None
+        return finalize(self._here) is not None
 
     def status(self) -> Status:
         """How far the job is now: rows, tokens, rates (1/s), ETA (s), shards, workers, failures. Reads files only."""
+        _ = self._here
         with self._lock:
             return self._reader.read()
 
     def summary(self) -> Summary:
         """The totals of a complete job. Raises JobError while it is none."""
-        finalize(self._folder)
-        return read_summary(self._folder)
+        folder = self._here
+        finalize(folder)
+        return read_summary(folder)
 
     def wait(self, *, progress: bool = False, timeout: float | None = None) -> Self:
         """Block until the job is complete; returns it.
@@ -78,7 +81,7 @@ class Job:
         """
         from batcher.api.work import wait_for
 
-        wait_for(self._folder, self._broker, progress=progress, timeout_s=timeout)
+        wait_for(self._here, self._broker, progress=progress, timeout_s=timeout)
         return self
 
     def results(self, *, partial: bool = False) -> "Results":
@@ -94,13 +97,13 @@ class Job:
                 f"{self.path}: the job is not complete ({status.num_done:,} of {status.num_rows:,} rows are done); "
                 "wait() for it, or resume() it, or take what is there with results(partial=True)"
             )
-        return Results(self._folder)
+        return Results(self._here)
 
     def errors(self) -> "Results":
         """The rows that have failed so far, with `error_code` and `error_message`; as `results`."""
         from batcher.api.results import Results
 
-        return Results(self._folder, errors_only=True)
+        return Results(self._here, errors_only=True)
 
     def retry(self, *, error_code: str | None = None, custom_id: str | None = None, row: int | None = None) -> int:
         """Have failed rows run again that meet all conditions, or all that could succeed; returns their number.
@@ -115,12 +118,12 @@ class Job:
             if value is not None
         }
         if self._broker is None:
-            selection = retry(self._folder, where=where).selection
+            selection = retry(self._here, where=where).selection
         else:
             from workers.queue.app import sending
 
             with sending(self._broker) as send:
-                selection = retry(self._folder, where=where, send=send).selection
+                selection = retry(self._here, where=where, send=send).selection
         if selection.num_refused or selection.num_not_retriable:
             logger.info(
                 "%s: %d rows that were refused at submit and %d whose error does not go away are left out",
@@ -151,10 +154,10 @@ class Job:
         if broker is not None:
             self._broker = broker
         if self._broker is not None:
-            resume_elsewhere(self._folder, self._broker)
+            resume_elsewhere(self._here, self._broker)
             return self
         specs = self._models if model is None else model_specs(model)
-        resume_here(self._folder, specs, num_workers=workers, progress=progress, options=checked)
+        resume_here(self._here, specs, num_workers=workers, progress=progress, options=checked)
         return self
 
     def cancel(self) -> bool:
@@ -162,7 +165,7 @@ class Job:
 
         Returns whether it is cancelled now; False: it is complete.
         """
-        return cancel(self._folder) is not CancelResult.TOO_LATE
+        return cancel(self._here) is not CancelResult.TOO_LATE
 
     def export(
         self,
@@ -181,11 +184,17 @@ class Job:
         layouts = {each.value: each for each in ExportFormat}
         if format not in layouts:
             raise InputError(f"format is {format!r}; use one of {', '.join(layouts)}")
-        return export(self._folder, Path(expand_home(path)), layout=layouts[format], force=force, partial=partial)
+        return export(self._here, Path(expand_home(path)), layout=layouts[format], force=force, partial=partial)
 
     def delete(self) -> None:
         """Delete the job and its results. Files in its folder that are not the job's own are left there."""
         delete_job(self._folder)
+
+    @property
+    def _here(self) -> JobDir:
+        """The folder. Raises JobError where the job is not there any more: its manifest may have been read before."""
+        check_here(self._folder)
+        return self._folder
 
     def __repr__(self) -> str:
         return f"<Job {self.id!r}: {self._line()}>"

@@ -30,9 +30,10 @@ def inputs_of(source: Source) -> list[Input]:
     if hasattr(source, "__dataframe__") or not isinstance(source, Iterable):
         raise InputError(f"source is of type {type(source).__name__}, which cannot be read here; {_KINDS}")
     items: Iterator[Any] = iter(source)
-    first = next(items, None)
-    if first is None:
-        raise InputError(f"source is empty; {_KINDS}")
+    try:
+        first = next(items)
+    except StopIteration:
+        raise InputError(f"source is empty; {_KINDS}") from None
     if isinstance(first, str | os.PathLike):
         return _paths([first, *items])
     return [DictRows(chain([first], items))]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import batcher
 from batcher.api.engines import choose_models, needed_extras, take_engine_options, worker_config
 from batcher.api.progress import showing
-from batcher.errors import InputError, JobCancelledError, MissingPackageError
+from batcher.errors import InputError, JobCancelledError, JobError, MissingPackageError
 from batcher.installation import check_installed
 from batcher.jobdir.folder import JobDir
 from batcher.manage.finish import finalize
@@ -141,6 +141,12 @@ def resume_elsewhere(job: JobDir, broker: str) -> None:
     warn_of_unserved(StatusReader(job).read())
 
 
+def check_here(job: JobDir) -> None:
+    """Raise JobError where the job was deleted or moved since its manifest was read."""
+    if not job.exists():
+        raise JobError(f"{job.path}: no job here (no manifest.json) any more; it was deleted or moved")
+
+
 def wait_for(job: JobDir, broker: str | None, *, progress: bool, timeout_s: float | None) -> None:
     """Block until the job is complete; with its broker, lost shards are sent again meanwhile."""
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
@@ -148,6 +154,7 @@ def wait_for(job: JobDir, broker: str | None, *, progress: bool, timeout_s: floa
     with showing(progress) as show:
 
         def on_status(status: Status) -> None:
+            check_here(job)
             show(status)
             if deadline is not None and time.monotonic() >= deadline and not status.is_complete:
                 raise TimeoutError(

@@ -67,6 +67,37 @@ def test_job_that_was_deleted_says_so_and_can_still_be_shown(finished: JobDir) -
         job.delete()
 
 
+def test_job_whose_folder_has_gone_is_an_error_and_not_waited_for(tmp_path: Path) -> None:
+    job = batcher.open(make_job(tmp_path / "job", (2,)).path)
+    assert job.status().num_rows == 2
+    job.path.rename(tmp_path / "elsewhere")
+
+    for use in (job.status, job.wait, job.summary, job.errors, job.retry, job.cancel, lambda: job.is_complete):
+        with pytest.raises(JobError, match=r"no job here .* any more"):
+            use()
+    assert not job.path.exists()
+
+
+def test_waiting_ends_where_the_folder_goes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    job = batcher.open(make_job(tmp_path / "job", (2,)).path)
+    raised: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            job.wait(progress=True)
+        except JobError as exc:
+            raised.append(exc)
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    wait_for(lambda: '"state": "waiting"' in capfd.readouterr().err, what="a line of progress")
+    job.path.rename(tmp_path / "elsewhere")
+
+    thread.join(30)
+    assert not thread.is_alive()
+    assert "any more" in str(raised[0])
+
+
 def test_waiting_for_a_complete_job_ends_at_once_and_prints_nothing(
     finished: JobDir, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -189,6 +220,11 @@ def test_run_says_what_is_wrong_before_there_is_a_job(workplace: Path, monkeypat
         batcher.run(rows, "out", max_token=3)  # type: ignore[call-arg]
     with pytest.raises(InputError, match="name of the job directory"):
         batcher.run(rows, "my job", model="x.gguf")
+    for out in ("", "a\0b"):
+        with pytest.raises(InputError, match="is no path; name a file or folder"):
+            batcher.run(rows, out, model="x.gguf")
+    with pytest.raises(InputError, match="a path is of type int"):
+        batcher.open(5)  # type: ignore[arg-type]
     monkeypatch.setattr("sys.path", [str(workplace), *sys.path])
     (workplace / "workers.py").touch()
     monkeypatch.delitem(sys.modules, "workers", raising=False)

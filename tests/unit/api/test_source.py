@@ -11,6 +11,7 @@ import pytest
 
 from batcher.api.source import inputs_of, name_of
 from batcher.errors import InputError
+from batcher.submission.readers.files import ReadOptions
 from batcher.submission.readers.memory import ArrowRows, DictRows
 
 
@@ -76,3 +77,12 @@ def read(source: Any) -> None:
     for each in inputs_of(source):
         assert isinstance(each, DictRows)
         each.digest()
+
+
+def test_row_that_is_none_is_no_end_of_the_rows() -> None:
+    source: list[Any] = [None, {"prompt": "a"}]
+    (rows,) = inputs_of(source)
+
+    assert isinstance(rows, DictRows)
+    with pytest.raises(InputError, match="row 0: is of type NoneType"):
+        list(rows.batches(ReadOptions()))
