@@ -5,6 +5,7 @@ job.py       a job: status, wait, results, retry, resume, cancel, export
 source.py    paths, dicts and tables as inputs
 options.py   the options of jobs and workers, checked
 results.py   results as tables of Arrow, pandas, Polars
+order.py     the order of steps by which a job begins and goes on; also for the command line
 work.py      a job is worked on: here, or by the workers of a broker
 engines.py   workers of this machine: which models they serve, and how; also for the command line
 progress.py  how a job proceeds, shown to a person; also for the command line

@@ -2,34 +2,22 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import Unpack
 
-from batcher.api.engines import (
-    ModelSpecs,
-    choose_models,
-    context_lengths,
-    model_specs,
-    take_engine_options,
-    worker_config,
-)
+from batcher.api.engines import ModelSpecs, model_specs, take_engine_options
 from batcher.api.job import Job
 from batcher.api.options import RunOptions, SubmitJobOptions, check_options, shows_options, submit_options
+from batcher.api.order import begin, prepare_run
 from batcher.api.source import Source, inputs_of, name_of
 from batcher.api.work import crew, find_broker, is_quiet, warn_of_unserved
 from batcher.errors import InputError
-from batcher.ids import check_id, check_model_name, new_job_id
+from batcher.ids import check_model_name, new_job_id
 from batcher.jobdir.folder import JobDir
-from batcher.jobdir.root import check_place, find_job, locate_job
-from batcher.manage.resume import resume
+from batcher.jobdir.root import find_job, locate_job
 from batcher.manage.status import read_status
 from batcher.paths import expand_home
-from batcher.submission.planner import submit as make_job
-
-if TYPE_CHECKING:
-    from batcher.jobdir.sending import Send
-    from batcher.submission.source import Input, SubmitOptions
 
 # So that nothing prints where the program has set up no logging.
 logging.getLogger("batcher").addHandler(logging.NullHandler())
@@ -73,23 +61,19 @@ def run(
     checked = check_options("run", RunOptions, options)
     url = find_broker(broker)
     with crew("run", workers, broker=url) as hands:
-        folder = JobDir(Path(expand_home(out)).resolve())
-        check_id(folder.path.name, what="name of the job directory")
-        check_place(folder)
-        chosen = choose_models(() if model is None else model_specs(model))
-        submission = submit_options(
-            checked,
-            default_model=chosen[0].name,
-            known_models=frozenset(each.name for each in chosen),
-            context_lengths=context_lengths(chosen, checked.get("ctx")),
+        prepared = prepare_run(
+            JobDir(Path(expand_home(out)).resolve()),
+            () if model is None else model_specs(model),
+            take_engine_options(dict(checked)),
+            partial(submit_options, checked),
+            quiet=is_quiet(),
         )
         inputs = inputs_of(source)
-        engine = take_engine_options(checked)
-        config = worker_config(chosen, folder.path.parent, home=folder.path, quiet=is_quiet(), **engine)
-        with job_broker(folder, url) as queue:
-            if not _make(folder, inputs, submission):
-                hands.complete(folder, config, queue, progress=progress)
-    return Job(JobDir.open(folder.path), models=[f"{each.name}={each.path}" for each in chosen])
+        with job_broker(prepared.job, url) as queue:
+            if begin(prepared.job, inputs, prepared.submission).summary is None:
+                hands.complete(prepared.job, prepared.config, queue, progress=progress)
+    models = [f"{each.name}={each.path}" for each in prepared.models]
+    return Job(JobDir.open(prepared.job.path), models=models)
 
 
 @shows_options(SubmitJobOptions)
@@ -125,7 +109,7 @@ def submit(
     submission = submit_options(checked, default_model=default_model, known_models=None, context_lengths={})
     # Before anything is written: a mistyped URL should leave no job.
     with sending(url) as send:
-        _make(folder, inputs_of(source), submission, send=send)
+        begin(folder, inputs_of(source), submission, send=send)
     warn_of_unserved(read_status(folder))
     return Job(JobDir.open(folder.path), broker=url)
 
@@ -142,15 +126,6 @@ def open_job(
     and `Job.retry` and `Job.resume` send there. Raises JobError where there is no job.
     """
     return Job(find_job(expand_home(job), _jobs_dir(jobs_dir)), broker=find_broker(broker))
-
-
-def _make(
-    folder: JobDir, inputs: "Sequence[Input]", submission: "SubmitOptions", *, send: "Send | None" = None
-) -> bool:
-    """Make the job, or take up the one that is there. Returns whether that is complete."""
-    if make_job(folder, inputs, submission, send=send).is_new:
-        return False
-    return resume(folder, send=send).summary is not None
 
 
 def _jobs_dir(given: str | os.PathLike[str] | None) -> Path:

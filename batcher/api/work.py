@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import batcher
-from batcher.api.engines import choose_models, needed_extras, take_engine_options, worker_config
+from batcher.api.engines import needed_extras, take_engine_options
+from batcher.api.order import reopen
 from batcher.api.progress import showing
 from batcher.errors import InputError, JobCancelledError, JobError, MissingPackageError
 from batcher.installation import check_installed
 from batcher.jobdir.folder import JobDir
 from batcher.manage.finish import finalize
-from batcher.manage.resume import needed_models, resume
+from batcher.manage.resume import resume
 from batcher.manage.status import JobState, Status, StatusReader
 
 if TYPE_CHECKING:
@@ -116,20 +117,13 @@ def resume_here(
     job: JobDir, models: Sequence[str], *, num_workers: int, progress: bool, options: Mapping[str, Any]
 ) -> None:
     """Complete the job with workers of this machine; what is finished is kept."""
-    from workers.local import job_broker
-
-    with crew("resume", num_workers, broker=None) as workers:
-        # Before anything is changed or started.
-        choose_models(models, needed=needed_models(job))
-        with job_broker(job, None) as broker:
-            if resume(job).summary is not None:
-                return
-            # Once more: those of damaged parts are needed, too.
-            chosen = choose_models(models, needed=needed_models(job))
-            config = worker_config(
-                chosen, job.path.parent, home=job.path, quiet=is_quiet(), **take_engine_options(dict(options))
-            )
-            workers.complete(job, config, broker, progress=progress)
+    engine = take_engine_options(dict(options))
+    with (
+        crew("resume", num_workers, broker=None) as workers,
+        reopen(job, models, engine, quiet=is_quiet()) as reopened,
+    ):
+        if reopened.config is not None:
+            workers.complete(job, reopened.config, reopened.broker, progress=progress)
 
 
 def resume_elsewhere(job: JobDir, broker: str) -> None:

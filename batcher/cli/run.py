@@ -5,12 +5,13 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from batcher.api.engines import context_lengths, needed_extras, take_engine_options, worker_config
+from batcher.api.engines import needed_extras, take_engine_options, worker_config
 from batcher.cli import EXIT_INTERRUPTED
 from batcher.cli.engines import choose_models, engine_options, models_option
 from batcher.cli.options import (
@@ -77,29 +78,22 @@ def run_command(
     check_installed("run", *needed_extras(broker))
     spares = _launch_spares(num_workers)
 
-    from batcher.ids import check_id
+    from batcher.api.order import prepare_run
     from batcher.jobdir.folder import JobDir
-    from batcher.jobdir.root import check_place
     from workers.local import job_broker
 
-    worker = take_engine_options(options)
-    chosen = choose_models(models)
+    engine = take_engine_options(options)
     job = JobDir(output.resolve())
-    check_id(job.path.name, what="name of the job directory")
-    check_place(job)
-    names = frozenset(model.name for model in chosen)
-    submission = submit_options(
-        default_model=chosen[0].name,
-        known_models=names,
-        row_timeout=worker["row_timeout_s"],
-        context_lengths=context_lengths(chosen, worker["engine"].context_length),
-        **options,
+    make_options = partial(submit_options, row_timeout=engine["row_timeout_s"], **options)
+    prepared = prepare_run(job, models, engine, make_options, quiet=True, choose=choose_models)
+    again = (
+        f"batcher resume {shlex.quote(str(output))}{_model_arguments(prepared.models)}"
+        if "-" in files
+        else typed_command()
     )
-    config = worker_config(chosen, job.path.parent, home=job.path, quiet=True, **worker)
-    again = f"batcher resume {shlex.quote(str(output))}{_model_arguments(chosen)}" if "-" in files else typed_command()
     with job_broker(job, broker) as queue:
         try:
-            summary = _submit(job, files, submission, quiet=quiet)
+            summary = _submit(job, files, prepared.submission, quiet=quiet)
         except KeyboardInterrupt:
             if job.exists():
                 click.echo(f"Stopped. Go on with:\n  {again}", err=True)
@@ -109,7 +103,14 @@ def run_command(
             return EXIT_INTERRUPTED
         if summary is not None:
             return report_complete(job, summary)
-        return complete_job(job, config, num_workers=num_workers, broker=queue, spares=spares, quiet=quiet, again=again)
+        return complete_job(
+            *(job, prepared.config),
+            num_workers=num_workers,
+            broker=queue,
+            spares=spares,
+            quiet=quiet,
+            again=again,
+        )
 
 
 @click.command("submit")
@@ -235,11 +236,11 @@ def resume_command(
         check_installed("resume", *needed_extras(broker))
     spares = _launch_spares(num_workers if broker is None else 0)
 
-    from batcher.manage.resume import needed_models, resume
-    from workers.local import job_broker
+    from batcher.api.order import reopen
+    from batcher.manage.resume import resume
     from workers.queue.app import sending
 
-    worker = take_engine_options(options)
+    engine = take_engine_options(options)
     found = find_job(job, jobs_dir)
     if broker is not None:
         with sending(broker) as send:
@@ -249,20 +250,15 @@ def resume_command(
         click.echo(f"Enqueued {resumed.num_sent:,} shards; `batcher status {quoted(found)} --watch` shows how they go.")
         warn_of_unserved(found, broker)
         return 0
-    # Before anything is changed or started.
-    choose_models(models, needed=needed_models(found))
-    with job_broker(found, None) as queue:
-        resumed = resume(found, on_damage=_warn_of_damage)
-        if resumed.summary is not None:
-            return report_complete(found, resumed.summary)
+    with reopen(found, models, engine, quiet=True, choose=choose_models, on_damage=_warn_of_damage) as reopened:
+        if reopened.config is None:
+            assert reopened.summary is not None
+            return report_complete(found, reopened.summary)
         _say_how_far(found, quiet=quiet)
-        # Once more: those of damaged parts are needed, too.
-        chosen = choose_models(models, needed=needed_models(found))
-        config = worker_config(chosen, found.path.parent, home=found.path, quiet=True, **worker)
         return complete_job(
-            *(found, config),
+            *(found, reopened.config),
             num_workers=num_workers,
-            broker=queue,
+            broker=reopened.broker,
             spares=spares,
             quiet=quiet,
             again=typed_command(),
@@ -283,21 +279,17 @@ def _submit(
     job: "JobDir", files: Sequence[str], options: "SubmitOptions", *, quiet: bool, send: "Send | None" = None
 ) -> "Summary | None":
     """Make the job, or take up the one that is there; say which on stderr. Returns the summary of a complete one."""
-    from batcher.manage.resume import resume
-    from batcher.submission.planner import submit
+    from batcher.api.order import begin
 
     on_progress = None if quiet else _show_reading
-    submitted = submit(job, with_stdin(files), options, send=send, on_progress=on_progress)
-    if not submitted.is_new:
-        resumed = resume(job, send=send, on_damage=_warn_of_damage)
-        if resumed.summary is None:
+    begun = begin(job, with_stdin(files), options, send=send, on_progress=on_progress, on_damage=_warn_of_damage)
+    if (manifest := begun.manifest) is None:
+        if begun.summary is None:
             _say_how_far(job, quiet=quiet)
-        return resumed.summary
-    if not quiet:
-        manifest = submitted.manifest
+    elif not quiet:
         refused = f" ({manifest.num_refused:,} refused)" if manifest.num_refused else ""
         click.echo(f"Submitted {manifest.num_rows:,} rows{refused} in {len(manifest.shards):,} shards.", err=True)
-    return None
+    return begun.summary
 
 
 def _warn_of_damage(damage: "Damage") -> None:

@@ -35,15 +35,15 @@ def _log_damage(damage: Damage) -> None:
     logger.warning("%s", damage)
 
 
-def resume(job: JobDir, *, send: Send | None = None, on_damage: Callable[[Damage], None] = _log_damage) -> Resumed:
+def resume(job: JobDir, *, send: Send | None = None, on_damage: Callable[[Damage], None] | None = None) -> Resumed:
     """Take `job` up again; what is finished is kept. Blocks for as long as it takes to read the results.
 
     `send` has its shards worked on; None: the caller does (`workers.local.complete`). `on_damage` gets each part that
-    was moved aside. Raises JobError where the manifest is wrong, StorageError where the disk says no, BrokerError of
-    `send`.
+    was moved aside; None: they are logged. Raises JobError where the manifest is wrong, StorageError where the disk
+    says no, BrokerError of `send`.
     """
     for damage in repair(job):
-        on_damage(damage)
+        (on_damage or _log_damage)(damage)
     commit_refused(job)
     summary = finalize(job)
     if summary is not None:

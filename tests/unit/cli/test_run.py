@@ -102,10 +102,10 @@ def test_resume_without_the_model_of_the_job_names_it(tmp_path: Path, capsys: py
     ("interrupted", "told"),
     [
         (
-            "batcher.submission.planner.submit",
+            "batcher.api.order.submit",
             "nothing was submitted. Start again with:",
         ),
-        ("batcher.manage.resume.resume", "Stopped. Go on with:"),
+        ("batcher.api.order.resume", "Stopped. Go on with:"),
     ],
 )
 def test_run_that_is_stopped_before_its_workers_start_says_what_is_there(
