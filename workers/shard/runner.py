@@ -108,6 +108,9 @@ def run_shard(job: JobDir, shard: int, engine: Engine, context: WorkerContext) -
         # The first renewal after the broker is back claims it.
         logger.warning("shard %d of %s runs without a lease: %s", shard, job.job_id, exc)
     try:
+        if job.has(job.part_path(shard)):
+            # A process that was frozen while it waited for the broker: another had the lease since, and committed.
+            return RunOutcome.ALREADY_COMMITTED
         claim = job.claim(shard, worker=context.worker, system_fingerprint=engine.system_fingerprint)
         context.on_claim(job, shard, claim.attempt)
         try:

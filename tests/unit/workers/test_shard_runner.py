@@ -1,5 +1,6 @@
 """One shard from claim to commit, with a real broker, real files, and an engine that answers when told to."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -7,7 +8,7 @@ import pytest
 
 from batcher.broker.client import open_client
 from batcher.broker.embedded import embedded_broker
-from batcher.broker.leases import Pace, lease_key
+from batcher.broker.leases import Lease, Leases, Pace, lease_key
 from batcher.errors import EngineError, JobError
 from batcher.jobdir.results import read_counts
 from batcher.types import ErrorCode, RowError
@@ -16,7 +17,7 @@ from tests.support.manual_engine import ManualEngine
 from tests.support.shard_bench import ROWS, Bench
 from tests.support.waiting import wait_for
 from workers.process.stall import MIN_LIMIT_S
-from workers.shard.runner import FLUSH_INTERVAL_S, RunOutcome
+from workers.shard.runner import FLUSH_INTERVAL_S, RunOutcome, run_shard
 
 
 def test_shard_becomes_a_part_with_every_row_in_order(bench: Bench) -> None:
@@ -136,6 +137,20 @@ def test_shard_leased_by_another_is_left_alone(bench: Bench) -> None:
     assert engine.seen == []
     assert bench.job.num_attempts(0) == 0
     assert bench.lease == b"other"
+
+
+def test_shard_that_is_committed_while_its_lease_is_claimed_is_not_run_again(bench: Bench) -> None:
+    class SlowLeases(Leases):
+        def claim(self, lease: Lease) -> bool:
+            assert bench.run(ManualEngine(), worker="w2") is RunOutcome.COMMITTED
+            return super().claim(lease)
+
+    frozen = replace(bench.context, leases=SlowLeases(bench.client))
+
+    assert run_shard(bench.job, 0, ManualEngine(), frozen) is RunOutcome.ALREADY_COMMITTED
+
+    assert bench.job.num_attempts(0) == 1
+    assert bench.lease is None
 
 
 def test_committed_shard_is_not_run_again(bench: Bench) -> None:
