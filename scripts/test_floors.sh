@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the unit and integration tests with the lowest versions that pyproject.toml allows, in .venv/floors. What fails
+# Runs the unit tests (or what the arguments name) with the lowest versions that pyproject.toml allows, in .venv/floors. What fails
 # there asks for a higher floor. Environment: PYTHON (default python3), and arguments for pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."

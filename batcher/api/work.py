@@ -136,9 +136,9 @@ def resume_elsewhere(job: JobDir, broker: str) -> None:
 
 
 def check_here(job: JobDir) -> None:
-    """Raise JobError where the job was deleted or moved since its manifest was read."""
-    if not job.exists():
-        raise JobError(f"{job.path}: no job here (no manifest.json) any more; it was deleted or moved")
+    """Raise JobError where the job was deleted, moved or made anew since its manifest was read."""
+    if not job.is_here():
+        raise JobError(f"{job.path}: no job here any more: it was deleted, moved, or made anew")
 
 
 def wait_for(job: JobDir, broker: str | None, *, progress: bool, timeout_s: float | None) -> None:

@@ -31,7 +31,6 @@ from batcher.startup import start_fast
 EXIT_ERROR_ROWS = 1
 #: Of `doctor`; what asks for a machine's health takes 1 for ill.
 EXIT_CHECK_FAILED = 1
-EXIT_UNFINISHED = 3
 EXIT_INTERRUPTED = 130
 
 #: Command name -> module under `batcher.cli` whose attribute of the same name (with `_command`) it is.

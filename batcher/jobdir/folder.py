@@ -162,6 +162,11 @@ class JobDir:
         """Whether a job was submitted here (an unfinished submit leaves files but no manifest)."""
         return self.has(self.manifest_path)
 
+    def is_here(self) -> bool:
+        """Whether the job that `manifest` was read from is here: neither deleted, nor another under its name."""
+        found = self.store.head(self.manifest_path)
+        return found is not None and found.version == self._submitted[1]
+
     def check_exists(self) -> None:
         """Raise StorageError if the job that `manifest` was read from is not here any more.
 
@@ -169,11 +174,10 @@ class JobDir:
         into another that was submitted under its name.
         """
         try:
-            _, version = self._submitted
+            is_here = self.is_here()
         except JobError as exc:
             raise StorageError(f"{exc}; nothing is written") from exc
-        found = self.store.head(self.manifest_path)
-        if found is None or found.version != version:
+        if not is_here:
             raise StorageError(
                 f"{self.path}: the job was deleted while it was worked on; nothing more is written to it"
             )

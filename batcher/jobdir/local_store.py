@@ -153,17 +153,15 @@ def discard(temp: Path) -> None:
 
 @contextlib.contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """A temporary name beside `target` that takes its place, durably, when the block ends well, and is gone otherwise.
-
-    For files of the user's own, which lie in no store.
-    """
+    """A temporary name that takes the place of `target`, a user's own file, durably, if the block ends well."""
     temp = temp_path(target)
     try:
         yield temp
         _fsync(temp)
         temp.replace(target)
+        _fsync(target.parent)
     except OSError as exc:
-        raise StorageError(f"{target}: cannot write: {exc.strerror or exc}") from exc
+        raise StorageError(f"{target}: cannot write: {reason(exc)}") from exc
     finally:
         discard(temp)
 

@@ -69,18 +69,22 @@ def check_place(job: JobDir) -> None:
 
 
 def list_jobs(root: Path, store: Store = LOCAL) -> Iterator[JobDir]:
-    """The jobs under `root`, by name. A link to a folder is none."""
-    return (job for job in _folders(root, store) if job.exists())
+    """The jobs under `root`, by name. A link to a folder is none; what can't be read is one, and tells when it is."""
+    return (job for job in _folders(root, store) if _is_there(job, job.manifest_path))
 
 
 def list_batches(root: Path, store: Store = LOCAL) -> Iterator[JobDir]:
     """The jobs under `root`, and the batches that are not jobs yet or never will be, by name."""
-    return (
-        job
-        for job in _folders(root, store)
-        if ID_PATTERN.match(job.path.name) and (job.exists() or job.has(job.batch_path))
-    )
+    return (job for job in _folders(root, store) if _is_there(job, job.manifest_path) or _is_there(job, job.batch_path))
+
+
+def _is_there(job: JobDir, path: Path) -> bool:
+    try:
+        return job.has(path)
+    except StorageError:
+        return True
 
 
 def _folders(root: Path, store: Store) -> Iterator[JobDir]:
-    return (JobDir(root / name, store) for name in store.names(root) if not os.path.islink(root / name))  # noqa: PTH114
+    names = (name for name in store.names(root) if ID_PATTERN.match(name))
+    return (JobDir(root / name, store) for name in names if not os.path.islink(root / name))  # noqa: PTH114

@@ -51,7 +51,7 @@ def delete_job(job: JobDir) -> list[str]:
             raise JobError(f"{job.path}: no job here (no manifest.json); another command has deleted it")
         deadline = time.monotonic() + PATIENCE_S
         while True:
-            own = _own_names(job)
+            own = own_names(job)
             stuck = {name for name in job.store.names(job.path) if name in own and not _remove(job, job.path / name)}
             job.store.delete_many([entry.path for entry in job.store.leftovers(job.path, is_deep=False)])
             # One look for both: what appears after it is not taken for somebody else's.
@@ -75,7 +75,7 @@ def _remove(job: JobDir, path: Path) -> bool:
         raise StorageError(f"{exc}; run the command again") from exc
 
 
-def _own_names(job: JobDir) -> frozenset[str]:
+def own_names(job: JobDir) -> frozenset[str]:
     """What can be there of a job, but for the mark of its deletion."""
     folders = (
         *(job.results_dir, job.chunks_dir(0).parent, job.attempts_dir(0).parent, job.shards_dir),

@@ -24,6 +24,8 @@ from batcher.jobdir.local_store import replacing
 from batcher.jobdir.manifest import ShardInfo
 from batcher.jobdir.results import RESULT_FIELDS, Counts, join_tables, read_chunks, read_counts, result_schema
 from batcher.jobdir.shards import read_custom_ids, read_request_facts
+from batcher.manage.delete import own_names
+from batcher.manage.finish import finalize
 from batcher.manage.repair import read_part, with_remedy
 from batcher.openai.answers import Unrun, batch_output_line, completion_body, unrun_line
 from batcher.types import RequestFacts, RowStatus
@@ -61,12 +63,13 @@ def export(
         raise InputError(f"{target}: cannot export to {target.suffix or 'no suffix'}; name it .parquet, .jsonl or .csv")
     if layout is ExportFormat.OPENAI and target.suffix != ".jsonl":
         raise InputError(f"{target}: OpenAI batch output is JSONL; name it .jsonl, or use the format 'rows'")
-    for folder in (job.results_dir, job.shards_dir):
-        if target.resolve().is_relative_to(folder.resolve()):
-            raise InputError(f"{target}: is in the job's own folder {folder}; name a file elsewhere")
+    for own in sorted(job.path / name for name in own_names(job)):
+        if target.resolve().is_relative_to(own.resolve()):
+            raise InputError(f"{target}: is in the job's own folder {own}; name a file elsewhere")
     if target.exists() and not force:
         raise InputError(f"{target}: exists; --force replaces it")
-    if not partial and (not job.is_complete or job.pending_shards()):
+    # Whoever committed the last part may have died before the proof.
+    if not partial and (not job.is_complete or job.pending_shards()) and finalize(job) is None:
         raise JobError(
             f"{job.path}: the job is not complete ({len(job.pending_shards())} of {len(job.manifest.shards)} shards "
             "open); `batcher resume` finishes it, --partial exports what is there"

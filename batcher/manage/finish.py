@@ -12,7 +12,8 @@ as a crash right after the last commit leaves the proof to somebody else:
 - who waits for the job (`workers.local`, `Job.wait`), at the beginning, at each look that finds all parts there, and
   once more where the job was cancelled while a commit was on its way;
 - who waits for none: the sweep of a jobs root (`workers.queue.sweeper`), and the server's rounds, for batches;
-- who would change the job: `resume` and `cancel`, which leave a finished one as it is.
+- who would change the job: `resume` and `cancel`, which leave a finished one as it is;
+- who wants all of its results: `export`, and `Job` where a Python program asks.
 """
 
 import contextlib

@@ -160,7 +160,7 @@ def _move_aside(job: JobDir, info: ShardInfo, reason: str) -> Damage | None:
 
 def _put_back(job: JobDir, part: Path, moved: Path) -> None:
     try:
-        job.store.create(part, job.store.read(moved))
+        job.store.create(part, job.store.read(moved), guard=job.check_exists)
     except FileNotFoundError:
         return  # Somebody else has put it back.
     except StorageError as exc:

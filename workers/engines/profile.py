@@ -187,7 +187,7 @@ def forget_profiles(model: ModelKey) -> list[Path]:
 
 
 def _profiles_of(model: ModelKey) -> list[Path]:
-    """Those of a model on whatever machine, by name. None where the folder can't be read."""
+    """Those of a model on whatever machine, by name. Empty where the folder can't be read."""
     folder, prefix = profiles_dir(), f"{_model_digest(model)}-"
     try:
         return [folder / name for name in LOCAL.names(folder) if name.startswith(prefix) and name.endswith(".json")]

@@ -18,7 +18,7 @@ from typing import Self
 from batcher.broker.client import open_client
 from batcher.broker.leases import Pace
 from batcher.broker.sweep import LOOK_AGE_S, Every, Sweep
-from batcher.errors import BatcherError, BrokerError
+from batcher.errors import BatcherError, BrokerError, StorageError
 from batcher.jobdir.folder import JobDir, Watch
 from batcher.jobdir.root import list_jobs
 from batcher.jobdir.sending import Send
@@ -181,9 +181,13 @@ class RootSweep:
 
     def _unfinished(self) -> Iterator[tuple[tuple[Path, str], Sweep]]:
         for job in list_jobs(self._root):
-            if job.is_complete or job.is_cancelled:
+            try:
+                if job.is_complete or job.is_cancelled:
+                    continue
+                found = job.store.head(job.manifest_path)
+            except StorageError as exc:
+                logger.warning("job %s is not swept: %s", job.job_id, exc)
                 continue
-            found = job.store.head(job.manifest_path)
             if found is None:
                 continue  # Deleted since the listing.
             key = (job.path, found.version)

@@ -189,7 +189,7 @@ class Batches:
     def is_input_needed(self, file_id: str) -> bool:
         """Whether a batch that is not read yet needs this file."""
         return any(
-            record is not None and record.input_file_id == file_id and self._reader.is_unread(job)
+            record.input_file_id == file_id and self._reader.is_unread(job)
             for _, job in self._reader.newest_first()
             if (record := self._reader.record(job)) is not None
         )

@@ -73,9 +73,14 @@ def test_job_whose_folder_has_gone_is_an_error_and_not_waited_for(tmp_path: Path
     job.path.rename(tmp_path / "elsewhere")
 
     for use in (job.status, job.wait, job.summary, job.errors, job.retry, job.cancel, lambda: job.is_complete):
-        with pytest.raises(JobError, match=r"no job here .* any more"):
+        with pytest.raises(JobError, match="no job here any more"):
             use()
     assert not job.path.exists()
+
+    make_job(job.path, (3,))
+    with pytest.raises(JobError, match="made anew"):
+        job.status()
+    assert batcher.open(job.path).status().num_rows == 3
 
 
 def test_waiting_ends_where_the_folder_goes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -9,8 +9,6 @@ from hypothesis import strategies as st
 from batcher.types import SamplingParams, TokenLogprob
 from workers.engines.llama.sampling.transcript import Transcript, transcript_of
 
-LOGITS = np.zeros(4, np.float32)
-
 
 class Listener:
     """What it was told."""

@@ -6,7 +6,7 @@ import pytest
 
 from batcher.errors import InputError, JobError
 from batcher.jobdir.folder import JobDir
-from batcher.jobdir.root import check_place, locate_job
+from batcher.jobdir.root import check_place, list_batches, list_jobs, locate_job
 from tests.support.job_files import make_job
 
 
@@ -46,6 +46,16 @@ def test_link_to_itself_means_a_folder_that_does_not_exist(root: Path) -> None:
     (root / "loop").symlink_to("loop")
 
     assert locate_job(root, "loop") == root / "loop"
+
+
+def test_job_that_cannot_be_read_hides_no_other(root: Path) -> None:
+    make_job(root / "good", (1,))
+    for name in ("bad", "lost+found", ".hidden"):
+        (root / name).mkdir()
+        (root / name / "manifest.json").symlink_to("manifest.json")
+
+    assert [job.job_id for job in list_jobs(root)] == ["bad", "good"]
+    assert [job.job_id for job in list_batches(root)] == ["bad", "good"]
 
 
 @pytest.mark.parametrize("target", ["../elsewhere", "..", ".", "job/shards", "/etc"])

@@ -381,6 +381,14 @@ def test_part_with_other_columns_is_named(tmp_path: Path) -> None:
         list(finished_tables(job))
 
 
+def test_job_whose_last_worker_died_before_the_proof_is_exported(tmp_path: Path) -> None:
+    job = make_job(tmp_path / "job", (1,))
+    write_part(job, 0, [ok(0)])
+
+    assert export(job, tmp_path / "a.csv") == 1
+    assert job.is_complete
+
+
 def test_export_does_not_go_among_the_files_of_the_job(job: JobDir, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in job.path.rglob("*.parquet")}
     (tmp_path / "link").symlink_to(job.results_dir)
@@ -389,6 +397,7 @@ def test_export_does_not_go_among_the_files_of_the_job(job: JobDir, tmp_path: Pa
         job.results_dir / "all.parquet",
         job.part_path(0),
         job.shards_dir / "a.csv",
+        job.chunks_dir(0) / "a.csv",
         tmp_path / "link/a.csv",
     ):
         with pytest.raises(InputError, match="is in the job's own folder"):

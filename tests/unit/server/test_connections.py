@@ -188,7 +188,9 @@ def test_requests_share_a_connection() -> None:
 
         data = b""
         while data.count(b"HTTP/1.1 200") < 3:
-            data += client.recv(65536)
+            piece = client.recv(65536)
+            assert piece, data
+            data += piece
         client.shutdown(socket.SHUT_RDWR)
 
 
