@@ -187,7 +187,7 @@ class Job:
         return export(self._here, Path(expand_home(path)), layout=layouts[format], force=force, partial=partial)
 
     def delete(self) -> None:
-        """Delete the job and its results. Files in its folder that are not the job's own are left there."""
+        """Delete the job, and all in its `results` and other folders. Files of others beside these are left there."""
         delete_job(self._folder)
 
     @property

@@ -235,7 +235,7 @@ def cancel_command(job: str, *, jobs_dir: Path) -> int:
 @option("--yes", "-y", is_flag=True, help="Don't ask.")
 @jobs_dir_option
 def delete_command(job: str, *, yes: bool, jobs_dir: Path) -> int:
-    """Delete JOB and its results. Files in its folder that are not the job's own are left alone.
+    """Delete JOB, with all that lies in its results/ and other folders. Files of others beside these stay.
 
     \b
     Example:

@@ -28,6 +28,7 @@ from batcher.cli.options import (
 from batcher.cli.unserved import warn_of_unserved
 from batcher.cli.watch import complete_job, how_far, log_to_stderr, quoted, report_complete, typed_command, wait_for_job
 from batcher.installation import check_installed
+from batcher.paths import expand_home
 
 if TYPE_CHECKING:
     import subprocess
@@ -48,7 +49,7 @@ workers_option = option(
 
 @click.command("run")
 @files_argument
-@option("--output", "-o", required=True, type=click.Path(file_okay=False, path_type=Path), help="The job directory.")
+@option("--output", "-o", required=True, type=click.Path(file_okay=False), help="The job directory.")
 @models_option
 @sampling_options
 @input_options
@@ -59,7 +60,7 @@ workers_option = option(
 def run_command(
     files: tuple[str, ...],
     *,
-    output: Path,
+    output: str,
     models: tuple[str, ...],
     num_workers: int,
     broker: str | None,
@@ -83,13 +84,11 @@ def run_command(
     from workers.local import job_broker
 
     engine = take_engine_options(options)
-    job = JobDir(output.resolve())
+    job = JobDir(Path(expand_home(output)).resolve())
     make_options = partial(submit_options, row_timeout=engine["row_timeout_s"], **options)
     prepared = prepare_run(job, models, engine, make_options, quiet=True, choose=choose_models)
     again = (
-        f"batcher resume {shlex.quote(str(output))}{_model_arguments(prepared.models)}"
-        if "-" in files
-        else typed_command()
+        f"batcher resume {shlex.quote(output)}{_model_arguments(prepared.models)}" if "-" in files else typed_command()
     )
     with job_broker(job, broker) as queue:
         try:

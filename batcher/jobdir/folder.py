@@ -162,6 +162,12 @@ class JobDir:
         """Whether a job was submitted here (an unfinished submit leaves files but no manifest)."""
         return self.has(self.manifest_path)
 
+    def missing(self) -> JobError:
+        """What to say where no job is."""
+        if self.has(self.deleted_path):
+            return JobError(f"{self.path}: the deletion of a job here was interrupted; finish it with `batcher delete`")
+        return JobError(f"{self.path}: no job here (no manifest.json); `batcher list` shows the jobs")
+
     def is_here(self) -> bool:
         """Whether the job that `manifest` was read from is here: neither deleted, nor another under its name."""
         found = self.store.head(self.manifest_path)
@@ -197,7 +203,7 @@ class JobDir:
             try:
                 data = self.store.read(self.manifest_path)
             except FileNotFoundError as exc:
-                raise JobError(f"{self.path}: no job here (no manifest.json); `batcher list` shows the jobs") from exc
+                raise self.missing() from exc
         return parse_manifest(data, path=self.manifest_path), found.version
 
     def create_manifest(self, manifest: Manifest) -> bool:

@@ -46,7 +46,7 @@ def find_job(job: str, root: Path) -> JobDir:
     if JobDir(as_path).exists():
         return JobDir.open(as_path.resolve())
     if as_path.name != job:
-        raise JobError(f"{job}: no job here (no manifest.json); `batcher list` shows the jobs")
+        raise JobDir(as_path).missing()
     return JobDir.open(locate_job(root, job))
 
 

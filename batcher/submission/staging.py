@@ -39,7 +39,7 @@ def locked(job: JobDir) -> Iterator[None]:
 def clear_leftovers(job: JobDir) -> None:
     """Delete what a submit without a manifest left. Raises JobError, deleting nothing, if anything else is there."""
     if job.has(job.deleted_path):
-        raise JobError(f"{job.path}: the deletion of a job here was interrupted; finish it with `batcher delete`")
+        raise job.missing()
     shards, parts = job.store.names(job.shards_dir), job.store.names(job.results_dir)
     is_ours = all(map(_SHARD_NAME.match, shards)) and all(map(_PART_NAME.match, parts))
     worked = {job.attempts_dir(0).parent.name, job.chunks_dir(0).parent.name}

@@ -125,3 +125,10 @@ def test_run_that_is_stopped_before_its_workers_start_says_what_is_there(
 
     assert code == 130
     assert f"{told}\n  batcher {line}\n" in err
+
+
+def test_empty_name_of_the_job_directory_is_not_this_folder(run: Run, prompts: Path, model: Path) -> None:
+    code, _, err = run(f"run prompts.jsonl -o '' --model {model}")
+
+    assert code == 2
+    assert "'' is no path; name a file or folder" in err

@@ -6,7 +6,7 @@ import pytest
 
 from batcher.errors import InputError, JobError
 from batcher.jobdir.folder import JobDir
-from batcher.jobdir.root import check_place, list_batches, list_jobs, locate_job
+from batcher.jobdir.root import check_place, find_job, list_batches, list_jobs, locate_job
 from tests.support.job_files import make_job
 
 
@@ -46,6 +46,15 @@ def test_link_to_itself_means_a_folder_that_does_not_exist(root: Path) -> None:
     (root / "loop").symlink_to("loop")
 
     assert locate_job(root, "loop") == root / "loop"
+
+
+def test_job_whose_deletion_was_interrupted_is_told_as_that(root: Path) -> None:
+    job = make_job(root / "half", (1,))
+    job.manifest_path.rename(job.deleted_path)
+
+    for named in ("half", str(job.path)):
+        with pytest.raises(JobError, match="deletion of a job here was interrupted; finish it with `batcher delete`"):
+            find_job(named, root)
 
 
 def test_job_that_cannot_be_read_hides_no_other(root: Path) -> None:
