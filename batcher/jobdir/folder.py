@@ -29,7 +29,23 @@ from threading import Lock
 from pydantic import TypeAdapter, ValidationError
 
 from batcher.errors import JobError, StorageError
-from batcher.jobdir.listing import AttemptFiles, ChunkFile, Listing, chunk_files, is_wanted, part_number
+from batcher.jobdir.listing import (
+    ATTEMPTS_NAME,
+    BATCH_NAME,
+    CANCELLED_NAME,
+    CHUNKS_NAME,
+    DAMAGED_NAME,
+    MANIFEST_NAME,
+    RESULTS_NAME,
+    SHARDS_NAME,
+    SUCCESS_NAME,
+    AttemptFiles,
+    ChunkFile,
+    Listing,
+    chunk_files,
+    is_wanted,
+    part_number,
+)
 from batcher.jobdir.local_store import LOCAL
 from batcher.jobdir.manifest import Manifest, ShardInfo, encode_manifest, parse_manifest
 from batcher.jobdir.store import Guard, Store
@@ -90,7 +106,7 @@ class JobDir:
 
     @property
     def manifest_path(self) -> Path:
-        return self.path / "manifest.json"
+        return self.path / MANIFEST_NAME
 
     @property
     def deleted_path(self) -> Path:
@@ -98,19 +114,19 @@ class JobDir:
 
     @property
     def damaged_dir(self) -> Path:
-        return self.path / "damaged"
+        return self.path / DAMAGED_NAME
 
     @property
     def shards_dir(self) -> Path:
-        return self.path / "shards"
+        return self.path / SHARDS_NAME
 
     @property
     def results_dir(self) -> Path:
-        return self.path / "results"
+        return self.path / RESULTS_NAME
 
     @property
     def success_path(self) -> Path:
-        return self.results_dir / "_SUCCESS"
+        return self.results_dir / SUCCESS_NAME
 
     @property
     def summary_path(self) -> Path:
@@ -118,7 +134,7 @@ class JobDir:
 
     @property
     def cancelled_path(self) -> Path:
-        return self.path / "CANCELLED"
+        return self.path / CANCELLED_NAME
 
     @property
     def batch_path(self) -> Path:
@@ -126,7 +142,7 @@ class JobDir:
 
     @property
     def batch_dir(self) -> Path:
-        return self.path / "batch"
+        return self.path / BATCH_NAME
 
     def shard_path(self, shard: int) -> Path:
         return self.shards_dir / f"{shard:05d}.parquet"
@@ -134,14 +150,22 @@ class JobDir:
     def part_path(self, shard: int) -> Path:
         return self.results_dir / f"part-{shard:05d}.parquet"
 
+    @property
+    def chunks_root(self) -> Path:
+        return self.path / CHUNKS_NAME
+
     def chunks_dir(self, shard: int) -> Path:
-        return self.path / "chunks" / f"{shard:05d}"
+        return self.chunks_root / f"{shard:05d}"
 
     def chunk_path(self, shard: int, *, attempt: int, uid: str, sequence: int) -> Path:
         return self.chunks_dir(shard) / f"{attempt:04d}-{uid}-{sequence:04d}.parquet"
 
+    @property
+    def attempts_root(self) -> Path:
+        return self.path / ATTEMPTS_NAME
+
     def attempts_dir(self, shard: int) -> Path:
-        return self.path / "attempts" / f"{shard:05d}"
+        return self.attempts_root / f"{shard:05d}"
 
     def attempt_path(self, shard: int, *, attempt: int) -> Path:
         return self.attempts_dir(shard) / f"{attempt:04d}.json"
@@ -256,7 +280,7 @@ class JobDir:
         if listing is not None:
             shards: Iterable[int] = listing.attempts_by_shard
         else:
-            shards = [int(name) for name in self.store.names(self.attempts_dir(0).parent) if name.isdigit()]
+            shards = [int(name) for name in self.store.names(self.attempts_root) if name.isdigit()]
         records = (self._read_attempt(shard, 1) for shard in shards)
         return min((record.claimed_at for record in records if record is not None), default=None)
 

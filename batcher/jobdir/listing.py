@@ -16,11 +16,14 @@ CANCELLED_NAME = "CANCELLED"
 RESULTS_NAME = "results"
 ATTEMPTS_NAME = "attempts"
 CHUNKS_NAME = "chunks"
+SHARDS_NAME = "shards"
+DAMAGED_NAME = "damaged"
+BATCH_NAME = "batch"
 WORKERS_NAME = ".workers"
 SUCCESS_NAME = "_SUCCESS"
 
 #: Folders of a job that its state can be told without.
-_UNASKED = frozenset({"shards", "damaged", "batch"})
+_UNASKED = frozenset({SHARDS_NAME, DAMAGED_NAME, BATCH_NAME})
 
 _PART = re.compile(r"^part-(\d{5,})\.parquet$")
 _CLAIM = re.compile(r"^(\d{4,})\.json$")

@@ -78,7 +78,7 @@ def _remove(job: JobDir, path: Path) -> bool:
 def own_names(job: JobDir) -> frozenset[str]:
     """What can be there of a job, but for the mark of its deletion."""
     folders = (
-        *(job.results_dir, job.chunks_dir(0).parent, job.attempts_dir(0).parent, job.shards_dir),
+        *(job.results_dir, job.chunks_root, job.attempts_root, job.shards_dir),
         *(job.damaged_dir, workers_dir(job.path), job.batch_dir),
     )
     return frozenset(path.name for path in (*folders, job.summary_path, job.cancelled_path, job.batch_path))

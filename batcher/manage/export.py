@@ -59,9 +59,10 @@ def export(
     existing file without `force`, and a job that is not complete without `partial` (then what is finished now is
     written). Raises InputError, JobError, StorageError.
     """
-    if target.suffix not in SUFFIXES:
+    suffix = target.suffix.lower()
+    if suffix not in SUFFIXES:
         raise InputError(f"{target}: cannot export to {target.suffix or 'no suffix'}; name it .parquet, .jsonl or .csv")
-    if layout is ExportFormat.OPENAI and target.suffix != ".jsonl":
+    if layout is ExportFormat.OPENAI and suffix != ".jsonl":
         raise InputError(f"{target}: OpenAI batch output is JSONL; name it .jsonl, or use the format 'rows'")
     for own in sorted(job.path / name for name in own_names(job)):
         if target.resolve().is_relative_to(own.resolve()):
@@ -76,10 +77,10 @@ def export(
         )
     schema = result_schema(job.manifest.carried)
     with replacing(target) as temp:
-        if target.suffix == ".jsonl":
+        if suffix == ".jsonl":
             return _write_jsonl(temp, job, layout=layout)
         tables = finished_tables(job)
-        return (_write_parquet if target.suffix == ".parquet" else _write_csv)(temp, tables, schema=schema)
+        return (_write_parquet if suffix == ".parquet" else _write_csv)(temp, tables, schema=schema)
 
 
 def finished_tables(job: JobDir) -> Iterator[pa.Table]:

@@ -197,7 +197,7 @@ def _sweep_leftovers(job: JobDir) -> None:
     with contextlib.suppress(JobError, StorageError), exclusive(job, patience_s=0) as is_locked:
         if not is_locked or job.pending_shards():
             return
-        job.store.delete_tree(job.chunks_dir(0).parent)
+        job.store.delete_tree(job.chunks_root)
         success = job.store.head(job.success_path)
         if success is not None:
             stale_at = success.modified_s - STALE_AFTER_S
@@ -209,7 +209,7 @@ def _may_be_a_claim(job: JobDir, entry: Entry, *, stale_at: float) -> bool:
     """Whether somebody could be claiming a shard with an unfinished file, who would take it amiss that it is gone."""
     head = entry.head()
     is_fresh = head is not None and head.modified_s >= stale_at
-    return is_fresh and entry.path.is_relative_to(job.attempts_dir(0).parent)
+    return is_fresh and entry.path.is_relative_to(job.attempts_root)
 
 
 def last_commit_at(job: JobDir) -> datetime:

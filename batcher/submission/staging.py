@@ -42,7 +42,7 @@ def clear_leftovers(job: JobDir) -> None:
         raise job.missing()
     shards, parts = job.store.names(job.shards_dir), job.store.names(job.results_dir)
     is_ours = all(map(_SHARD_NAME.match, shards)) and all(map(_PART_NAME.match, parts))
-    worked = {job.attempts_dir(0).parent.name, job.chunks_dir(0).parent.name}
+    worked = {job.attempts_root.name, job.chunks_root.name}
     if not is_ours or not worked.isdisjoint(job.store.names(job.path)) or (parts and not shards):
         raise JobError(
             f"{job.path}: holds files that are not of an unfinished submit; choose another folder, or empty this one"

@@ -281,6 +281,14 @@ def test_existing_file_is_kept_without_force(tmp_path: Path, job: JobDir) -> Non
     assert len(read_lines(target)) == 6
 
 
+@pytest.mark.parametrize("name", ["OUT.CSV", "out.Parquet", "out.JSONL"])
+def test_suffix_may_be_in_capitals_as_for_input(tmp_path: Path, job: JobDir, name: str) -> None:
+    export(job, tmp_path / name)
+    export(job, tmp_path / name.lower().replace("out", "small"))
+
+    assert (tmp_path / name).read_bytes() == (tmp_path / name.lower().replace("out", "small")).read_bytes()
+
+
 def test_unknown_suffix_and_format_are_refused(tmp_path: Path, job: JobDir) -> None:
     with pytest.raises(InputError, match=r"cannot export to \.xlsx"):
         export(job, tmp_path / "out.xlsx")
