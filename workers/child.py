@@ -51,7 +51,7 @@ NEEDED_MODULES = (
     "workers.engines.open",
     "workers.engines.profile",
     "workers.queue.tasks",
-    "workers.queue.messages",
+    "workers.queue.consumer",
     "batcher.manage.finish",
     "celery.apps.worker",
     "celery.app.log",

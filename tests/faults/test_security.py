@@ -372,7 +372,7 @@ def test_worker_survives_every_message_and_leaves_the_jobs_root_never(
     worker = fleet.start_worker("w1")
     wait_until_ready(worker)
     child = family.child_of(worker)
-    messages = [
+    messages: list[str | bytes] = [
         envelope([[], {"job_id": "link", "shard": 0}, {}]),
         envelope([[], {"job_id": "../outside", "shard": 0}, {}]),
         envelope([[], {"job_id": "none", "shard": 0}, {}], eta="2099-01-01T00:00:00+00:00", timelimit="x", expires=[1]),
@@ -385,16 +385,26 @@ def test_worker_survives_every_message_and_leaves_the_jobs_root_never(
         envelope([[{"task": RUN_SHARD}, [1]], {}, {}], task="celery.map"),
         envelope([[], {}, {}], task="os.system", id={"a": 1}),
         envelope([[], {"job_id": "x\nFORGED", "shard": 10**30}, {}]),
+        # What kombu can't parse ended the worker, too.
+        b"\xff\x00\nFORGED",
+        b"[" * 5000,
+        b"x" * (16 << 20),
+        envelope([[], {"job_id": "none", "shard": 0}, {}], compression="bzip2").replace("base64", "rot13"),
+        "{}",
     ]
 
     with redis_server.client() as client:
         client.rpush(queue_key("tiny"), *messages)
+        # Messages that nobody acknowledged for a day, which kombu would queue again.
+        client.zadd("batcher:unacked_index", {"no message": 0, "none at all": 1})
+        client.hset("batcher:unacked", "no message", b"\xff[")
         job = fleet.submit("job", rows=5, shard_rows=5, max_tokens=4)
         wait_for(lambda: job.is_complete, what="the job is complete")
         wait_for(lambda: worker.stderr.count("a message is dropped") >= len(messages), what="all are dropped")
 
         # The job's own message is acknowledged a moment after the job is complete.
         wait_for(lambda: client.hlen("batcher:unacked") == 0, what="none is held")
+        wait_for(lambda: client.zcard("batcher:unacked_index") == 0, what="those of the dead are forgotten")
         assert client.llen(queue_key("tiny")) == 0
 
     lines = worker.stderr.splitlines()

@@ -2,6 +2,7 @@
 
 app.py       the application, each setting with its reason; sending
 messages.py  what a message may be
+transport.py what is taken from the broker, checked
 consumer.py  how a worker hears from a broker that comes and goes
 tasks.py     the task: a shard is run, its message acked or sent again
 sweeper.py   sweeping in the background

@@ -55,7 +55,7 @@ _SETTINGS = {
     # Nor is one that is full and refuses.
     "broker_channel_error_retry": True,
     # Celery's own pauses between tries grow to half a minute.
-    "worker_consumer": "workers.queue.messages:CheckingConsumer",
+    "worker_consumer": "workers.queue.consumer:PatientConsumer",
     # We have our own ways to watch and to stop; without them no worker holds a subscription.
     "worker_enable_remote_control": False,
     "worker_send_task_events": False,

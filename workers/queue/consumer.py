@@ -11,6 +11,7 @@ from celery.worker.state import maybe_shutdown
 from kombu.connection import Connection
 
 from batcher.broker.url import hide_password, redact
+from workers.queue.transport import Transport
 
 logger = logging.getLogger(f"batcher.{__name__}")
 
@@ -20,12 +21,12 @@ LONGEST_PAUSE_S = 5
 
 
 class PatientConsumer(Consumer):  # type: ignore[misc]
-    """Celery's, with three differences.
+    """Celery's, with some differences.
 
-    Its pauses between tries never grow beyond seconds; Celery's grow to half a minute, in which a worker is idle. A
-    broker that answers and refuses (its memory is full, say) is tried again like one that is away; Celery would end
-    the process, or ask several times a second. The log says once that the broker is in trouble, and once that it is
-    back.
+    What comes from the broker is checked (`workers/queue/transport.py`). Its pauses between tries never grow beyond
+    seconds; Celery's grow to half a minute, in which a worker is idle. A broker that answers and refuses (its memory is
+    full, say) is tried again like one that is away; Celery would end the process, or ask several times a second. The
+    log says once that the broker is in trouble, and once that it is back.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -38,6 +39,8 @@ class PatientConsumer(Consumer):  # type: ignore[misc]
 
     def ensure_connected(self, conn: Connection) -> Connection:
         """`conn`, connected; blocks until it is, or the worker is to stop."""
+        # Celery and kombu take a class of ours by a setting only where the URL names no socket.
+        conn.transport_cls = Transport
         conn = conn.ensure_connection(  # type: ignore[no-untyped-call]
             lambda exc, pause_s: self._note_trouble(exc),
             self.app.conf.broker_connection_max_retries,

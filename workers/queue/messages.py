@@ -1,25 +1,25 @@
-"""What a message may be: two ids, looked at before Celery looks at anything else of it.
+"""What a message may be: two ids, looked at before kombu and Celery look at anything else of it.
 
-Celery trusts its broker. A body of another shape than its own ends the worker, goes back to the queue and ends the next
-one; a message may name any task that Celery has, ask to be delayed, or bring callbacks along. So a message is checked
-when it arrives and dropped with a line in the log, or replaced by one of our own making that holds its two ids.
-
-What kombu can't read at all (no JSON, no message around the body) still ends the process, once: it is gone by then.
+Both trust their broker. What they can't parse ends the worker; a body of another shape than Celery's own goes back to
+the queue besides, and ends the next one; a message may name any task that Celery has, ask to be delayed, or bring
+callbacks along. So what was in the queue is checked as bytes (`workers/queue/transport.py` calls `checked`), and
+dropped with a line in the log, or replaced by a message of our own making that holds its two ids.
 """
 
+import base64
+import binascii
 import json
-import logging
+import uuid
 from dataclasses import dataclass
 from typing import Any, Self
 
 from batcher.ids import ID_PATTERN
 from workers.queue.app import RUN_SHARD
-from workers.queue.consumer import PatientConsumer
-
-logger = logging.getLogger(f"batcher.{__name__}")
 
 #: Bytes of a body. Ours have at most 300; a long one is not even parsed.
 MAX_BODY = 1024
+#: Bytes of a whole message. Ours have some 1,200, as Celery's headers repeat the ids.
+MAX_MESSAGE = 8192
 #: Far more than a job has; a number of a thousand digits is no shard's.
 _MAX_SHARD = 10**9
 
@@ -65,36 +65,51 @@ class ShardMessage:
         return json.dumps([[], {"job_id": self.job_id, "shard": self.shard}, {}]).encode()
 
 
-class CheckingConsumer(PatientConsumer):
-    """Our consumer, which sees nothing of a message but two ids that were checked."""
+def checked(data: bytes, *, queue: str) -> bytes:
+    """The message that kombu gets for `data`, taken from `queue`. Raises MessageError where it is not one of ours."""
+    if len(data) > MAX_MESSAGE:
+        raise MessageError(f"it has {len(data):,} bytes")
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError) as exc:
+        raise MessageError(f"{_shown(data)} is no JSON") from exc
+    match found:
+        case {
+            "body": str(body),
+            "content-type": "application/json",
+            "headers": {"task": task, "id": number},
+            "properties": {"body_encoding": "base64"},
+        }:
+            # An id of Celery's, which stands in its log.
+            if task != RUN_SHARD or not (isinstance(number, str) and ID_PATTERN.fullmatch(number)):
+                raise MessageError(f"its task is {_shown(task)}, its id {_shown(number)}")
+            return json.dumps(_envelope(ShardMessage.from_body(_decode(body)), number, queue)).encode()
+    raise MessageError(f"{_shown(data)} is not of Celery's making")
 
-    def create_task_handler(self, *args: Any, **kwargs: Any) -> Any:
-        handle = super().create_task_handler(*args, **kwargs)
 
-        def check_and_handle(message: Any) -> None:
-            try:
-                _replace(message)
-            except MessageError as exc:
-                logger.warning("a message is dropped: %s", exc)
-                message.reject_log_error(logger, self.connection_errors)
-                return
-            handle(message)
+def _envelope(message: ShardMessage, number: str, queue: str) -> dict[str, Any]:
+    """A message as kombu makes them. Its tag is new: another message can have the one that was sent, too."""
+    return {
+        "body": base64.b64encode(message.to_body()).decode(),
+        "content-encoding": "utf-8",
+        "content-type": "application/json",
+        "headers": {"lang": "py", "task": RUN_SHARD, "id": number, "root_id": number},
+        "properties": {
+            "correlation_id": number,
+            "delivery_mode": 2,
+            "delivery_info": {"exchange": "", "routing_key": queue},
+            "priority": 0,
+            "body_encoding": "base64",
+            "delivery_tag": str(uuid.uuid4()),
+        },
+    }
 
-        return check_and_handle
 
-
-def _replace(message: Any) -> None:
-    """Put a message of our own making into `message`, which keeps its place in the queue. Raises MessageError."""
-    if message.content_type != "application/json":
-        raise MessageError(f"its content type is {_shown(message.content_type)}")
-    # An id of Celery's, which stands in its log.
-    number = message.headers.get("id")
-    task = message.headers.get("task")
-    if task != RUN_SHARD or not (isinstance(number, str) and ID_PATTERN.fullmatch(number)):
-        raise MessageError(f"its task is {_shown(task)}, its id {_shown(number)}")
-    message.body = ShardMessage.from_body(message.body or b"").to_body()
-    message.content_encoding = "utf-8"
-    message.headers = {"lang": "py", "task": RUN_SHARD, "id": number, "root_id": number}
+def _decode(body: str) -> bytes:
+    try:
+        return base64.b64decode(body, validate=True)
+    except (binascii.Error, ValueError) as exc:
+        raise MessageError(f"its body {_shown(body)} is no base64") from exc
 
 
 def _shown(value: object) -> str:

@@ -5,6 +5,7 @@ here asks for a ceiling or a floor in pyproject.toml, and for a look at what too
 """
 
 import asyncio
+import inspect
 import re
 import tomllib
 from collections.abc import Iterator
@@ -15,15 +16,17 @@ from typing import Any
 import uvicorn
 from celery.app.defaults import NAMESPACES
 from celery.worker.consumer import Consumer
+from kombu.connection import Connection as BrokerConnection
+from kombu.transport import redis as kombu_redis
 from kombu.transport.redis import Channel
-from kombu.transport.virtual import Message
 from packaging.requirements import Requirement
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from batcher.server.guard.connections import Connection
+from workers.queue import transport
 from workers.queue.app import _SETTINGS
-from workers.queue.messages import CheckingConsumer
+from workers.queue.consumer import PatientConsumer
 
 ROOT = Path(__file__).parents[3]
 
@@ -72,15 +75,33 @@ def test_what_connections_read_and_set_of_uvicorns_requests_exists() -> None:
 
 
 def test_what_the_consumer_calls_and_overrides_of_celery_exists() -> None:
-    source = source_of("workers/queue/consumer.py", "workers/queue/messages.py")
-    overridden = {"ensure_connected", "on_connection_error_after_connected", "on_ready", "create_task_handler"}
+    source = source_of("workers/queue/consumer.py")
+    overridden = {"ensure_connected", "on_connection_error_after_connected", "on_ready"}
 
-    assert all(hasattr(CheckingConsumer, name) for name in overridden)
+    assert all(name in PatientConsumer.__dict__ for name in overridden)
     assert names_behind("super()", source) <= overridden | {"__init__"}
     assert {name for name in overridden | {"first_connection_attempt"} if not hasattr(Consumer, name)} == set()
     # Set by its __init__.
     assert "self.connection_errors" in Path(Consumer.__init__.__code__.co_filename).read_text()
-    assert hasattr(Message, "reject_log_error")
+
+
+def test_what_the_transport_calls_and_overrides_of_kombu_exists() -> None:
+    ours = {name: found for name, found in vars(transport).items() if isinstance(found, type)}
+    for name, theirs in {
+        "CheckingClient": kombu_redis.PrefixedStrictRedis,
+        "TakenMessages": kombu_redis.QoS,
+        "Channel": kombu_redis.Channel,
+        "Transport": kombu_redis.Transport,
+    }.items():
+        assert {each for each in vars(ours[name]) if not each.startswith("__") and not hasattr(theirs, each)} == set()
+    assert {"unacked_key", "unacked_index_key", "visibility_timeout", "_remove_from_indices"} <= set(
+        dir(kombu_redis.QoS)
+    )
+    # Who is asked for the answer to BRPOP, where messages are kept, and by what a connection finds its transport.
+    assert "self.client.parse_response(" in inspect.getsource(Channel._brpop_read)
+    assert "self._delivered" in inspect.getsource(kombu_redis.QoS.restore_unacked)
+    assert "self.transport_cls" in inspect.getsource(BrokerConnection.get_transport_cls)
+    assert "self.get_transport_cls()" in inspect.getsource(BrokerConnection.create_transport)
 
 
 def settings_of_celery(tree: Any = NAMESPACES, prefix: str = "") -> Iterator[str]:

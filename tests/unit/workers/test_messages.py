@@ -1,16 +1,17 @@
-"""What of a message reaches Celery: two ids, or nothing."""
+"""What of a message reaches kombu and Celery: two ids, or nothing."""
 
 import json
-from types import SimpleNamespace
+from base64 import b64decode, b64encode
 from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from batcher.broker.client import open_client
 from batcher.ids import ID_PATTERN
-from workers.queue.app import RUN_SHARD
-from workers.queue.messages import MAX_BODY, MessageError, ShardMessage, _replace
+from workers.queue.app import RUN_SHARD, make_celery
+from workers.queue.messages import MAX_BODY, MAX_MESSAGE, MessageError, ShardMessage, checked
 
 EMBEDDED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 TASK_ID = "b20921ee-f539-4f0d-abea-ed9778e7144b"
@@ -22,15 +23,24 @@ json_values = st.recursive(
 )
 
 
-def make_message(**changes: Any) -> SimpleNamespace:
-    """A message as kombu hands it over, with headers as Celery sends them."""
+def make_message(**changes: Any) -> dict[str, Any]:
+    """A message as kombu writes it, with headers as Celery sends them; a `body` in `changes` is given as bytes."""
     usual: dict[str, Any] = {
-        "content_type": "application/json",
-        "content_encoding": "utf-8",
-        "headers": {"lang": "py", "task": RUN_SHARD, "id": TASK_ID, "eta": None, "retries": 0, "origin": "gen1@host"},
         "body": json.dumps([[], {"job_id": "job-1", "shard": 7}, EMBEDDED]).encode(),
+        "content-type": "application/json",
+        "content-encoding": "utf-8",
+        "headers": {"lang": "py", "task": RUN_SHARD, "id": TASK_ID, "eta": None, "retries": 0, "origin": "gen1@host"},
+        "properties": {"body_encoding": "base64", "delivery_tag": "tag", "delivery_info": {"routing_key": "elsewhere"}},
     }
-    return SimpleNamespace(**(usual | changes))
+    found = usual | changes
+    if isinstance(found["body"], bytes):
+        found["body"] = b64encode(found["body"]).decode()
+    return found
+
+
+def check(message: Any) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(checked(json.dumps(message).encode(), queue="batcher.tiny"))
+    return found
 
 
 def body(*values: Any) -> bytes:
@@ -38,36 +48,61 @@ def body(*values: Any) -> bytes:
 
 
 def test_our_own_message_passes_as_two_ids() -> None:
-    message = make_message()
+    message = check(make_message())
 
-    _replace(message)
+    assert json.loads(b64decode(message["body"])) == [[], {"job_id": "job-1", "shard": 7}, {}]
+    assert message["headers"] == {"lang": "py", "task": RUN_SHARD, "id": TASK_ID, "root_id": TASK_ID}
+    assert message["properties"]["delivery_info"]["routing_key"] == "batcher.tiny"
 
-    assert json.loads(message.body) == [[], {"job_id": "job-1", "shard": 7}, {}]
-    assert message.headers == {"lang": "py", "task": RUN_SHARD, "id": TASK_ID, "root_id": TASK_ID}
+
+def test_what_celery_sends_and_what_was_passed_once_pass(redis_url: str) -> None:
+    job_id = "j" * 128
+    with make_celery(redis_url) as app, open_client(redis_url) as client:
+        app.send_task(RUN_SHARD, kwargs={"job_id": job_id, "shard": 10**9 - 1}, queue="batcher.tiny")
+        data = client.rpop("batcher:batcher.tiny")
+
+    assert isinstance(data, bytes)
+    assert len(data) < MAX_MESSAGE / 2
+    once = checked(data, queue="batcher.tiny")
+    twice = checked(once, queue="batcher.tiny")
+    assert ShardMessage.from_body(b64decode(json.loads(twice)["body"])) == ShardMessage(job_id, 10**9 - 1)
+
+
+def test_two_messages_of_one_tag_get_two() -> None:
+    tags = {check(make_message())["properties"]["delivery_tag"] for _ in range(2)}
+
+    assert len(tags) == 2
 
 
 def test_whatever_else_a_message_asks_of_celery_is_not_passed_on() -> None:
     wishes = {"eta": "2099-01-01T00:00:00", "expires": {"a": 1}, "timelimit": "x", "shadow": "ls", "stamps": [1]}
-    message = make_message(headers={"task": RUN_SHARD, "id": TASK_ID, **wishes}, content_encoding="rot13")
+    headers = {"task": RUN_SHARD, "id": TASK_ID, "compression": "bzip2", **wishes}
+    message = check(make_message(headers=headers, **{"content-encoding": "rot13"}))
 
-    _replace(message)
-
-    assert wishes.keys().isdisjoint(message.headers)
-    assert message.content_encoding == "utf-8"
+    assert (wishes.keys() | {"compression"}).isdisjoint(message["headers"])
+    assert message["content-encoding"] == "utf-8"
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"content_type": "application/x-python-serialize"},
-        {"content_type": None},
+        {"content-type": "application/x-python-serialize"},
+        {"content-type": None},
+        {"headers": None},
         {"headers": {}},
         {"headers": {"task": "celery.map", "id": TASK_ID}},
         {"headers": {"task": [RUN_SHARD], "id": TASK_ID}},
         {"headers": {"task": RUN_SHARD}},
         {"headers": {"task": RUN_SHARD, "id": {"a": 1}}},
         {"headers": {"task": RUN_SHARD, "id": "one\ntwo"}},
+        {"properties": None},
+        {"properties": {"body_encoding": ["base64"], "delivery_tag": "tag"}},
+        {"properties": {"body_encoding": "utf-8", "delivery_tag": "tag"}},
         {"body": None},
+        {"body": {"a": 1}},
+        {"body": "no base64!"},
+        {"body": "é"},
+        {"padding": "x" * MAX_MESSAGE},
         {"body": b"\x80\x04."},
         {"body": b"["},
         {"body": b"[" * MAX_BODY},
@@ -87,7 +122,7 @@ def test_whatever_else_a_message_asks_of_celery_is_not_passed_on() -> None:
 )
 def test_anything_but_two_ids_is_refused_in_one_short_line(changes: dict[str, Any]) -> None:
     with pytest.raises(MessageError) as caught:
-        _replace(make_message(**changes))
+        check(make_message(**changes))
 
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 500
@@ -106,8 +141,24 @@ def test_two_values_are_two_ids_or_refused(job_id: Any, shard: Any) -> None:
     assert ShardMessage.from_body(message.to_body()) == message
 
 
-@given(json_values.map(json.dumps).map(str.encode) | st.binary(), st.dictionaries(st.text(), json_values))
-def test_no_message_does_more_than_be_refused(content: bytes, headers: dict[str, Any]) -> None:
-    for message in (make_message(body=content), make_message(headers=headers), make_message(content_type=content)):
+@pytest.mark.parametrize(
+    "data", [b"", b"null", b"\xff\x00", b"[" * MAX_MESSAGE, b"[]", b'"x"', b"9" * MAX_MESSAGE, b"NaN"]
+)
+def test_what_is_no_message_is_refused_in_one_short_line(data: bytes) -> None:
+    with pytest.raises(MessageError) as caught:
+        checked(data, queue="batcher.tiny")
+
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+@given(json_values.map(json.dumps).map(str.encode) | st.binary(), json_values, st.sampled_from(list(make_message())))
+def test_no_message_does_more_than_be_refused(content: bytes, value: Any, name: str) -> None:
+    with pytest.raises(MessageError):
+        checked(content, queue="batcher.tiny")
+    with pytest.raises(MessageError):
+        check(make_message(body=content))
+    # An encoding of theirs is not looked at.
+    if name != "content-encoding":
         with pytest.raises(MessageError):
-            _replace(message)
+            check(make_message(**{name: value}))
