@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,12 +14,16 @@ import pytest
 
 from tests.support.family import Family
 from tests.support.serving import Server, serve
+from tests.support.tiny_gguf import write_tiny_gguf
 from tests.support.waiting import PATIENCE_S, wait_for
 
 KEY = "sk-0123456789abcdef"
 MAX_OPEN_FILES = 512
 #: Of the server's process, through every attack.
 MAX_RSS_BYTES = 600 << 20
+#: Seconds that requests have when the server is told to stop, and what a busy machine may take beyond.
+GRACE_S = 1
+SLACK_S = 10
 
 LINE = {"method": "POST", "url": "/v1/completions", "body": {"model": "tiny", "prompt": "hello", "max_tokens": 4}}
 
@@ -180,3 +185,44 @@ def test_pipes_and_devices_in_the_place_of_files_are_left_out(server: Server, fa
         assert client.get("/batches").status_code == 200
         assert client.get(f"{server.root_url}/metrics").status_code == 200
     check_served(server)
+
+
+#: A template that would run for days.
+NESTED_LOOPS = "".join(f"{{% for {name} in range(99999) %}}" for name in "abcd") + "{% endfor %}" * 4
+
+
+def test_model_with_an_endless_template_harms_no_other_model(family: Family, model: Path) -> None:
+    bomb = write_tiny_gguf(family.folder / "bomb.gguf", chat_template=NESTED_LOOPS)
+    unreadable = write_tiny_gguf(
+        family.folder / "deep.gguf", chat_template="{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}"
+    )
+    models = [f"--model={name}={path}" for name, path in (("tiny", model), ("bomb", bomb), ("deep", unreadable))]
+    chat = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
+    with serve(family, *models, "--threads", 1, "--grace", GRACE_S, env={"BATCHER_API_KEYS": KEY}) as server:
+
+        def ask(name: str) -> httpx.Response:
+            with good_client(server) as client:
+                return client.post("/chat/completions", json={**chat, "model": name})
+
+        with ThreadPoolExecutor(30) as pool, good_client(server) as client:
+            attacks = [pool.submit(ask, "bomb") for _ in range(30)]
+            wait_for(lambda: any(attack.done() for attack in attacks), what="one of them is answered")
+            check_served(server)
+            assert ask("tiny").status_code == 200
+            assert client.get(f"{server.root_url}/health").status_code == 200
+            refused = ask("deep")
+            assert (refused.status_code, refused.json()["error"]["param"]) == (400, "messages")
+            assert "chat template can't be read" in refused.json()["error"]["message"]
+            assert not all(attack.done() for attack in attacks), "the attack was over too soon"
+
+            began_at = time.monotonic()
+            assert server.stop() == 0, server.stderr
+            # Not until all of them have had their time.
+            assert time.monotonic() - began_at < GRACE_S + 2 + SLACK_S
+
+        answered = [attack.result() for attack in attacks if attack.exception() is None]
+        messages = [answer.json()["error"]["message"] for answer in answered if answer.status_code == 400]
+        assert messages
+        assert all("the model's chat template takes longer than" in message for message in messages)
+        assert {answer.status_code for answer in answered} <= {400, 503}
+    assert family.pids() == []

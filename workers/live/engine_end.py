@@ -1,8 +1,8 @@
 """Live requests in the process of the engines: they come over a socket from the server, and go to the engines.
 
-One thread reads questions, two tokenize and hand them to the engines, and one writes answers. The engines' own threads
-only put answers into a queue, and the writer sends whatever has come together. Where the socket ends, so does this
-process: the server is gone, or one side did not understand the other, and a new process is better than none.
+One thread reads questions, two for each engine tokenize and hand them to it, and one writes answers. The engines' own
+threads only put answers into a queue, and the writer sends whatever has come together. Where the socket ends, so does
+this process: the server is gone, or one side did not understand the other, and a new process is better than none.
 """
 
 import contextlib
@@ -65,16 +65,18 @@ class LiveRequests:
         self._answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
         #: By number; what is not in it any more needs no answer.
         self._open: dict[int, _Open] = {}
-        self._small: queue.SimpleQueue[tuple[Submit, _Open]] = queue.SimpleQueue()
-        self._large: queue.SimpleQueue[tuple[Submit, _Open]] = queue.SimpleQueue()
+        #: By model, and whether they are large: what takes long for one model holds up no other.
+        self._queues: dict[tuple[str, bool], _Queue] = {
+            (name, is_large): queue.SimpleQueue() for name in engines for is_large in (False, True)
+        }
+        work: list[tuple[Callable[..., None], tuple[_Queue, ...]]] = [
+            (self._read, ()),
+            (self._write, ()),
+            *((self._submit_all, (waiting,)) for waiting in self._queues.values()),
+        ]
         self._threads = [
             threading.Thread(target=run, args=args, name=f"live-{run.__name__.strip('_')}", daemon=True)
-            for run, args in (
-                (self._read, ()),
-                (self._submit_all, (self._small,)),
-                (self._submit_all, (self._large,)),
-                (self._write, ()),
-            )
+            for run, args in work
         ]
 
     def start(self) -> None:
@@ -99,7 +101,7 @@ class LiveRequests:
             case Submit(number=number, request=request):
                 entry = self._open[number] = _Open(question, self._answers.put, self._close)
                 is_large = sum(map(len, request.prompts)) > _MANY_CHARS
-                (self._large if is_large else self._small).put((question, entry))
+                self._queues[request.model, is_large].put((question, entry))
             case Cancel():
                 cancelled = self._open.pop(question.number, None)
                 if cancelled is not None:
@@ -122,7 +124,7 @@ class LiveRequests:
             with contextlib.suppress(OSError):
                 self._channel.shutdown(socket.SHUT_RDWR)
 
-    def _submit_all(self, questions: "queue.SimpleQueue[tuple[Submit, _Open]]") -> None:
+    def _submit_all(self, questions: "_Queue") -> None:
         try:
             while True:
                 self._submit(*questions.get())
@@ -149,6 +151,9 @@ class LiveRequests:
             self._on_engine_failure(failure)
         else:
             self._on_answered()
+
+
+_Queue = queue.SimpleQueue[tuple[Submit, "_Open"]]
 
 
 class _Open:

@@ -226,6 +226,8 @@ class _ShardRun:
         self._next_flush = now + FLUSH_INTERVAL_S
         self._next_renewal = now + self._renewal_interval_s
         self._last_step = (engine.num_steps, now)
+        #: Why the engine was given no more rows.
+        self._stopped: RunOutcome | None = None
 
     def run(self) -> RunOutcome:
         done = {row for table in self._saved for row in table["row"].to_pylist()}
@@ -274,6 +276,8 @@ class _ShardRun:
             self._open.clear()
             raise
         try:
+            if self._stopped is not None:
+                return self._stopped
             while self._open:
                 self._receive(timeout_s=POLL_INTERVAL_S)
                 outcome = self._tick()
@@ -288,8 +292,17 @@ class _ShardRun:
         return None
 
     def _requests(self, positions: Iterable[int], *, is_alone: bool) -> Iterator[SequenceRequest]:
-        """The prompts of the rows at `positions`, each noted in the journal when the engine takes it."""
+        """The prompts of the rows at `positions`, each noted in the journal when the engine takes it.
+
+        In between is done what is due: the engine may take seconds for the prompt of a chat. Where the run is to stop
+        there are no more.
+        """
         for position in positions:
+            # To take a row is a move, too.
+            self._last_step = (self._engine.num_steps, self._context.clock())
+            self._stopped = self._tick()
+            if self._stopped is not None:
+                break
             request = self._shard.rows[position].request
             assert request.prompts, f"row {request.row} has no prompt"
             note = self._journal.alone if is_alone else self._journal.tokenizing

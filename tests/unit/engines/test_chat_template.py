@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from batcher.types import ErrorCode, RowError, SamplingParams
 from tests.support.fake_model import FakeVocabulary
 from workers.engines.base import SequenceRequest
-from workers.engines.llama.chat import ChatTemplate, ChatTemplateError
+from workers.engines.llama.chat import ChatTemplate
+from workers.engines.llama.chat_frames import ChatTemplateError
 from workers.engines.llama.prompts import Prompts
 
 #: An end behind each message, as most have it.

@@ -1,5 +1,6 @@
 """One shard from claim to commit, with a real broker, real files, and an engine that answers when told to."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,8 +17,35 @@ from tests.support.job_files import make_job, make_request
 from tests.support.manual_engine import ManualEngine
 from tests.support.shard_bench import ROWS, Bench
 from tests.support.waiting import wait_for
+from workers.engines.base import OnDelta, OnStart, SequenceRequest, Sink, Ticket, ignore_start
 from workers.process.stall import MIN_LIMIT_S
 from workers.shard.runner import FLUSH_INTERVAL_S, RunOutcome, run_shard
+
+
+class SlowTokenizer(ManualEngine):
+    """Has `on_take` called as it tokenizes each request, with the number of those before."""
+
+    def __init__(self, on_take: Callable[[int], None]) -> None:
+        super().__init__(allowance=0)
+        self.num_taken = 0
+        self._on_take = on_take
+
+    def submit(
+        self,
+        requests: Iterable[SequenceRequest],
+        sink: Sink,
+        *,
+        on_start: OnStart = ignore_start,
+        on_delta: OnDelta | None = None,
+        is_alone: bool = False,
+    ) -> Ticket:
+        taken = (self._take(request) for request in requests)
+        return super().submit(taken, sink, on_start=on_start, on_delta=on_delta, is_alone=is_alone)
+
+    def _take(self, request: SequenceRequest) -> SequenceRequest:
+        self._on_take(self.num_taken)
+        self.num_taken += 1
+        return request
 
 
 def test_shard_becomes_a_part_with_every_row_in_order(bench: Bench) -> None:
@@ -197,6 +225,38 @@ def test_lease_of_a_stalled_engine_is_left_to_expire(bench: Bench) -> None:
     assert bench.lease is None
     engine.allow(ROWS)
     assert running.result(timeout=10) is RunOutcome.COMMITTED
+
+
+def test_stop_and_cancellation_are_obeyed_while_prompts_are_made(bench: Bench) -> None:
+    def cancel(number: int) -> None:
+        if number == 2:
+            bench.job.cancel()
+            bench.clock.now += FLUSH_INTERVAL_S
+
+    stopped = SlowTokenizer(lambda number: bench.stopping.set() if number == 3 else None)
+    assert bench.run(stopped) is RunOutcome.STOPPED
+    assert stopped.num_taken == 4
+
+    bench.stopping.clear()
+    cancelled = SlowTokenizer(cancel)
+    assert bench.run(cancelled) is RunOutcome.CANCELLED
+    assert cancelled.num_taken == 3
+
+
+def test_lease_is_renewed_while_prompts_are_made(bench: Bench) -> None:
+    leases: list[bytes | None] = []
+
+    def take_long(number: int) -> None:
+        leases.append(bench.lease)
+        bench.client.flushall()
+        bench.clock.now += MIN_LIMIT_S + 1
+        if number == ROWS - 1:
+            bench.stopping.set()
+
+    bench.run(SlowTokenizer(take_long))
+
+    assert len(leases) == ROWS
+    assert None not in leases
 
 
 def test_run_goes_on_and_commits_without_a_broker(tmp_path: Path) -> None:

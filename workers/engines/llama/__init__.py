@@ -11,6 +11,9 @@ twins.py      requests that must get the same answer
 gate.py       engines side by side, or one request alone
 prompts.py    a request's prompt and words as tokens
 chat.py       the model's chat template
+chat_writer.py  writes chats by it, in a process of its own
+chat_process.py that process
+chat_frames.py  what passes between
 echo.py       the prompt in front of its answer
 sampling/     from logits to tokens to text
 binding.py    llama.cpp by llama-cpp-python; the only file that imports it

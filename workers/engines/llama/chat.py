@@ -1,8 +1,9 @@
 """A model's chat template: how its GGUF wants messages to be written into one prompt.
 
 A template is a program in the file of a model, which may come from anywhere, so it runs in Jinja's sandbox, which lets
-it neither reach Python's internals nor change what it is given. What it may use beyond Jinja is what Hugging Face
-transformers offers to templates (`apply_chat_template`): `raise_exception`, `strftime_now`, `tojson` without escapes,
+it neither reach Python's internals nor change what it is given. How long it takes, and how much memory, nothing here
+bounds: it runs in a process of its own (`chat_process`). What it may use beyond Jinja is what Hugging Face transformers
+offers to templates (`apply_chat_template`): `raise_exception`, `strftime_now`, `tojson` without escapes,
 `{% generation %}` around what the assistant said.
 
 Templates differ in how they want tool calls of the past. The arguments of a call are an object to most, as transformers
@@ -21,6 +22,8 @@ from jinja2 import TemplateError, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from workers.engines.llama.chat_frames import ChatTemplateError
 
 #: Stands behind the message to go on with, to find its end. The same as in transformers, as some templates look for it.
 _END_MARK = "CONTINUE_FINAL_MESSAGE_TAG "
@@ -44,17 +47,6 @@ _NULL_CHATS: list[list[Message]] = [
 ]
 
 
-class ChatTemplateError(Exception):
-    """Messages that a template refuses, or a template that can't be used; the text says which.
-
-    `field` is the parameter that is to blame.
-    """
-
-    def __init__(self, message: str, *, field: str = "messages") -> None:
-        super().__init__(message)
-        self.field = field
-
-
 class ChatTemplate:
     """A compiled template. For any thread. Raises ChatTemplateError where `source` is not a template."""
 
@@ -72,7 +64,10 @@ class ChatTemplate:
         self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
         try:
             self._template = environment.from_string(source)
-        except TemplateError as exc:
+        except MemoryError:
+            raise
+        # Beside errors of its syntax: nested too deep for Python, or constants that can't be computed.
+        except Exception as exc:
             raise ChatTemplateError(f"the model's chat template can't be read: {exc}") from exc
 
     def render(
@@ -82,7 +77,7 @@ class ChatTemplate:
 
         With `continues_final` that is the end of the last message's content, else behind the end of the last message,
         or with `adds_generation_prompt` behind what opens an answer. `variables` is the JSON text of an object of
-        further ones for the template; it can't replace ours. Raises ChatTemplateError.
+        further ones for the template; it can't replace ours. Raises ChatTemplateError, and MemoryError.
         """
         try:
             chat, own = json.loads(messages), json.loads(variables or "{}")
@@ -90,7 +85,7 @@ class ChatTemplate:
             if continues_final:
                 return self._render_open(chat, known)
             return self._render_history(chat, known)
-        except ChatTemplateError:
+        except (ChatTemplateError, MemoryError):
             raise
         # A template runs into any error that its expressions can: a message without what it looks for, a wrong type.
         except Exception as exc:

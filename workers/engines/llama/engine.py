@@ -158,32 +158,47 @@ class LlamaEngine:
         """
         ticket = Ticket(self._on_cancel)
         sequences = []
-        with self._gate.exclusive() if is_alone else self._gate.shared(), self._vocabulary_in_use():
-            for request in requests:
-                prompt = self._prompts.tokenize(request)
-                if isinstance(prompt, RowError):
-                    sink(SequenceResult(request.key, error=prompt))
-                    continue
-                tell = None if on_delta is None else partial(_tell, on_delta, request.key)
-                adjustment = self._prompts.adjust(request.params, prompt)
-                transcript = transcript_of(
-                    request.params,
-                    piece=self._vocabulary.piece,
-                    tell=tell,
-                    adjustment=adjustment,
-                    is_echoing=request.is_echoing,
-                )
-                fitted = self._prompts.fit(request, prompt)
-                sequence = Sequence(fitted, prompt, sink, ticket, on_start, transcript=transcript)
-                if fitted.params.max_tokens or fitted.scores_prompt:
+        coming = iter(requests)
+        with self._vocabulary_in_use():
+            while True:
+                # For one request at a time: a chat may take seconds to be written, and other models compute meanwhile.
+                with self._gate.exclusive() if is_alone else self._gate.shared():
+                    self._check_alive()
+                    request = next(coming, None)
+                    if request is None:
+                        break
+                    sequence = self._prepare(request, sink, ticket, on_start=on_start, on_delta=on_delta)
+                if sequence is not None:
                     sequences.append(sequence)
-                else:
-                    self._answer_uncomputed(sequence)
         with self._changed:
             self._check_alive()
             self._inbox.extend(sequences)
             self._changed.notify()
         return ticket
+
+    def _prepare(
+        self, request: SequenceRequest, sink: Sink, ticket: Ticket, *, on_start: OnStart, on_delta: OnDelta | None
+    ) -> Sequence | None:
+        """Tokenize a request. Returns what is to be computed for it; None where it has its answer already."""
+        prompt = self._prompts.tokenize(request)
+        if isinstance(prompt, RowError):
+            sink(SequenceResult(request.key, error=prompt))
+            return None
+        tell = None if on_delta is None else partial(_tell, on_delta, request.key)
+        adjustment = self._prompts.adjust(request.params, prompt)
+        transcript = transcript_of(
+            request.params,
+            piece=self._vocabulary.piece,
+            tell=tell,
+            adjustment=adjustment,
+            is_echoing=request.is_echoing,
+        )
+        fitted = self._prompts.fit(request, prompt)
+        sequence = Sequence(fitted, prompt, sink, ticket, on_start, transcript=transcript)
+        if fitted.params.max_tokens or fitted.scores_prompt:
+            return sequence
+        self._answer_uncomputed(sequence)
+        return None
 
     def _answer_uncomputed(self, sequence: Sequence) -> None:
         """Answer a request that wants nothing generated and nothing to be known of its prompt."""
@@ -204,6 +219,7 @@ class LlamaEngine:
             self._changed.notify()
         if self._thread.is_alive():
             self._thread.join()
+        self._prompts.close()
         with self._has_tokenized:
             self._has_tokenized.wait_for(lambda: not self._num_tokenizing)
             self._model.close()

@@ -11,7 +11,8 @@ import numpy as np
 
 from batcher.types import ErrorCode, RowError, SamplingParams
 from workers.engines.base import SequenceRequest
-from workers.engines.llama.chat import ChatTemplate, ChatTemplateError
+from workers.engines.llama.chat_frames import Chat, ChatTemplateError, Source
+from workers.engines.llama.chat_writer import ChatProcessError, ChatWriter
 from workers.engines.llama.kv_cache import Tokens
 from workers.engines.llama.sampling.adjustment import Adjustment, adjustment_of
 from workers.engines.llama.sampling.bad_words import NO_BAD_WORDS, BadWords, bad_words_of
@@ -19,6 +20,9 @@ from workers.engines.llama.vocabulary import Vocabulary
 
 #: Characters for each token of the context that are tokenized in a moment, so that nothing need be known of them.
 _FEW_CHARS = 16
+
+#: Characters of messages that are written in some milliseconds. Longer ones wait for each other, nobody else for them.
+_MANY_CHARS = 65_536
 
 #: Lists of bad words whose tokens are kept, as the rows of a job mostly have the same.
 _MAX_KEPT_BAD_WORDS = 16
@@ -31,18 +35,19 @@ class Prompts:
         self._vocabulary = vocabulary
         self._limit = limit
         self._bad_words = lru_cache(_MAX_KEPT_BAD_WORDS)(self._tokenize_bad_words)
-        self._template: ChatTemplate | None = None
-        self._why_no_template = "the model has no chat template; complete a prompt with /v1/completions instead"
+        self._writers: tuple[ChatWriter, ChatWriter] | None = None
         if chat_template is not None:
-            try:
-                self._template = ChatTemplate(
-                    chat_template, bos_token=vocabulary.bos_text, eos_token=vocabulary.eos_text
-                )
-            except ChatTemplateError as exc:
-                self._why_no_template = str(exc)
+            source = Source(chat_template, bos_token=vocabulary.bos_text, eos_token=vocabulary.eos_text)
+            #: For short and for long messages.
+            self._writers = (ChatWriter(source), ChatWriter(source))
+
+    def close(self) -> None:
+        """Have no more chats written; who waits for one gets an EngineError."""
+        for writer in self._writers or ():
+            writer.close()
 
     def tokenize(self, request: SequenceRequest) -> Tokens | RowError:
-        """The tokens of the prompt, or why the request can never run."""
+        """The tokens of the prompt, or why the request can never run. Raises EngineError after `close`."""
         if (refused := self._check_params(request.params)) is not None:
             return refused
         text = request.prompt
@@ -50,17 +55,10 @@ class Prompts:
             found = self._read_ids(text, suffix=request.params.suffix)
             return found if isinstance(found, RowError) else self._check_length(found, request.params)
         if request.is_chat:
-            if self._template is None:
-                return _invalid(f"messages: {self._why_no_template}")
-            try:
-                text = self._template.render(
-                    text,
-                    adds_generation_prompt=request.params.add_generation_prompt,
-                    continues_final=request.params.continue_final_message,
-                    variables=request.params.chat_template_kwargs,
-                )
-            except ChatTemplateError as exc:
-                return _invalid(f"{exc.field}: {exc}")
+            written = self._write_chat(text, request.params)
+            if isinstance(written, RowError):
+                return written
+            text = written
         if (hopeless := self._find_too_long(len(text) + len(request.params.suffix))) is not None:
             return hopeless
         found = self._fill_in(text, request.params.suffix) if request.params.suffix else self._vocabulary.tokenize(text)
@@ -79,6 +77,23 @@ class Prompts:
             return request
         assert params.clips_max_tokens, "it was checked"
         return replace(request, params=replace(params, max_tokens=room))
+
+    def _write_chat(self, messages: str, params: SamplingParams) -> str | RowError:
+        if self._writers is None:
+            return _invalid("messages: the model has no chat template; complete a prompt with /v1/completions instead")
+        writer = self._writers[len(messages) > _MANY_CHARS]
+        chat = Chat(
+            messages,
+            adds_generation_prompt=params.add_generation_prompt,
+            continues_final=params.continue_final_message,
+            variables=params.chat_template_kwargs,
+        )
+        try:
+            return writer.write(chat)
+        except ChatTemplateError as exc:
+            return _invalid(f"{exc.field}: {exc}")
+        except ChatProcessError as exc:
+            return RowError(ErrorCode.ENGINE_ERROR, str(exc))
 
     def _read_ids(self, text: str, *, suffix: str) -> Tokens | RowError:
         """The tokens as they are: no BOS is put before them."""
