@@ -16,7 +16,7 @@ from tests.unit.engines.test_sampler import (
     softmax,
     tokens,
 )
-from workers.engines.llama.sampling.sampler import Draws, Sampler, is_greedy
+from workers.engines.llama.sampling.sampler import Draws, RowSampler, Sampler, is_greedy
 
 Doubles = npt.NDArray[np.float64]
 
@@ -110,8 +110,8 @@ def test_top_k_of_the_whole_vocabulary_or_more_changes_no_draw(vocab_size: int) 
 def test_top_k_leaves_the_likeliest_of_a_large_vocabulary(top_k: int) -> None:
     # 157 blocks, so that small and large numbers are found in their own ways.
     logits = shaped("peaked", 40_000)
-    sampler = Sampler(len(logits))
-    sampler._weigh(logits, float(logits.max()), 1.0)
+    sampler = RowSampler(len(logits))
+    sampler._weigh(logits, 1.0)
     sampler._strike_all_but(top_k)
     likeliest = np.sort(np.argsort(-softmax(logits, 1.0), kind="stable")[:top_k])
     assert np.flatnonzero(sampler._weights).tolist() == likeliest.tolist()

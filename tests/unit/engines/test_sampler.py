@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from batcher.errors import EngineError
 from batcher.types import SamplingParams
-from workers.engines.llama.sampling.sampler import Draws, Sampler
+from workers.engines.llama.sampling.sampler import MIN_SHARED_VOCAB, Draws, Sampler
 
 #: Quantile of the standard normal beyond which a sound sampler goes once in ten million runs.
 FAR_OUT = 5.2
@@ -157,6 +157,60 @@ def test_a_row_draws_the_same_in_any_company() -> None:
         steps = [sampler.sample(rows[order], [params[i] for i in order], draws) for _ in range(5)]
 
         assert [list(column) for column in zip(*steps, strict=True)] == [alone[i] for i in order]
+
+
+def test_a_row_draws_the_same_whatever_the_row_before_was() -> None:
+    """Given rows near to 0 and far from it in all orders, and temperatures that bring them nearer or farther."""
+    # Steps of 1/8 survive the offset in float32.
+    near = np.round(shaped("flat", 600) * 8) / 8
+    rows = [(near + offset).astype(np.float32) for offset in (0, 30, 60, 150, -30, -60, -150)]
+    cases = [(row, SamplingParams(temperature=t, top_p=p)) for row in rows for t, p in ((0.2, 1), (1, 1), (3, 0.9))]
+    order = np.random.default_rng(2).integers(len(cases), size=300).tolist()
+    sampler = Sampler(600)
+
+    for seed, at in enumerate(order):
+        row, params = cases[at]
+        found = sampler.sample([row], [params], [Draws(seed)])
+
+        assert found == Sampler(600).sample([row], [params], [Draws(seed)])
+
+
+def mixed_step(vocab_size: int) -> tuple[npt.NDArray[np.float32], list[SamplingParams]]:
+    """Rows for more threads than one, drawn in all ways."""
+    rows = np.stack([shaped(shape, vocab_size) for shape in ("flat", "peaked", "tied", "flat")] * 3)
+    kinds = [(1.0, 1.0, 0), (0.0, 1.0, 0), (0.7, 0.9, 0), (1.0, 1.0, 40)] * 3
+    return rows, [SamplingParams(temperature=t, top_p=p, top_k=k) for t, p, k in kinds]
+
+
+def test_threads_draw_what_one_draws() -> None:
+    rows, params = mixed_step(MIN_SHARED_VOCAB)
+    alone, shared = (Sampler(MIN_SHARED_VOCAB, num_threads=n) for n in (1, 4))
+    draws = [[Draws(seed) for seed in range(len(rows))] for _ in range(2)]
+
+    for _ in range(3):
+        assert shared.sample(rows, params, draws[1]) == alone.sample(rows, params, draws[0])
+    shared.close()
+
+
+def test_threads_leave_no_broken_row_unnoticed() -> None:
+    """Given one row that holds no number, whichever thread comes to it."""
+    rows, params = mixed_step(MIN_SHARED_VOCAB)
+    sampler = Sampler(MIN_SHARED_VOCAB, num_threads=4)
+    for broken in range(len(rows)):
+        step = rows.copy()
+        step[broken, 77] = np.nan
+        with pytest.raises(EngineError, match="GGUF"):
+            sampler.sample(step, params, [Draws(seed) for seed in range(len(rows))])
+    sampler.close()
+
+
+def test_a_seed_draws_what_it_drew_in_earlier_versions() -> None:
+    """So that a job that was begun by another version ends with the texts that it would have had."""
+    logits = (np.arange(3_000) * 7919 % 1009 / 64).astype(np.float32)
+    assert tokens(logits, SamplingParams(), 6) == [1709, 798, 581, 2467, 1451, 119]
+    assert tokens(logits, SamplingParams(temperature=0.25), 6) == [1715, 785, 554, 2493, 1451, 99]
+    assert tokens(logits, SamplingParams(top_p=0.5), 6) == [798, 1451, 119, 66, 1794, 1207]
+    assert tokens(logits, SamplingParams(top_k=9), 6) == [1774, 765, 521, 2539, 1530, 277]
 
 
 def test_logits_are_left_alone() -> None:

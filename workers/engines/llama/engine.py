@@ -46,7 +46,8 @@ class LlamaEngine:
 
     Engines of one process share a `gate`. `num_steps` and `longest_step_s` may be read by any thread: how often the
     engine has moved, and the longest that it took so far or, at first, what its largest step is expected to take.
-    Without `is_deduplicating` equal requests are decoded each for itself. `system_fingerprint` says what computes.
+    `num_sampling_threads` sample, as many as llama.cpp has: its own sleep meanwhile. Without `is_deduplicating` equal
+    requests are decoded each for itself. `system_fingerprint` says what computes.
     """
 
     #: Tokens that the model is tried out with.
@@ -59,6 +60,7 @@ class LlamaEngine:
         *,
         cache: KvCache,
         max_batch_tokens: int,
+        num_sampling_threads: int = 1,
         is_deduplicating: bool = True,
         gate: Gate | None = None,
         system_fingerprint: str | None = None,
@@ -76,7 +78,7 @@ class LlamaEngine:
         self._cache = cache
         self._max_batch_tokens = max_batch_tokens
         self._scheduler = Scheduler(cache, max_batch_tokens=max_batch_tokens, max_scored_tokens=model.max_scored_tokens)
-        self._sampler = Sampler(model.vocabulary.size)
+        self._sampler = Sampler(model.vocabulary.size, num_threads=num_sampling_threads)
         self._twins = Twins() if is_deduplicating else None
         self._gate = gate or Gate()
         #: Holds the gate exclusively, from the first token of a sequence that must be alone to its last.
@@ -223,6 +225,7 @@ class LlamaEngine:
         with self._has_tokenized:
             self._has_tokenized.wait_for(lambda: not self._num_tokenizing)
             self._model.close()
+        self._sampler.close()
 
     @contextlib.contextmanager
     def _vocabulary_in_use(self) -> Iterator[None]:

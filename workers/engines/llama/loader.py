@@ -129,6 +129,7 @@ def make_engine(
         model,
         cache=cache,
         max_batch_tokens=size.max_batch_tokens,
+        num_sampling_threads=size.num_threads,
         is_deduplicating=is_deduplicating,
         gate=gate,
         system_fingerprint=system_fingerprint,

@@ -8,12 +8,10 @@ What is left lies beside the KV cache, slot by slot: a prompt that begins like o
 over with its cells. Plain numpy, no llama.cpp.
 """
 
-import math
-
 import numpy as np
 import numpy.typing as npt
 
-from batcher.errors import EngineError
+from workers.engines.llama.sampling.logprobs import likeliest, log_sum_exp
 
 Tokens = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
@@ -26,9 +24,6 @@ NUM_TOP = 5
 _MAX_LOGITS_BYTES = 64 << 20
 #: Rows in one step: a longer one would hold up those that run beside it.
 _MAX_ROWS = 128
-
-#: Of a large vocabulary only the blocks with the highest maxima are looked through for the likeliest tokens.
-_BLOCK = 256
 
 
 def max_scored_tokens(vocab_size: int) -> int:
@@ -75,31 +70,9 @@ class ScoreTable:
             rows.tolist(), slots.tolist(), positions.tolist(), next_tokens.tolist(), strict=True
         ):
             row = logits[at]
-            top, log_total = _reduce(row, scratch)
+            log_total = log_sum_exp(row, scratch)
+            top = likeliest(row, NUM_TOP)
             self.logprobs[slot, position] = float(row[token]) - log_total
             self.top_tokens[slot, position] = -1
             self.top_tokens[slot, position, : len(top)] = top
             self.top_logprobs[slot, position, : len(top)] = row[top].astype(np.float64) - log_total
-
-
-def _reduce(row: Floats, scratch: Floats) -> tuple[npt.NDArray[np.intp], float]:
-    """The likeliest tokens, and the logarithm of the sum of the exponentials."""
-    num_top = min(NUM_TOP, len(row))
-    num_blocks = len(row) // _BLOCK
-    if num_blocks <= num_top:
-        among = np.arange(len(row))
-    else:
-        # Whatever is among the likeliest lies in one of the blocks with the highest maxima, or in the rest at the end.
-        maxima = row[: num_blocks * _BLOCK].reshape(num_blocks, _BLOCK).max(axis=1)
-        best = np.argpartition(maxima, -num_top)[-num_top:]
-        among = (best[:, None] * _BLOCK + np.arange(_BLOCK)).ravel()
-        among = np.concatenate((among, np.arange(num_blocks * _BLOCK, len(row))))
-    values = row[among]
-    at = np.argpartition(values, -num_top)[-num_top:] if num_top < len(values) else np.arange(len(values))
-    top = among[at[np.argsort(-values[at], kind="stable")]]
-    np.subtract(row, row[top[0]], out=scratch)
-    np.exp(scratch, out=scratch)
-    total = float(scratch.sum())
-    if not math.isfinite(total):
-        raise EngineError(f"the model computed logits that sum up to {total}; the GGUF or llama.cpp's build is broken")
-    return top, float(row[top[0]]) + math.log(total)
