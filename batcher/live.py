@@ -44,11 +44,12 @@ class LiveEngine(Protocol):
         ...
 
     def complete(
-        self, request: Request, *, is_streaming: bool, timeout_s: float | None = None
+        self, request: Request, *, is_streaming: bool, timeout_s: float | None = None, client: str = ""
     ) -> AsyncIterator[Delta | Choice]:
         """The choices of `request`, each as soon as it is finished; before that its deltas, if `is_streaming`.
 
         `request.model` must be one of `models`. `timeout_s` bounds the time of each choice, from its first prefill.
+        Requests of different `client`s take turns.
         Closing the iterator, or cancelling the task that waits for it, frees what the request holds. Raises
         LiveRequestError and EngineAwayError.
         """

@@ -40,6 +40,28 @@ _LIMIT_OPTIONS = (
         help="Most requests at a time; beyond it the answer is 429.",
     ),
     option(
+        "--max-queue-per-key",
+        type=click.IntRange(min=1),
+        help="As --max-queue, of those that one key asked for. [default: half of it, where there are several keys]",
+    ),
+    option(
+        "--max-concurrent-per-key",
+        type=click.IntRange(min=1),
+        help="As --max-concurrent, of those of one key. [default: half of it, where there are several keys]",
+    ),
+    option(
+        "--max-held-per-key",
+        type=click.IntRange(min=1024),
+        help="Most bytes of the bodies of one key's requests being answered; beyond it the answer is 429. "
+        "[default: 128 MiB, where there are several keys]",
+    ),
+    option(
+        "--max-connections-per-address",
+        type=click.IntRange(min=1),
+        help="Most connections from one address, idle ones too. Not behind a proxy, whose address all have. "
+        "[default: no limit but that of all connections]",
+    ),
+    option(
         "--request-timeout",
         type=click.FloatRange(min=0, min_open=True),
         default=600.0,
@@ -210,6 +232,10 @@ def _take_limits(options: dict[str, Any]) -> "Limits":
         max_sequences=options.pop("max_prompts"),
         max_queued=options.pop("max_queue"),
         max_concurrent=options.pop("max_concurrent"),
+        max_queued_per_key=options.pop("max_queue_per_key"),
+        max_concurrent_per_key=options.pop("max_concurrent_per_key"),
+        max_held_bytes_per_key=options.pop("max_held_per_key"),
+        max_connections_per_address=options.pop("max_connections_per_address"),
         request_timeout_s=options.pop("request_timeout"),
         body_idle_s=options.pop("body_timeout"),
         write_idle_s=options.pop("write_timeout"),

@@ -22,10 +22,12 @@ from starlette.routing import Match
 import batcher
 from batcher.live import LiveEngine
 from batcher.server.census import CensusTaker
+from batcher.server.guard.admission import Admission
 from batcher.server.guard.answers import Boundary, JSONAnswer, error_answer
 from batcher.server.guard.auth import ApiKeys, KeyCheck, LoopbackCheck
+from batcher.server.guard.clients import Usage
 from batcher.server.guard.errors import ApiError
-from batcher.server.guard.limits import Admission, Limits
+from batcher.server.guard.limits import Limits
 from batcher.server.guard.origins import allow_origins
 from batcher.server.live.completions import Completions, completions_router
 from batcher.server.live.exchange import Exchanges
@@ -60,10 +62,11 @@ def make_api(
     `ignores_unknown`: unknown fields of a request are left out and named in a header, rather than refused.
     """
     limits = limits or Limits()
-    metrics = Metrics()
-    exchanges = Exchanges(engine, limits=limits)
+    usage = Usage(limits, num_keys=len(keys or ()))
+    metrics = Metrics(usage)
+    exchanges = Exchanges(engine, limits=limits, usage=usage)
     access = Middleware(LoopbackCheck, origins=cors_origins) if keys is None else Middleware(KeyCheck, keys=keys)
-    layers = [Middleware(Boundary, metrics=metrics), access, Middleware(Admission, limits=limits)]
+    layers = [Middleware(Boundary, metrics=metrics), access, Middleware(Admission, limits=limits, usage=usage)]
     app = FastAPI(
         title="Batcher",
         version=batcher.__version__,

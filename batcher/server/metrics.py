@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 
 from batcher.jobdir.heartbeats import Health
 from batcher.server.census import Census
+from batcher.server.guard.clients import Usage
 from batcher.types import EngineStats
 
 #: Seconds. From an answer that was ready to a completion of minutes.
@@ -42,7 +43,8 @@ _ENGINE_COUNTERS = {
 class Metrics:
     """The counts of one server, on a registry of its own: two servers in a process don't add up."""
 
-    def __init__(self) -> None:
+    def __init__(self, usage: Usage) -> None:
+        self._usage = usage
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "batcher_http_requests",
@@ -81,22 +83,24 @@ class Metrics:
     def render(self, engines: Mapping[str, EngineStats], census: Census | None) -> bytes:
         """All that there is to say, in the text format of Prometheus."""
         snapshot = CollectorRegistry()
-        snapshot.register(_Snapshot(engines, census))
+        snapshot.register(_Snapshot(engines, census, self._usage))
         return generate_latest(self._registry) + generate_latest(snapshot)
 
 
 class _Snapshot(Collector):
-    """Engines, jobs and workers as they are now."""
+    """Engines, jobs, workers and keys as they are now."""
 
-    def __init__(self, engines: Mapping[str, EngineStats], census: Census | None) -> None:
+    def __init__(self, engines: Mapping[str, EngineStats], census: Census | None, usage: Usage) -> None:
         self._engines = engines
         self._census = census
+        self._usage = usage
 
     def collect(self) -> Iterator[Metric]:
         for attribute, (name, text) in _ENGINE_GAUGES.items():
             yield self._fill(GaugeMetricFamily(name, text, labels=["model"]), attribute)
         for attribute, (name, text) in _ENGINE_COUNTERS.items():
             yield self._fill(CounterMetricFamily(name, text, labels=["model"]), attribute)
+        yield from _keys(self._usage)
         if self._census is not None:
             yield from _jobs(self._census)
             yield from _workers(self._census)
@@ -105,6 +109,29 @@ class _Snapshot(Collector):
         for model, stats in self._engines.items():
             family.add_metric([model], float(getattr(stats, attribute)))
         return family
+
+
+def _keys(usage: Usage) -> Iterator[Metric]:
+    """What each key holds. By its number: the key itself is nobody's business."""
+    refusals = CounterMetricFamily(
+        "batcher_key_refusals", "Requests refused for what their key holds already", labels=["key", "limit"]
+    )
+    for name, text, limit, holdings in (
+        ("batcher_key_requests_open", "Requests of the key being answered", "concurrent", usage.requests),
+        (
+            "batcher_key_completions_queued",
+            "Live completions of the key, running and waiting",
+            "queue",
+            usage.completions,
+        ),
+        ("batcher_key_body_bytes", "Bytes of the bodies of the key's open requests", "held", usage.body_bytes),
+    ):
+        family = GaugeMetricFamily(name, text, labels=["key"])
+        for key in usage.keys:
+            family.add_metric([key], holdings.of(key))
+            refusals.add_metric([key, limit], holdings.num_refused(key))
+        yield family
+    yield refusals
 
 
 def _jobs(census: Census) -> Iterator[Metric]:

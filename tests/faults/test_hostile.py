@@ -17,7 +17,7 @@ from tests.support.serving import Server, serve
 from tests.support.tiny_gguf import write_tiny_gguf
 from tests.support.waiting import PATIENCE_S, wait_for
 
-KEY = "sk-0123456789abcdef"
+KEY, OTHER_KEY = "sk-0123456789abcdef", "sk-fedcba9876543210"
 MAX_OPEN_FILES = 512
 #: Of the server's process, through every attack.
 MAX_RSS_BYTES = 600 << 20
@@ -52,8 +52,8 @@ def num_open_files(pid: int) -> int:
 
 
 @contextlib.contextmanager
-def good_client(server: Server) -> Iterator[httpx.Client]:
-    headers = {"authorization": f"Bearer {KEY}"}
+def good_client(server: Server, key: str = KEY) -> Iterator[httpx.Client]:
+    headers = {"authorization": f"Bearer {key}"}
     with httpx.Client(base_url=server.base_url, headers=headers, timeout=PATIENCE_S) as client:
         yield client
 
@@ -185,6 +185,27 @@ def test_pipes_and_devices_in_the_place_of_files_are_left_out(server: Server, fa
         assert client.get("/batches").status_code == 200
         assert client.get(f"{server.root_url}/metrics").status_code == 200
     check_served(server)
+
+
+def test_one_key_that_queues_long_work_does_not_keep_another_waiting(family: Family, model: Path) -> None:
+    long = {"model": "tiny", "prompt": [f"prompt {n}" for n in range(5)], "max_tokens": 400, "ignore_eos": True}
+    options = ("--model", f"tiny={model}", "--threads", 1, "--slots", 4, "--grace", GRACE_S)
+    with serve(family, *options, env={"BATCHER_API_KEYS": f"{KEY},{OTHER_KEY}"}) as server:
+
+        def ask(number: int) -> int:
+            with good_client(server, OTHER_KEY) as client:
+                return client.post("/completions", json={**long, "seed": number}).status_code
+
+        with ThreadPoolExecutor(40) as pool, good_client(server) as client:
+            queued = [pool.submit(ask, number) for number in range(40)]
+            wait_for(lambda: 'queued{key="2"} 200' in client.get(f"{server.root_url}/metrics").text, what="all wait")
+
+            body = {"model": "tiny", "prompt": "hello", "max_tokens": 4}
+            assert client.post("/completions", json=body).status_code == 200
+
+            # In the order of their coming it would have been all of them.
+            assert sum(each.done() for each in queued) < len(queued) // 2
+            assert server.stop() == 0, server.stderr
 
 
 #: A template that would run for days.

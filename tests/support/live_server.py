@@ -11,6 +11,7 @@ import httpx
 import uvicorn
 
 from batcher.server.app import Api, make_api
+from batcher.server.guard.auth import ApiKeys
 from batcher.server.guard.connections import connection_class
 from batcher.server.guard.limits import Limits
 from batcher.server.serve import bind, loop_factory
@@ -38,8 +39,9 @@ class LiveServer:
     def num_connections(self) -> int:
         return len(self.uvicorn.server_state.connections)
 
-    def client(self) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=PATIENCE_S)
+    def client(self, *, key: str | None = None) -> httpx.Client:
+        headers = {} if key is None else {"authorization": f"Bearer {key}"}
+        return httpx.Client(base_url=self.url, timeout=PATIENCE_S, headers=headers)
 
     def connect(self, data: bytes = b"", *, receive_buffer: int | None = None) -> socket.socket:
         """A raw connection that has sent `data`."""
@@ -104,9 +106,11 @@ def running(api: Api, *, limits: Limits) -> Iterator[tuple[int, uvicorn.Server, 
 
 
 @contextlib.contextmanager
-def live_server(engine: ScriptedEngine, *, limits: Limits | None = None) -> Iterator[LiveServer]:
+def live_server(
+    engine: ScriptedEngine, *, limits: Limits | None = None, keys: ApiKeys | None = None
+) -> Iterator[LiveServer]:
     limits = limits or Limits()
-    api = make_api(engine, keys=None, limits=limits)
+    api = make_api(engine, keys=keys, limits=limits)
     sockets: list[socket.socket] = []
     with running(api, limits=limits) as (port, server, loop):
         try:

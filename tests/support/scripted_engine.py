@@ -53,16 +53,18 @@ class ScriptedEngine:
         self.script = script
         self.seen: list[Request] = []
         self.timeouts: list[float | None] = []
+        self.clients: list[str] = []
         self.num_open = 0
         self.num_pieces = 0
 
     async def complete(
-        self, request: Request, *, is_streaming: bool, timeout_s: float | None = None
+        self, request: Request, *, is_streaming: bool, timeout_s: float | None = None, client: str = ""
     ) -> AsyncIterator[Delta | Choice]:
         if not self.is_ready:
             raise EngineAwayError("the model is being loaded; send the request again in a while")
         self.seen.append(request)
         self.timeouts.append(timeout_s)
+        self.clients.append(client)
         self.num_open += 1
         try:
             for step in self.script(request):

@@ -25,7 +25,7 @@ class PromptedEngine(ScriptedEngine):
         self._on_failure = on_failure
 
     async def complete(
-        self, request: Request, *, is_streaming: bool, timeout_s: float | None = None
+        self, request: Request, *, is_streaming: bool, timeout_s: float | None = None, client: str = ""
     ) -> AsyncIterator[Delta | Choice]:
         prompt = request.prompts[0]
         if prompt == "fail":

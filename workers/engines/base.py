@@ -49,7 +49,8 @@ class SequenceRequest:
     so that many requests can have the same `params`. Of a chat (`is_chat`) the prompt is the JSON text of its messages,
     of token ids (`is_token_ids`) that of an array of them. With `is_echoing` the text of the answer begins with the
     prompt's, and with `scores_prompt` its log-probabilities with those of the prompt's tokens.
-    `timeout_s` runs from its first prefill. `is_live`: somebody waits for it, so it goes before those that are not.
+    `timeout_s` runs from its first prefill. `is_live`: somebody waits for it, so it goes before those that are not;
+    among those slots go round by `client`.
     `is_alone`: nothing else may be computed in this process from its first token to its last.
     """
 
@@ -60,6 +61,7 @@ class SequenceRequest:
     timeout_s: float | None = None
     is_alone: bool = False
     is_live: bool = False
+    client: str = ""
     is_chat: bool = False
     is_token_ids: bool = False
     is_echoing: bool = False

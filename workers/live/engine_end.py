@@ -136,7 +136,12 @@ class LiveRequests:
             return
         request = question.request
         sequences = sequence_requests(
-            request, position=0, job_seed=question.job_seed, timeout_s=question.timeout_s, is_live=True
+            request,
+            position=0,
+            job_seed=question.job_seed,
+            timeout_s=question.timeout_s,
+            is_live=True,
+            client=question.client,
         )
         on_delta = entry.take_delta if question.is_streaming else None
         try:

@@ -20,13 +20,14 @@ _CONFIG = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64", ser_json_
 
 @dataclass(frozen=True, slots=True)
 class Submit:
-    """Complete a request. `job_seed` gives the seed of those that have none."""
+    """Complete a request of `client`. `job_seed` gives the seed of those that have none."""
 
     number: int
     request: Request
     is_streaming: bool
     timeout_s: float | None
     job_seed: int
+    client: str
     kind: Literal["submit"] = "submit"
 
 

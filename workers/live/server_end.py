@@ -149,14 +149,14 @@ class ProcessEngines:
         await asyncio.gather(*self._receivers, return_exceptions=True)
 
     async def complete(
-        self, request: Request, *, is_streaming: bool, timeout_s: float | None = None
+        self, request: Request, *, is_streaming: bool, timeout_s: float | None = None, client: str = ""
     ) -> AsyncIterator[Delta | Choice]:
         channel = self._channel
         if channel is None or not self.is_ready:
             raise EngineAwayError(_AWAY)
         number = next(self._numbers)
         inbox: asyncio.Queue[Answer | None] = asyncio.Queue()
-        channel.ask(Submit(number, request, is_streaming, timeout_s, secrets.randbits(63)), inbox)
+        channel.ask(Submit(number, request, is_streaming, timeout_s, secrets.randbits(63), client), inbox)
         num_missing = request.num_choices
         try:
             while num_missing:

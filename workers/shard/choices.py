@@ -20,6 +20,7 @@ def sequence_requests(
     timeout_s: float | None,
     is_alone: bool = False,
     is_live: bool = False,
+    client: str = "",
 ) -> Iterator[SequenceRequest]:
     """What the engine is to decode for `request`; their keys are `position` and the number of the sequence."""
     params = request.params
@@ -37,6 +38,7 @@ def sequence_requests(
             timeout_s=timeout_s,
             is_alone=is_alone,
             is_live=is_live,
+            client=client,
             is_chat=request.is_chat,
             is_token_ids=request.is_token_ids,
             is_echoing=request.is_echoed_by_engine,

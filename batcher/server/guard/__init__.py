@@ -6,7 +6,9 @@ heads.py        what RFC 9112 asks of a head
 auth.py         whose key is good
 origins.py      web pages that may ask (CORS)
 parsing.py      large bodies, parsed one at a time
-limits.py       how much a request, and all of them, may take
+limits.py       how much a request, a client, and all of them, may take
+clients.py      who asks, and what each holds
+admission.py    requests and their bodies, within these limits
 answers.py      every failure as an answer
 errors.py       the error object
 """

@@ -17,6 +17,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from batcher.errors import InputError
+from batcher.server.guard.clients import CLIENT, connection_of
 from batcher.server.guard.errors import ApiError
 
 logger = logging.getLogger(__name__)
@@ -45,10 +46,12 @@ class ApiKeys:
     def __len__(self) -> int:
         return len(self._digests)
 
-    def accepts(self, key: str) -> bool:
+    def find(self, key: str) -> int | None:
+        """Which of them `key` is, from 1 on; None where it is none."""
         offered = hashlib.sha256(key.encode()).digest()
-        # A sum and not `any`, which would stop at the first that matches.
-        return sum(hmac.compare_digest(offered, digest) for digest in self._digests) > 0
+        # All of them, whichever matches.
+        matches = [hmac.compare_digest(offered, digest) for digest in self._digests]
+        return matches.index(True) + 1 if sum(matches) else None
 
 
 def read_keys(file: Path | None, listed: str) -> ApiKeys | None:
@@ -103,17 +106,19 @@ class KeyCheck:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in PUBLIC_PATHS:
-            self._check(Headers(scope=scope))
+            scope[CLIENT] = str(self._find(Headers(scope=scope)))
             _note_admitted(scope)
         await self._app(scope, receive, send)
 
-    def _check(self, headers: Headers) -> None:
+    def _find(self, headers: Headers) -> int:
+        """The number of the key that a request brings. Raises ApiError."""
         scheme, _, bearer = headers.get("authorization", "").partition(" ")
         offered = [bearer] if scheme.lower() == "bearer" else []
         offered += [headers.get(name, "") for name in KEY_HEADERS]
         found = [key for text in offered if (key := text.strip())]
-        if any(self._keys.accepts(key) for key in found):
-            return
+        numbers = [number for key in found if (number := self._keys.find(key)) is not None]
+        if numbers:
+            return numbers[0]
         what = "this API key is not known" if found else "no API key was given"
         raise ApiError(
             401,
@@ -138,6 +143,7 @@ class LoopbackCheck:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             self._check(Headers(scope=scope))
+            scope[CLIENT] = connection_of(scope)
             _note_admitted(scope)
         await self._app(scope, receive, send)
 

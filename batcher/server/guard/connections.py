@@ -25,9 +25,10 @@ from pydantic_core import to_json
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from batcher.server.guard.auth import ON_ADMITTED
+from batcher.server.guard.clients import busy_error
 from batcher.server.guard.errors import ApiError
 from batcher.server.guard.heads import check_head
-from batcher.server.guard.limits import Limits, busy_error
+from batcher.server.guard.limits import Limits
 from batcher.server.guard.pool import ConnectionPool
 
 #: For what uvicorn logs of a connection. It warns of bad HTTP, of which a stranger could send enough to fill a disk.
@@ -85,9 +86,14 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if not self.pool.add(self):
-            self._refuse(busy_error("the server has as many connections as it can hold; try later"))
+            self._refuse(busy_error("the server has as many connections as it can hold, or as you may have; try later"))
             return
         self._start_head_timer()
+
+    @property
+    def address(self) -> str:
+        """Where it comes from, without the port."""
+        return self.client[0] if self.client else ""
 
     @property
     def is_idle(self) -> bool:
@@ -245,5 +251,5 @@ class Connection(HttpToolsProtocol):
 
 def connection_class(limits: Limits) -> type[Connection]:
     """`Connection` with these limits, for uvicorn, which makes connections itself."""
-    pool = ConnectionPool(limits.max_connections)
+    pool = ConnectionPool(limits.max_connections, max_per_address=limits.max_connections_per_address)
     return type("LimitedConnection", (Connection,), {"limits": limits, "pool": pool})

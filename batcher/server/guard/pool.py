@@ -2,10 +2,12 @@
 
 Each connection is an open file of the process, and so is each file of a job. So connections have a bound below the
 limit of open files, and a stranger, who is whoever has not yet sent a request that was let in, gives way first: the
-oldest that is not being answered.
+oldest that is not being answered. One address can have a bound of its own; then its own connections give way.
 """
 
 import resource
+from collections.abc import Iterable
+from itertools import chain
 from typing import Protocol
 
 #: Open files beyond which the server asks for no more, whatever the system would allow.
@@ -20,28 +22,42 @@ class Pooled(Protocol):
         """Whether no request of it is being answered."""
         ...
 
+    @property
+    def address(self) -> str:
+        """Where it comes from, without the port."""
+        ...
+
     def abort(self) -> None:
         """Close it at once."""
         ...
 
 
 class ConnectionPool:
-    """The open connections of a server, at most `max_connections`. For the event loop's thread."""
+    """The open connections of a server, at most `max_connections`, of them `max_per_address` from one address (None:
+    as many as there are). For the event loop's thread."""
 
-    def __init__(self, max_connections: int) -> None:
+    def __init__(self, max_connections: int, *, max_per_address: int | None = None) -> None:
         self._max_connections = max_connections
+        self._max_per_address = max_per_address
         # In the order of their coming: a dict keeps it, and forgets any in no time.
         self._strangers: dict[Pooled, None] = {}
         self._admitted: dict[Pooled, None] = {}
+        #: Only where addresses have a bound.
+        self._by_address: dict[str, dict[Pooled, None]] = {}
 
     def __len__(self) -> int:
         return len(self._strangers) + len(self._admitted)
 
     def add(self, connection: Pooled) -> bool:
-        """Take a connection in, as a stranger's. Returns False where all others are being answered."""
-        if len(self) >= self._max_connections and not self._close_oldest_idle():
+        """Take a connection in, as a stranger's. Returns False where all others, or those of its address, are being
+        answered."""
+        if not self._make_room_at(connection.address):
+            return False
+        if len(self) >= self._max_connections and not self._close_oldest_idle(self._strangers, self._admitted):
             return False
         self._strangers[connection] = None
+        if self._max_per_address is not None:
+            self._by_address.setdefault(connection.address, {})[connection] = None
         return True
 
     def admit(self, connection: Pooled) -> None:
@@ -54,15 +70,31 @@ class ConnectionPool:
         """Forget a connection, if it is known."""
         self._strangers.pop(connection, None)
         self._admitted.pop(connection, None)
+        there = self._by_address.get(connection.address)
+        if there is not None:
+            there.pop(connection, None)
+            if not there:
+                del self._by_address[connection.address]
 
-    def _close_oldest_idle(self) -> bool:
-        for group in (self._strangers, self._admitted):
-            oldest = next((connection for connection in group if connection.is_idle), None)
-            if oldest is not None:
-                del group[oldest]
-                oldest.abort()
-                return True
-        return False
+    def _make_room_at(self, address: str) -> bool:
+        there = self._by_address.get(address)
+        if there is None or self._max_per_address is None or len(there) < self._max_per_address:
+            return True
+        return self._close_oldest_idle(
+            *(
+                [connection for connection in there if connection in group]
+                for group in (self._strangers, self._admitted)
+            )
+        )
+
+    def _close_oldest_idle(self, *groups: Iterable[Pooled]) -> bool:
+        """Close the first idle one of the first group that has one."""
+        oldest = next((connection for connection in chain(*groups) if connection.is_idle), None)
+        if oldest is None:
+            return False
+        self.discard(oldest)
+        oldest.abort()
+        return True
 
 
 def raise_open_files_limit() -> int:

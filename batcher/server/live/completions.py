@@ -15,6 +15,7 @@ from batcher.openai.bodies import ParsedBody, parse_body
 from batcher.openai.parameters import CHAT_URL, COMPLETIONS_URL
 from batcher.openai.schema import body_schema
 from batcher.server.guard.answers import JSONAnswer
+from batcher.server.guard.clients import client_of
 from batcher.server.guard.limits import Limits
 from batcher.server.guard.parsing import parse_apart
 from batcher.server.live.exchange import Exchanges
@@ -84,7 +85,10 @@ class Completions:
 
     async def _collect(self, parsed: ParsedBody, request: Request) -> tuple[Choice, ...]:
         choices: list[Choice] = []
-        async with self._exchanges.begin(parsed.request, request.receive, is_streaming=False) as exchange:
+        client = client_of(request.scope)
+        async with self._exchanges.begin(
+            parsed.request, request.receive, client=client, is_streaming=False
+        ) as exchange:
             while not exchange.is_done:
                 choices += [item for item in await exchange.take() if isinstance(item, Choice)]
         return tuple(sorted(choices, key=lambda choice: choice.index))

@@ -6,6 +6,7 @@ thread.
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from itertools import chain
@@ -16,8 +17,9 @@ from starlette.types import Receive
 
 from batcher.live import LiveEngine
 from batcher.server.guard.answers import RETRY_AWAY_S, ClientGoneError, timeout_error
+from batcher.server.guard.clients import Usage
 from batcher.server.guard.errors import ApiError
-from batcher.server.guard.limits import Limits, busy_error
+from batcher.server.guard.limits import Limits
 from batcher.types import Choice, Delta, Request
 
 #: Deltas that may wait for the client one by one. Beyond, those of a choice become one: a client that reads slowly
@@ -129,10 +131,11 @@ class Exchange:
 class Exchanges:
     """All live requests of the server: how many sequences they have together, and their end when it stops."""
 
-    def __init__(self, engine: LiveEngine | None, *, limits: Limits) -> None:
+    def __init__(self, engine: LiveEngine | None, *, limits: Limits, usage: Usage) -> None:
         self._engine = engine
         self._limits = limits
-        self._open: dict[Exchange, int] = {}
+        self._usage = usage
+        self._open: set[Exchange] = set()
         self._is_ended = False
 
     @property
@@ -142,48 +145,34 @@ class Exchanges:
     def system_fingerprint(self, model: str) -> str | None:
         return self._engine.system_fingerprint(model) if self._engine is not None else None
 
-    def begin(self, request: Request, receive: Receive, *, is_streaming: bool) -> "_Counted":
+    @contextlib.asynccontextmanager
+    async def begin(
+        self, request: Request, receive: Receive, *, client: str, is_streaming: bool
+    ) -> AsyncIterator[Exchange]:
         """The exchange of `request`, as a context. Raises ApiError for want of room, and once the server stops."""
         assert self._engine is not None, "a request for a model that is not served"
         if self._is_ended:
             raise _stopping_error()
-        num_queued = sum(self._open.values())
         # A single request is taken whatever its size: `max_sequences` has bounded that.
-        if num_queued and num_queued + request.num_sequences > self._limits.max_queued:
-            raise busy_error(
-                f"{num_queued:,} live completions are queued, of {self._limits.max_queued:,} at most; try later"
-            )
-        timeout_s = self._limits.request_timeout_s
-        items = self._engine.complete(request, is_streaming=is_streaming, timeout_s=timeout_s)
-        exchange = Exchange(items, receive, num_choices=request.num_choices, timeout_s=timeout_s)
-        return _Counted(exchange, self._open, num_sequences=request.num_sequences)
+        self._usage.completions.take(client, request.num_sequences, is_first_free=True)
+        try:
+            timeout_s = self._limits.request_timeout_s
+            items = self._engine.complete(request, is_streaming=is_streaming, timeout_s=timeout_s, client=client)
+            exchange = Exchange(items, receive, num_choices=request.num_choices, timeout_s=timeout_s)
+            self._open.add(exchange)
+            try:
+                async with exchange:
+                    yield exchange
+            finally:
+                self._open.discard(exchange)
+        finally:
+            self._usage.completions.give(client, request.num_sequences)
 
     def end_all(self) -> None:
         """End all that are open with an error, and let none begin any more."""
         self._is_ended = True
         for exchange in list(self._open):
             exchange.fail(_stopping_error())
-
-
-class _Counted:
-    """An exchange that is listed while it lasts."""
-
-    def __init__(self, exchange: Exchange, listed: dict[Exchange, int], *, num_sequences: int) -> None:
-        self._exchange = exchange
-        self._listed = listed
-        self._num_sequences = num_sequences
-
-    async def __aenter__(self) -> Exchange:
-        self._listed[self._exchange] = self._num_sequences
-        return await self._exchange.__aenter__()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        try:
-            await self._exchange.__aexit__(kind, exc, traceback)
-        finally:
-            self._listed.pop(self._exchange, None)
 
 
 def _stopping_error() -> ApiError:

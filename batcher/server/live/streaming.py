@@ -10,6 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from batcher.openai.answers import ChunkStream
 from batcher.server.guard.answers import REQUEST_ID, ClientGoneError, as_api_error
+from batcher.server.guard.clients import client_of
 from batcher.server.live.exchange import Exchange, Exchanges
 from batcher.server.metrics import Metrics
 from batcher.types import Choice, Delta, Request
@@ -48,7 +49,9 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         began_at = time.perf_counter()
-        async with self._exchanges.begin(self._request, receive, is_streaming=True) as exchange:
+        async with self._exchanges.begin(
+            self._request, receive, client=client_of(scope), is_streaming=True
+        ) as exchange:
             items = await exchange.take()
             self._metrics.first_token(self._request.model, seconds=time.perf_counter() - began_at)
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})

@@ -68,6 +68,6 @@ def test_help_ends_with_an_example(run: Run) -> None:
 
 
 def test_limits_of_the_command_are_those_of_the_server() -> None:
-    defaults = {option.name: option.default for option in serve_command.params}
+    defaults = serve_command.make_context("serve", [], resilient_parsing=True).params
 
     assert _take_limits(defaults) == Limits()

@@ -37,6 +37,7 @@ class Arrival:
     cancelled_after: int | None
     is_alone: bool
     is_live: bool
+    client: str
 
 
 @dataclass
@@ -68,6 +69,7 @@ arrivals = st.lists(
         cancelled_after=st.one_of(st.none(), st.none(), st.integers(0, 20)),
         is_alone=st.sampled_from([False, False, False, True]),
         is_live=st.booleans(),
+        client=st.sampled_from("abc"),
     ),
     min_size=1,
     max_size=6,
@@ -102,6 +104,7 @@ def submit(engine: LlamaEngine, arrival: Arrival) -> Caller:
             SamplingParams(max_tokens=max_tokens, temperature=0, seed=0, logprobs=2 if is_scored else None),
             is_alone=is_alone,
             is_live=arrival.is_live,
+            client=arrival.client,
             is_echoing=is_scored,
             scores_prompt=is_scored,
         )

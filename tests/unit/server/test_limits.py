@@ -8,12 +8,14 @@ import httpx
 import pytest
 
 from batcher.server.app import make_api
+from batcher.server.guard.auth import ApiKeys
 from batcher.server.guard.limits import Limits
 from tests.support.api_client import ask, complete
 from tests.support.live_server import LiveServer, live_server
 from tests.support.scripted_engine import Latch, ScriptedEngine, choice
 from tests.support.waiting import wait_for
 
+KEYS = ["sk-0123456789abcdef", "sk-fedcba9876543210"]
 BODY = {"model": "tiny", "prompt": "a"}
 
 
@@ -22,8 +24,8 @@ def held(latch: Latch) -> ScriptedEngine:
     return ScriptedEngine(script=lambda request: [latch, *(choice(i, "x") for i in range(request.num_choices))])
 
 
-def post(server: LiveServer, **body: object) -> httpx.Response:
-    with server.client() as client:
+def post(server: LiveServer, *, key: str | None = None, **body: object) -> httpx.Response:
+    with server.client(key=key) as client:
         return client.post("/v1/completions", json=BODY | body)
 
 
@@ -94,6 +96,63 @@ def test_completions_beyond_the_queue_are_told_to_come_again(latch: Latch) -> No
 
         assert refused.status_code == 429
         assert [waiting.result().status_code, fits.result().status_code] == [200, 200]
+
+
+@pytest.mark.parametrize(
+    ("limits", "limit", "prompts"),
+    [
+        (Limits(max_queued=4), "queue", ["a", "b"]),
+        (Limits(max_queued_per_key=2), "queue", ["a", "b"]),
+        (Limits(max_concurrent=2), "concurrent", ["a"]),
+        (Limits(max_held_bytes=2000, max_body_bytes=1000), "held", ["a" * 700]),
+    ],
+)
+def test_one_key_leaves_room_to_others(latch: Latch, limits: Limits, limit: str, prompts: list[str]) -> None:
+    with (
+        live_server(held(latch), limits=limits, keys=ApiKeys(KEYS)) as server,
+        server.client(key=KEYS[1]) as client,
+        ThreadPoolExecutor() as pool,
+    ):
+        waiting = pool.submit(post, server, key=KEYS[0], prompt=prompts)
+        wait_for(lambda: server.engine.num_open == 1, what="the request is at the engine")
+
+        refused = post(server, key=KEYS[0], prompt=prompts)
+        other = pool.submit(post, server, key=KEYS[1], prompt=prompts)
+        wait_for(lambda: server.engine.num_open == 2, what="that of the other key is at the engine")
+        metrics = client.get("/metrics").text
+        latch.open()
+
+        assert refused.status_code == 429
+        assert "for your key" in refused.json()["error"]["message"]
+        assert [waiting.result().status_code, other.result().status_code] == [200, 200]
+        assert server.engine.clients == ["1", "2"]
+        assert f'batcher_key_refusals_total{{key="1",limit="{limit}"}} 1.0' in metrics
+        assert f'batcher_key_completions_queued{{key="2"}} {float(len(prompts))}' in metrics
+        assert 'batcher_key_requests_open{key="1"} 1.0' in metrics
+        assert not any(key in metrics for key in KEYS)
+
+
+def test_only_key_may_take_all_there_is(latch: Latch) -> None:
+    with (
+        live_server(held(latch), limits=Limits(max_queued=4), keys=ApiKeys(KEYS[:1])) as server,
+        ThreadPoolExecutor() as pool,
+    ):
+        waiting = [pool.submit(post, server, key=KEYS[0], prompt=["a", "b"]) for _ in range(2)]
+        wait_for(lambda: server.engine.num_open == 2, what="both are at the engine")
+        latch.open()
+        assert [each.result().status_code for each in waiting] == [200, 200]
+
+
+def test_without_keys_each_connection_is_a_client() -> None:
+    with live_server(ScriptedEngine()) as server, server.client() as client:
+        for _ in range(2):
+            assert client.post("/v1/completions", json=BODY).status_code == 200
+        assert post(server).status_code == 200
+
+        first, second, third = server.engine.clients
+        assert first == second != third
+        assert first.startswith("127.0.0.1:")
+        assert "key=" not in client.get("/metrics").text
 
 
 def test_single_request_is_taken_whatever_the_queue(latch: Latch) -> None:

@@ -21,6 +21,7 @@ class Plug:
 
     is_idle: bool = True
     is_closed: bool = False
+    address: str = "192.0.2.1"
 
     def abort(self) -> None:
         self.is_closed = True
@@ -54,6 +55,25 @@ def test_nobody_who_is_being_answered_gives_way() -> None:
     assert pool.add(Plug())
 
 
+def test_address_at_its_bound_gives_way_to_itself_alone() -> None:
+    pool = ConnectionPool(100, max_per_address=2)
+    other = Plug(address="192.0.2.2")
+    known, busy, stranger, late = Plug(), Plug(is_idle=False), Plug(), Plug()
+    for plug in (other, known):
+        assert pool.add(plug)
+    pool.admit(known)
+
+    assert pool.add(busy)
+    assert pool.add(stranger)
+    assert (known.is_closed, other.is_closed) == (True, False)
+    stranger.is_idle = False
+    assert not pool.add(late)
+    pool.discard(busy)
+    assert pool.add(late)
+    assert pool.add(Plug(address="192.0.2.3"))
+    assert len(pool) == 4
+
+
 def test_idle_connections_beyond_the_bound_are_closed_and_a_new_one_is_answered() -> None:
     with live_server(ScriptedEngine(), limits=Limits(max_connections=8)) as server:
         server.uvicorn.config.timeout_keep_alive = 600
@@ -68,6 +88,17 @@ def test_idle_connections_beyond_the_bound_are_closed_and_a_new_one_is_answered(
             client.close()
         for client in idle:
             client.close()
+
+
+def test_connections_of_an_address_have_a_bound_of_their_own() -> None:
+    with live_server(ScriptedEngine(), limits=Limits(max_connections_per_address=4)) as server:
+        idle = [server.connect(b"GET / HT") for _ in range(20)]
+        wait_for(lambda: server.num_connections <= 4, what="the connections are few")
+
+        client = server.connect(GET)
+        assert client.recv(4096).startswith(b"HTTP/1.1 200")
+        for each in (client, *idle):
+            each.close()
 
 
 def test_connection_beyond_those_that_are_answered_is_told_to_come_again() -> None:

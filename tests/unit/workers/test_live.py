@@ -65,7 +65,7 @@ def server() -> Iterator[Server]:
 
 def ask(number: int, prompt: str) -> bytes:
     request = Request(0, "", "fake", (prompt,), False, SamplingParams(max_tokens=5, temperature=0.0))
-    return encode_question(Submit(number, request, is_streaming=False, timeout_s=None, job_seed=1))
+    return encode_question(Submit(number, request, is_streaming=False, timeout_s=None, job_seed=1, client="1"))
 
 
 def test_questions_are_answered_under_their_numbers(server: Server) -> None:

@@ -4,6 +4,7 @@ engine.py     the thread that owns the context; `step()` is schedule, decode, sa
 scheduler.py  which sequences run, and which of their tokens the next decode computes
 step.py       a step as it is planned and carried out
 ordering.py   in which order those that wait run
+turns.py      live ones by turns of their clients
 kv_cache.py   slots, and the tokens whose KV cells each of them holds
 scores.py     log-probabilities of prompts, beside the KV cells
 sequence.py   one prompt being decoded

@@ -8,14 +8,15 @@ when it is.
 Live sequences, for which somebody waits, go first: into free slots, then into those of batch sequences, which leave
 theirs and are taken up again where they were, those first that have computed least and have not given way yet. A
 quarter of the slots stays with the batch, so that it moves on under any load; where that is none, each of it gives way
-only once.
+only once. Among live ones slots go round by client (`turns`), and who has none takes one of the client with most, if
+that has two or more. There, too, each gives way only once.
 
 A step costs the same few array operations however many sequences run: nothing here loops over tokens.
 """
 
 import itertools
-from collections import deque
-from collections.abc import Iterable
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,7 @@ from workers.engines.llama.kv_cache import NO_MATCH, KvCache, Match, Placement, 
 from workers.engines.llama.ordering import order
 from workers.engines.llama.sequence import Sequence
 from workers.engines.llama.step import PromptLogits, StepBatch
+from workers.engines.llama.turns import Turns
 
 #: Sequences are overtaken by those of later arrivals, but no longer by those that came so many arrivals later.
 _MAX_ARRIVALS_AHEAD = 2
@@ -51,7 +53,7 @@ class Scheduler:
         self._max_scored_tokens = max_scored_tokens
         #: Each entry is either sequences that may go in any order, or one that must be alone.
         self._waiting: deque[list[Sequence]] = deque()
-        self._live: list[Sequence] = []
+        self._live = Turns()
         self._num_steps_without_batch = 0
         self._was_alone_last = False
         self.num_preempted = 0
@@ -102,7 +104,7 @@ class Scheduler:
         for sequence in sequences:
             sequence.arrival = self._num_arrivals
             if sequence.request.is_live:
-                self._live.append(sequence)
+                self._live.add(sequence)
                 continue
             last = self._waiting[-1] if self._waiting else None
             if last is None or sequence.request.is_alone or last[0].request.is_alone:
@@ -223,20 +225,23 @@ class Scheduler:
         dropped = [s for s in self._running.values() if not s.is_wanted]
         for sequence in dropped:
             self.finish(sequence)
-        dropped += [s for group in (self._live, *self._waiting) for s in group if not s.is_wanted]
-        self._live = [s for s in self._live if s.is_wanted]
+        dropped += [s for s in self._queued() if not s.is_wanted]
+        self._live.drop({s for s in self._live if not s.is_wanted})
         kept = ([s for s in group if s.is_wanted] for group in self._waiting)
         self._waiting = deque(group for group in kept if group)
         return dropped
 
     def drop_all(self) -> list[Sequence]:
         """Take out everything, waiting and running, and return it."""
-        dropped = [*self._running.values(), *(s for group in (self._live, *self._waiting) for s in group)]
+        dropped = [*self._running.values(), *self._queued()]
         self._waiting.clear()
         self._live.clear()
         for sequence in list(self._running.values()):
             self.finish(sequence)
         return dropped
+
+    def _queued(self) -> Iterator[Sequence]:
+        return itertools.chain(self._live, *self._waiting)
 
     def check_integrity(self) -> None:
         """Assert that slots and books agree; for tests."""
@@ -244,6 +249,7 @@ class Scheduler:
         assert len(self._running) == self._cache.num_slots - self._cache.num_free_slots
         assert all(self._waiting)
         assert all(sequence.request.is_live for sequence in self._live)
+        assert len(self._live) == len(list(self._live))
         for slot, sequence in self._running.items():
             assert sequence.slot == slot
             assert (self._cache.tokens[slot, : len(sequence.prompt)] == sequence.prompt).all()
@@ -288,18 +294,38 @@ class Scheduler:
         able = [sequence for sequence in others if share or not sequence.was_preempted]
         # The last leaves first: who has not left yet, and of those who loses least.
         able.sort(key=lambda s: (not s.was_preempted, -int(self._cache.num_computed[s.slot])))
+        return self._take_turns(able, room=room)
+
+    def _take_turns(self, able: list[Sequence], *, room: int) -> list[tuple[Sequence, Placement]]:
+        """Admit live sequences by turns, `room` of them beside those that run, at first into slots that are free, then
+        into those of `able`, the last first, and then one for each client that has none."""
+        cache = self._cache
+        live = [sequence for sequence in self._running.values() if sequence.request.is_live]
+        num_held = Counter(sequence.request.client for sequence in live)
         admitted: list[tuple[Sequence, Placement]] = []
-        for sequence in list(self._live):
-            match = self._cache.match(sequence.prompt, is_scoring=sequence.num_to_score > 0)
+        left: list[Sequence] = []
+        # No more are looked at than there are slots: the others wait for a prefix that is being computed.
+        for sequence in itertools.islice(self._live.in_turn(num_held.copy()), cache.num_slots):
+            has_room = len(admitted) - len(left) < room and bool(cache.num_free_slots or able)
+            leaver = None if has_room else _find_leaver(live, num_held, client=sequence.request.client)
+            if not has_room and leaver is None:
+                break
+            match = cache.match(sequence.known, is_scoring=sequence.num_to_score > 0)
             if self._is_coming(match):
                 continue
-            if len(admitted) >= room or not (self._cache.num_free_slots or able):
-                break
-            if not self._cache.num_free_slots:
+            if leaver is not None:
+                self._leave_slot(leaver)
+                live.remove(leaver)
+                left.append(leaver)
+                num_held[leaver.request.client] -= 1
+            elif not cache.num_free_slots:
                 self._preempt(able.pop())
-            self._live.remove(sequence)
+            self._live.take(sequence)
+            num_held[sequence.request.client] += 1
             admitted.append(self._enter(sequence, match=match))
             self._was_alone_last = False
+        for sequence in reversed(left):
+            self._live.put_back(sequence)
         return admitted
 
     def _may_pass(self, num_live: int) -> bool:
@@ -312,11 +338,14 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence) -> None:
         """Have a running sequence leave its slot and wait at the front."""
+        self._leave_slot(sequence)
+        self._waiting.appendleft([sequence])
+
+    def _leave_slot(self, sequence: Sequence) -> None:
         sequence.generated = self.completion(sequence).copy()
         sequence.was_preempted = True
         self.finish(sequence)
         self.num_preempted += 1
-        self._waiting.appendleft([sequence])
 
     def _is_coming(self, match: Match) -> bool:
         """Whether it is better to wait for a prefix that is being computed."""
@@ -387,3 +416,13 @@ class Scheduler:
             self._running[sequence.slot] = sequence
             self._is_changed = True
         return moves
+
+
+def _find_leaver(live: list[Sequence], num_held: Counter[str], *, client: str) -> Sequence | None:
+    """Which of the running `live` sequences leaves its slot to a client: of the one with most the last that entered.
+
+    None where that client has a slot, or nobody has two.
+    """
+    able = [s for s in live if num_held[s.request.client] > 1 and not s.was_preempted] if not num_held[client] else []
+    # Of equals the last, which has computed least.
+    return max(reversed(able), key=lambda s: num_held[s.request.client], default=None)
