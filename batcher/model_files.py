@@ -17,7 +17,7 @@ from pathlib import Path
 from batcher.errors import InputError, ModelError
 from batcher.gguf import GGUF_MAGIC
 from batcher.ids import MAX_MODEL_NAME_CHARS, check_model_name, is_model_name
-from batcher.paths import expand_home
+from batcher.paths import expand_home, whose
 
 MODELS_DIR_VARIABLE = "BATCHER_MODELS_DIR"
 
@@ -55,6 +55,7 @@ def parse_model(spec: str) -> ModelRef:
         except InputError as exc:
             raise ModelError(f"--model {spec}: {exc}; write NAME=PATH") from exc
     if not _exists(path) and is_bare_name(spec):
+        check_models_dir()
         names = ", ".join(known) or "none on this machine"
         raise ModelError(
             f"model {spec!r}: no such file, and not a known name (known: {names}); "
@@ -144,12 +145,33 @@ def known_models(*, models_dir: Path | None = None) -> list[ModelRef]:
     Files are listed, not opened. A file of the folder wins over the wheel's model of the same name.
     """
     found = {model.name: model for model in _packaged_models()}
-    folder = models_dir or (Path(expand_home(value)) if (value := os.environ.get(MODELS_DIR_VARIABLE)) else None)
-    if folder is not None and folder.is_dir():
+    folder = models_dir or _models_dir()
+    if folder is not None and os.access(folder, os.R_OK | os.X_OK):
         for path in sorted(folder.glob("*.gguf")):
             if not _LATER_SPLIT.search(path.stem):
                 found[safe_name(path)] = ModelRef(safe_name(path), path.resolve())
     return [found[name] for name in sorted(found)]
+
+
+def check_models_dir() -> None:
+    """Raise ModelError where `BATCHER_MODELS_DIR` names a folder that this user may not look into."""
+    folder = _models_dir()
+    if folder is None:
+        return
+    try:
+        next(folder.iterdir(), None)
+    except (FileNotFoundError, NotADirectoryError):
+        return  # Then it has no models, as one that is empty.
+    except OSError as exc:
+        raise ModelError(
+            f"{MODELS_DIR_VARIABLE} {folder}: cannot list the folder: {exc.strerror or exc}: {whose(folder)}; let "
+            "everyone read it (chmod -R a+rX), or run as its owner"
+        ) from exc
+
+
+def _models_dir() -> Path | None:
+    value = os.environ.get(MODELS_DIR_VARIABLE)
+    return Path(expand_home(value)) if value else None
 
 
 def safe_name(path: Path) -> str:
@@ -186,7 +208,8 @@ def _check_file(path: Path) -> Path:
     except FileNotFoundError as exc:
         raise ModelError(f"{path}: no such model file; `batcher models` lists the names known here") from exc
     except OSError as exc:
-        raise ModelError(f"{path}: cannot read the model file: {exc.strerror or exc}") from exc
+        at = f": {whose(path)}" if isinstance(exc, PermissionError) else ""
+        raise ModelError(f"{path}: cannot read the model file: {exc.strerror or exc}{at}") from exc
     return path.resolve()
 
 

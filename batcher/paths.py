@@ -1,8 +1,11 @@
-"""What a path means that somebody gives: `~` is the home folder, in every place the same."""
+"""What a path means that somebody gives (`~` is the home folder, in every place the same), and whose a folder is."""
 
 import os
+import stat
+import tempfile
+from pathlib import Path
 
-from batcher.errors import InputError
+from batcher.errors import InputError, StorageError
 
 
 def expand_home(path: str | os.PathLike[str]) -> str:
@@ -20,3 +23,27 @@ def expand_home(path: str | os.PathLike[str]) -> str:
     if first.startswith("~") and not os.path.lexists(first):
         raise InputError(f"{given}: the home folder of {first} is not known; write the path in full, or ./{given}")
     return found
+
+
+def whose(path: Path) -> str:
+    """Whose `path` is, or the folder it would be in, and who we are: for those who may not do there what they want."""
+    we = f"this is user {os.geteuid()}, group {os.getegid()}"
+    for each in (path, *path.parents):
+        try:
+            found = each.stat()
+        except OSError:
+            continue
+        mode = stat.S_IMODE(found.st_mode)
+        return f"{each} is of user {found.st_uid}, group {found.st_gid}, mode {mode:o}, and {we}"
+    return we
+
+
+def temp_folder() -> Path:
+    """Where temporary files go. Raises StorageError where there is no place for them."""
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError as exc:
+        raise StorageError(
+            "no folder for temporary files can be written; set TMPDIR to one, or give a container whose root is "
+            "read-only a tmpfs at /tmp (Docker: --tmpfs /tmp; Kubernetes: an emptyDir)"
+        ) from exc

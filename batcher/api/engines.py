@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from batcher.errors import InputError, ModelError
 from batcher.gguf import trained_context_length
-from batcher.model_files import ModelRef, known_models, parse_model, parse_sha256
+from batcher.model_files import ModelRef, check_models_dir, known_models, parse_model, parse_sha256
 from batcher.paths import expand_home
 from batcher.types import EngineConfig
 
@@ -56,6 +56,7 @@ def choose_models(specs: Sequence[str], *, needed: set[str] | None = None) -> li
         return chosen
     if len(known) == 1:
         return known
+    check_models_dir()
     listed = ", ".join(model.name for model in known)
     raise InputError(
         f"which model? Give --model NAME; `batcher models` lists: {listed}"

@@ -16,7 +16,6 @@ import signal
 import stat
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -29,6 +28,7 @@ from redis.retry import Retry
 
 from batcher.errors import BrokerBusyError, BrokerError
 from batcher.installation import SERVER_PROGRAMS, install_extras
+from batcher.paths import temp_folder
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ def packaged_server() -> Path:
 def folder_for(job_root: Path) -> Path:
     """The private folder of the job's embedded server: the same for the same user and job directory."""
     name = hashlib.sha256(os.fsencode(job_root.resolve())).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"batcher-{os.geteuid()}-{name}"
+    return temp_folder() / f"batcher-{os.geteuid()}-{name}"
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ Exit codes: 0 all rows ok, 1 the job ended with error rows, 2 bad usage or input
 run.py       run, submit, worker, resume
 jobs.py      status, list, results, export, retry, cancel, delete
 checks.py    validate, models, doctor
+health.py    health
 tune.py      tune
 serve.py     serve
 options.py   options that several commands share
@@ -29,7 +30,7 @@ from batcher.errors import BatcherError
 from batcher.startup import start_fast
 
 EXIT_ERROR_ROWS = 1
-#: Of `doctor`; what asks for a machine's health takes 1 for ill.
+#: Of `doctor` and `health`; what asks for a machine's health takes 1 for ill.
 EXIT_CHECK_FAILED = 1
 EXIT_INTERRUPTED = 130
 
@@ -52,6 +53,7 @@ _COMMANDS = {
     "models": "checks",
     "tune": "tune",
     "doctor": "checks",
+    "health": "health",
 }
 
 

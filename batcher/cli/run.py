@@ -182,6 +182,7 @@ def worker_command(
     check_installed("worker", "worker")
     from batcher.broker.url import hide_password
     from batcher.ids import check_id
+    from batcher.jobdir.probe import check_takes_jobs
     from batcher.jobdir.root import make_root
     from workers.local import run_worker
 
@@ -190,6 +191,7 @@ def worker_command(
             "worker needs --broker URL (or BATCHER_BROKER); on one machine, `batcher run` needs none"
         )
     chosen = choose_models(models)
+    check_takes_jobs(jobs_dir)
     jobs_root = make_root(jobs_dir)
     log_to_stderr(logging.INFO, broker_url=broker)
     config = worker_config(chosen, jobs_root, home=jobs_root, quiet=False, **take_engine_options(options))

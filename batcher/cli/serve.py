@@ -153,12 +153,14 @@ def serve_command(
     is_working = broker is None if is_working is None else is_working
     has_engines = bool(models) or broker is None or is_working
     check_installed("serve", "server", *needed_extras(broker) if has_engines else ())
+    from batcher.jobdir.probe import check_takes_jobs
     from batcher.jobdir.root import make_root
     from batcher.server.serve import ServerConfig, serve
 
     log_to_stderr(logging.INFO, broker_url=broker or "", role="server")
     keys = _choose_keys(host, api_keys_file, no_auth=no_auth)
     origins = _choose_origins(cors_origins, has_keys=keys is not None)
+    check_takes_jobs(jobs_dir)
     jobs_root = make_root(jobs_dir)
     limits = _take_limits(options)
     worker = take_engine_options(options)

@@ -15,4 +15,6 @@ verdict.py     what crashes mean for the next attempt: suspects, rows set aside
 sending.py     what is asked of a broker
 lock.py        one command at a time changes what a job is
 heartbeats.py  signs of life of workers
+pulse.py       whether workers of this machine live, for little memory
+probe.py       whether a folder takes jobs
 """

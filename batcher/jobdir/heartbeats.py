@@ -28,12 +28,9 @@ from batcher.errors import StorageError
 from batcher.ids import ID_PATTERN, check_id
 from batcher.jobdir.listing import WORKERS_NAME
 from batcher.jobdir.local_store import LOCAL
+from batcher.jobdir.pulse import is_gone
 from batcher.jobdir.store import Entry, Head, Store
 
-#: A worker that missed so many of its own intervals in a row is gone, but not before so many seconds: intervals can be
-#: shorter than a busy machine takes to run somebody.
-MISSED_BEATS = 3
-MIN_GONE_AFTER_S = 5.0
 #: Seconds without a step of the engine, while it has work, from which a supervisor calls its worker stalled. A step
 #: takes less, but for huge models on slow machines; those are called stalled at times, which harms nobody.
 STALLED_AFTER_S = 10.0
@@ -186,7 +183,7 @@ def _judge(found: list[tuple[WorkerHeartbeat, float]], now: float) -> list[Worke
     reports = []
     for beat, mtime in found:
         age_s = now - mtime
-        if abs(age_s) > max(MIN_GONE_AFTER_S, MISSED_BEATS * beat.interval_s):
+        if is_gone(age_s, interval_s=beat.interval_s):
             health = Health.GONE
         else:
             health = Health.STALLED if beat.state is WorkerState.STALLED else Health.ALIVE

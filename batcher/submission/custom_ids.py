@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from batcher.errors import RepeatedIdError, StorageError
 from batcher.jobdir.store import reason
+from batcher.paths import temp_folder
 from batcher.submission.readers.files import Origin
 
 
@@ -25,7 +26,7 @@ class CustomIds:
         self._hashes = array("q")
         self._sources = _Sources()
         # Closed by __exit__.
-        self._spool = tempfile.TemporaryFile()  # noqa: SIM115
+        self._spool = tempfile.TemporaryFile(dir=temp_folder())  # noqa: SIM115
 
     def __enter__(self) -> "CustomIds":
         return self
@@ -40,7 +41,7 @@ class CustomIds:
         try:
             self._spool.write(json.dumps(ids).encode() + b"\n")
         except OSError as exc:
-            raise StorageError(f"{tempfile.gettempdir()}: cannot write a temporary file: {reason(exc)}") from exc
+            raise StorageError(f"{temp_folder()}: cannot write a temporary file: {reason(exc)}") from exc
 
     def check(self) -> None:
         """Raise RepeatedIdError naming an id that two rows have, and both rows; None if there is none."""

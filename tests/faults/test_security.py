@@ -23,6 +23,7 @@ import redis
 from kombu.exceptions import OperationalError
 
 from batcher.broker.client import connect, queue_key
+from batcher.broker.ping import ping
 from batcher.errors import BrokerError
 from batcher.jobdir.folder import JobDir
 from tests.support.family import Command, Family, assert_every_row_once, wait_until_ready, write_prompts
@@ -298,6 +299,15 @@ def test_broker_with_an_unknown_certificate_is_refused_by_both_libraries(tls: Tl
         reach_with_celery(url)
 
     assert "geheim" not in str(caught.value)
+
+
+def test_health_check_trusts_the_same_certificates(tls: TlsEndpoint, certificate: Path) -> None:
+    ping(f"rediss://localhost:{tls.port}/0?ssl_ca_certs={certificate}", timeout_s=10)
+
+    with pytest.raises(BrokerError, match="CERTIFICATE_VERIFY_FAILED"):
+        ping(f"rediss://localhost:{tls.port}/0", timeout_s=10)
+    with pytest.raises(BrokerError, match=r"not valid for '127.0.0.1'"):
+        ping(f"rediss://127.0.0.1:{tls.port}/0?ssl_ca_certs={certificate}", timeout_s=10)
 
 
 def test_certificate_of_another_host_is_refused_by_both_libraries(tls: TlsEndpoint, certificate: Path) -> None:

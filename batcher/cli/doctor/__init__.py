@@ -12,7 +12,7 @@ from pathlib import Path
 
 from batcher.cli.doctor.broker import check_broker, check_embedded_broker
 from batcher.cli.doctor.finding import Check, Level
-from batcher.cli.doctor.jobs_folder import check_jobs_dir, check_workers
+from batcher.cli.doctor.jobs_folder import check_jobs_dir, check_workers, loaded_models
 from batcher.cli.doctor.models import check_models
 from batcher.cli.doctor.software import check_llama, check_machine, check_packages
 from batcher.model_files import ModelRef
@@ -40,4 +40,4 @@ def run_checks(
     yield from check_jobs_dir(jobs_dir)
     yield check_workers(jobs_dir)
     yield from check_broker(broker) if broker else [check_embedded_broker()]
-    yield from check_models(models, wishes, is_one_worker=is_one_worker)
+    yield from check_models(models, wishes, is_one_worker=is_one_worker, loaded=loaded_models(jobs_dir))

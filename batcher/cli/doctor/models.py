@@ -9,9 +9,10 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from batcher.cli.doctor.finding import Check, Level, size_text
 from batcher.errors import ModelError
@@ -96,10 +97,17 @@ class _Need:
         )
 
 
-def check_models(models: Sequence[ModelRef], wishes: EngineConfig, *, is_one_worker: bool) -> Iterator[Check]:
+def check_models(
+    models: Sequence[ModelRef],
+    wishes: EngineConfig,
+    *,
+    is_one_worker: bool,
+    loaded: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[Check]:
     """Whether each model's file is there and whole, and whether memory has room for it and its slots.
 
-    `is_one_worker`: a worker loads all of them, one after the other; else each is looked at alone.
+    `is_one_worker`: a worker loads all of them, one after the other; else each is looked at alone. `loaded`: by model,
+    the name of a worker of this machine that has it in memory already.
     """
     if not models:
         yield Check("models", Level.WARN, "none known", "give --model NAME=PATH, or set BATCHER_MODELS_DIR")
@@ -110,6 +118,10 @@ def check_models(models: Sequence[ModelRef], wishes: EngineConfig, *, is_one_wor
         if outline is None:
             continue
         name = f"memory for {model.name}"
+        if model.name in loaded:
+            # What is available now is what that worker has left.
+            yield Check(name, Level.OK, f"the worker {loaded[model.name]} of this machine has it loaded")
+            continue
         if outline.has_gpu and wishes.num_gpu_layers != 0:
             yield Check(name, Level.OK, "the GPU's, which is not looked at")
             continue

@@ -6,6 +6,7 @@ Those of a broken machine as a whole, with real servers, mounts and clocks, are 
 import errno
 import os
 import re
+import socket
 import socketserver
 import threading
 from collections.abc import Iterable, Iterator
@@ -127,7 +128,7 @@ def test_file_system_whose_link_replaces_fails(tmp_path: Path, monkeypatch: pyte
     ("number", "remedy"),
     [
         (errno.EROFS, "mount -o remount,rw"),
-        (errno.EACCES, "chown"),
+        (errno.EACCES, "install -d"),
         (errno.ENOSPC, "make room"),
         (errno.EDQUOT, "quota"),
         (errno.EIO, "give a folder you may write to"),
@@ -166,6 +167,30 @@ def beat(folder: Path, name: str, version: str) -> None:
     now = datetime.now(UTC)
     state, models = WorkerState.IDLE, ("tiny",)
     write_heartbeat(folder, WorkerHeartbeat(name, f"host-of-{name}", 1, version, models, now, now, state, 5.0))
+
+
+@pytest.mark.parametrize(("state", "is_loaded"), [(WorkerState.IDLE, True), (WorkerState.LOADING, False)])
+def test_model_of_a_worker_of_this_machine_is_in_memory_already(
+    tmp_path: Path, state: WorkerState, is_loaded: bool
+) -> None:
+    now = datetime.now(UTC)
+    here = WorkerHeartbeat("w0", socket.gethostname(), 1, "0.9.0", ("tiny",), now, now, state, 5.0)
+    write_heartbeat(tmp_path, here)
+    beat(tmp_path, "w1", "0.9.0")  # of another machine
+
+    assert folder_checks.loaded_models(tmp_path) == ({"tiny": "w0"} if is_loaded else {})
+
+
+def test_memory_is_not_asked_for_twice(tiny: ModelRef) -> None:
+    model = tiny
+
+    (_, memory) = model_checks.check_models([model], EngineConfig(num_slots=10**6), is_one_worker=True)
+    (_, loaded) = model_checks.check_models(
+        [model], EngineConfig(num_slots=10**6), is_one_worker=True, loaded={"tiny": "w0"}
+    )
+
+    assert memory.level is Level.FAIL
+    assert (loaded.level, loaded.message) == (Level.OK, "the worker w0 of this machine has it loaded")
 
 
 def test_workers_of_our_version_are_counted(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """What run, submit, worker and resume refuse before anything is started."""
 
 import contextlib
+import errno
+import os
 import shlex
 from pathlib import Path
 
@@ -132,3 +134,20 @@ def test_empty_name_of_the_job_directory_is_not_this_folder(run: Run, prompts: P
 
     assert code == 2
     assert "'' is no path; name a file or folder" in err
+
+
+@pytest.mark.parametrize("command", ["worker --broker redis://127.0.0.1:1/0", "serve --no-auth --port 0"])
+def test_folder_that_takes_no_jobs_is_told_before_a_model_is_loaded(
+    run: Run, tmp_path: Path, model: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(source), None, str(target))
+
+    monkeypatch.setattr(os, "link", refuse)
+
+    code, _, err = run(f"{command} --model {model} --jobs-dir {tmp_path / 'jobs'}")
+
+    assert code == 2
+    assert "Error: --jobs-dir " in err
+    assert "hard links" in err
+    assert not (tmp_path / "jobs").exists()

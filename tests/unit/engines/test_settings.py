@@ -1,13 +1,15 @@
 """How an engine is set up: each setting by option, by profile or by machine and job, and the reason that is given."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from batcher.errors import ModelError
 from batcher.machine import Cores, read_memory
 from batcher.types import Demand, EngineConfig
-from workers.engines.llama.binding import free_gpu_memory, supports_gpu
+from workers.engines.llama import loader
+from workers.engines.llama.binding import free_gpu_memory, gpu_libraries, supports_gpu
 from workers.engines.llama.loader import available_memory
 from workers.engines.llama.settings import (
     EngineSettings,
@@ -185,3 +187,24 @@ def test_short_requests_leave_room_for_more_slots() -> None:
     assert choose(situation=replace(little, demand=Demand(longest_request=400))).num_slots.value == min(
         32, 4 * choose(situation=little).num_slots.value
     )
+
+
+def test_kinds_of_gpu_are_those_of_the_libraries(tmp_path: Path) -> None:
+    for name in ("libggml-cuda.so", "libggml-cuda.so.0", "libggml-cpu-haswell.so", "libggml-base.so", "libllama.so"):
+        (tmp_path / name).touch()
+
+    assert gpu_libraries(tmp_path) == ("cuda",)
+
+
+@pytest.mark.skipif(supports_gpu(), reason="a GPU is seen here")
+def test_build_for_gpus_that_sees_none_does_not_compute_on_cpus_unasked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader, "gpu_libraries", lambda: ("cuda",))
+    path = tmp_path / "none.gguf"
+
+    for config in (EngineConfig(), EngineConfig(num_gpu_layers=10)):
+        with pytest.raises(ModelError, match=r"built for GPUs \(cuda\), but sees none: .*--gpu-layers 0"):
+            loader.load_model(path, config)
+    with pytest.raises(ModelError, match=r"none\.gguf"):
+        loader.load_model(path, EngineConfig(num_gpu_layers=0))

@@ -1,6 +1,9 @@
 """From what a user calls a model to a name and a file."""
 
+import errno
 import hashlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -231,3 +234,25 @@ def test_digest_of_a_split_model_is_that_of_all_its_files_in_order(tmp_path: Pat
 def test_file_that_only_looks_like_a_part_is_itself(tmp_path: Path) -> None:
     for name in ("m.gguf", "m-1-of-2.gguf", "m-00001-of-00002.bin.gguf"):
         assert split_files(tmp_path / name) == [tmp_path / name]
+
+
+def test_folder_that_may_not_be_looked_into_is_said_with_whose_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As root, whom the tests may run as, nothing is forbidden.
+    def refuse(path: Path) -> Iterator[Path]:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setenv("BATCHER_MODELS_DIR", str(tmp_path))
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    tmp_path.chmod(0o700)
+
+    with pytest.raises(ModelError, match=r"cannot list the folder: Permission denied: .* mode 700, and this is user"):
+        parse_model("mine")
+
+
+def test_folder_of_models_that_is_not_there_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATCHER_MODELS_DIR", str(tmp_path / "none"))
+
+    with pytest.raises(ModelError, match="no such file, and not a known name"):
+        parse_model("mine")

@@ -95,14 +95,23 @@ def test_services_are_a_queue_two_kinds_of_workers_and_a_server() -> None:
 def test_every_service_is_watched_started_again_no_root_and_reached_from_this_machine_only(name: str) -> None:
     service = SERVICES[name]
     check = service["healthcheck"]
-    user = service.get("user") or of_stage(service["build"]["target"], "USER")[-1].rest
+    user = defaults_of(service["user"])
 
     assert check["test"][0] == "CMD"
     assert {"interval", "timeout"} <= set(check)
     assert service["restart"] == "unless-stopped"
-    assert user not in ("root", "0")
+    assert user.partition(":")[0] not in ("root", "0")
     assert "no-new-privileges:true" in service["security_opt"]
     assert all(str(port).startswith("127.0.0.1:") for port in service.get("ports", []))
+
+
+@pytest.mark.parametrize("name", BATCHERS)
+def test_what_we_run_may_nothing_and_writes_only_where_it_must(name: str) -> None:
+    service = SERVICES[name]
+
+    assert service["cap_drop"] == ["ALL"]
+    assert service["read_only"] is True
+    assert service["tmpfs"] == ["/tmp"]
 
 
 def test_redis_keeps_its_queue_and_never_forgets() -> None:
@@ -115,6 +124,8 @@ def test_redis_keeps_its_queue_and_never_forgets() -> None:
     assert settings["--appendonly"] == "yes"  # a YAML boolean would become "true"
     assert settings["--appendfsync"] == "everysec"
     assert settings["--maxmemory-policy"] == "noeviction"
+    # Else it answers nobody but its own container, where no password is set.
+    assert settings["--protected-mode"] == "no"
     volume, _, path = redis["volumes"][0].partition(":")
     assert path == "/data"
     assert volume in COMPOSE["volumes"]
@@ -139,7 +150,7 @@ def test_only_the_gpu_worker_and_the_server_are_behind_profiles_and_only_it_asks
 
 @pytest.mark.parametrize("name", BATCHERS)
 def test_docker_waits_longer_than_it_needs_to_stop(name: str) -> None:
-    assert seconds(SERVICES[name]["stop_grace_period"]) >= 2 * DEFAULT_GRACE_S
+    assert seconds(defaults_of(SERVICES[name]["stop_grace_period"])) >= 2 * DEFAULT_GRACE_S
 
 
 @pytest.mark.parametrize("name", BATCHERS)
@@ -168,6 +179,8 @@ def test_the_services_command_parses_with_its_environment(name: str, monkeypatch
 
     # Empty variables count as unset.
     assert context.params["threads"] is None
+    assert context.params["grace"] == DEFAULT_GRACE_S
+    assert context.params["lease_ttl"] is None
     assert context.params["models"] == ("smollm2-135m",)
     assert context.params["broker"] == "redis://redis:6379/0"
 
@@ -194,7 +207,7 @@ def test_health_checks_of_images_and_services_exist_in_the_command_line() -> Non
 
     assert len(checks) == 4
     for program, *words in checks:
-        assert program == "batcher"
+        assert [program, *words] == ["batcher", "health"]
         parse_command(words)
 
 
@@ -218,6 +231,42 @@ def test_examples_in_comments_parse() -> None:
         for file in context.params["files"]:
             path = Path(file).relative_to("/data")
             assert (ROOT / path).exists() or (ROOT / "jobs" / path).exists(), file
+
+
+def test_each_variable_of_the_compose_file_is_explained_in_its_head() -> None:
+    head = COMPOSE_FILE.partition("\nname:")[0]
+    used = set(re.findall(r"\$\{(\w+)", COMPOSE_FILE))
+
+    assert {"CPUS", "BATCHER_GRACE", "STOP_GRACE_PERIOD"} <= used
+    assert {name for name in used if not re.search(rf"\b{name}\b", head)} == set()
+
+
+def test_build_takes_the_arguments_that_compose_passes_on() -> None:
+    for name in BATCHERS:
+        build = SERVICES[name]["build"]
+        stage = "build-gpu" if build["target"] == "worker-gpu" else "build"
+        known = {i.rest.partition("=")[0] for i in of_stage(stage, "ARG")}
+
+        assert set(build["args"]) == known
+        assert all(value == f"${{{key}:-}}" for key, value in build["args"].items())
+
+
+def test_build_asks_nobody_but_index_and_base_images() -> None:
+    assert not DOCKERFILE.startswith("# syntax"), "an image of its own, which is fetched first"
+
+
+@pytest.mark.parametrize("stage", WORKERS)
+def test_image_runs_as_a_number_with_a_home_that_group_0_may_write(stage: str) -> None:
+    (user,) = of_stage(stage, "USER")
+    (setup,) = (i.rest for i in of_stage(stage, "RUN") if "useradd" in i.rest)
+    environment = of_stage(stage, "ENV")[0].rest.split()
+
+    # A name would be refused by Kubernetes under runAsNonRoot.
+    assert user.rest == "1000:0"
+    assert "install -d -o 1000 -g 0 -m 775 /jobs /models /home/batcher" in setup
+    assert {"HOME=/home/batcher", "BATCHER_JOBS_DIR=/jobs", "BATCHER_MODELS_DIR=/models"} <= set(environment)
+    # Each container that mounts nothing there would leave a volume without a name behind.
+    assert of_stage(stage, "VOLUME") == []
 
 
 def test_signals_reach_the_worker() -> None:
@@ -256,7 +305,7 @@ def test_image_and_local_set_up_install_the_same_versions_from_locks() -> None:
     assert all(f"locked {name}" in setup or f"requirements/{name}.lock" in setup for name in in_images - {"images"})
     assert images <= dev
     # Nothing comes from the index but by a lock.
-    for install in re.findall(r"pip (?:install|wheel) [^&]*", runs):
+    for install in re.findall(r"pip (?:--python \S+ )?(?:install|wheel) [^&]*", runs):
         assert "--require-hashes -r requirements/" in install or re.search(r"/opt/build/\S*\.whl| \. *$", install), (
             install
         )

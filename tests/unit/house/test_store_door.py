@@ -44,6 +44,7 @@ EXCEPTIONS = {
     "batcher/model_files.py": "model files",
     "batcher/installation.py": "this installation",
     "batcher/machine.py": "the kernel's files",
+    "batcher/paths.py": "whose a folder is",
     "batcher/broker/embedded.py": "the folder of a Redis of this machine",
     "batcher/broker/url.py": "a file with the broker's URL",
     "batcher/cli/": "the user's files, as options name them",

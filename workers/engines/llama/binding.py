@@ -29,6 +29,7 @@ __all__ = [
     "chat_template",
     "describe_build",
     "free_gpu_memory",
+    "gpu_libraries",
     "last_errors",
     "llama_cpp",
     "load_gguf",
@@ -37,6 +38,8 @@ __all__ = [
 
 #: ggml-backend.h, GGML_BACKEND_DEVICE_TYPE_GPU: one with memory of its own.
 _GGML_DEVICE_GPU = 1
+
+_GPU_KINDS = frozenset({"cuda", "hip", "musa", "sycl", "vulkan"})
 
 _LOG_LEVEL_ERROR = 4
 
@@ -56,8 +59,14 @@ def describe_build() -> str:
 
 
 def supports_gpu() -> bool:
-    """Whether llama-cpp-python was built for a GPU."""
+    """Whether llama-cpp-python was built for a GPU, and sees one."""
     return bool(llama_cpp.llama_supports_gpu_offload())
+
+
+def gpu_libraries(folder: Path = Path(llama_cpp.__file__).parent / "lib") -> tuple[str, ...]:
+    """The kinds of GPU that llama-cpp-python was built for, as its libraries in `folder` are called: `cuda`."""
+    names = {path.name.removeprefix("libggml-").partition(".")[0] for path in folder.glob("libggml-*")}
+    return tuple(sorted(names & _GPU_KINDS))
 
 
 def free_gpu_memory() -> int | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from batcher.errors import ModelError
 from batcher.machine import read_cores, read_memory
 from batcher.types import UNKNOWN_DEMAND, Demand, EngineConfig
-from workers.engines.llama.binding import describe_build, free_gpu_memory, supports_gpu
+from workers.engines.llama.binding import describe_build, free_gpu_memory, gpu_libraries, supports_gpu
 from workers.engines.llama.engine import LlamaEngine
 from workers.engines.llama.gate import Gate
 from workers.engines.llama.kv_cache import KvCache
@@ -61,6 +61,11 @@ def load_model(path: Path, config: EngineConfig, *, on_decoded: OnDecoded | None
     `on_decoded` is told of the number of tokens after each decode, in the engine's thread.
     """
     check_config(config)
+    if config.num_gpu_layers != 0 and (kinds := gpu_libraries()) and not supports_gpu():
+        raise ModelError(
+            f"llama-cpp-python is built for GPUs ({', '.join(kinds)}), but sees none: check the driver's version "
+            "(`nvidia-smi`) and that a container is given the GPU (--gpus all), or compute on CPUs with --gpu-layers 0"
+        )
     if config.num_gpu_layers and not supports_gpu():
         raise ModelError(
             f"--gpu-layers is {config.num_gpu_layers}, but llama-cpp-python was built for CPUs only; "
