@@ -40,6 +40,7 @@ from batcher.server.census import CensusTaker
 from batcher.server.guard.auth import ApiKeys
 from batcher.server.guard.connections import connection_class
 from batcher.server.guard.limits import Limits
+from batcher.server.guard.log_budget import bounded_log
 from batcher.server.guard.pool import connections_for, raise_open_files_limit
 from batcher.server.routes.batches import batches_router
 from batcher.server.routes.files import files_router
@@ -88,6 +89,7 @@ def serve(config: ServerConfig, *, on_ready: Callable[[str], None]) -> None:
     limits = replace(config.limits, max_connections=min(config.limits.max_connections, room))
     config = replace(config, limits=limits)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(bounded_log())
         sockets = [stack.enter_context(sock) for sock in bind(config.host, config.port)]
         stack.enter_context(_signals_restored())
         broker_url = _enter_broker(config, stack)

@@ -5,13 +5,14 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
 
+from batcher.openai.parameters import CHAT_URL, COMPLETIONS_URL
 from tests.support.family import Family
 from tests.support.serving import Server, serve
 from tests.support.tiny_gguf import write_tiny_gguf
@@ -24,8 +25,6 @@ MAX_RSS_BYTES = 600 << 20
 #: Seconds that requests have when the server is told to stop, and what a busy machine may take beyond.
 GRACE_S = 1
 SLACK_S = 10
-
-LINE = {"method": "POST", "url": "/v1/completions", "body": {"model": "tiny", "prompt": "hello", "max_tokens": 4}}
 
 
 @pytest.fixture
@@ -63,12 +62,19 @@ def check_served(server: Server) -> None:
     with good_client(server) as client:
         body = {"model": "tiny", "prompt": "hello", "max_tokens": 4}
         assert client.post("/completions", json=body).status_code == 200
-        lines = "".join(json.dumps({"custom_id": str(number), **LINE}) + "\n" for number in range(20))
-        uploaded = client.post("/files", files={"file": lines.encode()}, data={"purpose": "batch"}).json()
-        asked = {"input_file_id": uploaded["id"], "endpoint": "/v1/completions", "completion_window": "24h"}
-        batch = client.post("/batches", json=asked).json()
-        wait_for(lambda: client.get(f"/batches/{batch['id']}").json()["status"] == "completed", what="a batch is done")
-        assert client.get(f"/batches/{batch['id']}").json()["request_counts"]["completed"] == 20
+        assert finish_batch(client, [body] * 20, COMPLETIONS_URL)["completed"] == 20
+
+
+def finish_batch(client: httpx.Client, bodies: Sequence[object], url: str) -> dict[str, int]:
+    """Wait for the end of a batch of these requests. Returns its counts."""
+    lines = [{"custom_id": str(at), "method": "POST", "url": url, "body": body} for at, body in enumerate(bodies)]
+    data = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    uploaded = client.post("/files", files={"file": data}, data={"purpose": "batch"}).json()
+    asked = {"input_file_id": uploaded["id"], "endpoint": url, "completion_window": "24h"}
+    batch = client.post("/batches", json=asked).json()
+    wait_for(lambda: client.get(f"/batches/{batch['id']}").json()["status"] == "completed", what="a batch is done")
+    counts: dict[str, int] = client.get(f"/batches/{batch['id']}").json()["request_counts"]
+    return counts
 
 
 def connect(server: Server, data: bytes = b"") -> socket.socket:
@@ -226,6 +232,8 @@ def test_model_with_an_endless_template_harms_no_other_model(family: Family, mod
                 return client.post("/chat/completions", json={**chat, "model": name})
 
         with ThreadPoolExecutor(30) as pool, good_client(server) as client:
+            counts = finish_batch(client, [{**chat, "model": name} for name in ("bomb", "deep", "bomb")], CHAT_URL)
+            assert (counts["failed"], counts["total"]) == (3, 3)
             attacks = [pool.submit(ask, "bomb") for _ in range(30)]
             wait_for(lambda: any(attack.done() for attack in attacks), what="one of them is answered")
             check_served(server)

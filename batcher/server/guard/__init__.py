@@ -10,5 +10,6 @@ limits.py       how much a request, a client, and all of them, may take
 clients.py      who asks, and what each holds
 admission.py    requests and their bodies, within these limits
 answers.py      every failure as an answer
+log_budget.py   how many lines of the log a client can cause
 errors.py       the error object
 """

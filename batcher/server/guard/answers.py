@@ -59,8 +59,11 @@ def timeout_error(message: str) -> ApiError:
     return ApiError(504, message, code=ErrorCode.TIMEOUT, headers=_NO_RETRY)
 
 
-def as_api_error(exc: BaseException, *, request_id: str) -> ApiError:
-    """What to tell a client of `exc`. What is unforeseen is told in no detail, and logged with its traceback."""
+def as_api_error(exc: BaseException, scope: Scope) -> ApiError:
+    """What to tell the client of a request that failed with `exc`.
+
+    What is unforeseen is told in no detail, and logged with its traceback.
+    """
     if isinstance(exc, ApiError):
         return exc
     if isinstance(exc, InvalidBodyError):
@@ -78,11 +81,16 @@ def as_api_error(exc: BaseException, *, request_id: str) -> ApiError:
                 return ApiError(404, error.message, param="model", code=error.code)
             case ErrorCode.TIMEOUT:
                 return timeout_error(error.message)
-        logger.error("%s failed: %s: %s", request_id, error.code, error.message)
+        logger.error("%s failed: %s: %s", scope[REQUEST_ID], error.code, error.message, extra=_address(scope))
         # The request may be what the engine can't bear, so it should not come again by itself.
         return ApiError(500, "the engine failed at this request", code=error.code, headers=_NO_RETRY)
-    logger.error("%s: unforeseen error in the server", request_id, exc_info=exc)
+    logger.error("%s: unforeseen error in the server", scope[REQUEST_ID], exc_info=exc, extra=_address(scope))
     return ApiError(500, "internal error; the server's log has the details", code="internal_error")
+
+
+def _address(scope: Scope) -> dict[str, str]:
+    """Whom a line of the log is of."""
+    return {"address": (scope.get("client") or ("",))[0]}
 
 
 class Boundary:
@@ -119,7 +127,7 @@ class Boundary:
         except Exception as exc:
             if status:
                 raise
-            error = as_api_error(exc, request_id=request_id)
+            error = as_api_error(exc, scope)
             await error_answer(error)(scope, receive, send_with_id)
         finally:
             self._metrics.end(

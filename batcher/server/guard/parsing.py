@@ -1,21 +1,30 @@
 """Parsing of bodies: small ones at once, a large one in a thread of its own, one at a time.
 
 JSON becomes up to thirty times as large where it is read: 10 MB of `[{},{},...]` are 280 MB of objects. So large bodies
-are read one after another. More threads would not be faster, as the parser holds the interpreter's lock.
+are read one after another, and those of more objects and arrays than any request has a use for not at all. More threads
+would not be faster, as the parser holds the interpreter's lock.
 """
 
 import asyncio
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from batcher.errors import InvalidBodyError
 from batcher.server.guard.errors import ApiError
+from batcher.types import ErrorCode
 
 _T = TypeVar("_T")
 
 #: Bytes of a body that are parsed in a moment. A larger one would hold up everybody's streams in the event loop.
 MAX_PARSED_AT_ONCE = 64 << 10
+
+#: Objects and arrays of a body. Half of it is 2,048 messages with 24 parts each.
+MAX_CONTAINERS = 100_000
+
+#: Of JSON. One without an end is matched to the end of all: to look for the next in it would take for ever.
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 
 # One for the process, whose memory and lock it is about.
 _parser = ThreadPoolExecutor(max_workers=1, thread_name_prefix="parser")
@@ -29,9 +38,36 @@ async def parse_apart(parse: Callable[[bytes], _T], body: bytes) -> _T:
 
 
 def _parse(parse: Callable[[bytes], _T], body: bytes) -> _T:
+    _check_containers(body)
     try:
         return parse(body)
     except (ApiError, InvalidBodyError) as exc:
         # Its frames and causes hold what was read, which would still be there while the next body is.
         exc.__cause__ = exc.__context__ = None
         raise exc.with_traceback(None) from None
+
+
+def _check_containers(body: bytes) -> None:
+    """Raise ApiError for a body of too many objects and arrays, as far as it is JSON."""
+    # Text can have as many brackets as it likes, but most has few, and to count them takes no time.
+    if _count_containers(body, 0, len(body)) > MAX_CONTAINERS and _has_too_many(body):
+        raise ApiError(
+            400,
+            f"the body has more than {MAX_CONTAINERS:,} objects and arrays; split it",
+            code=ErrorCode.INVALID_REQUEST,
+        )
+
+
+def _has_too_many(body: bytes) -> bool:
+    number = start = 0
+    # String by string, so that other threads have their turn meanwhile.
+    for string in _STRING.finditer(body):
+        number += _count_containers(body, start, string.start())
+        start = string.end()
+        if number > MAX_CONTAINERS:
+            return True
+    return number + _count_containers(body, start, len(body)) > MAX_CONTAINERS
+
+
+def _count_containers(body: bytes, start: int, end: int) -> int:
+    return body.count(b"{", start, end) + body.count(b"[", start, end)

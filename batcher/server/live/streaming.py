@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from batcher.openai.answers import ChunkStream
-from batcher.server.guard.answers import REQUEST_ID, ClientGoneError, as_api_error
+from batcher.server.guard.answers import ClientGoneError, as_api_error
 from batcher.server.guard.clients import client_of
 from batcher.server.live.exchange import Exchange, Exchanges
 from batcher.server.metrics import Metrics
@@ -60,7 +60,7 @@ class EventStream(Response):
             except ClientGoneError:
                 raise
             except Exception as exc:
-                last = _event(as_api_error(exc, request_id=scope[REQUEST_ID]).body())
+                last = _event(as_api_error(exc, scope).body())
                 await send({"type": "http.response.body", "body": last, "more_body": False})
 
     async def _write(self, exchange: Exchange, items: list[Delta | Choice], send: Send) -> None:

@@ -70,3 +70,28 @@ def test_refusal_of_a_large_body_keeps_nothing_of_it() -> None:
 
     assert caught.value.message == "bad"
     assert alive[0]() is None
+
+
+def refuse_reading(body: bytes) -> None:
+    raise AssertionError("it was read")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"prompt": [' + b"{}," * 120_000 + b"{}]}",
+        b'{"prompt": "' + b'\\"' * 10 + b'", "stop": ' + b"[" * 120_000,
+        b"[[]," * 60_000 + b'"' + b"{" * 10,
+        # A string without an end, full of escaped quotes.
+        b"[[]," * 60_000 + b'"' + b'\\"' * 1_000_000,
+    ],
+)
+def test_body_of_more_objects_than_any_request_has_is_refused_unread(body: bytes) -> None:
+    with pytest.raises(ApiError, match="more than 100,000 objects") as caught:
+        asyncio.run(parse_apart(refuse_reading, body))
+    assert caught.value.status == 400
+
+
+def test_text_may_have_as_many_brackets_as_it_likes() -> None:
+    body = b'{"prompt": "' + b'{[\\"[{' * 100_000 + b'", "n": 1}'
+    assert asyncio.run(parse_apart(len, body)) == len(body)
