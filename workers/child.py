@@ -225,6 +225,7 @@ def _worker_context(config: WorkerConfig, reporter: Reporter, stopping: threadin
 
     return WorkerContext(
         worker=config.name,
+        process=config.process,
         leases=BackgroundLeases(open_client(config.broker_url), ttl_s=config.lease_ttl_s),
         stopping=stopping,
         on_claim=partial(on_attempt, EventKind.CLAIMED),

@@ -14,6 +14,7 @@ Every key that Batcher uses begins with `KEY_PREFIX`:
 
 import os
 import ssl
+import time
 
 import redis
 from redis.backoff import NoBackoff
@@ -31,6 +32,34 @@ SOCKET_TIMEOUT_S = 10
 CONNECT_TIMEOUT_S = 5
 #: Seconds between checks of an idle connection: one that a firewall dropped is noticed before it is needed.
 HEALTH_CHECK_INTERVAL_S = 10
+#: Seconds that a broker gets which was just started and loads what it had written down, and between two looks at it.
+LOADING_PATIENCE_S = 30
+_LOADING_POLL_INTERVAL_S = 0.2
+
+#: Errors of redis-py, of which some are kinds of others, with what they mean here.
+_TROUBLES: tuple[tuple[type[redis.RedisError], str], ...] = (
+    (
+        redis.AuthenticationError,
+        "wrong or missing password; give redis://:PASSWORD@host:6379/0 (or redis://USER:PASSWORD@...) as "
+        "BATCHER_BROKER, or in the first line of a file with --broker-file",
+    ),
+    (redis.BusyLoadingError, "it was just started and still loads its data; wait until it has"),
+    (
+        redis.ReadOnlyError,
+        "it is a replica, which takes no writes; give the URL of the primary, or make it the primary "
+        "(REPLICAOF NO ONE)",
+    ),
+    (
+        redis.exceptions.MasterDownError,
+        "it is a replica, and its primary is away; give the URL of the primary, or make it the primary "
+        "(REPLICAOF NO ONE)",
+    ),
+    (redis.exceptions.OutOfMemoryError, "its memory is full; raise its maxmemory, or free some"),
+    *(
+        (kind, "it is a Redis Cluster, whose keys lie on several servers; give one that runs without cluster mode")
+        for kind in (redis.exceptions.ClusterError, redis.exceptions.MovedError, redis.exceptions.AskError)
+    ),
+)
 
 
 def queue_name(model: str) -> str:
@@ -59,28 +88,68 @@ def open_client(url: str) -> redis.Redis:
 
 
 def connect(url: str) -> redis.Redis:
-    """A client whose broker has answered. Raises BrokerError with a remedy; no message shows a password."""
+    """A client whose broker has answered. Raises BrokerError with a remedy; no message shows a password.
+
+    Blocks for LOADING_PATIENCE_S at most where the broker has just been started and still loads its data.
+    """
     for name, path in tls_files(url).items():
         if not os.access(path, os.R_OK):
             raise BrokerError(f"broker {hide_password(url)}: {name}={path}: cannot read the file; correct its path")
     client = open_client(url)
     try:
-        client.ping()
+        _greet(client)
     except redis.RedisError as exc:
         client.close()
-        raise BrokerError(f"broker {hide_password(url)}: {_trouble(exc, url)}") from exc
+        raise BrokerError(f"broker {hide_password(url)}: {trouble(exc, url)}") from exc
     return client
 
 
-def _trouble(exc: redis.RedisError, url: str) -> str:
-    """Why the broker can't be used, and the remedy."""
+def _greet(client: redis.Redis) -> None:
+    """Wait for an answer. Raises RedisError."""
+    deadline = time.monotonic() + LOADING_PATIENCE_S
+    while True:
+        try:
+            client.ping()
+            break
+        except redis.BusyLoadingError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_LOADING_POLL_INTERVAL_S)
+    try:
+        is_cluster = client.info("cluster").get("cluster_enabled")
+    except redis.ResponseError:
+        return  # A user who may not ask. The first message is refused then.
+    if is_cluster:
+        raise redis.exceptions.ClusterError("cluster_enabled")
+
+
+def trouble(exc: BaseException, url: str = "") -> str:
+    """Why the broker can't be used or refuses, and the remedy; `exc` is an error of redis-py, or of kombu by one."""
+    if not isinstance(exc, redis.RedisError) and isinstance(exc.__cause__, redis.RedisError):
+        exc = exc.__cause__
+    said = redact(str(exc) or repr(exc), url)
+    if said.startswith("UNBLOCKED") and "replica" in said:
+        # What a client hears that waits for a message at that moment.
+        exc = redis.ReadOnlyError(said)
+    for kinds, text in _TROUBLES:
+        if isinstance(exc, kinds):
+            return text
+    if isinstance(exc, redis.exceptions.NoPermissionError):
+        return f"the user may not do what Batcher does: {said}; docs/operations.md has the ACL that it needs"
+    if "max number of clients" in said:
+        return "it has as many clients as it takes; raise its maxclients, or stop some of the others"
+    if isinstance(exc, redis.ConnectionError | redis.TimeoutError):
+        return _no_connection(exc, said, is_tls=url.startswith("rediss:"))
+    if "HELLO" in said:
+        return "the server is older than Redis 6, which is needed"
+    if isinstance(exc, redis.ResponseError):
+        return f"it refuses: {said}"
+    return f"cannot reach it: {said}; start it, or mend the URL"
+
+
+def _no_connection(exc: redis.RedisError, said: str, *, is_tls: bool) -> str:
     # redis-py makes its own error of the reason, and leaves that as its context.
     cause = exc.__context__
-    if isinstance(exc, redis.AuthenticationError):
-        return (
-            "wrong or missing password; give redis://:PASSWORD@host:6379/0 (or redis://USER:PASSWORD@...) as "
-            "BATCHER_BROKER, or in the first line of a file with --broker-file"
-        )
     if isinstance(cause, ssl.SSLCertVerificationError):
         return (
             f"its certificate is refused: {cause.verify_message}; give the CA that signed it as "
@@ -88,12 +157,7 @@ def _trouble(exc: redis.RedisError, url: str) -> str:
         )
     if isinstance(cause, ssl.SSLError):
         return f"no TLS there ({cause.reason or cause}); give the port where it speaks TLS"
-    if isinstance(exc, redis.TimeoutError) and url.startswith("rediss:"):
+    if is_tls and isinstance(exc, redis.TimeoutError):
         # Redis waits for more where it is spoken to in TLS and knows none.
-        return f"cannot reach it: {exc}; start it, or give the port where it speaks TLS"
-    if isinstance(exc, redis.exceptions.NoPermissionError):
-        said = redact(str(exc), url)
-        return f"the user may not do what Batcher does: {said}; docs/operations.md has the ACL that it needs"
-    if "HELLO" in str(exc):
-        return "the server is older than Redis 6, which is needed"
-    return f"cannot reach it: {redact(str(exc), url)}; start it, or mend the URL"
+        return f"cannot reach it: {said}; start it, or give the port where it speaks TLS"
+    return f"cannot reach it: {said}; start it, or mend the URL"

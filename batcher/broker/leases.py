@@ -2,7 +2,7 @@
 
 Two keys. The first says who has a shard, the second which shards somebody took and has not given back:
 
-    batcher:lease:<job>:<shard>   string, the holder's token "<worker>/<pid>/<random>/<milliseconds that it lives>"
+    batcher:lease:<job>:<shard>   string, the holder's token "<worker>/<process>/<random>/<milliseconds that it lives>"
         `_HOLD`      claim, if nobody has it; renew, by its holder; take again, where it vanished
         `_RELEASE`   DEL, by its holder only
     batcher:claimed:<job>         set of shard numbers; lives a day after the last claim or renewal
@@ -21,7 +21,6 @@ that it holds the lease.
 
 import logging
 import math
-import os
 import queue
 import threading
 import uuid
@@ -30,7 +29,7 @@ from dataclasses import dataclass
 
 import redis
 
-from batcher.broker.client import KEY_PREFIX
+from batcher.broker.client import KEY_PREFIX, trouble
 from batcher.errors import BrokerError
 
 logger = logging.getLogger(__name__)
@@ -40,6 +39,8 @@ LEASE_TTL_S = 30.0
 
 #: Seconds. Longer than any outage in which the set could still be of use.
 _CLAIMED_TTL_S = 86_400
+#: Of a shard's number.
+_MAX_DIGITS = 9
 
 # KEYS[1] the lease, KEYS[2] the claimed; ARGV[1] the holder's token, ARGV[2] milliseconds to live, ARGV[3] the shard,
 # ARGV[4] seconds that the set lives. Returns 1 if the caller holds the lease afterwards, 0 if another does.
@@ -132,9 +133,10 @@ class Lease:
         """The name of the worker that claimed it."""
         return self.token.partition("/")[0]
 
-    def is_of(self, worker: str, pid: int) -> bool:
-        """Whether that process claimed it."""
-        return self.token.startswith(f"{worker}/{pid}/")
+    @property
+    def process(self) -> str:
+        """The id of the process that claimed it."""
+        return self.token.partition("/")[2].partition("/")[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,14 +190,20 @@ class Leases:
         except redis.RedisError as exc:
             raise _failed(exc) from exc
         found = zip(shards, tokens, strict=True)
-        return {shard: Lease(job_id, shard, token.decode()) for shard, token in found if isinstance(token, bytes)}
+        return {
+            shard: Lease(job_id, shard, token.decode(errors="replace"))
+            for shard, token in found
+            if isinstance(token, bytes)
+        }
 
     def claimed(self, job_id: str) -> list[int]:
         """The shards that somebody took and has not given back, in order: those in work, and those of the dead."""
         try:
-            return sorted(int(shard) for shard in self._client.smembers(claimed_key(job_id)) if shard.isdigit())
+            found = self._client.smembers(claimed_key(job_id))
         except redis.RedisError as exc:
             raise _failed(exc) from exc
+        # Whoever can write there may have put anything.
+        return sorted(int(shard) for shard in found if shard.isdigit() and len(shard) <= _MAX_DIGITS)
 
     def reap(self, job_id: str) -> Reaped:
         """Find the shards of `job_id` whose lease expired. Two round trips; one where nothing is in work."""
@@ -285,10 +293,10 @@ def claimed_key(job_id: str) -> str:
     return f"{KEY_PREFIX}claimed:{job_id}"
 
 
-def new_lease(job_id: str, shard: int, *, worker: str, pace: Pace = Pace()) -> Lease:
-    """A lease for this process to claim, with a token that no other attempt has."""
-    return Lease(job_id, shard, f"{worker}/{os.getpid()}/{uuid.uuid4().hex}/{round(pace.ttl_s * 1000)}")
+def new_lease(job_id: str, shard: int, *, worker: str, process: str, pace: Pace = Pace()) -> Lease:
+    """A lease to claim, with a token that no other attempt has. `process` is an id that no other process has."""
+    return Lease(job_id, shard, f"{worker}/{process}/{uuid.uuid4().hex}/{round(pace.ttl_s * 1000)}")
 
 
 def _failed(exc: redis.RedisError) -> BrokerError:
-    return BrokerError(f"broker: a lease could not be read or written: {exc}")
+    return BrokerError(f"broker: a lease could not be read or written: {trouble(exc)}")

@@ -26,7 +26,7 @@ from collections.abc import Callable, Collection, Iterable
 
 import redis
 
-from batcher.broker.client import KEY_PREFIX, queue_key
+from batcher.broker.client import KEY_PREFIX, queue_key, trouble
 from batcher.broker.leases import LEASE_TTL_S, Leases
 from batcher.errors import BrokerError
 from batcher.jobdir.folder import JobDir, Watch
@@ -123,11 +123,11 @@ class Sweep:
         self._send_unsent()
         return reaped.next_expiry_s
 
-    def release_dead(self, worker: str, pid: int) -> None:
-        """Release the leases of a process that is known to be dead, and send its shards."""
+    def release_dead(self, process: str) -> None:
+        """Release the leases of a process that is known to be dead, by its id, and send its shards."""
         for lease in self._leases.held(self.job.job_id, self._leases.claimed(self.job.job_id)).values():
-            # By its number too: another process of that name may have claimed meanwhile.
-            if lease.is_of(worker, pid) and self._leases.release(lease):
+            # Not by the worker's name: another process of that name may have claimed meanwhile.
+            if lease.process == process and self._leases.release(lease):
                 self._unsent.add(lease.shard)
         self._send_unsent()
 
@@ -154,7 +154,9 @@ class Sweep:
                 try:
                     self._to_front(keys=[queue_key(info.model)])
                 except redis.RedisError as exc:
-                    raise BrokerError(f"broker: the queue of {info.model} could not be written: {exc}") from exc
+                    raise BrokerError(
+                        f"broker: the queue of {info.model} could not be written: {trouble(exc)}"
+                    ) from exc
         self._unsent.clear()
 
     def _find_orphans(self, listing: Listing) -> list[ShardInfo]:
@@ -178,7 +180,7 @@ class Sweep:
         try:
             return self._client.llen(queue_key(model)) == 0
         except redis.RedisError as exc:
-            raise BrokerError(f"broker: the queue of {model} could not be read: {exc}") from exc
+            raise BrokerError(f"broker: the queue of {model} could not be read: {trouble(exc)}") from exc
 
     def _may_send(self, shard: int, listing: Listing) -> bool:
         """Whether it is time for another message; marks the shard as sent, if so."""
@@ -187,7 +189,7 @@ class Sweep:
         try:
             return bool(self._mark(keys=[f"{KEY_PREFIX}swept:{self.job.job_id}:{shard}"], args=arguments))
         except redis.RedisError as exc:
-            raise BrokerError(f"broker: shard {shard} could not be marked: {exc}") from exc
+            raise BrokerError(f"broker: shard {shard} could not be marked: {trouble(exc)}") from exc
 
 
 def _is_over(listing: Listing) -> bool:

@@ -244,8 +244,13 @@ def _workers_text(job: "JobDir", status: "Status") -> str:
     if len(workers) > MAX_WORKERS:
         workers.sort(key=lambda each: (each.health is Health.ALIVE and not each.num_crashes, not each.shards))
     shown = workers[:MAX_WORKERS]
-    width = max((len(_head(worker.name)) for worker in shown), default=0)
-    lines = [f"{_head(worker.name).ljust(width)}  {_worker_text(worker)}" for worker in shown]
+    names = [_head(worker.name) for worker in shown]
+    names = [
+        name if names.count(name) == 1 else f"{name} (on {_head(worker.host)}, pid {worker.pid})"
+        for name, worker in zip(names, shown, strict=True)
+    ]
+    width = max(map(len, names), default=0)
+    lines = [f"{name.ljust(width)}  {_worker_text(worker)}" for name, worker in zip(names, shown, strict=True)]
     if len(workers) > MAX_WORKERS:
         lines.append(f"... and {len(workers) - MAX_WORKERS:,} more; --json shows them")
     is_going_on = status.state in (JobState.WAITING, JobState.RUNNING) and status.num_committed < status.num_shards

@@ -1,6 +1,9 @@
 """Signs of life of workers: what `batcher status` says of them without asking a broker or a process.
 
-    HOME/.workers/<worker name>.json     replaced every few seconds by the worker's supervisor
+    HOME/.workers/<worker name>~<instance>.json     replaced every few seconds by the worker's supervisor
+
+The instance is an id that no other supervisor has, so that two workers to whom somebody gave one name show both. (In
+signs of older versions there is none, nor a `~`.) A worker that died is not shown beside one that took its name since.
 
 HOME is the jobs root for `batcher worker`, the job directory for the workers of `batcher run` and of a local `resume`.
 Nothing's correctness rests on these files, so they are replaced without a flush to disk, a damaged one is passed over,
@@ -28,7 +31,7 @@ from batcher.errors import StorageError
 from batcher.ids import ID_PATTERN, check_id
 from batcher.jobdir.listing import WORKERS_NAME
 from batcher.jobdir.local_store import LOCAL
-from batcher.jobdir.pulse import is_gone
+from batcher.jobdir.pulse import SEPARATOR, is_gone
 from batcher.jobdir.store import Entry, Head, Store
 
 #: Seconds without a step of the engine, while it has work, from which a supervisor calls its worker stalled. A step
@@ -79,7 +82,7 @@ class WorkerHeartbeat:
 
     The next one follows within `interval_s`. `stalled_s` are seconds since the engine's last step while it has work, 0
     while it moves. `num_crashes` counts deaths of the child since the supervisor started; `last_crash` says how the
-    last one ended (`signal SIGSEGV`), "" before the first.
+    last one ended (`signal SIGSEGV`), "" before the first. `instance` tells workers of one name apart.
     """
 
     name: str
@@ -95,6 +98,7 @@ class WorkerHeartbeat:
     shards: tuple[HeldShard, ...] = ()
     num_crashes: _Number = 0
     last_crash: str = ""
+    instance: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +123,9 @@ def workers_dir(home: Path) -> Path:
     return home / WORKERS_NAME
 
 
-def heartbeat_path(home: Path, name: str) -> Path:
+def heartbeat_path(home: Path, name: str, instance: str = "") -> Path:
     """The file of one worker. Raises InputError for a name that is no safe file name."""
-    return workers_dir(home) / f"{check_id(name, what='worker name')}.json"
+    return workers_dir(home) / f"{check_id(name, what='worker name')}{instance and SEPARATOR}{instance}.json"
 
 
 def utc_now() -> datetime:
@@ -131,18 +135,20 @@ def utc_now() -> datetime:
 
 def write_heartbeat(home: Path, beat: WorkerHeartbeat, *, store: Store = LOCAL) -> None:
     """Replace a worker's sign of life, atomically, not durably. Raises StorageError where the disk says no."""
-    store.replace(heartbeat_path(home, beat.name), _HEARTBEAT.dump_json(beat, indent=1), is_durable=False)
+    store.replace(
+        heartbeat_path(home, beat.name, beat.instance), _HEARTBEAT.dump_json(beat, indent=1), is_durable=False
+    )
 
 
-def remove_heartbeat(home: Path, name: str, *, store: Store = LOCAL) -> None:
+def remove_heartbeat(home: Path, name: str, instance: str = "", *, store: Store = LOCAL) -> None:
     """Take leave, at an orderly end. Raises StorageError where the disk says no; a file already gone is no error."""
-    store.delete_many([heartbeat_path(home, name)])
+    store.delete_many([heartbeat_path(home, name, instance)])
 
 
 def read_heartbeats(
     home: Path, *, now: datetime | None = None, listed: Sequence[Entry] | None = None, store: Store = LOCAL
 ) -> list[WorkerReport]:
-    """What the workers of a jobs root, or of a job, have to say, by name; never raises.
+    """What the workers of a jobs root, or of a job, have to say, by name, those of one name by age; never raises.
 
     `now` is the store's time, for tests; it is found out where it matters. `listed` are the files, if somebody has just
     listed them. Files that are no heartbeats are passed over.
@@ -156,11 +162,14 @@ def read_heartbeats(
         # Or the clock of this machine goes wrong. Asked only now, since it means to write.
         newest = max(modified_s for _, modified_s in found)
         reports = _judge(found, _store_time(workers_dir(home), store, newest=newest))
-    return sorted(reports, key=lambda report: report.beat.name)
+    old = _superseded(reports)
+    left = [report for report in reports if report.beat not in old]
+    return sorted(left, key=lambda report: (report.beat.name, report.beat.started_at, report.beat.instance))
 
 
 def sweep_heartbeats(home: Path, *, now: datetime | None = None, store: Store = LOCAL) -> int:
-    """Delete the files of workers that are gone for over a day, and what killed writers left. Never raises.
+    """Delete the files of workers that are gone for over a day, or that another took the name of, and what killed
+    writers left. Never raises.
 
     Returns how many. One that still lived would be back within its interval. Files of others are left alone.
     """
@@ -173,10 +182,20 @@ def sweep_heartbeats(home: Path, *, now: datetime | None = None, store: Store = 
             return 0
         newest = max(head.modified_s for _, head in ours)
         moment = _store_time(folder, store, newest=newest) if now is None else now.timestamp()
-        old = [path for path, head in ours if moment - head.modified_s > FORGET_AFTER_S]
-        store.discard(old)
+        old = {path for path, head in ours if moment - head.modified_s > FORGET_AFTER_S}
+        found = [(beat, head.modified_s) for path, head in ours if (beat := _read(path, store)) is not None]
+        old |= {heartbeat_path(home, beat.name, beat.instance) for beat in _superseded(_judge(found, moment))}
+        store.discard(sorted(old))
         return len(old)
     return 0
+
+
+def _superseded(reports: list[WorkerReport]) -> list[WorkerHeartbeat]:
+    """The signs of those that are gone and whose name another has, or had later."""
+    last: dict[str, WorkerReport] = {}
+    for report in sorted(reports, key=lambda report: (report.health is not Health.GONE, -report.age_s)):
+        last[report.beat.name] = report
+    return [each.beat for each in reports if each.health is Health.GONE and each is not last[each.beat.name]]
 
 
 def _judge(found: list[tuple[WorkerHeartbeat, float]], now: float) -> list[WorkerReport]:
@@ -211,13 +230,14 @@ def _heads(files: Iterable[Entry]) -> Iterator[tuple[Path, Head]]:
 
 
 def _read(path: Path, store: Store) -> WorkerHeartbeat | None:
-    if not ID_PATTERN.match(path.stem):
+    name, _, instance = path.stem.partition(SEPARATOR)
+    if not ID_PATTERN.match(name):
         return None
     try:
         beat = _HEARTBEAT.validate_json(store.read(path))
     except (OSError, StorageError, ValidationError):
         return None
-    return beat if beat.name == path.stem else None
+    return beat if (beat.name, beat.instance) == (name, instance) else None
 
 
 def _store_time(folder: Path, store: Store, *, newest: float) -> float:

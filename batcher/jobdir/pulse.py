@@ -20,6 +20,8 @@ from batcher.jobdir.store import Store
 #: shorter than a busy machine takes to run somebody.
 MISSED_BEATS = 3
 MIN_GONE_AFTER_S = 5.0
+#: Between name and instance in the name of a sign's file; in no name of a worker.
+SEPARATOR = "~"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,7 @@ def _pulses(files: list[Path], store: Store, *, host: str, now: float) -> Iterat
         # One that was taken away just now is none, and so is one that somebody else wrote.
         with contextlib.suppress(OSError, StorageError, ValueError, TypeError, KeyError):
             beat = json.loads(store.read(path))
-            if beat["host"] == host and beat["name"] == path.stem:
+            name, _, instance = path.stem.partition(SEPARATOR)
+            if beat["host"] == host and (beat["name"], beat.get("instance", "")) == (name, instance):
                 beat_at = datetime.fromisoformat(beat["beat_at"]).timestamp()
-                yield Pulse(path.stem, str(beat["state"]), now - beat_at, float(beat["interval_s"]))
+                yield Pulse(name, str(beat["state"]), now - beat_at, float(beat["interval_s"]))

@@ -4,6 +4,7 @@ Requests are counted here as they happen. What engines, jobs and workers are doi
 somebody looks, so it is never older than the answer (of jobs: than a few seconds, see `census`).
 """
 
+import collections
 from collections.abc import Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -154,8 +155,11 @@ def _workers(census: Census) -> Iterator[Metric]:
     shards = GaugeMetricFamily("batcher_worker_shards", "Shards that the worker holds", labels=["worker"])
     age = GaugeMetricFamily("batcher_worker_heartbeat_age_seconds", "Age of the last sign of life", labels=["worker"])
     crashes = GaugeMetricFamily("batcher_worker_crashes", "Deaths of the worker's process", labels=["worker"])
+    names = collections.Counter(report.beat.name for report in census.workers)
     for report in census.workers:
-        name = [report.beat.name]
+        beat = report.beat
+        # A series with the labels of another would make Prometheus refuse the page.
+        name = [beat.name if names[beat.name] == 1 else f"{beat.name} ({beat.host} {beat.pid} {beat.instance})"]
         up.add_metric(name, float(report.health is Health.ALIVE))
         shards.add_metric(name, len(report.beat.shards))
         age.add_metric(name, report.age_s)

@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 from batcher.jobdir.folder import JobDir
-from batcher.jobdir.heartbeats import STALLED_AFTER_S, Health, heartbeat_path
+from batcher.jobdir.heartbeats import STALLED_AFTER_S, Health, workers_dir
 from batcher.manage.status import WorkerStatus, read_status
 from tests.faults.injection import inject
 from tests.support.family import Family, assert_every_row_once, start_worker, submit
@@ -78,7 +78,7 @@ def test_worker_that_ends_in_good_order_leaves_no_sign(family: Family, model: Pa
     assert worker.wait() == 0
 
     assert worker_of(job, "w1") is None
-    assert not heartbeat_path(job.path.parent, "w1").exists()
+    assert list(workers_dir(job.path.parent).iterdir()) == []
 
 
 def test_crashes_and_rows_set_aside_are_counted_and_shown(family: Family, model: Path, redis_url: str) -> None:

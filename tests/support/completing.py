@@ -29,6 +29,7 @@ def complete(job: JobDir, engine: ManualEngine) -> Summary:
     """Run every shard of `job` that waits for a worker, as a worker does. Returns the job's summary."""
     context = WorkerContext(
         worker="w1",
+        process="p1",
         leases=SoleLeases(),
         stopping=threading.Event(),
         on_claim=lambda job, shard, attempt: None,

@@ -7,14 +7,13 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import redis
 
-from batcher.broker.client import connect, open_client
+from batcher.broker.client import open_client
 from batcher.broker.embedded import find_server
-from batcher.errors import BrokerError
 from tests.support.waiting import wait_for
 
 #: Below the ports that the kernel gives to outgoing connections: while the server is down, one of those could take its
@@ -25,11 +24,20 @@ _PORTS = range(20_000, 32_000)
 class RedisServer:
     """A server on a free port of the loopback. `is_persistent`: it keeps over a restart what it was told.
 
-    `program` is what a user of this machine would get, unless given.
+    `program` is what a user of this machine would get, unless given; `settings` are further ones of the server's.
     """
 
-    def __init__(self, folder: Path, *, is_persistent: bool = False, program: Path | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        is_persistent: bool = False,
+        program: Path | None = None,
+        settings: Mapping[str, object] | None = None,
+    ) -> None:
         self._folder = folder
+        #: Those of the next start.
+        self.settings = dict(settings or {})
         self._program = program or find_server()
         self._is_persistent = is_persistent
         self._port = free_port()
@@ -55,6 +63,8 @@ class RedisServer:
             self._process.wait()
             self._process = None
 
+    close = kill
+
     def freeze(self) -> None:
         """SIGSTOP: connections stay, and nothing is answered. `thaw` or `kill` ends it."""
         assert self._process is not None
@@ -77,6 +87,7 @@ class RedisServer:
         options = {
             "--port": self._port, "--bind": "127.0.0.1", "--dir": self._folder, "--save": "",
             "--appendonly": "yes" if self._is_persistent else "no",
+            **{f"--{name}": value for name, value in self.settings.items()},
         }
         # fmt: on
         arguments = [str(text) for pair in options.items() for text in pair]
@@ -96,13 +107,12 @@ class RedisServer:
 
     def _answers(self) -> bool:
         assert self._process is not None
-        try:
-            client = connect(self.url)
-        except BrokerError:
-            return False
-        with contextlib.closing(client):
-            # Not somebody else's, who was faster to take the port.
-            return bool(client.info("server")["process_id"] == self._process.pid)
+        with self.client() as client:
+            try:
+                # Not somebody else's, who was faster to take the port.
+                return bool(client.info("server")["process_id"] == self._process.pid)
+            except redis.RedisError:
+                return False
 
 
 class Proxy:

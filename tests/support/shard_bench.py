@@ -32,6 +32,7 @@ class Bench:
         self.progress = threading.Semaphore(0)
         self.context = WorkerContext(
             worker="w1",
+            process="p1",
             leases=Leases(client),
             stopping=self.stopping,
             on_claim=lambda job, shard, attempt: None,

@@ -236,7 +236,7 @@ class _Watch:
         supervisor = Supervisor(
             self._config,
             on_shard_failure=lambda message: None,
-            on_death=sweeper.on_death if sweeper is not None else lambda worker, pid: None,
+            on_death=sweeper.on_death if sweeper is not None else lambda process: None,
             on_loaded=lambda text: self._call(self._on_loaded, text),
             open_channel=self._engines.open_channel,
         )

@@ -1,18 +1,22 @@
 """A worker's sign of life: shown every few seconds and at each change, taken away at an orderly end."""
 
+import contextlib
 import logging
 import os
 import socket
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from batcher import __version__
 from batcher.errors import BatcherError
 from batcher.jobdir.heartbeats import (
+    Health,
     HeldShard,
     WorkerHeartbeat,
     WorkerState,
+    read_heartbeats,
     remove_heartbeat,
     utc_now,
     write_heartbeat,
@@ -32,6 +36,7 @@ class Beacon:
         self._config = config
         self._clock = clock
         self._interval_s = config.lease_ttl_s / BEATS_PER_LEASE
+        self._instance = uuid.uuid4().hex[:12]
         self._started_at = utc_now()
         self._num_crashes = 0
         self._last_crash = ""
@@ -52,6 +57,8 @@ class Beacon:
         current = (state, tuple(attempts), self._num_crashes)
         if current == self._shown and now < self._next_at:
             return
+        if not self._shown:
+            self._look_for_namesakes()
         self._shown, self._next_at = current, now + self._interval_s
         beat = WorkerHeartbeat(
             name=self._config.name,
@@ -67,6 +74,7 @@ class Beacon:
             shards=tuple(HeldShard(Path(each.job).name, each.shard, each.attempt) for each in attempts),
             num_crashes=self._num_crashes,
             last_crash=self._last_crash,
+            instance=self._instance,
         )
         try:
             write_heartbeat(Path(self._config.home), beat)
@@ -81,6 +89,36 @@ class Beacon:
         if not self._config.takes_shards:
             return
         try:
-            remove_heartbeat(Path(self._config.home), self._config.name)
+            remove_heartbeat(Path(self._config.home), self._config.name, self._instance)
         except BatcherError as exc:
             logger.warning("%s", exc)
+
+    def _look_for_namesakes(self) -> None:
+        """Take away the sign of an earlier life of this worker, and warn where another worker has its name."""
+        home, name, host = Path(self._config.home), self._config.name, socket.gethostname()
+        for report in read_heartbeats(home):
+            beat = report.beat
+            if beat.name != name:
+                continue
+            if beat.host == host and not _is_other_process(beat.pid):
+                with contextlib.suppress(BatcherError):
+                    remove_heartbeat(home, name, beat.instance)
+            elif report.health is not Health.GONE:
+                logger.warning(
+                    "worker %s: another of this name is alive (on %s, pid %d); both work, and nothing tells their rows "
+                    "and log lines apart: give each a --name of its own, or none",
+                    *(name, beat.host, beat.pid),
+                )
+
+
+def _is_other_process(pid: int) -> bool:
+    """Whether a process of this machine has that number, and is not this one."""
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        pass
+    return True

@@ -17,7 +17,8 @@ class WorkerConfig:
     seconds without a step after which an engine is given up. `row_timeout_s` goes before a job's own. `quiet` leaves
     only warnings in the log. `model_sha256` are pairs of a model's name and the digest that its file must have.
     Unless it `takes_shards` it computes only live requests, and knows no broker. `live_descriptor` is that of the
-    socket by which they come.
+    socket by which they come. `process` is the child's id, which no other process has: its leases are told by it from
+    those of an earlier child, and of another worker of this name.
     """
 
     name: str
@@ -35,6 +36,7 @@ class WorkerConfig:
     model_sha256: tuple[tuple[str, str], ...] = ()
     takes_shards: bool = True
     live_descriptor: int | None = None
+    process: str = ""
 
 
 class EventKind(StrEnum):

@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -57,9 +58,9 @@ class Supervisor:
     """One child and its successors. Not for several threads; nothing here blocks but `stop_all`.
 
     `on_shard_failure` hears why a shard could not be run, `on_death` that a child died without being asked to, by the
-    worker's name and the child's pid, `on_loaded` how a child has set up its engines, a line for each. Where there
-    are live requests, `open_channel` is called for each child and gives the end of a socket that is the child's. The
-    first child is one of `spares` where there is any (without `open_channel`). `log` is as for `launch_child`.
+    id that it had (`WorkerConfig.process`), `on_loaded` how a child has set up its engines, a line for each. Where
+    there are live requests, `open_channel` is called for each child and gives the end of a socket that is the child's.
+    The first child is one of `spares` where there is any (without `open_channel`). `log` is as for `launch_child`.
     `clock` is in seconds and only grows.
     """
 
@@ -68,7 +69,7 @@ class Supervisor:
         config: WorkerConfig,
         *,
         on_shard_failure: Callable[[str], None],
-        on_death: Callable[[str, int], None],
+        on_death: Callable[[str], None],
         on_loaded: Callable[[str], None] = lambda text: None,
         open_channel: Callable[[], socket.socket] | None = None,
         command: Sequence[str] = CHILD_COMMAND,
@@ -89,6 +90,7 @@ class Supervisor:
         self._clock = clock
         self._beacon = Beacon(config, clock=clock)
         self._child: subprocess.Popen[bytes] | None = None
+        self._process = ""
         self._unread = b""
         self._is_loaded = self._was_loaded = False
         self._is_stopping = False
@@ -133,7 +135,8 @@ class Supervisor:
         self._killed_for = ""
         self._oom_kills_at_poll = self._oom_kills_at_beat = count_oom_kills()
         with contextlib.ExitStack() as stack:
-            config, descriptors = self._config, tuple[int, ...]()
+            self._process = uuid.uuid4().hex[:12]
+            config, descriptors = replace(self._config, process=self._process), tuple[int, ...]()
             if self._open_channel is not None:
                 descriptors = (stack.enter_context(self._open_channel()).fileno(),)
                 config = replace(config, live_descriptor=descriptors[0])
@@ -250,7 +253,7 @@ class Supervisor:
         # Before the leases are given back: whoever takes the shards next must know how this went.
         self._record_crash(cause, ending)
         self._beacon.note_crash(ending)
-        self._on_death(self.name, child.pid)
+        self._on_death(self._process)
         self._num_crashes_in_a_row += 1
         self._num_crashes_without_row += 1
         if not self._is_loaded:

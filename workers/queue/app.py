@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
-import redis
 from celery import Celery
 from kombu.exceptions import OperationalError
 
@@ -21,8 +20,9 @@ from batcher.broker.client import (
     SOCKET_TIMEOUT_S,
     connect,
     queue_name,
+    trouble,
 )
-from batcher.broker.url import celery_url, hide_password, redact
+from batcher.broker.url import celery_url, hide_password
 from batcher.errors import BrokerError
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.manifest import ShardInfo
@@ -139,10 +139,9 @@ def enqueue(app: Celery, job: JobDir, shards: Iterable[ShardInfo]) -> int:
                 app.send_task(RUN_SHARD, kwargs=message, queue=queue_name(info.model), producer=producer)
                 num_sent += 1
     except OperationalError as exc:
-        is_full = isinstance(exc.__cause__, redis.exceptions.OutOfMemoryError)
-        reason = "its memory is full; raise its maxmemory, or free some" if is_full else redact(str(exc), url)
         raise BrokerError(
-            f"broker {hide_password(url)}: after {num_sent} shards of {job.job_id} no more could be queued: {reason}. "
+            f"broker {hide_password(url)}: after {num_sent} shards of {job.job_id} no more could be queued: "
+            f"{trouble(exc, url)}. "
             "The job is whole on disk: workers that run find the rest when the broker takes it, or "
             f"`batcher resume {shlex.quote(str(job.path))} --broker URL` queues it"
         ) from exc

@@ -10,7 +10,8 @@ from celery.worker.consumer import Consumer
 from celery.worker.state import maybe_shutdown
 from kombu.connection import Connection
 
-from batcher.broker.url import hide_password, redact
+from batcher.broker.client import trouble
+from batcher.broker.url import hide_password
 from workers.queue.transport import Transport
 
 logger = logging.getLogger(f"batcher.{__name__}")
@@ -26,12 +27,13 @@ class PatientConsumer(Consumer):  # type: ignore[misc]
     What comes from the broker is checked (`workers/queue/transport.py`). Its pauses between tries never grow beyond
     seconds; Celery's grow to half a minute, in which a worker is idle. A broker that answers and refuses (its memory is
     full, say) is tried again like one that is away; Celery would end the process, or ask several times a second. The
-    log says once that the broker is in trouble, and once that it is back.
+    log says once what the trouble of the broker is, and once that it is back.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._is_in_trouble = False
+        #: What the log says of the trouble that there is; empty without.
+        self._reasons: set[str] = set()
         # It logs each loss of a connection as a warning, which is said here.
         logging.getLogger("celery.worker.consumer.consumer").setLevel(logging.ERROR)
         # On each loss, about the default of a setting that we set. Celery's own set-up has just let it through.
@@ -63,13 +65,14 @@ class PatientConsumer(Consumer):  # type: ignore[misc]
 
     def on_ready(self) -> None:
         """Called when the worker waits for messages, the first time and after each trouble."""
-        if self._is_in_trouble:
-            self._is_in_trouble = False
+        if self._reasons:
+            self._reasons.clear()
             logger.warning("broker %s: it is back", hide_password(self.app.conf.broker_url))
         super().on_ready()
 
     def _note_trouble(self, exc: Exception) -> None:
-        if not self._is_in_trouble:
-            self._is_in_trouble = True
-            reason = redact(str(exc) or repr(exc), self.app.conf.broker_url)
-            logger.warning("broker %s: %s; trying on", hide_password(self.app.conf.broker_url), reason)
+        url = self.app.conf.broker_url
+        reason = trouble(exc, url)
+        if reason not in self._reasons:
+            self._reasons.add(reason)
+            logger.warning("broker %s: %s; trying on", hide_password(url), reason)

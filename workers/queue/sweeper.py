@@ -9,7 +9,6 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -31,16 +30,9 @@ logger = logging.getLogger(f"batcher.{__name__}")
 _SHORTEST_WAIT_S = 0.05
 
 
-@dataclass(frozen=True, slots=True)
-class Death:
-    """A worker's process that died."""
-
-    worker: str
-    pid: int
-
-
-#: Does one round; gets the deaths since the last one, returns the seconds after which another is due at the latest.
-Tick = Callable[[Sequence[Death]], float]
+#: Does one round; gets the ids of the processes that died since the last one, returns the seconds after which another
+#: is due at the latest.
+Tick = Callable[[Sequence[str]], float]
 
 
 class Sweeper:
@@ -62,7 +54,7 @@ class Sweeper:
         self._tick = tick
         self._patience_s = patience_s
         self._retry_interval_s = retry_interval_s
-        self._deaths: queue.SimpleQueue[Death] = queue.SimpleQueue()
+        self._deaths: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._failure: BatcherError | None = None
         self._is_stopping = False
         self._wake = threading.Event()
@@ -79,9 +71,9 @@ class Sweeper:
         self._is_stopping = True
         self._wake.set()
 
-    def on_death(self, worker: str, pid: int) -> None:
-        """Have the shards of a dead process sent again at once."""
-        self._deaths.put(Death(worker, pid))
+    def on_death(self, process: str) -> None:
+        """Have the shards of a dead process sent again at once; `process` is the id by which it claimed them."""
+        self._deaths.put(process)
         self._wake.set()
 
     def check(self) -> None:
@@ -92,7 +84,7 @@ class Sweeper:
     def _run(self) -> None:
         last_heard = time.monotonic()
         is_away = False
-        deaths: list[Death] = []
+        deaths: list[str] = []
         while self._failure is None:
             wait_s = self._retry_interval_s
             try:
@@ -129,10 +121,10 @@ class JobSweep:
         self._interval_s = Pace(lease_ttl_s).sweep_interval_s
         self._look = Every(self._interval_s)
 
-    def tick(self, deaths: Sequence[Death]) -> float:
+    def tick(self, deaths: Sequence[str]) -> float:
         """One round. Raises BrokerError; the next one makes up for it."""
-        for death in deaths:
-            self._sweep.release_dead(death.worker, death.pid)
+        for process in deaths:
+            self._sweep.release_dead(process)
         next_expiry_s = self._sweep.reap()
         if self._look.is_due():
             self._sweep.look(max_age_s=LOOK_AGE_S)
@@ -153,7 +145,7 @@ class RootSweep:
         # By path and version of the manifest: a job deleted and submitted again under its name is another job.
         self._sweeps: dict[tuple[Path, str], Sweep] = {}
 
-    def tick(self, deaths: Sequence[Death]) -> float:
+    def tick(self, deaths: Sequence[str]) -> float:
         """One round. Raises BrokerError; the next one makes up for it. A damaged job is logged and left out."""
         is_look_due = self._look.is_due()
         if is_look_due or deaths:
@@ -168,8 +160,8 @@ class RootSweep:
             try:
                 if is_look_due and finalize(sweep.job, listing=sweep.watch.look()) is not None:
                     continue
-                for death in deaths:
-                    sweep.release_dead(death.worker, death.pid)
+                for process in deaths:
+                    sweep.release_dead(process)
                 next_expiry_s = min(next_expiry_s, sweep.reap())
                 if is_look_due:
                     sweep.look(max_age_s=LOOK_AGE_S)

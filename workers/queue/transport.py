@@ -11,11 +11,13 @@ kombu has no public place for this. What is overridden here stands in `tests/uni
 # kombu has no types.
 # mypy: disable-error-code="no-untyped-call"
 
+import contextlib
 import logging
 import time
 from functools import partial
 from typing import Any
 
+import redis
 from kombu.transport import redis as kombu_redis
 from kombu.utils.json import dumps
 
@@ -48,9 +50,9 @@ class TakenMessages(kombu_redis.QoS):
     def restore_visible(self, *args: Any, **kwargs: Any) -> None:
         """Forget what nobody has acknowledged for `visibility_timeout` seconds; kombu would queue it again.
 
-        The sweep sends a shard that nobody works on long before.
+        The sweep sends a shard that nobody works on long before. A broker that refuses is asked again the next time.
         """
-        with self.channel.conn_or_acquire() as client:
+        with contextlib.suppress(redis.ResponseError), self.channel.conn_or_acquire() as client:
             latest = time.time() - self.visibility_timeout
             for tag in client.zrange(self.unacked_index_key, "-inf", latest, byscore=True, offset=0, num=100):
                 self._remove_from_indices(tag).execute()

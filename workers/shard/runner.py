@@ -78,6 +78,7 @@ class WorkerContext:
     """
 
     worker: str
+    process: str
     leases: Leases
     stopping: threading.Event
     on_claim: Callable[[JobDir, int, int], None]
@@ -100,7 +101,7 @@ def run_shard(job: JobDir, shard: int, engine: Engine, context: WorkerContext) -
         return RunOutcome.ALREADY_COMMITTED
     if job.is_cancelled:
         return RunOutcome.CANCELLED
-    lease = new_lease(job.job_id, shard, worker=context.worker, pace=context.leases.pace)
+    lease = new_lease(job.job_id, shard, worker=context.worker, process=context.process, pace=context.leases.pace)
     try:
         if not context.leases.claim(lease):
             return RunOutcome.LEASED_ELSEWHERE

@@ -43,13 +43,13 @@ def leases(client: redis.Redis) -> Leases:
 
 
 def claimed(leases: Leases, shard: int) -> Lease:
-    lease = new_lease("job", shard, worker="a")
+    lease = new_lease("job", shard, worker="a", process="p1")
     assert leases.claim(lease)
     return lease
 
 
 def test_of_two_claims_the_first_wins(client: redis.Redis, leases: Leases) -> None:
-    mine, other = new_lease("job", 3, worker="a"), new_lease("job", 3, worker="b")
+    mine, other = new_lease("job", 3, worker="a", process="p1"), new_lease("job", 3, worker="b", process="p1")
 
     assert leases.claim(mine)
     assert not leases.claim(other)
@@ -57,7 +57,7 @@ def test_of_two_claims_the_first_wins(client: redis.Redis, leases: Leases) -> No
 
 
 def test_claim_whose_answer_was_lost_can_be_repeated(leases: Leases) -> None:
-    lease = new_lease("job", 3, worker="a")
+    lease = new_lease("job", 3, worker="a", process="p1")
 
     assert leases.claim(lease)
     assert leases.claim(lease)
@@ -66,7 +66,7 @@ def test_claim_whose_answer_was_lost_can_be_repeated(leases: Leases) -> None:
 @pytest.mark.parametrize("ttl_s", [30.0, 3.0, 0.5])
 def test_lease_lives_for_its_time_and_bears_missed_renewals(client: redis.Redis, ttl_s: float) -> None:
     leases = Leases(client, ttl_s=ttl_s)
-    lease = new_lease("job", 3, worker="a")
+    lease = new_lease("job", 3, worker="a", process="p1")
 
     leases.claim(lease)
 
@@ -102,7 +102,7 @@ def test_renewal_takes_back_a_lease_that_vanished(client: redis.Redis, leases: L
 
 
 def test_lease_of_another_is_neither_renewed_nor_released(client: redis.Redis, leases: Leases) -> None:
-    mine, other = new_lease("job", 3, worker="a"), new_lease("job", 3, worker="b")
+    mine, other = new_lease("job", 3, worker="a", process="p1"), new_lease("job", 3, worker="b", process="p1")
     leases.claim(other)
     client.pexpire(other.key, 1000)
 
@@ -115,7 +115,7 @@ def test_lease_of_another_is_neither_renewed_nor_released(client: redis.Redis, l
 
 
 def test_released_lease_can_be_claimed_at_once(leases: Leases) -> None:
-    first, second = new_lease("job", 3, worker="a"), new_lease("job", 3, worker="b")
+    first, second = new_lease("job", 3, worker="a", process="p1"), new_lease("job", 3, worker="b", process="p1")
     leases.claim(first)
 
     assert leases.release(first)
@@ -124,7 +124,7 @@ def test_released_lease_can_be_claimed_at_once(leases: Leases) -> None:
 
 
 def test_two_attempts_of_one_worker_are_two_holders(leases: Leases) -> None:
-    first, second = new_lease("job", 3, worker="a"), new_lease("job", 3, worker="a")
+    first, second = new_lease("job", 3, worker="a", process="p1"), new_lease("job", 3, worker="a", process="p1")
     leases.claim(first)
 
     assert not leases.claim(second)
@@ -133,8 +133,8 @@ def test_two_attempts_of_one_worker_are_two_holders(leases: Leases) -> None:
 
 def test_held_names_the_leased_among_the_asked(leases: Leases) -> None:
     for shard in (1, 4):
-        leases.claim(new_lease("job", shard, worker="a"))
-    leases.claim(new_lease("other", 2, worker="a"))
+        leases.claim(new_lease("job", shard, worker="a", process="p1"))
+    leases.claim(new_lease("other", 2, worker="a", process="p1"))
 
     held = leases.held("job", [0, 1, 2, 3, 4])
 
@@ -143,8 +143,8 @@ def test_held_names_the_leased_among_the_asked(leases: Leases) -> None:
 
 
 def test_expired_lease_is_told_to_one_reaper_once(client: redis.Redis, leases: Leases) -> None:
-    dead, alive = new_lease("job", 10, worker="dead"), new_lease("job", 9, worker="alive")
-    for lease in (dead, alive, new_lease("other", 10, worker="dead")):
+    dead, alive = new_lease("job", 10, worker="dead", process="p1"), new_lease("job", 9, worker="alive", process="p1")
+    for lease in (dead, alive, new_lease("other", 10, worker="dead", process="p1")):
         leases.claim(lease)
     expire(client, dead)
 
@@ -155,7 +155,7 @@ def test_expired_lease_is_told_to_one_reaper_once(client: redis.Redis, leases: L
 
 
 def test_lease_given_back_or_flushed_is_not_reaped(client: redis.Redis, leases: Leases) -> None:
-    released, flushed = new_lease("job", 1, worker="a"), new_lease("job", 2, worker="a")
+    released, flushed = new_lease("job", 1, worker="a", process="p1"), new_lease("job", 2, worker="a", process="p1")
     leases.claim(released)
     leases.release(released)
     assert leases.reap("job").expired == ()
@@ -178,7 +178,7 @@ def test_shard_whose_lease_expired_unnoticed_before_its_release_is_not_reaped(
 
 def test_reaper_says_when_the_next_lease_can_expire(client: redis.Redis, leases: Leases) -> None:
     assert leases.reap("job").next_expiry_s == math.inf
-    first, second = new_lease("job", 1, worker="a"), new_lease("job", 2, worker="a")
+    first, second = new_lease("job", 1, worker="a", process="p1"), new_lease("job", 2, worker="a", process="p1")
     leases.claim(first)
     leases.claim(second)
     client.pexpire(first.key, 20_000)
@@ -190,13 +190,13 @@ def test_reaper_says_when_the_next_lease_can_expire(client: redis.Redis, leases:
 
 
 def test_claimed_set_does_not_outlive_a_deleted_job_for_long(client: redis.Redis) -> None:
-    Leases(client).claim(new_lease("job", 1, worker="a"))
+    Leases(client).claim(new_lease("job", 1, worker="a", process="p1"))
 
     assert 0 < expires_in_ms(client, claimed_key("job")) <= 86_400_000
 
 
 def test_server_with_full_memory_refuses_a_claim_and_grants_a_renewal(client: redis.Redis, leases: Leases) -> None:
-    held, refused = new_lease("job", 1, worker="a"), new_lease("job", 2, worker="a")
+    held, refused = new_lease("job", 1, worker="a", process="p1"), new_lease("job", 2, worker="a", process="p1")
     leases.claim(held)
     client.config_set("maxmemory", 1)
     try:
@@ -213,7 +213,7 @@ def test_broker_that_is_away_is_a_broker_error(tmp_path_factory: pytest.TempPath
     with embedded_broker(tmp_path_factory.mktemp("short")) as url:
         client = open_client(url)
         leases = Leases(client)
-    lease = new_lease("job", 3, worker="a")
+    lease = new_lease("job", 3, worker="a", process="p1")
 
     for call in (leases.claim, leases.renew, leases.release):
         with pytest.raises(BrokerError):
@@ -232,7 +232,7 @@ def test_broker_that_is_away_is_a_broker_error(tmp_path_factory: pytest.TempPath
 def test_background_renewal_waits_for_no_broker(redis_server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
     with redis_server.client() as client:
         leases = BackgroundLeases(client)
-        lease = new_lease("job", 3, worker="a")
+        lease = new_lease("job", 3, worker="a", process="p1")
         leases.claim(lease)
         client.pexpire(lease.key, 20_000)
         redis_server.freeze()
@@ -251,7 +251,7 @@ def test_background_renewal_bears_a_broker_that_is_away_and_says_so_once(
 ) -> None:
     with redis_server.client() as client:
         leases = BackgroundLeases(client)
-        lease = new_lease("job", 3, worker="a")
+        lease = new_lease("job", 3, worker="a", process="p1")
         leases.claim(lease)
         redis_server.kill()
 
@@ -269,7 +269,7 @@ def test_background_renewal_bears_a_broker_that_is_away_and_says_so_once(
 
 def test_background_renewal_notices_a_lost_lease_the_next_time(client: redis.Redis) -> None:
     leases = BackgroundLeases(client)
-    lease, other = new_lease("job", 3, worker="a"), new_lease("job", 3, worker="b")
+    lease, other = new_lease("job", 3, worker="a", process="p1"), new_lease("job", 3, worker="b", process="p1")
     leases.claim(lease)
     expire(client, lease)
     Leases(client).claim(other)
@@ -283,12 +283,12 @@ def test_background_renewal_notices_a_lost_lease_the_next_time(client: redis.Red
 def test_background_renewal_never_takes_back_what_was_released(client: redis.Redis) -> None:
     leases = BackgroundLeases(client)
     for number in range(300):
-        lease = new_lease("job", number, worker="a")
+        lease = new_lease("job", number, worker="a", process="p1")
         leases.claim(lease)
         leases.renew(lease)
         assert leases.release(lease)
 
-    last = new_lease("job", 1000, worker="a")
+    last = new_lease("job", 1000, worker="a", process="p1")
     leases.renew(last)
     wait_for(lambda: client.exists(last.key), what="every renewal is done")
 
@@ -316,7 +316,9 @@ class LeaseMachine(RuleBasedStateMachine):
         self.client.flushall()
         self.leases = Leases(self.client)
         #: What each holder would claim each shard with.
-        self.tokens = {(who, shard): new_lease("job", shard, worker=f"w{who}") for who in HOLDERS for shard in SHARDS}
+        self.tokens = {
+            (who, shard): new_lease("job", shard, worker=f"w{who}", process="p1") for who in HOLDERS for shard in SHARDS
+        }
         #: Who has a shard by the model, and the milliseconds that he has it for.
         self.holder: dict[int, int] = {}
         self.ttl_ms: dict[int, int] = {}
@@ -417,7 +419,7 @@ def test_leases_behave_like_their_model(client: redis.Redis) -> None:
 
 
 def test_lease_that_a_clock_set_back_would_keep_for_a_day_ends_in_its_time(client: redis.Redis, leases: Leases) -> None:
-    lease = new_lease("job", 1, worker="a", pace=leases.pace)
+    lease = new_lease("job", 1, worker="a", process="p1", pace=leases.pace)
     leases.claim(lease)
     client.pexpire(lease.key, 86_400_000)
 

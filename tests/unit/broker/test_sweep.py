@@ -52,8 +52,8 @@ class Queued(Sent):
         return super().__call__(job, shards)
 
 
-def claim(client: redis.Redis, job: JobDir, shard: int, *, worker: str = "w") -> Lease:
-    lease = new_lease(job.job_id, shard, worker=worker)
+def claim(client: redis.Redis, job: JobDir, shard: int, *, worker: str = "w", process: str = "p1") -> Lease:
+    lease = new_lease(job.job_id, shard, worker=worker, process=process)
     assert Leases(client).claim(lease)
     return lease
 
@@ -288,15 +288,14 @@ def test_sweep_says_when_the_next_lease_can_expire(job: JobDir, client: redis.Re
 
 
 def test_shards_of_a_dead_process_are_released_and_sent_at_once_and_no_others(
-    job: JobDir, client: redis.Redis, sent: Sent, monkeypatch: pytest.MonkeyPatch
+    job: JobDir, client: redis.Redis, sent: Sent
 ) -> None:
-    monkeypatch.setattr("os.getpid", lambda: 11)
-    claim(client, job, 0, worker="dead")
-    claim(client, job, 1, worker="dead-2")
-    monkeypatch.setattr("os.getpid", lambda: 12)
-    claim(client, job, 2, worker="dead")
+    claim(client, job, 0, worker="w", process="dead")
+    claim(client, job, 1, worker="w-2", process="other")
+    # Of the same name: a later process of that worker, or another worker.
+    claim(client, job, 2, worker="w", process="living")
 
-    Sweep(job, client, send=sent).release_dead("dead", 11)
+    Sweep(job, client, send=sent).release_dead("dead")
 
     assert sent.shards == [0]
     assert set(Leases(client).held(job.job_id, [0, 1, 2])) == {1, 2}

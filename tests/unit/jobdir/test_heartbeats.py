@@ -45,7 +45,7 @@ BEAT = WorkerHeartbeat(
 def give_sign(home: Path, *, at: datetime, beat: WorkerHeartbeat = BEAT) -> Path:
     """A sign of life that the file system stamps with the time `at`."""
     write_heartbeat(home, beat)
-    path = heartbeat_path(home, beat.name)
+    path = heartbeat_path(home, beat.name, beat.instance)
     os.utime(path, (at.timestamp(),) * 2)
     return path
 
@@ -95,6 +95,43 @@ def test_stalled_worker_stalls_on_between_two_signs_until_it_is_gone(tmp_path: P
     assert (report.health, report.stalled_s) == (Health.STALLED, 45.0)
     (report,) = read_heartbeats(tmp_path, now=NOW + timedelta(seconds=16))
     assert (report.health, report.stalled_s) == (Health.GONE, 0.0)
+
+
+# -- one name for several -----------------------------------------------------------------------------------------
+
+
+def test_two_workers_of_one_name_show_both_and_one_that_leaves_leaves_the_other(tmp_path: Path) -> None:
+    first, second = replace(BEAT, instance="a1", pid=17), replace(BEAT, instance="b2", pid=18)
+    write_heartbeat(tmp_path, first)
+    write_heartbeat(tmp_path, second)
+    # Of an older version.
+    write_heartbeat(tmp_path, BEAT)
+
+    assert [report.beat for report in read_heartbeats(tmp_path)] == [BEAT, first, second]
+    remove_heartbeat(tmp_path, "w1", "a1")
+    remove_heartbeat(tmp_path, "w1")
+    assert [report.beat for report in read_heartbeats(tmp_path)] == [second]
+
+
+def test_who_died_is_not_shown_beside_one_that_took_its_name_and_is_swept(tmp_path: Path) -> None:
+    for number, age_s in enumerate([90, 60, 30, 1]):
+        give_sign(tmp_path, at=NOW - timedelta(seconds=age_s), beat=replace(BEAT, instance=f"i{number}"))
+    give_sign(tmp_path, at=NOW - timedelta(seconds=90), beat=replace(BEAT, name="dead", instance="i1"))
+    give_sign(tmp_path, at=NOW - timedelta(seconds=60), beat=replace(BEAT, name="dead", instance="i0"))
+
+    shown = read_heartbeats(tmp_path, now=NOW)
+
+    assert [(report.beat.name, report.beat.instance) for report in shown] == [("dead", "i0"), ("w1", "i3")]
+    assert sweep_heartbeats(tmp_path, now=NOW) == 4
+    assert [report.beat for report in read_heartbeats(tmp_path, now=NOW)] == [report.beat for report in shown]
+
+
+def test_sign_under_the_file_name_of_another_is_passed_over(tmp_path: Path) -> None:
+    write_heartbeat(tmp_path, replace(BEAT, instance="a1"))
+    path = heartbeat_path(tmp_path, "w1", "a1")
+    path.rename(heartbeat_path(tmp_path, "w1", "b2"))
+
+    assert read_heartbeats(tmp_path) == []
 
 
 # -- clocks -------------------------------------------------------------------------------------------------------

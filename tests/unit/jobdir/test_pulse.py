@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from batcher.jobdir.heartbeats import WorkerHeartbeat, WorkerState, workers_dir, write_heartbeat
+from batcher.jobdir.heartbeats import WorkerHeartbeat, WorkerState, heartbeat_path, workers_dir, write_heartbeat
 from batcher.jobdir.pulse import read_pulses
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -34,6 +34,17 @@ def test_workers_of_other_machines_and_files_that_are_no_signs_are_passed_over(t
     found = read_pulses(tmp_path, host="here", now=NOW.timestamp())
 
     assert [pulse.name for pulse in found] == ["w1", "w2"]
+
+
+def test_workers_of_one_name_are_both_found(tmp_path: Path) -> None:
+    for instance in ("", "a1", "b2"):
+        write_heartbeat(tmp_path, replace(BEAT, instance=instance))
+    path = heartbeat_path(tmp_path, "w1", "a1")
+    path.rename(path.with_name("w2~a1.json"))
+
+    found = read_pulses(tmp_path, host="here", now=NOW.timestamp())
+
+    assert [pulse.name for pulse in found] == ["w1", "w1"]
 
 
 def test_folder_without_workers_has_none(tmp_path: Path) -> None:

@@ -75,8 +75,8 @@ class Nursery:
         on_death: Callable[[], None] = lambda: None,
         spares: list[subprocess.Popen[bytes]] | None = None,
     ) -> Supervisor:
-        def note_death(name: str, _pid: int) -> None:
-            self.deaths.append(name)
+        def note_death(process: str) -> None:
+            self.deaths.append(process)
             on_death()
 
         supervisor = Supervisor(
@@ -128,7 +128,9 @@ def test_child_gets_its_config_on_stdin_and_not_on_its_command_line(nursery: Nur
     supervisor = nursery.start(script)
     poll_until(supervisor, lambda: supervisor.is_ready)
 
-    assert decode(WorkerConfig, seen.read_bytes()) == nursery.config
+    config = decode(WorkerConfig, seen.read_bytes())
+    assert config == replace(nursery.config, process=config.process)
+    assert config.process
 
 
 def test_child_that_dies_while_loading_blames_the_model(nursery: Nursery) -> None:
@@ -154,7 +156,7 @@ def test_dead_child_is_replaced_until_it_has_died_too_often_in_a_row(nursery: Nu
     with pytest.raises(WorkerCrashedError, match=f"died {MAX_CRASHES} times .* exit code 9"):
         poll_forever(supervisor)
 
-    assert nursery.deaths == ["w1"] * MAX_CRASHES
+    assert len(set(nursery.deaths)) == MAX_CRASHES, "each child has an id of its own"
     assert not supervisor.is_running
 
 

@@ -13,7 +13,7 @@ from batcher.errors import BrokerError, JobError
 from batcher.jobdir.folder import Watch
 from tests.support.job_files import MODEL, make_job
 from tests.support.waiting import wait_for
-from workers.queue.sweeper import Death, JobSweep, RootSweep, Sweeper, Tick
+from workers.queue.sweeper import JobSweep, RootSweep, Sweeper, Tick
 
 #: Seconds. Longer than any test: a round that comes before it was asked for.
 LONG_S = 1000.0
@@ -23,11 +23,11 @@ class Rounds:
     """A tick that notes what it was told, and fails as often as it is told to."""
 
     def __init__(self, *, wait_s: float = LONG_S) -> None:
-        self.deaths: list[list[Death]] = []
+        self.deaths: list[list[str]] = []
         self.error: Exception | None = None
         self._wait_s = wait_s
 
-    def __call__(self, deaths: Sequence[Death]) -> float:
+    def __call__(self, deaths: Sequence[str]) -> float:
         self.deaths.append(list(deaths))
         if self.error is not None:
             raise self.error
@@ -60,24 +60,24 @@ def test_death_brings_the_next_round_at_once() -> None:
     with sweeping(rounds) as sweeper:
         wait_for(lambda: len(rounds.deaths) == 1, what="the first round", timeout_s=10)
 
-        sweeper.on_death("w", 7)
+        sweeper.on_death("seven")
 
         wait_for(lambda: len(rounds.deaths) == 2, what="the next round", timeout_s=10)
-    assert rounds.deaths == [[], [Death("w", 7)]]
+    assert rounds.deaths == [[], ["seven"]]
 
 
 def test_death_is_told_again_where_the_broker_was_away() -> None:
     rounds = Rounds()
     rounds.error = BrokerError("away")
     with sweeping(rounds) as sweeper:
-        sweeper.on_death("w", 7)
+        sweeper.on_death("seven")
         wait_for(lambda: len([told for told in rounds.deaths if told]) >= 2, what="it is told twice", timeout_s=10)
         rounds.error = None
         number = len(rounds.deaths)
         wait_for(lambda: len(rounds.deaths) > number, what="a round that goes well", timeout_s=10)
 
-        sweeper.on_death("v", 8)
-        wait_for(lambda: [Death("v", 8)] in rounds.deaths, what="only what is new is told", timeout_s=10)
+        sweeper.on_death("eight")
+        wait_for(lambda: ["eight"] in rounds.deaths, what="only what is new is told", timeout_s=10)
         sweeper.check()
 
 
@@ -129,15 +129,14 @@ def test_error_that_is_no_brokers_ends_the_sweeping() -> None:
 
 
 def test_shards_of_the_dead_are_found_in_a_job_that_is_newer_than_the_last_look(
-    tmp_path: Path, broker_url: str, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, broker_url: str, client: redis.Redis
 ) -> None:
     sweep = RootSweep(tmp_path, broker_url, models=frozenset([MODEL]), lease_ttl_s=30)
     sweep.tick([])
     job = make_job(tmp_path / "new", (1, 1))
-    monkeypatch.setattr("os.getpid", lambda: 7)
-    Leases(client).claim(new_lease("new", 1, worker="w"))
+    Leases(client).claim(new_lease("new", 1, worker="w", process="seven"))
 
-    sweep.tick([Death("w", 7)])
+    sweep.tick(["seven"])
 
     assert Leases(client).held(job.job_id, [0, 1]) == {}
     assert client.llen(queue_key(MODEL)) == 1
@@ -149,7 +148,7 @@ def test_damaged_job_does_not_keep_others_from_being_swept(
     damaged = make_job(tmp_path / "a", (1,))
     damaged.manifest_path.write_bytes(b"{")
     make_job(tmp_path / "b", (1,))
-    lease = new_lease("b", 0, worker="w")
+    lease = new_lease("b", 0, worker="w", process="p")
     Leases(client).claim(lease)
     client.delete(lease.key)
 
@@ -163,7 +162,7 @@ def test_round_is_due_when_the_first_lease_can_expire(tmp_path: Path, broker_url
     job = make_job(tmp_path / "job", (1, 1))
     sweep = JobSweep(Watch(job), broker_url, send=lambda job, shards: 0, lease_ttl_s=30)
     assert sweep.tick([]) == 4
-    lease = new_lease("job", 0, worker="w")
+    lease = new_lease("job", 0, worker="w", process="p")
     Leases(client).claim(lease)
 
     client.pexpire(lease.key, 3_000)
