@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -31,8 +33,7 @@ def chat(content: str) -> Chat:
     return Chat(messages, adds_generation_prompt=True, continues_final=False, variables="")
 
 
-def make(source: str) -> ChatWriter:
-    return ChatWriter(Source(source, bos_token="<bos>", eos_token="<eos>"), max_seconds=SHORT_S)
+Make = Callable[..., ChatWriter]
 
 
 def processes() -> list[int]:
@@ -45,13 +46,22 @@ def processes() -> list[int]:
     return found
 
 
-@pytest.fixture(autouse=True)
-def _nothing_left() -> Iterator[None]:
-    yield
+@pytest.fixture
+def make() -> Iterator[Make]:
+    """Makes the writer of a template. All are closed in the end, and leave nothing behind."""
+    writers: list[ChatWriter] = []
+
+    def make(source: str, *, max_seconds: float = SHORT_S) -> ChatWriter:
+        writers.append(ChatWriter(Source(source, bos_token="<bos>", eos_token="<eos>"), max_seconds=max_seconds))
+        return writers[-1]
+
+    yield make
+    for writer in writers:
+        writer.close()
     assert processes() == []
 
 
-def test_chats_are_written_one_after_the_other_by_one_process() -> None:
+def test_chats_are_written_one_after_the_other_by_one_process(make: Make) -> None:
     writer = make("{{ bos_token }}{{ messages[0].content }}")
 
     # Half of a surrogate pair, which JSON can name, and more than what a socket holds.
@@ -59,7 +69,6 @@ def test_chats_are_written_one_after_the_other_by_one_process() -> None:
         assert writer.write(chat(content)) == f"<bos>{content}"
 
     assert len(processes()) == 1
-    writer.close()
 
 
 @pytest.mark.parametrize(
@@ -75,15 +84,16 @@ def test_chats_are_written_one_after_the_other_by_one_process() -> None:
         ("{{ raise_exception('x' * 10000000) }}", "refuses these messages: x{900}"),
     ],
 )
-def test_chat_that_takes_too_much_is_refused_and_the_next_is_written(bomb: str, reason: str) -> None:
-    writer = make("{% if messages[0].content == 'bomb' %}" + bomb + "{% endif %}fine")
+def test_chat_that_takes_too_much_is_refused_and_the_next_is_written(make: Make, bomb: str, reason: str) -> None:
+    # To fill the memory takes time, too.
+    max_seconds = PATIENCE_S if "memory" in reason else SHORT_S
+    writer = make("{% if messages[0].content == 'bomb' %}" + bomb + "{% endif %}fine", max_seconds=max_seconds)
 
     with pytest.raises(ChatTemplateError, match=reason) as caught:
         writer.write(chat("bomb"))
 
     assert len(str(caught.value)) < 2000
     assert writer.write(chat("hello")) == "fine"
-    writer.close()
 
 
 @pytest.mark.parametrize(
@@ -95,17 +105,39 @@ def test_chat_that_takes_too_much_is_refused_and_the_next_is_written(bomb: str, 
         ("{{ 10 ** (10 ** 9) }}", r"can't be read: it takes longer than 0\.4 s"),
     ],
 )
-def test_template_that_can_not_be_compiled_refuses_all_chats(source: str, reason: str) -> None:
+def test_template_that_can_not_be_compiled_refuses_all_chats(make: Make, source: str, reason: str) -> None:
     writer = make(source)
 
     for _ in range(2):
         with pytest.raises(ChatTemplateError, match=reason):
             writer.write(chat("hello"))
 
-    writer.close()
+
+@pytest.mark.parametrize(
+    ("source", "written"),
+    [
+        ("{{ strftime_now('%Y') }}", time.strftime("%Y")),
+        ("{{ lipsum(n=1, min=3, max=4) | length > 9 }}", "True"),
+        ("{{ '<é>' | e }}{{ '&lt;p&gt;' | striptags }}", "&lt;é&gt;<p>"),
+        ("{{ messages | pprint }}", "[{'content': 'hello', 'role': 'user'}]"),
+    ],
+)
+def test_templates_may_use_what_is_loaded_late(make: Make, source: str, written: str) -> None:
+    writer = make(source)
+    assert writer.write(chat("hello")) == written
 
 
-def test_chats_that_take_too_long_one_after_the_other_get_less_and_less_time() -> None:
+def test_process_of_templates_opens_no_files_and_starts_no_processes(make: Make) -> None:
+    writer = make("fine")
+    writer.write(chat("hello"))
+    [pid] = processes()
+    limits = Path(f"/proc/{pid}/limits").read_text()
+    assert re.search(r"Max open files +0 +0 ", limits)
+    assert re.search(r"Max processes +0 +0 ", limits)
+    assert Path(f"/proc/{pid}/oom_score_adj").read_text() == "1000\n"
+
+
+def test_chats_that_take_too_long_one_after_the_other_get_less_and_less_time(make: Make) -> None:
     writer = make("{% if messages[0].content == 'bomb' %}" + LOOPS + "{% endif %}fine")
 
     for seconds in ("0.4", "0.2", "0.1", "0.1"):
@@ -115,10 +147,8 @@ def test_chats_that_take_too_long_one_after_the_other_get_less_and_less_time() -
     with pytest.raises(ChatTemplateError, match=r"takes longer than 0\.4 s"):
         writer.write(chat("bomb"))
 
-    writer.close()
 
-
-def test_process_that_was_killed_while_it_was_idle_is_replaced() -> None:
+def test_process_that_was_killed_while_it_was_idle_is_replaced(make: Make) -> None:
     writer = make("fine")
     writer.write(chat("hello"))
     [pid] = processes()
@@ -127,11 +157,10 @@ def test_process_that_was_killed_while_it_was_idle_is_replaced() -> None:
     wait_for(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z", what="it is dead")
 
     assert writer.write(chat("hello")) == "fine"
-    writer.close()
 
 
-def test_close_ends_a_chat_that_is_being_written() -> None:
-    writer = ChatWriter(Source(LOOPS, bos_token="", eos_token=""), max_seconds=PATIENCE_S)
+def test_close_ends_a_chat_that_is_being_written(make: Make) -> None:
+    writer = make(LOOPS, max_seconds=PATIENCE_S)
     failures: list[Exception] = []
 
     def write() -> None:

@@ -60,7 +60,7 @@ class ChatTemplate:
         )
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise
-        environment.globals["strftime_now"] = _now
+        environment.globals["strftime_now"] = strftime_now
         self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
         try:
             self._template = environment.from_string(source)
@@ -187,5 +187,6 @@ def _raise(message: str) -> NoReturn:
     raise TemplateError(message)
 
 
-def _now(layout: str) -> str:
+def strftime_now(layout: str) -> str:
+    """The local time, for templates."""
     return datetime.now().strftime(layout)

@@ -6,13 +6,14 @@ is left below its limit, and when the socket ends.
 """
 
 import contextlib
+import importlib
 import os
 import resource
 import signal
 import socket
 from pathlib import Path
 
-from workers.engines.llama.chat import ChatTemplate
+from workers.engines.llama.chat import ChatTemplate, strftime_now
 from workers.engines.llama.chat_frames import (
     EXIT_NO_MEMORY,
     Chat,
@@ -29,6 +30,8 @@ from workers.engines.llama.chat_frames import (
 MAX_MEMORY_BYTES = 512 << 20
 #: Bytes of a prompt. No model has room for as many.
 MAX_PROMPT_BYTES = 64 << 20
+#: What Jinja and Python import only when it is used.
+_NEEDED_LATE = ("jinja2.constants", "jinja2.debug", "encodings.unicode_escape", "html", "textwrap", "unicodedata")
 #: Characters of what a template says when it refuses messages.
 _MAX_REASON_CHARS = 1000
 
@@ -39,6 +42,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _go_first()
     _limit_memory()
+    _close_doors()
     try:
         with socket.socket(fileno=0) as channel, channel.makefile("rb") as frames:
             _answer_all(channel, frames.read)
@@ -94,6 +98,17 @@ def _limit_memory() -> None:
         num_pages = int(Path("/proc/self/statm").read_text().split()[0])
         limit = num_pages * os.sysconf("SC_PAGE_SIZE") + MAX_MEMORY_BYTES
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def _close_doors() -> None:
+    """Open no more files and connections, and start no processes, whatever a hole in the sandbox may let in."""
+    for name in _NEEDED_LATE:
+        importlib.import_module(name)
+    # The time zone is read with the first time.
+    strftime_now("%H")
+    for kind in (resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC):
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(kind, (0, 0))
 
 
 if __name__ == "__main__":

@@ -302,6 +302,8 @@ class Scheduler:
         cache = self._cache
         live = [sequence for sequence in self._running.values() if sequence.request.is_live]
         num_held = Counter(sequence.request.client for sequence in live)
+        if (room <= 0 or not (cache.num_free_slots or able)) and not _has_leaver(live, num_held):
+            return []
         admitted: list[tuple[Sequence, Placement]] = []
         left: list[Sequence] = []
         # No more are looked at than there are slots: the others wait for a prefix that is being computed.
@@ -416,6 +418,11 @@ class Scheduler:
             self._running[sequence.slot] = sequence
             self._is_changed = True
         return moves
+
+
+def _has_leaver(live: list[Sequence], num_held: Counter[str]) -> bool:
+    """Whether one of the running `live` sequences could leave its slot to a client that has none."""
+    return any(num_held[s.request.client] > 1 and not s.was_preempted for s in live)
 
 
 def _find_leaver(live: list[Sequence], num_held: Counter[str], *, client: str) -> Sequence | None:
