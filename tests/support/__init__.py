@@ -23,6 +23,7 @@ fake_model.py       a model that computes nothing, below the real engine
 tiny_gguf.py        a real model file, tiny and random
 tiny_engine.py      the real engine on it
 plain_decoding.py   decoding by the definitions, to compare with
+bare_llama.py        llama.cpp alone: quantizes, decodes a token of each sequence
 
 The API
 api_client.py       requests without sockets
