@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.house.test_imports import FLOORS, ROOT
 
-PACKAGES = [ROOT / "tests" / "support"]
+PACKAGES = [ROOT / "tests" / "support", ROOT / "tests" / "containers"]
 PACKAGES += sorted(path.parent for top in ("batcher", "workers") for path in (ROOT / top).rglob("__init__.py"))
 
 
