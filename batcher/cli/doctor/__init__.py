@@ -14,7 +14,7 @@ from batcher.cli.doctor.broker import check_broker, check_embedded_broker
 from batcher.cli.doctor.finding import Check, Level
 from batcher.cli.doctor.jobs_folder import check_jobs_dir, check_workers, loaded_models
 from batcher.cli.doctor.models import check_models
-from batcher.cli.doctor.software import check_llama, check_machine, check_packages
+from batcher.cli.doctor.software import check_kernels, check_llama, check_machine, check_packages
 from batcher.model_files import ModelRef
 from batcher.types import EngineConfig
 
@@ -35,7 +35,10 @@ def run_checks(
     is started and stopped). Reads the headers of the models, not their weights.
     """
     yield from check_packages()
-    yield check_llama()
+    llama = check_llama()
+    yield llama
+    if llama.level is Level.OK:
+        yield check_kernels()
     yield check_machine()
     yield from check_jobs_dir(jobs_dir)
     yield check_workers(jobs_dir)

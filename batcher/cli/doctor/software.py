@@ -25,6 +25,20 @@ print(json.dumps([llama_cpp.__version__, bool(llama_cpp.llama_supports_gpu_offlo
 """
 
 
+#: In a process of its own too: broken kernels end it by a signal.
+_CHECK_KERNELS = """
+import dataclasses, json
+from workers.engines.llama.kernels import check_kernels
+print(json.dumps([[check.is_sound, dataclasses.asdict(check)] for check in check_kernels()]))
+"""
+
+_BROKEN_KERNELS = (
+    "build llama-cpp-python again by a newer compiler, or without AMX: CFLAGS and CXXFLAGS="
+    "'-mno-amx-tile -mno-amx-int8 -mno-amx-bf16', then pip install --force-reinstall --no-cache-dir --no-deps "
+    "--no-binary llama-cpp-python llama-cpp-python"
+)
+
+
 def check_packages() -> Iterator[Check]:
     """Python and the packages that Batcher declares, with the versions it declares."""
     yield Check("python", Level.OK, f"{sys.version.split()[0]} at {sys.executable}")
@@ -58,9 +72,8 @@ def _check_package(requirement: Requirement, *, is_needed: bool) -> Check:
 def check_llama() -> Check:
     """Whether llama.cpp's library loads, and whether it was built for a GPU."""
     name = "llama.cpp"
-    command = [sys.executable, "-P", "-c", _PROBE_LLAMA]
     try:
-        probe = subprocess.run(command, capture_output=True, text=True, timeout=IMPORT_TIMEOUT_S, check=False)
+        probe = _run(_PROBE_LLAMA)
     except subprocess.TimeoutExpired:
         return Check(name, Level.WARN, f"not loaded after {IMPORT_TIMEOUT_S:.0f} s", "check the disk it is on")
     if probe.returncode < 0:
@@ -68,10 +81,47 @@ def check_llama() -> Check:
         remedy = "rebuild llama-cpp-python on this machine (`make setup` after deleting .venv)"
         return Check(name, Level.FAIL, f"loading the library died of {reason}; {_NO_WORKER}", remedy)
     if probe.returncode:
-        last = (probe.stderr.strip().splitlines() or ["unknown error"])[-1]
-        return Check(name, Level.FAIL, f"cannot be loaded ({last}); {_NO_WORKER}", install_extras("worker"))
+        what = f"cannot be loaded ({_last_line(probe)}); {_NO_WORKER}"
+        return Check(name, Level.FAIL, what, install_extras("worker"))
     version, has_gpu = json.loads(probe.stdout)
     return Check(name, Level.OK, f"llama-cpp-python {version}, built for {'GPU offload' if has_gpu else 'CPUs only'}")
+
+
+def check_kernels() -> Check:
+    """Whether llama.cpp's matrix kernels for this processor compute what its plain ones do."""
+    name = "kernels"
+    try:
+        done = _run(_CHECK_KERNELS)
+    except subprocess.TimeoutExpired:
+        return Check(
+            name, Level.WARN, f"not compared after {IMPORT_TIMEOUT_S:.0f} s", "run this again on a calm machine"
+        )
+    if done.returncode < 0:
+        reason = signal.Signals(-done.returncode).name
+        what = f"llama.cpp's kernels for this processor die of {reason}; {_NO_WORKER}"
+        return Check(name, Level.FAIL, what, _BROKEN_KERNELS)
+    if done.returncode:
+        return Check(
+            name, Level.WARN, f"not compared ({_last_line(done)})", "correct what is wrong with llama.cpp first"
+        )
+    found = json.loads(done.stdout)
+    for is_sound, kernels in found:
+        if not is_sound:
+            what = f"{kernels['layout']} computes {kernels['worst']} rows wrong; texts would be, too"
+            return Check(name, Level.FAIL, what, _BROKEN_KERNELS)
+    layouts = [f"{kernels['layout']} for {', '.join(kernels['types'])}" for _, kernels in found]
+    what = f"as exact as the plain ones: {'; '.join(layouts)}" if layouts else "only the plain ones"
+    return Check(name, Level.OK, what)
+
+
+def _run(script: str) -> subprocess.CompletedProcess[str]:
+    """Run `script` by this Python. Raises subprocess.TimeoutExpired."""
+    command = [sys.executable, "-P", "-c", script]
+    return subprocess.run(command, capture_output=True, text=True, timeout=IMPORT_TIMEOUT_S, check=False)
+
+
+def _last_line(done: subprocess.CompletedProcess[str]) -> str:
+    return (done.stderr.strip().splitlines() or ["unknown error"])[-1]
 
 
 def check_machine() -> Check:

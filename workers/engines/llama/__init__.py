@@ -18,6 +18,7 @@ chat_frames.py  what passes between
 echo.py       the prompt in front of its answer
 sampling/     from logits to tokens to text
 binding.py    llama.cpp by llama-cpp-python; the only file that imports it
+kernels.py    whether this build's matrix kernels compute what plain ones do
 model.py      a model with one context, which decodes batches of tokens
 vocabulary.py text to tokens and back
 settings.py   slots, threads, batch sizes, context: chosen for model, machine and job, with reasons

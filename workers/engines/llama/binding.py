@@ -32,6 +32,7 @@ __all__ = [
     "gpu_libraries",
     "last_errors",
     "llama_cpp",
+    "load_ggml",
     "load_gguf",
     "supports_gpu",
 ]
@@ -91,6 +92,17 @@ def free_gpu_memory() -> int | None:
             memory(device, ctypes.byref(free), ctypes.byref(total))
             found.append(free.value)
     return sum(found) or None
+
+
+def load_ggml() -> ctypes.CDLL:
+    """The library under llama.cpp, with its backends known to it. llama-cpp-python has few bindings of it.
+
+    By the handle of libllama, which finds the functions of what it links to: the file beside it may be loaded once more
+    under another name, and then knows other devices than llama.cpp does.
+    """
+    llama_cpp.llama_log_set(_keep_errors, None)
+    llama_cpp.llama_backend_init()
+    return ctypes.CDLL(llama_cpp.llama_cpp._lib._name)
 
 
 def chat_template(model: Any) -> str | None:
