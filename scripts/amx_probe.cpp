@@ -1,10 +1,12 @@
-// Exits 0 where this compiler's AMX code works on this processor. GCC of before 2024 names 8 of the 64 bytes that
-// _tile_loadconfig reads and drops the stores to the others, so that the instruction faults (seen with 12.2; llama.cpp
-// fills the configuration in the same way). Some virtual machines announce AMX and have none.
+// Exits 0 where this compiler's AMX code works on this processor: some virtual machines announce AMX and have none, and
+// a compiler may be too old to know it. Takes a second, so it goes before a build of minutes; whether the kernels of
+// that build compute what they should is then for workers/engines/llama/kernels.py.
 #include <immintrin.h>
 #include <stdint.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+#include "llama_tiles.h"
 
 #define ARCH_REQ_XCOMP_PERM 0x1023
 #define XFEATURE_XTILEDATA 18
@@ -19,19 +21,30 @@ struct Config {
 inline void load_config() {
     alignas(64) Config config = {};
     config.palette = 1;
-    config.rows[0] = 8;
-    config.column_bytes[0] = 64;
-    config.rows[7] = 16;
-    config.column_bytes[7] = 64;
+    for (int tile = 0; tile < 3; ++tile) {
+        config.rows[tile] = 16;
+        config.column_bytes[tile] = 64;
+    }
     _tile_loadconfig(&config);
 }
 
 int main() {
     if (syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) != 0) return 1;
     load_config();
-    alignas(64) Config loaded = {};
-    _tile_storeconfig(&loaded);
-    __asm__ volatile("" : : "r"(&loaded) : "memory");  // for the same flaw: only 8 bytes count as written
+    alignas(64) int8_t ones[16 * 64], twos[16 * 64];
+    alignas(64) int32_t product[16 * 16];
+    for (int i = 0; i < 16 * 64; ++i) {
+        ones[i] = 1;
+        twos[i] = 2;
+    }
+    _tile_zero(0);
+    _tile_loadd(1, ones, 64);
+    _tile_loadd(2, twos, 64);
+    _tile_dpbssd(0, 1, 2);
+    _tile_stored(0, product, 64);
     _tile_release();
-    return loaded.rows[7] == 16 && loaded.column_bytes[7] == 64 ? 0 : 2;
+    for (int value : product) {
+        if (value != 64 * 2) return 2;
+    }
+    return 0;
 }

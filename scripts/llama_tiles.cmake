@@ -1,0 +1,21 @@
+# Puts llama_tiles.h (see there) in front of ggml's AMX kernels, in the copy of the source that is being built, once even
+# where this is read again. Read by llama_build.cmake, and alone by the build of llama.cpp's own programs (bench/peers.py).
+function(batcher_mend_tiles)
+    set(kernels "${CMAKE_CURRENT_SOURCE_DIR}/ggml/src/ggml-cpu/amx/mmq.cpp")
+    set(header "#include \"${CMAKE_CURRENT_LIST_DIR}/llama_tiles.h\"")
+    set(guard "\n#if defined(__AMX_INT8__) && defined(__AVX512VNNI__)\n")
+    file(READ "${kernels}" source)
+    string(FIND "${source}" "${header}" found)
+    if(NOT found EQUAL -1)
+        return()
+    endif()
+    string(FIND "${source}" "${guard}" found_guard)
+    string(FIND "${source}" "    _tile_loadconfig(&tc);\n" found_use)
+    if(found_guard EQUAL -1 OR found_use LESS found_guard)
+        message(FATAL_ERROR "${kernels}: not the AMX kernels of the llama.cpp inside llama-cpp-python 0.3.36; look at "
+            "whether they still need scripts/llama_tiles.h, and where")
+    endif()
+    string(REPLACE "${guard}" "\n${header}\n${guard}" source "${source}")
+    file(WRITE "${kernels}" "${source}")
+endfunction()
+batcher_mend_tiles()
