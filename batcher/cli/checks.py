@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from batcher.cli.doctor import Check
     from batcher.model_files import ModelRef
     from batcher.submission.validation import Examine
+    from batcher.types import Request, RowError
 
 
 @click.command("validate")
@@ -116,8 +117,14 @@ def _examiner(models: "Sequence[ModelRef]", lengths: Mapping[str, int]) -> "Exam
         return None
     # Of a file that does not say its context, llama.cpp has the last word.
     examiners = {each.name: Examiner(each.path, limit=lengths.get(each.name, 2**31 - 1)) for each in models}
-    # Of models elsewhere nothing is known.
-    return lambda request: examiners[request.model].examine(request) if request.model in examiners else ()
+
+    def examine(requests: "Sequence[Request]") -> "Iterator[tuple[int, ...] | RowError]":
+        for name, some in itertools.groupby(requests, key=lambda request: request.model):
+            group = list(some)
+            # Of models elsewhere nothing is known.
+            yield from examiners[name].examine(group) if name in examiners else [()] * len(group)
+
+    return examine
 
 
 @click.command("models")

@@ -1,7 +1,7 @@
 """The dry run of a submit: what is in an input, and what would become of it."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -13,8 +13,8 @@ from batcher.submission.source import NUM_LISTED, Input, Source, SubmitOptions
 from batcher.submission.splitter import Splitter
 from batcher.types import Request, RowError
 
-#: Of a request the tokens of each prompt, or the error that the engine of its model would give it.
-Examine = Callable[[Request], tuple[int, ...] | RowError]
+#: Of each request the tokens of each prompt, or the error that the engine of its model would give it.
+Examine = Callable[[Sequence[Request]], Iterable[tuple[int, ...] | RowError]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +98,15 @@ class _Count:
 
     def add(self, batch: RowBatch) -> None:
         self.num_rows += len(batch.rows)
+        good = [row.request for row in batch.rows if row.error is None]
+        examined = iter(self._examine(good) if self._examine else [()] * len(good))
         for position, row in enumerate(batch.rows):
             request = row.request
             if row.error is not None:
                 self.num_refused += 1
                 self._add_bad(row.error, row.error.message)
                 continue
-            counts = self._examine(request) if self._examine else ()
+            counts = next(examined)
             if isinstance(counts, RowError):
                 self._add_bad(counts, f"{batch.origin.source(position)}: {counts.message}")
                 continue

@@ -5,7 +5,7 @@ imported where it is needed: a process that only asks about a model need not hav
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(f"batcher.{__name__}")
 
-#: The number of tokens of a request's prompt, or why it can't run.
-CountTokens = Callable[[SequenceRequest], int | RowError]
+#: Of each request the number of tokens of its prompt, or why it can't run.
+CountTokens = Callable[[Sequence[SequenceRequest]], Iterable[int | RowError]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +94,9 @@ def load_token_counter(path: Path, *, limit: int) -> CountTokens:
     tokenizer = load_tokenizer(path)
     prompts = Prompts(tokenizer, chat_template=tokenizer.chat_template, limit=limit)
 
-    def count(request: SequenceRequest) -> int | RowError:
-        found = prompts.tokenize(request)
-        return found if isinstance(found, RowError) else len(found)
+    def count(requests: Sequence[SequenceRequest]) -> Iterator[int | RowError]:
+        for found in prompts.tokenize_all(requests):
+            yield found if isinstance(found, RowError) else len(found)
 
     return count
 

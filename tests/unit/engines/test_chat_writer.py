@@ -71,6 +71,27 @@ def test_chats_are_written_one_after_the_other_by_one_process(make: Make) -> Non
     assert len(processes()) == 1
 
 
+def test_many_chats_are_written_at_a_time_and_each_has_its_own_answer(make: Make) -> None:
+    writer = make(
+        "{% set said = messages[0].content %}{% if said == 'bomb' %}" + LOOPS + "{% endif %}"
+        "{% if said == 'no' %}{{ raise_exception('never') }}{% endif %}{{ said }}"
+    )
+    # More than a socket holds, in both directions.
+    contents = ["a", "no", "b" * 300_000, *map(str, range(50))]
+
+    assert writer.write_all([chat("x" * 300_000)] * 2) == ["x" * 300_000] * 2
+    for bombs in ([], ["bomb"], ["bomb", "bomb"]):
+        said = [*contents, *bombs, "last"]
+        answers = writer.write_all([chat(content) for content in said])
+        found = [answer if isinstance(answer, str) else str(answer).rpartition(":")[2] for answer in answers]
+        late = [f"the model's chat template takes longer than {s} s to write these messages" for s in ("0.4", "0.2")]
+        assert found == [
+            *(" never" if content == "no" else content for content in contents),
+            *late[: len(bombs)],
+            "last",
+        ]
+
+
 @pytest.mark.parametrize(
     ("bomb", "reason"),
     [

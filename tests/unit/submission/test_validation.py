@@ -27,7 +27,7 @@ def test_validate_counts_what_submit_would_make_and_writes_nothing(tmp_path: Pat
     path = write_lines(tmp_path / "p.jsonl", *lines)
     before = names_in(tmp_path)
 
-    report = validate([path], make_options(), limit=1, examine=count_words)
+    report = validate([path], make_options(), limit=1, examine=lambda requests: map(count_words, requests))
 
     assert names_in(tmp_path) == before
     assert (report.num_rows, report.num_ok, report.num_bad, report.num_choices) == (4, 2, 2, 3)
@@ -47,7 +47,7 @@ def test_rows_that_their_model_could_not_complete_are_bad(tmp_path: Path) -> Non
 
     path = write_lines(tmp_path / "p.jsonl", {"prompt": "a b"}, {"prompt": "c d e"}, b"bad")
 
-    report = validate([path], make_options(), examine=examine)
+    report = validate([path], make_options(), examine=lambda requests: map(examine, requests))
 
     assert (report.num_ok, report.num_bad, report.num_refused, report.num_choices) == (1, 2, 1, 1)
     assert report.error_codes == {"context_length_exceeded": 1, "invalid_request": 1}

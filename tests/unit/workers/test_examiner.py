@@ -55,7 +55,7 @@ REQUESTS = [
 
 @pytest.mark.parametrize("request_", REQUESTS, ids=range(len(REQUESTS)))
 def test_examiner_and_engine_agree(tiny: Path, engine: LlamaEngine, request_: Request) -> None:
-    examined = Examiner(tiny, limit=context_limit(200, trained=512)).examine(request_)
+    [examined] = Examiner(tiny, limit=context_limit(200, trained=512)).examine([request_])
 
     results = complete(engine, list(sequence_requests(request_, position=0, job_seed=0, timeout_s=None)))
 
@@ -72,7 +72,7 @@ def test_examiner_and_engine_agree(tiny: Path, engine: LlamaEngine, request_: Re
 def test_model_without_a_chat_template_completes_no_chats(tmp_path: Path) -> None:
     bare = write_tiny_gguf(tmp_path / "bare.gguf", chat_template=None)
 
-    error = Examiner(bare, limit=512).examine(chat("user", "hello"))
+    [error] = Examiner(bare, limit=512).examine([chat("user", "hello")])
 
     assert isinstance(error, RowError)
     assert "the model has no chat template" in error.message

@@ -1,8 +1,8 @@
 """What passes between an engine and the process that writes its chats (`chat_writer`, `chat_process`).
 
 Frames over a socket: first the template, answered by an empty text or by why it can't be used; then chats, each
-answered by its prompt or by why there is none. A frame is a head and a text or two. Both sides are of one installation,
-so there is no version.
+answered by its prompt or by why there is none. Answers wait while more chats follow. A frame is a head and a text or
+two. Both sides are of one installation, so there is no version.
 """
 
 import json
@@ -10,15 +10,18 @@ import struct
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-#: Of a chat: bits that say how it ends, seconds of computing that it may take, bytes of its messages and variables.
+#: Of a chat: bits, among them how it ends, seconds of computing that it may take, bytes of its messages and variables.
 _CHAT_HEAD = struct.Struct("<BdQQ")
 #: Of an answer: whether it is a refusal, bytes of its text.
 _ANSWER_HEAD = struct.Struct("<?Q")
 
-_ADDS_GENERATION_PROMPT, _CONTINUES_FINAL = 1, 2
+_ADDS_GENERATION_PROMPT, _CONTINUES_FINAL, _IS_FOLLOWED = 1, 2, 4
 
 #: How the process ends when there is no memory left below its limit.
 EXIT_NO_MEMORY = 97
+
+#: Bytes that are read from the socket in one go, if there are as many.
+READ_BYTES = 64 << 10
 
 #: Reads so many bytes, and fewer only at the end.
 Read = Callable[[int], bytes]
@@ -59,10 +62,10 @@ def encode_source(source: Source, *, seconds: float) -> bytes:
     return _frame(0, seconds, json.dumps(asdict(source)), "")
 
 
-def encode_chat(chat: Chat, *, seconds: float) -> bytes:
-    """A frame. To write it may take so many seconds of computing."""
-    ending = _ADDS_GENERATION_PROMPT * chat.adds_generation_prompt | _CONTINUES_FINAL * chat.continues_final
-    return _frame(ending, seconds, chat.messages, chat.variables)
+def encode_chat(chat: Chat, *, seconds: float, is_followed: bool = False) -> bytes:
+    """A frame. To write it may take so many seconds of computing; its answer waits if `is_followed` by another."""
+    bits = _ADDS_GENERATION_PROMPT * chat.adds_generation_prompt | _CONTINUES_FINAL * chat.continues_final
+    return _frame(bits | _IS_FOLLOWED * is_followed, seconds, chat.messages, chat.variables)
 
 
 def decode_source(chat: Chat) -> Source:
@@ -70,14 +73,15 @@ def decode_source(chat: Chat) -> Source:
     return Source(**json.loads(chat.messages))
 
 
-def read_chat(read: Read) -> tuple[Chat, float] | None:
-    """The next frame, and the seconds that it may take; None at the end."""
+def read_chat(read: Read) -> tuple[Chat, float, bool] | None:
+    """The next frame, the seconds that it may take, and whether another follows; None at the end."""
     head = read(_CHAT_HEAD.size)
     if len(head) < _CHAT_HEAD.size:
         return None
-    ending, seconds, num_bytes, num_more = _CHAT_HEAD.unpack(head)
+    bits, seconds, num_bytes, num_more = _CHAT_HEAD.unpack(head)
     messages, variables = _decode(read(num_bytes)), _decode(read(num_more))
-    return Chat(messages, bool(ending & _ADDS_GENERATION_PROMPT), bool(ending & _CONTINUES_FINAL), variables), seconds
+    chat = Chat(messages, bool(bits & _ADDS_GENERATION_PROMPT), bool(bits & _CONTINUES_FINAL), variables)
+    return chat, seconds, bool(bits & _IS_FOLLOWED)
 
 
 def encode_text(text: str) -> bytes:
@@ -92,8 +96,8 @@ def encode_refusal(error: ChatTemplateError) -> bytes:
     return _ANSWER_HEAD.pack(True, len(data)) + data
 
 
-def read_answer(read: Read) -> str:
-    """The text of the next answer. Raises ChatTemplateError where it is a refusal, and EOFError at the end."""
+def read_answer(read: Read) -> str | ChatTemplateError:
+    """The text of the next answer, or what it refuses. Raises EOFError at the end."""
     head = read(_ANSWER_HEAD.size)
     if len(head) < _ANSWER_HEAD.size:
         raise EOFError
@@ -104,12 +108,12 @@ def read_answer(read: Read) -> str:
     if not is_refusal:
         return _decode(data)
     message, field = json.loads(data)
-    raise ChatTemplateError(message, field=field)
+    return ChatTemplateError(message, field=field)
 
 
-def _frame(ending: int, seconds: float, messages: str, variables: str) -> bytes:
+def _frame(bits: int, seconds: float, messages: str, variables: str) -> bytes:
     first, second = _encode(messages), _encode(variables)
-    return _CHAT_HEAD.pack(ending, seconds, len(first), len(second)) + first + second
+    return _CHAT_HEAD.pack(bits, seconds, len(first), len(second)) + first + second
 
 
 # Halves of surrogate pairs, which JSON can name, are taken along.

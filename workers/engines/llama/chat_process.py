@@ -16,6 +16,7 @@ from pathlib import Path
 from workers.engines.llama.chat import ChatTemplate, strftime_now
 from workers.engines.llama.chat_frames import (
     EXIT_NO_MEMORY,
+    READ_BYTES,
     Chat,
     ChatTemplateError,
     Read,
@@ -44,7 +45,7 @@ def main() -> int:
     _limit_memory()
     _close_doors()
     try:
-        with socket.socket(fileno=0) as channel, channel.makefile("rb") as frames:
+        with socket.socket(fileno=0) as channel, channel.makefile("rb", READ_BYTES) as frames:
             _answer_all(channel, frames.read)
     except MemoryError:
         return EXIT_NO_MEMORY
@@ -56,8 +57,9 @@ def main() -> int:
 
 def _answer_all(channel: socket.socket, read: Read) -> None:
     template: ChatTemplate | None = None
+    waiting = bytearray()
     while (found := read_chat(read)) is not None:
-        chat, seconds = found
+        chat, seconds, is_followed = found
         signal.setitimer(signal.ITIMER_PROF, seconds)
         try:
             if template is None:
@@ -70,7 +72,11 @@ def _answer_all(channel: socket.socket, read: Read) -> None:
         except ChatTemplateError as exc:
             answer = encode_refusal(ChatTemplateError(str(exc)[:_MAX_REASON_CHARS], field=exc.field))
         signal.setitimer(signal.ITIMER_PROF, 0)
-        channel.sendall(answer)
+        waiting += answer
+        # Not before: the other side reads only when it has sent all.
+        if not is_followed:
+            channel.sendall(waiting)
+            waiting.clear()
 
 
 def _compile(source: Source) -> ChatTemplate:

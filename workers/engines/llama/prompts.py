@@ -4,15 +4,17 @@ And what its parameters say in words or numbers of tokens, checked and translate
 """
 
 import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
+from types import MappingProxyType
 
 import numpy as np
 
 from batcher.types import ErrorCode, RowError, SamplingParams
 from workers.engines.base import SequenceRequest
 from workers.engines.llama.chat_frames import Chat, ChatTemplateError, Source
-from workers.engines.llama.chat_writer import ChatProcessError, ChatWriter
+from workers.engines.llama.chat_writer import ChatProcessError, ChatWriter, Written
 from workers.engines.llama.kv_cache import Tokens
 from workers.engines.llama.sampling.adjustment import Adjustment, adjustment_of
 from workers.engines.llama.sampling.bad_words import NO_BAD_WORDS, BadWords, bad_words_of
@@ -23,6 +25,9 @@ _FEW_CHARS = 16
 
 #: Characters of messages that are written in some milliseconds. Longer ones wait for each other, nobody else for them.
 _MANY_CHARS = 65_536
+
+#: Chats that are written in one go, if they have no more characters together than that.
+_MOST_AT_ONCE = 64
 
 #: Lists of bad words whose tokens are kept, as the rows of a job mostly have the same.
 _MAX_KEPT_BAD_WORDS = 16
@@ -46,7 +51,18 @@ class Prompts:
         for writer in self._writers or ():
             writer.close()
 
-    def tokenize(self, request: SequenceRequest) -> Tokens | RowError:
+    def tokenize_all(self, requests: Sequence[SequenceRequest]) -> Iterator[Tokens | RowError]:
+        """As `tokenize` for each. Many chats are written at a time, while others are tokenized."""
+        for some in _cut(requests):
+            chats = [_chat_of(request) for request in some if request.is_chat]
+            written = self._writers[0].write_all(chats) if self._writers is not None and len(chats) > 1 else []
+            ahead = dict(zip(chats, written, strict=bool(written)))
+            for request in some:
+                yield self.tokenize(request, ahead=ahead)
+
+    def tokenize(
+        self, request: SequenceRequest, *, ahead: Mapping[Chat, Written] = MappingProxyType({})
+    ) -> Tokens | RowError:
         """The tokens of the prompt, or why the request can never run. Raises EngineError after `close`."""
         if (refused := self._check_params(request.params)) is not None:
             return refused
@@ -55,7 +71,7 @@ class Prompts:
             found = self._read_ids(text, suffix=request.params.suffix)
             return found if isinstance(found, RowError) else self._check_length(found, request.params)
         if request.is_chat:
-            written = self._write_chat(text, request.params)
+            written = self._write_chat(request, ahead)
             if isinstance(written, RowError):
                 return written
             text = written
@@ -78,18 +94,15 @@ class Prompts:
         assert params.clips_max_tokens, "it was checked"
         return replace(request, params=replace(params, max_tokens=room))
 
-    def _write_chat(self, messages: str, params: SamplingParams) -> str | RowError:
+    def _write_chat(self, request: SequenceRequest, ahead: Mapping[Chat, Written]) -> str | RowError:
         if self._writers is None:
             return _invalid("messages: the model has no chat template; complete a prompt with /v1/completions instead")
-        writer = self._writers[len(messages) > _MANY_CHARS]
-        chat = Chat(
-            messages,
-            adds_generation_prompt=params.add_generation_prompt,
-            continues_final=params.continue_final_message,
-            variables=params.chat_template_kwargs,
-        )
+        chat = _chat_of(request)
         try:
-            return writer.write(chat)
+            found = ahead[chat] if chat in ahead else self._writers[len(chat.messages) > _MANY_CHARS].write(chat)
+            if isinstance(found, Exception):
+                raise found
+            return found
         except ChatTemplateError as exc:
             return _invalid(f"{exc.field}: {exc}")
         except ChatProcessError as exc:
@@ -170,6 +183,30 @@ class Prompts:
             f"This model's maximum context length is {self._limit} tokens, but {problem}, or start the worker with a "
             "larger --ctx",
         )
+
+
+def _chat_of(request: SequenceRequest) -> Chat:
+    return Chat(
+        request.prompt,
+        adds_generation_prompt=request.params.add_generation_prompt,
+        continues_final=request.params.continue_final_message,
+        variables=request.params.chat_template_kwargs,
+    )
+
+
+def _cut(requests: Sequence[SequenceRequest]) -> Iterator[list[SequenceRequest]]:
+    """The requests in groups whose chats can be written at once."""
+    group: list[SequenceRequest] = []
+    num_chars = 0
+    for request in requests:
+        size = len(request.prompt) + len(request.params.chat_template_kwargs)
+        if group and (len(group) >= _MOST_AT_ONCE or num_chars + size > _MANY_CHARS):
+            yield group
+            group, num_chars = [], 0
+        group.append(request)
+        num_chars += size
+    if group:
+        yield group
 
 
 def _invalid(message: str) -> RowError:
