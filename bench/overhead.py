@@ -2,10 +2,10 @@
 
     .venv/bin/python -m bench.overhead [--steps 300] [--threads N] [--shape N ...]
 
-Everything else is real: scheduling, laying out the batch, sampling from logits like a model's, log-probabilities, looking
-for stop strings, finishing sequences and taking in others. Two kinds of shapes: those of CPUs, beside the decode
-that SmolLM2-135M (49k) and Gemma 3 270M (262k) take on two cores, and 256 slots, beside the 10 ms that a GPU may
-take. Sequences are of 64 tokens, so that in each step some end and others begin.
+Everything else is real: scheduling, laying out the batch, sampling from logits like a model's, log-probabilities, stop
+strings, finishing sequences and taking in others. Two kinds of shapes: those of CPUs, beside the decode that
+SmolLM2-135M (49k words) and Gemma 3 270M (262k) take on two cores, and 256 slots, beside the 10 ms that a GPU may take.
+Sequences are of 64 tokens, so that in each step some end and others begin.
 """
 
 import argparse

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from batcher.errors import EngineError
 from batcher.types import SamplingParams
 from tests.unit.engines.test_sampler import (
     Constant,
@@ -16,6 +17,7 @@ from tests.unit.engines.test_sampler import (
     softmax,
     tokens,
 )
+from workers.engines.llama.sampling.narrowing import keep_few
 from workers.engines.llama.sampling.sampler import Draws, RowSampler, Sampler, is_greedy
 
 Doubles = npt.NDArray[np.float64]
@@ -32,21 +34,24 @@ def narrowed(logits: npt.NDArray[np.float32], params: SamplingParams) -> Doubles
     return nucleus(left, params.top_p)
 
 
+@pytest.mark.parametrize("vocab_size", [700, 12_000])
 @pytest.mark.parametrize("shape", ["flat", "peaked", "tied"])
 @pytest.mark.parametrize(
     "params",
     [
         SamplingParams(top_k=40),
-        SamplingParams(top_k=500, top_p=0.9),
+        # 451.5 of 500 that are equally likely, where no rounding decides.
+        SamplingParams(top_k=500, top_p=0.903),
         SamplingParams(min_p=0.05),
         SamplingParams(min_p=0.01, top_p=0.8, temperature=1.5),
         SamplingParams(top_k=7, min_p=0.2, top_p=0.95, temperature=0.7),
     ],
 )
-def test_draws_come_from_what_is_left(shape: str, params: SamplingParams) -> None:
-    # 700: no multiple of the sampler's block, and fewer blocks than a top_k of 40 or 500.
-    logits = shaped(shape, 700)
-    assert_distributed_as(frequencies(logits, params, 4_000), narrowed(logits, params))
+def test_draws_come_from_what_is_left(shape: str, params: SamplingParams, vocab_size: int) -> None:
+    # Of 12,000 tokens a top_k of 40 is few, of 700 none; neither is a multiple of a block.
+    logits = shaped(shape, vocab_size)
+    num_draws = 4_000 if vocab_size < 1_000 else 1_000
+    assert_distributed_as(frequencies(logits, params, num_draws), narrowed(logits, params))
 
 
 #: Some tie exactly, none differ by so little that float32 could take one for the other.
@@ -59,18 +64,22 @@ small_logits = st.lists(st.integers(-40, 40).map(lambda step: step / 8), min_siz
     st.sampled_from([0.0, 0.0, 0.03, 0.3, 1.0]),
     st.sampled_from([1.0, 1.0, 0.9, 0.5, 0.1]),
     st.sampled_from([1.0, 0.5, 2.0]),
+    st.sampled_from([1, 1, 40]),
 )
-@example([0.0] * 600, 3, 0.0, 1.0, 1.0)
-@example([0.0] * 600, 0, 1.0, 0.5, 1.0)
-@example([0.0, 1.0, 1.0, -5.0] * 100, 150, 0.3, 1.0, 1.0)
+@example([0.0] * 600, 3, 0.0, 1.0, 1.0, 1)
+@example([0.0] * 600, 3, 0.0, 1.0, 1.0, 40)
+@example([0.0] * 600, 0, 1.0, 0.5, 1.0, 1)
+@example([0.0, 1.0, 1.0, -5.0] * 100, 150, 0.3, 1.0, 1.0, 1)
 def test_each_share_of_the_line_goes_to_its_token(
-    values: list[float], top_k: int, min_p: float, top_p: float, temperature: float
+    values: list[float], top_k: int, min_p: float, top_p: float, temperature: float, distance: int
 ) -> None:
     """Given any logits, a draw at a point of [0, 1) is the token there in the running sum of what is left.
 
-    Where that token is outside the nucleus, another inside it is drawn.
+    Where that token is outside the nucleus, another inside it is drawn. With a `distance`, unlikely tokens lie between
+    those of `values`.
     """
-    logits = np.array(values, np.float32)
+    logits = np.full(len(values) * distance, -12, np.float32)
+    logits[::distance] = values
     params = SamplingParams(top_k=top_k, min_p=min_p, top_p=top_p, temperature=temperature)
     left = narrowed(logits, SamplingParams(top_k=top_k, min_p=min_p, temperature=temperature))
     running = left.cumsum()
@@ -106,15 +115,38 @@ def test_top_k_of_the_whole_vocabulary_or_more_changes_no_draw(vocab_size: int) 
         assert tokens(logits, SamplingParams(top_k=top_k), 50) == tokens(logits, SamplingParams(), 50)
 
 
-@pytest.mark.parametrize("top_k", [2, 255, 256, 300, 39_999])
+@pytest.mark.parametrize("top_k", [2, 155, 156, 300, 39_999])
 def test_top_k_leaves_the_likeliest_of_a_large_vocabulary(top_k: int) -> None:
-    # 157 blocks, so that small and large numbers are found in their own ways.
+    # 156 whole blocks, so that small and large numbers are found in their own ways.
     logits = shaped("peaked", 40_000)
-    sampler = RowSampler(len(logits))
-    sampler._weigh(logits, 1.0)
-    sampler._strike_all_but(top_k)
+    kept = keep_few(logits, SamplingParams(top_k=top_k))
+    if kept is not None:
+        found = kept.tokens
+    else:
+        sampler = RowSampler(len(logits))
+        sampler._weigh(logits, 1.0)
+        sampler._strike_all_but(top_k)
+        found = np.flatnonzero(sampler._weights)
+    assert (kept is not None) == (top_k < 156)
     likeliest = np.sort(np.argsort(-softmax(logits, 1.0), kind="stable")[:top_k])
-    assert np.flatnonzero(sampler._weights).tolist() == likeliest.tolist()
+    assert found.tolist() == likeliest.tolist()
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+@pytest.mark.parametrize("params", [SamplingParams(top_k=40), SamplingParams(min_p=0.05), SamplingParams(min_p=0.001)])
+def test_a_broken_logit_of_a_large_vocabulary_is_an_engine_error(broken: float, params: SamplingParams) -> None:
+    for at in (0, 20_000, 39_999):
+        logits = shaped("flat", 40_000)
+        logits[at] = broken
+        with pytest.raises(EngineError, match="GGUF"):
+            Sampler(len(logits)).sample([logits], [params], [Draws(0)])
+
+
+def test_a_row_that_rules_all_out_but_two_draws_those_of_a_large_vocabulary() -> None:
+    logits = np.full(40_000, -np.inf, np.float32)
+    logits[[3, 39_999]] = 1.0
+    for params in (SamplingParams(top_k=40), SamplingParams(min_p=0.5), SamplingParams(top_k=40, top_p=0.9)):
+        assert set(tokens(logits, params, 60)) == {3, 39_999}
 
 
 @pytest.mark.parametrize("params", [SamplingParams(top_p=0.0), SamplingParams(top_k=1), SamplingParams(temperature=0)])

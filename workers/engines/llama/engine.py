@@ -32,7 +32,8 @@ from workers.engines.llama.gate import Gate
 from workers.engines.llama.kv_cache import KvCache, Placement
 from workers.engines.llama.model import Model
 from workers.engines.llama.prompts import Prompts
-from workers.engines.llama.sampling.sampler import Floats, Sampler
+from workers.engines.llama.sampling.logits import Floats
+from workers.engines.llama.sampling.sampler import Sampler
 from workers.engines.llama.sampling.text import decode_text
 from workers.engines.llama.sampling.transcript import transcript_of
 from workers.engines.llama.scheduler import Scheduler

@@ -11,7 +11,7 @@ from workers.engines.llama.engine import LlamaEngine
 from workers.engines.llama.gate import Gate
 from workers.engines.llama.kv_cache import KvCache
 from workers.engines.llama.model import ContextSize, Model
-from workers.engines.llama.sampling.sampler import Floats
+from workers.engines.llama.sampling.logits import Floats
 from workers.engines.llama.settings import (
     DEFAULT_CONTEXT_LENGTH,
     DEFAULT_NUM_SLOTS,

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from batcher.types import SamplingParams
 from workers.engines.llama.kv_cache import Tokens
 from workers.engines.llama.sampling.bad_words import NO_BAD_WORDS, BadWords
-from workers.engines.llama.sampling.sampler import Floats
+from workers.engines.llama.sampling.logits import Floats
 
 #: The logit of a token that is ruled out: no weight beside any other. Not infinite, so that there are still numbers to
 #: sample from where a request rules out every token.

@@ -1,20 +1,13 @@
-"""Log-probabilities of tokens and of the likeliest beside them, by the model's own logits.
-
-Two passes over a row, in the precision of the logits; only a few blocks of a large vocabulary are looked through for
-the likeliest tokens.
-"""
+"""Log-probabilities of tokens and of the likeliest beside them, by the model's own logits."""
 
 import math
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 
 from batcher.types import TokenLogprob
-from workers.engines.llama.sampling.sampler import MAX_EXPONENT, Floats, check_finite
-
-#: Tokens whose highest logit is taken first.
-_BLOCK = 256
+from workers.engines.llama.sampling.logits import Floats, Ids, candidates, check_finite
+from workers.engines.llama.sampling.sampler import MAX_EXPONENT
 
 
 def token_logprob(logits: Floats, token: int, *, num_top: int, piece: Callable[[int], bytes]) -> TokenLogprob:
@@ -42,20 +35,12 @@ def log_sum_exp(logits: Floats, scratch: Floats | None = None) -> float:
     return shift + math.log(float(np.exp(logits, out=scratch).sum()))
 
 
-def likeliest(logits: Floats, number: int) -> npt.NDArray[np.intp]:
+def likeliest(logits: Floats, number: int) -> Ids:
     """The `number` tokens of the highest logits, or all if there are no more, the highest first."""
     if not number:
         return np.zeros(0, np.intp)
-    number = min(number, len(logits))
-    num_blocks = len(logits) // _BLOCK
-    if num_blocks <= number:
-        among = np.arange(len(logits))
-    else:
-        # Each lies in one of as many blocks with the highest maxima, or in the rest at the end.
-        maxima = logits[: num_blocks * _BLOCK].reshape(num_blocks, _BLOCK).max(axis=1)
-        best = np.argpartition(maxima, -number)[-number:]
-        among = (best[:, None] * _BLOCK + np.arange(_BLOCK)).ravel()
-        among = np.concatenate((among, np.arange(num_blocks * _BLOCK, len(logits))))
+    among = candidates(logits, number)
     values = logits[among]
+    number = min(number, len(values))
     at = np.argpartition(values, -number)[-number:]
     return among[at[np.argsort(-values[at], kind="stable")]]

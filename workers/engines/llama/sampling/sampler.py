@@ -19,10 +19,10 @@ from concurrent.futures import ThreadPoolExecutor, wait
 import numpy as np
 import numpy.typing as npt
 
-from batcher.errors import EngineError
 from batcher.types import SamplingParams, splitmix64
+from workers.engines.llama.sampling.logits import Floats, check_finite
+from workers.engines.llama.sampling.narrowing import Kept, keep_few
 
-Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
 #: Below this a temperature is greedy: 1/T would overflow a float32.
@@ -156,6 +156,8 @@ class RowSampler:
             return best
         is_cut = 0 < params.top_k < len(self._weights)
         if is_cut or params.min_p > 0.0:
+            if (kept := keep_few(logits, params)) is not None:
+                return _draw_among(kept, params.top_p, draws)
             self._weigh(logits, params.temperature)
             if params.min_p > 0.0:
                 self._strike_below(params.min_p * float(self._weights.max()))
@@ -208,24 +210,13 @@ class RowSampler:
 
     def _strike_all_but(self, number: int) -> None:
         """Set all weights but the `number` largest to 0. Of equal ones those of lower ids stay."""
-        least = self._find_largest(number)
+        least = float(np.partition(self._padded, -number)[-number])
         if not least:
             return
         self._strike_below(least)
         num_over = int(np.count_nonzero(self._is_marked)) - number
         if num_over:
             self._padded[np.flatnonzero(np.equal(self._padded, least))[-num_over:]] = 0.0
-
-    def _find_largest(self, number: int) -> float:
-        """The weight that `number` - 1 others come before, from the largest on."""
-        candidates = self._padded
-        if number <= len(self._blocks):
-            # As many blocks have a weight like that or a larger one, so it is none of the smaller ones.
-            highest = self._blocks.max(axis=1)
-            bound = np.partition(highest, -number)[-number]
-            candidates = self._blocks[highest >= bound].ravel()
-            candidates = candidates[candidates >= bound]
-        return float(np.partition(candidates, -number)[-number])
 
     def _sum_blocks(self) -> Doubles:
         # einsum adds rows up three times as fast as sum(axis=1), and starts no threads of its own as a matmul does.
@@ -289,7 +280,15 @@ class RowSampler:
         return float(sums.sum(dtype=np.float64))
 
 
-def check_finite(highest: float) -> None:
-    """Raises EngineError where the highest logit of a row is no number: the model or its computation is broken."""
-    if not math.isfinite(highest):
-        raise EngineError(f"the model computed a logit of {highest}; the GGUF file or the build of llama.cpp is broken")
+def _draw_among(kept: Kept, top_p: float, draws: Draws) -> int:
+    """A token of the nucleus of `kept`, in the way of the whole vocabulary."""
+    tokens, weights = kept.tokens, kept.weights
+    limit = max(top_p * float(weights.sum()), sys.float_info.min)
+    while True:
+        running = weights.cumsum()
+        at = min(int(running.searchsorted(draws.next() * float(running[-1]), "right")), len(weights) - 1)
+        is_ahead = weights > weights[at]
+        is_ahead[:at] |= weights[:at] == weights[at]
+        if top_p >= 1.0 or float(weights[is_ahead].sum()) < limit:
+            return int(tokens[at])
+        tokens, weights = tokens[is_ahead], weights[is_ahead]

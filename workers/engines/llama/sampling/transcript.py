@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from batcher.types import SamplingParams, TokenLogprob
 from workers.engines.llama.sampling.adjustment import Adjustment
+from workers.engines.llama.sampling.logits import Floats
 from workers.engines.llama.sampling.logprobs import token_logprob
-from workers.engines.llama.sampling.sampler import Floats
 from workers.engines.llama.sampling.text import TextBuffer
 
 #: Receives text that is final, and the log-probabilities of the tokens that end in it.
