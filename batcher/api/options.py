@@ -15,6 +15,7 @@ from pydantic import ConfigDict, Field, ValidationError, create_model
 from batcher.errors import InputError
 from batcher.openai.fields import MAX_INT32, MAX_MAX_TOKENS, MAX_SEED, MAX_STOPS
 from batcher.openai.parameters import shown
+from batcher.submission.readers.bounds import MAX_RATIO, MAX_UNPACKED_BYTES, UnpackLimits
 from batcher.submission.readers.files import FORMATS, ReadOptions
 from batcher.submission.source import SubmitOptions
 from batcher.types import SamplingParams
@@ -66,6 +67,10 @@ class JobOptions(TypedDict, total=False):
     csv_delimiter: str | None
     #: What files without a known suffix are: "jsonl", "csv" or "tsv". ["jsonl"]
     input_format: str | None
+    #: Most bytes that a compressed or Parquet file may unpack to. [256 GB]
+    max_unpacked: _Count
+    #: Most times its own size that a compressed file of more than 1 GB unpacked may unpack to; 0 is any. [1000]
+    max_ratio: Annotated[int, Field(ge=0)]
     #: Make a job of error rows also where all rows have the same mistake. [False]
     allow_bad_rows: bool
     #: Refuse the whole input if a row is bad. [False]
@@ -204,6 +209,9 @@ def submit_options(
         chat_max_tokens=options.get("max_tokens"),
         fields=tuple(options.get("fields", ())),
         reading=_read_options(options),
+        unpack_limits=UnpackLimits(
+            options.get("max_unpacked", MAX_UNPACKED_BYTES), options.get("max_ratio", MAX_RATIO)
+        ),
         **{"allow_bad_rows": False} | {name: options[name] for name in usual if name in options},
     )
 

@@ -12,6 +12,7 @@ import click
 from click.core import ParameterSource
 
 from batcher.errors import InputError
+from batcher.submission.readers.bounds import MAX_RATIO, MAX_UNPACKED_BYTES
 from batcher.types import (
     DEFAULT_CHAT_MAX_TOKENS,
     DEFAULT_MAX_TOKENS,
@@ -181,11 +182,24 @@ _reading_options = _chain(
         type=click.Choice(["jsonl", "csv", "tsv"]),
         help="What standard input and files without a known suffix are. [default: jsonl]",
     ),
+    option(
+        "--max-unpacked",
+        type=click.IntRange(min=1),
+        default=MAX_UNPACKED_BYTES,
+        help="Most bytes that a compressed or Parquet file may unpack to.",
+    ),
+    option(
+        "--max-ratio",
+        type=click.IntRange(min=0),
+        default=MAX_RATIO,
+        help="Most times its own size that a compressed file of more than 1 GB unpacked, or a Parquet column of more "
+        "than 256 MB in a row group, may unpack to; 0 is any.",
+    ),
 )
 
 
 #: How prompts are read from the input files. Parameters: prompt_column, id_column, template, chat, system, fields,
-#: file_column, csv_delimiter, input_format, allow_bad_rows, strict, shard_rows.
+#: file_column, csv_delimiter, input_format, max_unpacked, max_ratio, allow_bad_rows, strict, shard_rows.
 input_options = _chain(
     prompt_column_option,
     option("--id-column", metavar="NAME", help="Column that holds the custom_id. [default: custom_id, else the row]"),

@@ -13,6 +13,7 @@ from batcher.cli.engines import choose_models, engine_options, models_option
 from batcher.cli.options import broker_option, jobs_dir_option, option
 from batcher.cli.watch import log_to_stderr
 from batcher.installation import check_installed
+from batcher.submission.readers.bounds import MAX_RATIO, MAX_UNPACKED_BYTES
 
 if TYPE_CHECKING:
     from batcher.server.guard.auth import ApiKeys
@@ -21,6 +22,19 @@ if TYPE_CHECKING:
 _LIMIT_OPTIONS = (
     option("--max-body", type=click.IntRange(min=1024), default=10 << 20, help="Most bytes of a request's JSON body."),
     option("--max-file", type=click.IntRange(min=1024), default=1 << 30, help="Most bytes of an uploaded file."),
+    option(
+        "--max-unpacked",
+        type=click.IntRange(min=1),
+        default=MAX_UNPACKED_BYTES,
+        help="Most bytes that the compressed input of a batch may unpack to.",
+    ),
+    option(
+        "--max-ratio",
+        type=click.IntRange(min=0),
+        default=MAX_RATIO,
+        help="Most times its own size that the compressed input of a batch may unpack to, if that is more than 1 GB; 0 "
+        "is any.",
+    ),
     option(
         "--max-prompts",
         type=click.IntRange(min=1),
@@ -231,6 +245,8 @@ def _take_limits(options: dict[str, Any]) -> "Limits":
     return Limits(
         max_body_bytes=options.pop("max_body"),
         max_file_bytes=options.pop("max_file"),
+        max_unpacked_bytes=options.pop("max_unpacked"),
+        max_ratio=options.pop("max_ratio"),
         max_sequences=options.pop("max_prompts"),
         max_queued=options.pop("max_queue"),
         max_concurrent=options.pop("max_concurrent"),

@@ -44,6 +44,14 @@ _MAX_IGNORED = 20
 _MAX_NAME_CHARS = 60
 _MAX_LISTED_MODELS = 20
 
+#: Objects and arrays of a body or line, at most: each becomes thirty times as large where it is read. Half of it is
+#: 2,048 messages with 24 parts each.
+MAX_CONTAINERS = 100_000
+TOO_MANY_CONTAINERS = f"has more than {MAX_CONTAINERS:,} objects and arrays; split it"
+_OPENING = (b"{", b"[")
+#: A string without an end is matched to the end of all: to look for the next in it would take for ever.
+_STRING_OR_OPENING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[{\[]', re.DOTALL)
+
 _INDEX = re.compile(r"\[\d+\]")
 #: An escape of JSON: two surrogates that make a character, one of them without the other, or another.
 _ESCAPE = re.compile(
@@ -248,6 +256,16 @@ def _read_object(data: bytes) -> dict[str, Any]:
     if not is_json:
         refuse_non_numbers(values)
     return values
+
+
+def has_too_many_containers(data: bytes) -> bool:
+    """Whether a text, as far as it is JSON, has more objects and arrays than any request has a use for."""
+    # Text can have as many brackets as it likes, but most has few, and to count them takes no time.
+    if sum(map(data.count, _OPENING)) <= MAX_CONTAINERS:
+        return False
+    # String by string, so that other threads have their turn meanwhile.
+    opened = (found for found in _STRING_OR_OPENING.finditer(data) if found[0] in _OPENING)
+    return next(islice(opened, MAX_CONTAINERS, None), None) is not None
 
 
 def read_json(data: bytes) -> tuple[Any, bool]:

@@ -44,6 +44,7 @@ from batcher.server.guard.log_budget import bounded_log
 from batcher.server.guard.pool import connections_for, raise_open_files_limit
 from batcher.server.routes.batches import batches_router
 from batcher.server.routes.files import files_router
+from batcher.submission.readers.bounds import MAX_LINE_BYTES, Bounds, UnpackLimits
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -209,7 +210,9 @@ class _Server:
         known = frozenset(models) if config.broker_url is None else None
         files = FileStore(config.jobs_root)
         reader = BatchReader(config.jobs_root)
-        keeper = BatchKeeper(reader, files, send=_sender(self._broker_url), known_models=lambda: known)
+        keeper = BatchKeeper(
+            reader, files, send=_sender(self._broker_url), known_models=lambda: known, bounds=_bounds(config.limits)
+        )
         batches = Batches(config.jobs_root, files, reader=reader, wake=keeper.wake)
         self._api = make_api(
             engine,
@@ -287,6 +290,12 @@ class _Server:
         assert self._uvicorn is not None
         for connection in list(self._uvicorn.server_state.connections):
             connection.transport.abort()
+
+
+def _bounds(limits: Limits) -> Bounds:
+    """Those of the inputs of batches. A line may have what a live request may."""
+    unpack = UnpackLimits(limits.max_unpacked_bytes, limits.max_ratio)
+    return Bounds(limits=unpack, max_line_bytes=min(limits.max_body_bytes, MAX_LINE_BYTES))
 
 
 def _sender(broker_url: str) -> Send:

@@ -98,6 +98,8 @@ class ChatRows:
 
 def _read_json(text: str) -> Any:
     """What a column of text holds, as tables without nested types have to write messages."""
+    if bodies.has_too_many_containers(text.encode(errors="replace")):
+        raise InvalidRowError(f"messages {bodies.TOO_MANY_CONTAINERS}", param=MESSAGES)
     try:
         return from_json(text, allow_inf_nan=False)
     except ValueError as exc:

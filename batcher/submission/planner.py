@@ -21,6 +21,7 @@ from batcher.jobdir.shards import Shard, write_shard
 from batcher.submission import staging
 from batcher.submission.bad_rows import BadRowsWatch
 from batcher.submission.carried import CarriedColumns
+from batcher.submission.readers.bounds import Checkpoint, go_on
 from batcher.submission.source import NUM_LISTED, Input, Source, SubmitOptions
 from batcher.submission.splitter import Splitter
 
@@ -43,8 +44,11 @@ def submit(
     *,
     send: Send | None = None,
     on_progress: Callable[[int], None] | None = None,
+    checkpoint: Checkpoint = go_on,
 ) -> Submitted:
     """Make `job` from `inputs`, streaming, and send it; `on_progress` gets the number of rows read so far.
+
+    `checkpoint` is called before each block that is read, written or unpacked; where it raises, nothing is left behind.
 
     `send` has a new job worked on; None: the caller does. A job that is there already stays as it is if input and
     options are the same: the same call again is a resume, and `manage.resume` does what that takes. Raises JobError if
@@ -53,7 +57,7 @@ def submit(
     """
     check_id(job.job_id, what="job id")
     source = Source(inputs, options, own=job.path)
-    manifest = _make(job, source, on_progress)
+    manifest = _make(job, source, on_progress or _ignore, checkpoint)
     if manifest is None:
         return Submitted(_same_job(job, source), is_new=False)
     if send is not None:
@@ -61,21 +65,23 @@ def submit(
     return Submitted(manifest, is_new=True)
 
 
-def _make(job: JobDir, source: Source, on_progress: Callable[[int], None] | None) -> Manifest | None:
+def _make(job: JobDir, source: Source, on_progress: Callable[[int], None], checkpoint: Checkpoint) -> Manifest | None:
     """Make the job; None where there is one."""
     if job.exists():
         return None
     check_place(job)
     with staging.locked(job):
         # Another submit may have written the job while this one waited to look.
-        return None if job.exists() else _write_job(job, source, on_progress)
+        return None if job.exists() else _write_job(job, source, on_progress, checkpoint)
 
 
-def _write_job(job: JobDir, source: Source, on_progress: Callable[[int], None] | None) -> Manifest:
+def _write_job(job: JobDir, source: Source, on_progress: Callable[[int], None], checkpoint: Checkpoint) -> Manifest:
     staging.clear_leftovers(job)
     try:
-        manifest = _write_shards(job, source, on_progress)
-        commit_parts(job, manifest, manifest.shards)
+        manifest = _write_shards(job, source, on_progress, checkpoint)
+        for shard in manifest.shards:
+            checkpoint()
+            commit_parts(job, manifest, [shard])
         if not job.create_manifest(manifest):
             raise JobError(f"{job.path}: another submit was first; run the command again to see whose job it is")
     except BaseException:
@@ -85,7 +91,7 @@ def _write_job(job: JobDir, source: Source, on_progress: Callable[[int], None] |
     return manifest
 
 
-def _write_shards(job: JobDir, source: Source, on_progress: Callable[[int], None] | None) -> Manifest:
+def _write_shards(job: JobDir, source: Source, on_progress: Callable[[int], None], checkpoint: Checkpoint) -> Manifest:
     created_at = datetime.now(UTC)
     options = source.options
     carried = CarriedColumns()
@@ -95,7 +101,7 @@ def _write_shards(job: JobDir, source: Source, on_progress: Callable[[int], None
     watch = BadRowsWatch(options.context_lengths)
     listed: list[str] = []
     num_rows = num_refused = 0
-    for batch in source.scan():
+    for batch in source.scan(checkpoint):
         num_rows += len(batch.rows)
         watch.add(batch)
         if watch.is_certain:
@@ -105,8 +111,7 @@ def _write_shards(job: JobDir, source: Source, on_progress: Callable[[int], None
         listed.extend(messages[: NUM_LISTED - len(listed)])
         if not (options.strict and num_refused):
             splitter.add(batch)
-        if on_progress is not None:
-            on_progress(num_rows)
+        on_progress(num_rows)
     if options.strict and num_refused:
         raise InputError(_strict_message(listed, num_refused=num_refused, num_rows=num_rows))
     _refuse_bad_rows(watch, options)
@@ -126,6 +131,10 @@ def _write_shards(job: JobDir, source: Source, on_progress: Callable[[int], None
         longest_request=splitter.longest_request,
         uid=secrets.token_hex(16),
     )
+
+
+def _ignore(num_rows: int) -> None:
+    """Nobody looks."""
 
 
 def _refuse_bad_rows(watch: BadRowsWatch, options: SubmitOptions) -> None:

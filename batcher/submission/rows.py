@@ -25,7 +25,8 @@ from batcher.openai.parameters import CHAT_URL, COMPLETIONS_URL, ROW_FIELDS, Bat
 from batcher.openai.row_params import RowParams, check_fields, table_values
 from batcher.submission.chats import MESSAGES, ChatRows
 from batcher.submission.columns import bad_positions, field_values, id_values, template_values, without_bad_text
-from batcher.submission.readers.files import MAX_LINE_BYTES, LineBatch, Origin, TableBatch
+from batcher.submission.readers.files import LineBatch, Origin, TableBatch
+from batcher.submission.readers.raw_rows import too_long
 from batcher.submission.template import Template
 from batcher.types import ErrorCode, Request, RowError, SamplingParams
 
@@ -132,6 +133,12 @@ class RowParser:
         for position, line in enumerate(batch.lines):
             row = first_row + position
             try:
+                if line is None:
+                    raise too_long(batch.max_bytes, what="line")
+                if bodies.has_too_many_containers(line):
+                    # Nor is it read to find its id.
+                    line = None
+                    raise InvalidRowError(f"the line {bodies.TOO_MANY_CONTAINERS}", kind="too_many_containers")
                 if batch.columns:
                     line = _with_columns(line, batch)
                 parsed, extras = self._parse_line(line, row)
@@ -144,11 +151,8 @@ class RowParser:
 
     # -- lines --------------------------------------------------------------------------------------------------------
 
-    def _parse_line(self, line: bytes | None, row: int) -> tuple[ShardRow, dict[str, Any]]:
+    def _parse_line(self, line: bytes, row: int) -> tuple[ShardRow, dict[str, Any]]:
         """The row in a line, and those of its keys that go along to the results. Raises ValueError, InvalidRowError."""
-        if line is None:
-            problem = f"the line is longer than {MAX_LINE_BYTES >> 20} MB; shorten the prompt"
-            raise InvalidRowError(problem, kind="too_long")
         found: Any
         # Only lines with this key can be batch lines; the others are parsed and checked in one go.
         if self._takes_batch_lines and b'"body"' in line and self._is_batch_line((read := bodies.read_json(line))[0]):
@@ -433,10 +437,10 @@ def _check_columns(
         raise InputError(f"column {prompt_column or 'prompt'!r} can't be both prompt and id; name another")
 
 
-def _with_columns(line: bytes | None, batch: LineBatch) -> bytes | None:
+def _with_columns(line: bytes, batch: LineBatch) -> bytes:
     """The line with the columns of its file, where it has no such keys itself. One that is no object stays as it is."""
     try:
-        value = from_json(line or b"")
+        value = from_json(line)
     except ValueError:
         return line
     if not isinstance(value, dict):

@@ -11,6 +11,7 @@ from batcher.errors import InputError
 from batcher.ids import check_model_name
 from batcher.openai.parameters import ROW_FIELDS
 from batcher.submission.custom_ids import CustomIds
+from batcher.submission.readers.bounds import MAX_LINE_BYTES, Bounds, Checkpoint, UnpackLimits, go_on
 from batcher.submission.readers.files import InputStream, ReadOptions, file_columns, read_batches
 from batcher.submission.readers.paths import STREAM, InputFile, expand, is_pipe, shown_path
 from batcher.submission.rows import RowBatch, RowParser
@@ -44,7 +45,7 @@ class SubmitOptions:
     error row; None: each goes to its own. `chat` makes the prompts of plain rows the user's messages of chats; `system`
     is the text of the message that goes before those of a plain row without a system message. `fields` are columns of
     plain rows that are fields of the request, such as `top_k`, rather than the user's own. `reading` is how the files
-    are read.
+    are read, `unpack_limits` how much they may unpack to, and `max_line_bytes` how long a row may be.
 
     Without `allow_bad_rows` an input whose rows, or first thousand rows, all have the same mistake is refused as a
     whole. `context_lengths` are those of the models that will run, in tokens, as far as they are known: a mistake is
@@ -69,6 +70,8 @@ class SubmitOptions:
     allow_bad_rows: bool = True
     context_lengths: Mapping[str, int] = field(default_factory=dict)
     reading: ReadOptions = field(default_factory=ReadOptions)
+    unpack_limits: UnpackLimits = field(default_factory=UnpackLimits)
+    max_line_bytes: int = MAX_LINE_BYTES
 
 
 def fingerprint(inputs: Sequence[Input], options: SubmitOptions) -> str:
@@ -110,11 +113,15 @@ class Source:
             fields=options.fields,
         )
 
-    def scan(self) -> Iterator[RowBatch]:
-        """The validated rows. Raises InputError for a file that can't be read, and at the end for repeated ids."""
+    def scan(self, checkpoint: Checkpoint = go_on) -> Iterator[RowBatch]:
+        """The validated rows. Raises InputError for a file that can't be read, and at the end for repeated ids.
+
+        `checkpoint` is called before each block that is read or unpacked, and what it raises ends the reading.
+        """
         num_rows = 0
+        bounds = Bounds(checkpoint, self.options.unpack_limits, self.options.max_line_bytes)
         with CustomIds() as ids:
-            for raw in read_batches(self._files, self.options.reading):
+            for raw in read_batches(self._files, self.options.reading, bounds):
                 batch = self._parser.parse(raw, first_row=num_rows)
                 num_rows += len(batch.rows)
                 ids.add([row.request.custom_id for row in batch.rows], batch.origin)
@@ -136,7 +143,7 @@ class Source:
             if columns := file_columns(file, options.reading):
                 digests.append(dict(columns))
         # Not known_models, context_lengths and shard_rows: they change where the rows run, not what they are. Nor
-        # row_timeout_s: who finds it too short should be able to go on with the job.
+        # row_timeout_s and the limits: who finds one too small should be able to go on with the job.
         settings = [
             options.default_model,
             _said_of(options.params),

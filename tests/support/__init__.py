@@ -12,6 +12,7 @@ job_files.py        jobs made of the real files, and the rows of their results
 memory_store.py     a store of jobs without a disk
 submitted.py        files for submit, and what it made of them
 parsing.py          rows as the readers give them, parsed
+bombs.py            small files that are large where they are read
 any_arrays.py       arrays of every Arrow type
 completing.py       completes a job in this process
 shard_bench.py      one shard, and what its runner needs

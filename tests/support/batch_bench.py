@@ -34,6 +34,12 @@ class BatchServer:
     reader: BatchReader
 
 
+def do_at_once(work: Callable[[], None]) -> Callable[[], None]:
+    """Has inputs read within the round that begins with them."""
+    work()
+    return lambda: None
+
+
 class BatchBench:
     """`sent` are the jobs that were enqueued, in order; `num_wakes` how often a keeper was to make a round at once."""
 
@@ -62,6 +68,7 @@ class BatchBench:
             send=send or self._note_sent,
             known_models=known_models or (lambda: self.models),
             clock=self.clock,
+            start=do_at_once,
         )
         batches = Batches(self.root, self.files, reader=reader, wake=self._on_wake, clock=self.clock)
         return BatchServer(batches, keeper, reader)

@@ -6,6 +6,7 @@ an id is used twice, it is gone.
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import BinaryIO
 
 from pydantic_core import from_json
@@ -13,21 +14,30 @@ from pydantic_core import from_json
 from batcher.errors import InputError, JobBusyError, JobError, RepeatedIdError, StorageError
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.lock import exclusive
+from batcher.openai.bodies import has_too_many_containers
 from batcher.server.batches.records import (
+    MAX_READINGS,
     BatchError,
     BatchFailure,
     BatchRecord,
+    begin_reading,
+    end_reading,
     note_cancelled,
     read_failure,
     record_failure,
 )
 from batcher.server.batches.uploads import FileStore
 from batcher.submission.planner import submit
+from batcher.submission.readers.bounds import Bounds
 from batcher.submission.readers.files import LineBatch, NamedStream, read_batches
+from batcher.submission.readers.streams import is_zstd
 from batcher.submission.source import SubmitOptions
 from batcher.types import SamplingParams
 
 logger = logging.getLogger(__name__)
+
+#: An input of more bytes, as it was uploaded, is large. One that is not is read in minutes, whatever it unpacks to.
+SMALL_BYTES = 4 << 20
 
 #: How many lines that are no JSON the failure of a file that has no other lists.
 _NUM_LISTED = 10
@@ -35,7 +45,7 @@ _NUM_LISTED = 10
 _BUSY = "another server reads the input of this batch"
 
 
-class _InterruptedError(Exception):
+class ReadingInterruptedError(Exception):
     """The reading ends without a job: the batch was cancelled, or the server stops."""
 
 
@@ -45,13 +55,14 @@ def make_job(
     *,
     files: FileStore,
     known_models: frozenset[str] | None,
-    is_stopping: Callable[[], bool],
+    bounds: Bounds,
     clock: Callable[[], float],
 ) -> bool:
     """Read the input of a batch that has no job yet. Returns whether this call made one.
 
     Of several servers at once one does it. A batch that can't become a job has its failure recorded; a cancelled one,
-    that nobody reads it any more. Nothing changes where `is_stopping` says so. Raises StorageError where a later call
+    that nobody reads it any more. Nothing changes where `bounds.checkpoint` raises `ReadingInterruptedError`, as it may
+    before each block of the input; the cancellation is looked for there, too. Raises StorageError where a later call
     may do better, and for a batch that was deleted.
     """
     try:
@@ -60,7 +71,7 @@ def make_job(
             if job.exists() or read_failure(job) is not None:
                 return False
             if not job.is_cancelled:
-                failure = _read(job, record, files, known_models, is_stopping, clock)
+                failure = _read_once(job, record, files, known_models, bounds, clock)
                 if failure is not None and not job.exists():
                     record_failure(job, failure)
             if not job.exists() and (cancellation := job.cancellation) is not None and not cancellation.is_expiry:
@@ -70,30 +81,63 @@ def make_job(
         return False
 
 
+def is_large_input(files: FileStore, record: BatchRecord) -> bool:
+    """Whether the input of a batch may take long to read, or much memory."""
+    stored = files.get(record.input_file_id)
+    if stored is None or stored.num_bytes > SMALL_BYTES:
+        return stored is not None
+    with _open(files, stored.id) as file:
+        return is_zstd(file.read(4))
+
+
+def _read_once(
+    job: JobDir,
+    record: BatchRecord,
+    files: FileStore,
+    known_models: frozenset[str] | None,
+    bounds: Bounds,
+    clock: Callable[[], float],
+) -> BatchFailure | None:
+    """Read the input, unless servers have died over it again and again. Returns as `_read` does."""
+    if not begin_reading(job):
+        said = f"the server died {MAX_READINGS} times while it read this input; split it, and make batches of the parts"
+        return BatchFailure(int(clock()), (BatchError("internal_error", said),))
+    try:
+        return _read(job, record, files, known_models, bounds, clock)
+    finally:
+        end_reading(job)
+
+
 def _read(
     job: JobDir,
     record: BatchRecord,
     files: FileStore,
     known_models: frozenset[str] | None,
-    is_stopping: Callable[[], bool],
+    bounds: Bounds,
     clock: Callable[[], float],
 ) -> BatchFailure | None:
     """Make the job. Returns why it can't be made; None where it was, or where the reading was interrupted."""
 
-    def check_interrupted(_: int) -> None:
-        if is_stopping() or job.is_cancelled:
-            raise _InterruptedError
+    def checkpoint() -> None:
+        bounds.checkpoint()
+        if job.is_cancelled:
+            raise ReadingInterruptedError
 
     options = SubmitOptions(
-        default_model=None, params=SamplingParams(), known_models=known_models, endpoint=record.endpoint
+        default_model=None,
+        params=SamplingParams(),
+        known_models=known_models,
+        endpoint=record.endpoint,
+        unpack_limits=bounds.limits,
+        max_line_bytes=bounds.max_line_bytes,
     )
     try:
-        errors = _find_no_json(files, record)
+        errors = _find_no_json(files, record, replace(bounds, checkpoint=checkpoint))
         if not errors:
             with _open(files, record.input_file_id) as file:
-                submit(job, [NamedStream(file, record.filename)], options, on_progress=check_interrupted)
+                submit(job, [NamedStream(file, record.filename)], options, checkpoint=checkpoint)
             return None
-    except _InterruptedError:
+    except ReadingInterruptedError:
         return None
     except RepeatedIdError as exc:
         errors = [BatchError("duplicate_custom_id", str(exc), line=exc.number, param="custom_id")]
@@ -125,7 +169,7 @@ def _open(files: FileStore, file_id: str) -> BinaryIO:
     return file
 
 
-def _find_no_json(files: FileStore, record: BatchRecord) -> list[BatchError]:
+def _find_no_json(files: FileStore, record: BatchRecord, bounds: Bounds) -> list[BatchError]:
     """The first lines of a file whose beginning has not one JSON object: it is something else, not bad in some lines.
 
     Looks at as many lines as are read at once. Raises InputError for a file without lines, or with none to read.
@@ -134,7 +178,7 @@ def _find_no_json(files: FileStore, record: BatchRecord) -> list[BatchError]:
         if not file.read(1):
             return [BatchError("empty_file", f"{record.filename}: is empty; write a request on each line")]
         file.seek(0)
-        batch = next(read_batches([NamedStream(file, record.filename)]))
+        batch = next(read_batches([NamedStream(file, record.filename)], bounds=bounds))
     assert isinstance(batch, LineBatch), "Parquet is refused as a stream"
     if any(line is None or _is_object(line) for line in batch.lines):
         return []
@@ -149,6 +193,8 @@ def _find_no_json(files: FileStore, record: BatchRecord) -> list[BatchError]:
 
 
 def _is_object(line: bytes) -> bool:
+    if has_too_many_containers(line):
+        return True  # As far as one looks.
     try:
         return isinstance(from_json(line), dict)
     except ValueError:

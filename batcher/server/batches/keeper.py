@@ -1,4 +1,5 @@
-"""What carries batches on: one thread, beside the event loop. The routes only write down what is wanted.
+"""What carries batches on: one thread, beside the event loop, and those that read inputs (`intakes`). The routes only
+write down what is wanted.
 
 Nothing is kept in memory that matters: several servers may share a jobs root, and any of them goes on with what another
 left.
@@ -8,6 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -17,10 +19,19 @@ from batcher.errors import BatcherError, BrokerError
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.sending import Send
 from batcher.manage.finish import finalize
-from batcher.server.batches.intake import make_job
-from batcher.server.batches.records import BatchStatus, check_record, is_expiry_noted, note_cancelled, note_expired
+from batcher.server.batches.intake import is_large_input, make_job
+from batcher.server.batches.intakes import Intakes, Start, start_thread
+from batcher.server.batches.records import (
+    BatchRecord,
+    BatchStatus,
+    check_record,
+    is_expiry_noted,
+    note_cancelled,
+    note_expired,
+)
 from batcher.server.batches.states import BatchReader
 from batcher.server.batches.uploads import FileStore
+from batcher.submission.readers.bounds import NO_BOUNDS, Bounds
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +47,9 @@ _ENDED_INTERVAL_S = 10.0
 class BatchKeeper:
     """Makes a round over all batches every second, and after each `wake`, while the `with` block lasts.
 
-    `send` has a job worked on; where it raises BrokerError, it is called again. `known_models`
-    gives the models that rows may name, None: any. `clock` gives Unix seconds.
+    `send` has a job worked on, from any thread; where it raises BrokerError, it is called again. `known_models`
+    gives the models that rows may name, None: any. `bounds` is of inputs; its checkpoint is not used. `clock` gives
+    Unix seconds.
     """
 
     def __init__(
@@ -47,7 +59,9 @@ class BatchKeeper:
         *,
         send: Send,
         known_models: Callable[[], frozenset[str] | None],
+        bounds: Bounds = NO_BOUNDS,
         clock: Callable[[], float] = time.time,
+        start: Start = start_thread,
     ) -> None:
         self._reader = reader
         self._files = files
@@ -56,6 +70,8 @@ class BatchKeeper:
         self._clock = clock
         self._is_awake = threading.Event()
         self._is_stopping = threading.Event()
+        self._bounds = bounds
+        self._intakes = Intakes(is_stopping=self._is_stopping.is_set, on_end=self._on_read, start=start)
         self._thread = threading.Thread(target=self._run, name="batches")
         #: Jobs that the broker has yet to take.
         self._unsent: set[Path] = set()
@@ -73,6 +89,7 @@ class BatchKeeper:
     ) -> None:
         self.stop()
         self._thread.join()
+        self._intakes.join()
 
     def wake(self) -> None:
         """Have a round made at once. From any thread."""
@@ -97,7 +114,7 @@ class BatchKeeper:
                 self._is_awake.wait(ROUND_INTERVAL_S)
 
     def make_round(self) -> None:
-        """End the batches that are over, then read the inputs that wait, the oldest first. May take as long as these.
+        """End the batches that are over, then begin to read the inputs that wait, the oldest first.
 
         Never raises BatcherError: what fails for one batch is logged and tried again in the next round.
         """
@@ -110,9 +127,9 @@ class BatchKeeper:
             return
         self._do(self._advance, jobs)
         self._is_first_round = False
-        self._do(self._read_input, jobs)
+        self._do(self._begin_input, jobs)
 
-    def _do(self, step: Callable[[JobDir], None], jobs: list[JobDir]) -> None:
+    def _do(self, step: Callable[[JobDir], object], jobs: list[JobDir]) -> None:
         for job in jobs:
             if self._is_stopping.is_set():
                 return
@@ -158,20 +175,38 @@ class BatchKeeper:
             # In the first round also one that a killed server may have left unsent: a second message does no harm.
             self._send_job(job)
 
-    def _read_input(self, job: JobDir) -> None:
+    def _begin_input(self, job: JobDir) -> None:
+        """Have the input of a batch read, where there is room for it."""
         record = self._reader.record(job)
-        if record is None or not self._reader.is_unread(job):
+        if record is None or self._intakes.is_reading(job) or not self._reader.is_unread(job):
             return
-        is_new = make_job(
-            job,
-            record,
-            files=self._files,
-            known_models=self._known_models(),
-            is_stopping=self._is_stopping.is_set,
-            clock=self._clock,
-        )
+        is_large = is_large_input(self._files, record)
+        if self._intakes.has_room(is_large=is_large):
+            read = partial(self._do, partial(self._read_input, record), [job])
+            self._intakes.begin(job, read, is_large=is_large)
+
+    def _read_input(self, record: BatchRecord, job: JobDir) -> None:
+        with self._intakes.turn() as checkpoint:
+            is_new = make_job(
+                job,
+                record,
+                files=self._files,
+                known_models=self._known_models(),
+                bounds=replace(self._bounds, checkpoint=checkpoint),
+                clock=self._clock,
+            )
+        # Not in its turn: the broker may be away.
         if is_new and finalize(job) is None and not job.is_cancelled:
             self._send_job(job)
+
+    def _on_read(self, job: JobDir) -> None:
+        """Have another input read in place of this one. One that is not done waits for the next round."""
+
+        def wake_if_done(job: JobDir) -> None:
+            if not self._reader.is_unread(job):
+                self.wake()
+
+        self._do(wake_if_done, [job])
 
     def _send_job(self, job: JobDir) -> None:
         self._unsent.add(job.path)

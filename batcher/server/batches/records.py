@@ -1,6 +1,7 @@
 """What a batch of the API is on disk, beside the files of the job that it is, and what these files say of its state.
 
     JOB/batch.json              what was asked for, written before there is a job: its presence is the batch's existence
+    JOB/batch/reading-1         that the input is being read; left by a server that died over it, for the next to count
     JOB/batch/failed.json       why the input became no job
     JOB/batch/expired.json      that the time was over, once: a job that is resumed or retried after that may end
     JOB/batch/cancelled.json    when nobody worked on the cancelled job any more
@@ -141,6 +142,9 @@ class Batch:
         return None if ended_at is None or self.output_expires_s is None else ended_at + self.output_expires_s
 
 
+#: Times that an input is begun, if each time the server dies.
+MAX_READINGS = 5
+
 _RECORD = TypeAdapter(BatchRecord)
 _FAILURE = TypeAdapter(BatchFailure)
 _NOTE = TypeAdapter(Note)
@@ -185,6 +189,20 @@ def record_failure(job: JobDir, failure: BatchFailure) -> None:
 def read_failure(job: JobDir) -> BatchFailure | None:
     """Why the input became no job; None where it did, or where that is not known yet."""
     return _read(job, failure_path(job), _FAILURE)
+
+
+def begin_reading(job: JobDir) -> bool:
+    """Note that the input is being read. Returns False where `MAX_READINGS` servers have died over it."""
+    return any(job.store.create(path, b"", guard=partial(check_record, job)) for path in _reading_paths(job))
+
+
+def end_reading(job: JobDir) -> None:
+    """Note that the reading has come to an end, be it a good one or not."""
+    job.store.discard(_reading_paths(job))
+
+
+def _reading_paths(job: JobDir) -> list[Path]:
+    return [job.batch_dir / f"reading-{number}" for number in range(1, MAX_READINGS + 1)]
 
 
 def note_expired(job: JobDir, at: int) -> None:

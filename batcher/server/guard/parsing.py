@@ -6,12 +6,12 @@ would not be faster, as the parser holds the interpreter's lock.
 """
 
 import asyncio
-import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from batcher.errors import InvalidBodyError
+from batcher.openai.bodies import TOO_MANY_CONTAINERS, has_too_many_containers
 from batcher.server.guard.errors import ApiError
 from batcher.types import ErrorCode
 
@@ -19,12 +19,6 @@ _T = TypeVar("_T")
 
 #: Bytes of a body that are parsed in a moment. A larger one would hold up everybody's streams in the event loop.
 MAX_PARSED_AT_ONCE = 64 << 10
-
-#: Objects and arrays of a body. Half of it is 2,048 messages with 24 parts each.
-MAX_CONTAINERS = 100_000
-
-#: Of JSON. One without an end is matched to the end of all: to look for the next in it would take for ever.
-_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 
 # One for the process, whose memory and lock it is about.
 _parser = ThreadPoolExecutor(max_workers=1, thread_name_prefix="parser")
@@ -49,25 +43,5 @@ def _parse(parse: Callable[[bytes], _T], body: bytes) -> _T:
 
 def _check_containers(body: bytes) -> None:
     """Raise ApiError for a body of too many objects and arrays, as far as it is JSON."""
-    # Text can have as many brackets as it likes, but most has few, and to count them takes no time.
-    if _count_containers(body, 0, len(body)) > MAX_CONTAINERS and _has_too_many(body):
-        raise ApiError(
-            400,
-            f"the body has more than {MAX_CONTAINERS:,} objects and arrays; split it",
-            code=ErrorCode.INVALID_REQUEST,
-        )
-
-
-def _has_too_many(body: bytes) -> bool:
-    number = start = 0
-    # String by string, so that other threads have their turn meanwhile.
-    for string in _STRING.finditer(body):
-        number += _count_containers(body, start, string.start())
-        start = string.end()
-        if number > MAX_CONTAINERS:
-            return True
-    return number + _count_containers(body, start, len(body)) > MAX_CONTAINERS
-
-
-def _count_containers(body: bytes, start: int, end: int) -> int:
-    return body.count(b"{", start, end) + body.count(b"[", start, end)
+    if has_too_many_containers(body):
+        raise ApiError(400, f"the body {TOO_MANY_CONTAINERS}", code=ErrorCode.INVALID_REQUEST)

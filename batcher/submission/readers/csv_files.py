@@ -9,7 +9,7 @@ import csv
 import io
 import re
 import secrets
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +20,7 @@ import pyarrow.csv as pv
 
 from batcher.arrow.cells import cells_table
 from batcher.errors import InputError, InvalidRowError
-from batcher.submission.readers.raw_rows import Origin, TableBatch
+from batcher.submission.readers.raw_rows import Origin, TableBatch, check_num_columns
 from batcher.submission.readers.streams import BOM, Readable
 
 #: pyarrow reads up to 32 blocks ahead, and no row can be longer than one.
@@ -28,8 +28,11 @@ _BLOCK_BYTES = 2 << 20
 _MAX_HEADER_BYTES = 1 << 20
 #: As many rows are handed on at a time.
 _MAX_TABLE_ROWS = 4096
-#: pyarrow says nothing before it finds a row that is right, so as many odd ones are held at most.
+#: pyarrow says nothing before it finds a row that is right, so as many odd ones are held at most, and looked at.
 _MAX_ODD_ROWS = 100_000
+_MAX_ODD_CHARS = 256 << 20
+#: Blank lines one after another, in bytes: pyarrow takes a minute for as many.
+_MAX_BLANK_BYTES = 8 << 20
 _SHOWN_CHARS = 60
 #: What else people put between cells.
 _OTHER_DELIMITERS = (";", "\t", "|", ",")
@@ -56,7 +59,7 @@ def read_cells(stream: Readable, name: str, *, delimiter: str, is_guess: bool) -
     except pa.ArrowInvalid as exc:
         if odd.is_full:
             raise InputError(
-                f"{name}: from row {odd.found[0][0]} on, {_MAX_ODD_ROWS:,} rows and more have another number of cells "
+                f"{name}: from row {odd.found[0][0]} on, {len(odd.found):,} rows and more have another number of cells "
                 "than the header; correct the header, or give --csv-delimiter"
             ) from exc
         if "Empty CSV" in str(exc):
@@ -86,7 +89,8 @@ def _read_header(head: bytes, name: str, *, delimiter: str, is_guess: bool) -> l
         header = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
     except csv.Error as exc:
         raise InputError(f"{name}: the header cannot be read: {exc}; write the names of the columns in row 1") from exc
-    twice = next((column for column in header if header.count(column) > 1), None)
+    check_num_columns(name, len(header))
+    twice = next((column for column, count in Counter(header).items() if count > 1), None)
     if twice is not None:
         raise InputError(f"{name}: two columns are called {twice!r}; rename one")
     for column in header:
@@ -141,6 +145,7 @@ class _Source(io.RawIOBase):
         self.mark = f"\ufdd0{secrets.token_hex(4)}"
         self.has_marks = False
         self._end = b""
+        self._num_blank = 0
         # Bytes of a character of which the others are still to come.
         self._cut = b""
         self.head = self._read_some().removeprefix(BOM).lstrip(b"\r\n")
@@ -178,6 +183,12 @@ class _Source(io.RawIOBase):
         data = b"".join(pieces)
         cut = _num_cut(data) if not missing else 0
         data, self._cut = (data[:-cut], data[-cut:]) if cut else (data, b"")
+        self._num_blank = 0 if data.strip(b"\r\n") else self._num_blank + len(data)
+        if self._num_blank > _MAX_BLANK_BYTES:
+            raise InputError(
+                f"{self.name}: more than {_MAX_BLANK_BYTES >> 20} MB of blank lines in a row; leave them out, as "
+                "grep -v '^[[:space:]]*$' does"
+            )
         return data
 
     def _mark(self, data: bytes) -> bytes:
@@ -207,14 +218,16 @@ class _OddRows:
     found: deque[tuple[int, InvalidRowError]] = field(default_factory=deque)
     has_ended: bool = False
     is_full: bool = False
+    num_chars: int = 0
 
     def __call__(self, row: Any) -> str:
         if row.text == self.end:
             self.has_ended = True
-        elif len(self.found) == _MAX_ODD_ROWS:
+        elif len(self.found) == _MAX_ODD_ROWS or self.num_chars > _MAX_ODD_CHARS:
             self.is_full = True
             return "error"
         else:
+            self.num_chars += len(row.text)
             # pyarrow counts the header.
             self.found.append(
                 (

@@ -15,14 +15,14 @@ import pyarrow as pa
 
 from batcher.errors import InputError, first_line
 from batcher.submission.readers import csv_files, parquet_files
-from batcher.submission.readers.json_lines import MAX_LINE_BYTES, read_lines
+from batcher.submission.readers.bounds import NO_BOUNDS, Bounds
+from batcher.submission.readers.json_lines import read_lines
 from batcher.submission.readers.paths import COMPRESSED, STREAM, InputFile, expand, is_pipe
 from batcher.submission.readers.raw_rows import FileValue, LineBatch, Origin, TableBatch
 from batcher.submission.readers.streams import Readable, decompressed, is_compressed
 
 __all__ = [
     "FORMATS",
-    "MAX_LINE_BYTES",
     "STDIN_NAME",
     "InputFile",
     "InputStream",
@@ -78,8 +78,8 @@ class InputStream(Protocol):
         """What messages call it. Nothing else depends on it."""
         ...
 
-    def batches(self, options: ReadOptions) -> Iterator[LineBatch | TableBatch]:
-        """Its rows. Raises InputError, OSError and pyarrow's errors."""
+    def batches(self, options: ReadOptions, bounds: Bounds) -> Iterator[LineBatch | TableBatch]:
+        """Its rows. Raises InputError, OSError and pyarrow's errors, and what `bounds.checkpoint` raises."""
         ...
 
     def digest(self) -> str:
@@ -100,12 +100,12 @@ class NamedStream:
         self._hash.update(data)
         return data
 
-    def batches(self, options: ReadOptions) -> Iterator[LineBatch | TableBatch]:
+    def batches(self, options: ReadOptions, bounds: Bounds) -> Iterator[LineBatch | TableBatch]:
         """See `InputStream`."""
         head = _read_head(self)
         if head == parquet_files.MAGIC:
             raise InputError(f"{self.name}: Parquet can't be read from a stream; save it as a file and name the file")
-        yield from _read_text(head, self, self.name, None, options)
+        yield from _read_text(head, self, self.name, None, options, bounds)
 
     def digest(self) -> str:
         """See `InputStream`."""
@@ -115,22 +115,30 @@ class NamedStream:
 
 
 def read_batches(
-    files: Sequence[InputFile | InputStream], options: ReadOptions | None = None
+    files: Sequence[InputFile | InputStream], options: ReadOptions | None = None, bounds: Bounds = NO_BOUNDS
 ) -> Iterator[LineBatch | TableBatch]:
-    """The rows of `files` (from `expand`), in order. Raises InputError for one that can't be read or has no rows."""
+    """The rows of `files` (from `expand`), in order.
+
+    Raises InputError for one that can't be read, unpacks to too much or has no rows, and what `bounds.checkpoint`
+    raises.
+    """
     options = options or ReadOptions()
     for file in files:
         shown = file.shown if isinstance(file, InputFile) else file.name
         columns = file_columns(file, options)
         is_empty = True
         try:
-            for batch in _read_path(file, options) if isinstance(file, InputFile) else file.batches(options):
+            for batch in _batches(file, options, bounds):
                 is_empty = False
                 yield _with_columns(batch, columns, options.file_column) if columns else batch
         except (OSError, pa.ArrowException) as exc:
             raise InputError(f"{shown}: cannot be read: {first_line(exc)}; check that the file is complete") from exc
         if is_empty:
             raise InputError(f"{shown}: holds no rows; give a file with at least one prompt")
+
+
+def _batches(file: InputFile | InputStream, options: ReadOptions, bounds: Bounds) -> Iterator[LineBatch | TableBatch]:
+    return _read_path(file, options, bounds) if isinstance(file, InputFile) else file.batches(options, bounds)
 
 
 def file_columns(file: InputFile | InputStream, options: ReadOptions) -> Mapping[str, FileValue]:
@@ -146,7 +154,7 @@ def file_columns(file: InputFile | InputStream, options: ReadOptions) -> Mapping
     return {**columns, options.file_column: shown}
 
 
-def _read_path(file: InputFile, options: ReadOptions) -> Iterator[LineBatch | TableBatch]:
+def _read_path(file: InputFile, options: ReadOptions, bounds: Bounds) -> Iterator[LineBatch | TableBatch]:
     path, name = Path(file.name), file.shown
     with path.open("rb") as stream:
         head = _read_head(stream)
@@ -155,13 +163,13 @@ def _read_path(file: InputFile, options: ReadOptions) -> Iterator[LineBatch | Ta
                 raise InputError(f"{name}: Parquet can't be read from a stream; save it as a file and name the file")
             if not head:
                 raise InputError(f"{name}: is empty; write it again")
-            yield from parquet_files.read_tables(stream, name)
+            yield from parquet_files.read_tables(stream, name, bounds=bounds)
             return
         if head and path.suffix.lower() in COMPRESSED and not is_compressed(head):
             raise InputError(
                 f"{name}: is not compressed, but its name says so; rename it to {name[: -len(path.suffix)]}"
             )
-        yield from _read_text(head, stream, name, file, options)
+        yield from _read_text(head, stream, name, file, options, bounds)
 
 
 def _read_head(stream: Readable) -> bytes:
@@ -173,17 +181,17 @@ def _read_head(stream: Readable) -> bytes:
 
 
 def _read_text(
-    head: bytes, stream: Readable, name: str, file: InputFile | None, options: ReadOptions
+    head: bytes, stream: Readable, name: str, file: InputFile | None, options: ReadOptions, bounds: Bounds
 ) -> Iterator[LineBatch | TableBatch]:
     for magic, problem in _FOREIGN.items():
         if head.startswith(magic):
             raise InputError(f"{name}: {problem}")
     found = _TEXT_FORMATS.get(file.suffix) if file is not None else None
     format_ = found or options.format or "jsonl"
-    whole = decompressed(head, stream)
+    whole = decompressed(head, stream, name=name, bounds=bounds)
     if format_ == "jsonl":
         path = Path(file.name) if file is not None and not is_pipe(file.name) else None
-        yield from read_lines(whole, name, path=path)
+        yield from read_lines(whole, name, path=path, max_bytes=bounds.max_line_bytes)
     else:
         is_guess = options.csv_delimiter is None
         delimiter = options.csv_delimiter or _DELIMITERS[format_]

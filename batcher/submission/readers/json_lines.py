@@ -7,33 +7,36 @@ from pathlib import Path
 from pydantic_core import from_json
 
 from batcher.errors import InputError
+from batcher.submission.readers.bounds import MAX_LINE_BYTES
 from batcher.submission.readers.raw_rows import LineBatch, Origin
 from batcher.submission.readers.streams import BOM, Prefixed, Readable
 
-#: A longer line becomes an error row: while it is checked and written, a line is held in memory up to nine times over.
-MAX_LINE_BYTES = 32 << 20
 _BLOCK_BYTES = 256 << 10
+#: Blank lines one after another, in bytes, and the rest of a line that is too long: beyond these a file is no JSONL.
+MAX_BLANK_BYTES = 32 << 20
+MAX_SKIPPED_BYTES = 1 << 30
 #: What the first element of an array begins with, if the elements may be rows.
 _OF_ROWS = (b"{", b'"')
 
 
-def read_lines(stream: Readable, name: str, *, path: Path | None = None) -> Iterator[LineBatch]:
+def read_lines(
+    stream: Readable, name: str, *, path: Path | None = None, max_bytes: int = MAX_LINE_BYTES
+) -> Iterator[LineBatch]:
     """The lines of a stream of JSONL, without compression, in bounded memory. Messages call it `name`.
 
-    Raises InputError for JSON that is not one object a line, with the remedy for the file at `path`.
+    Raises InputError for JSON that is not one object a line, with the remedy for the file at `path`, for a line without
+    end, and for too many blank lines in a row.
     """
     head = _read_head(stream).removeprefix(BOM)
     _refuse_documents(head, name, path)
-    number = 1
-    for lines in _split_lines(Prefixed(head, stream)):
+    for first, lines in _split_lines(Prefixed(head, stream), name, max_bytes):
         kept = [i for i, line in enumerate(lines) if line is None or (line and not line.isspace())]
-        numbers: Sequence[int] = range(number, number + len(lines))
-        number += len(lines)
+        numbers: Sequence[int] = range(first, first + len(lines))
         if len(kept) < len(lines):
             numbers = [numbers[i] for i in kept]
             lines = [lines[i] for i in kept]
         if lines:
-            yield LineBatch(Origin(name, ":", numbers), lines)
+            yield LineBatch(Origin(name, ":", numbers), lines, max_bytes=max_bytes)
 
 
 def _read_head(stream: Readable) -> bytes:
@@ -100,22 +103,59 @@ def _as_lines(name: str, path: Path | None, filter_: str) -> str:
     return f"{jq}   or   {python}"
 
 
-def _split_lines(stream: Readable) -> Iterator[list[bytes | None]]:
-    """The lines of a stream, a block's worth at a time. A line that is too long is not kept, and comes out as None."""
+def _split_lines(stream: Readable, name: str, max_bytes: int) -> Iterator[tuple[int, list[bytes | None]]]:
+    """The lines of a stream, a block's worth at a time, and the number of the first. Blocks of blanks are left out.
+
+    A line of over `max_bytes` is not kept, and comes out as None. Raises InputError for one that seems to have no end,
+    and for blank lines without end.
+    """
+    number = 1
     held: list[bytes] = []
-    held_bytes = 0
+    held_bytes = blank_bytes = 0
+    is_blank = True
     while block := stream.read(_BLOCK_BYTES):
+        if is_blank and block.isspace():
+            blank_bytes += len(block)
+            _check_blank(blank_bytes, name, number)
+            before, newline, rest = block.rpartition(b"\n")
+            if newline:
+                number += before.count(b"\n") + 1
+                held, held_bytes = [], 0
+            held.append(rest)
+            held_bytes += len(rest)
+            continue
+        blank_bytes = 0
         lines: list[bytes | None] = [*block.split(b"\n")]
         first, last = lines[0], lines.pop()
         assert first is not None
         assert last is not None
         held_bytes += len(first)
         held.append(first)
-        if held_bytes > MAX_LINE_BYTES:
+        is_blank = False
+        if held_bytes > max_bytes:
             held.clear()
+            _check_skipped(held_bytes - max_bytes, name, number, max_bytes)
         if lines:
-            lines[0] = b"".join(held) if held_bytes <= MAX_LINE_BYTES else None
+            lines[0] = b"".join(held) if held_bytes <= max_bytes else None
             held, held_bytes = [last], len(last)
-            yield lines
+            is_blank = not last or last.isspace()
+            yield number, lines
+            number += len(lines)
     if held_bytes:
-        yield [b"".join(held) if held_bytes <= MAX_LINE_BYTES else None]
+        yield number, [b"".join(held) if held_bytes <= max_bytes else None]
+
+
+def _check_blank(num_bytes: int, name: str, number: int) -> None:
+    if num_bytes > MAX_BLANK_BYTES:
+        raise InputError(
+            f"{name}: the lines before {number} are blank, more than {MAX_BLANK_BYTES >> 20} MB of them in a row; "
+            "leave them out, as grep -v '^[[:space:]]*$' does"
+        )
+
+
+def _check_skipped(num_bytes: int, name: str, number: int, max_bytes: int) -> None:
+    if num_bytes > MAX_SKIPPED_BYTES:
+        raise InputError(
+            f"{name}:{number}: the line is longer than {max_bytes >> 20} MB, and has no end for "
+            f"{MAX_SKIPPED_BYTES >> 20} MB more; give a file of lines, one JSON object on each"
+        )

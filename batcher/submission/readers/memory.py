@@ -7,7 +7,6 @@ a stream is cut into batches counts for nothing there, so the same rows are the 
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
 from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
@@ -16,15 +15,16 @@ from pydantic_core import to_json
 from batcher.arrow.plain import plain_table
 from batcher.arrow.values import json_values, unique_names
 from batcher.errors import InputError, first_line
+from batcher.submission.readers.bounds import NO_BOUNDS, Bounds
 from batcher.submission.readers.files import ReadOptions
-from batcher.submission.readers.json_lines import MAX_LINE_BYTES
-from batcher.submission.readers.raw_rows import LineBatch, Origin, TableBatch
+from batcher.submission.readers.raw_rows import LineBatch, Origin, TableBatch, too_long
+from batcher.submission.readers.wide_rows import PIECE_BYTES, Piece, cut
 
 #: What messages call the input: the parameter that it comes by.
 NAME = "source"
-#: Rows of a batch at most, and bytes of the rows of a table about.
+#: Rows of a batch at most, and bytes of lines about.
 _BATCH_ROWS = 4096
-_BATCH_BYTES = 8 << 20
+_BATCH_BYTES = PIECE_BYTES
 
 
 @runtime_checkable
@@ -48,13 +48,24 @@ class DictRows:
         self._num_read = 0
         self._hash = hashlib.sha256(b"lines\n")
 
-    def batches(self, options: ReadOptions) -> Iterator[LineBatch]:
+    def batches(self, options: ReadOptions, bounds: Bounds) -> Iterator[LineBatch]:
         """See `InputStream`. Raises InputError for what is no dict, and for a value that has no form in JSON."""
         _refuse_reading(options)
-        while lines := list(islice(self._lines(), _BATCH_ROWS)):
-            numbers = range(self._num_read - len(lines), self._num_read)
-            kept = [line if len(line) <= MAX_LINE_BYTES else None for line in lines]
-            yield LineBatch(Origin(NAME, ": row ", numbers), kept)
+        lines: list[bytes | None] = []
+        num_bytes = 0
+        for line in self._lines():
+            lines.append(line if len(line) <= bounds.max_line_bytes else None)
+            num_bytes += len(line)
+            if len(lines) == _BATCH_ROWS or num_bytes >= _BATCH_BYTES:
+                yield self._batch(lines, bounds)
+                bounds.checkpoint()
+                lines, num_bytes = [], 0
+        if lines:
+            yield self._batch(lines, bounds)
+
+    def _batch(self, lines: list[bytes | None], bounds: Bounds) -> LineBatch:
+        numbers = range(self._num_read - len(lines), self._num_read)
+        return LineBatch(Origin(NAME, ": row ", numbers), lines, max_bytes=bounds.max_line_bytes)
 
     def digest(self) -> str:
         """See `InputStream`."""
@@ -107,17 +118,20 @@ class ArrowRows:
         self._num_read = 0
         self._columns = [hashlib.sha256() for _ in self._names]
 
-    def batches(self, options: ReadOptions) -> Iterator[TableBatch]:
+    def batches(self, options: ReadOptions, bounds: Bounds) -> Iterator[TableBatch]:
         """See `InputStream`."""
         _refuse_reading(options)
-        for table in self._tables():
-            numbers = range(self._num_read, self._num_read + table.num_rows)
-            self._num_read += table.num_rows
-            yield TableBatch(Origin(NAME, ": row ", numbers), table)
+        for piece in self._rows(bounds):
+            bounds.checkpoint()
+            numbers = range(self._num_read, self._num_read + piece.rows.num_rows)
+            self._num_read += piece.rows.num_rows
+            table = self._table((piece.emptied() if piece.is_long else piece).rows)
+            broken = {0: too_long(bounds.max_line_bytes)} if piece.is_long else {}
+            yield TableBatch(Origin(NAME, ": row ", numbers), table, broken=broken)
 
     def digest(self) -> str:
         """See `InputStream`. Of names, types and values; not of how the values are stored."""
-        for _ in self._tables():
+        for _ in self._rows(NO_BOUNDS):
             pass
         said = [
             (name, str(field.type), column.hexdigest())
@@ -125,16 +139,18 @@ class ArrowRows:
         ]
         return hashlib.sha256(to_json(said)).hexdigest()
 
-    def _tables(self) -> Iterator[pa.Table]:
-        for batch in self._pieces():
-            size = max(1, min(_BATCH_ROWS, _BATCH_BYTES * batch.num_rows // max(1, batch.nbytes)))
-            for start in range(0, batch.num_rows, size):
-                piece = batch.slice(start, size)
-                table = pa.Table.from_batches([piece]).rename_columns(self._names)
-                self._see(table)
-                yield table
+    def _rows(self, bounds: Bounds) -> Iterator[Piece]:
+        """The rows in pieces, which are digested."""
+        for batch in self._batches():
+            for start in range(0, batch.num_rows, _BATCH_ROWS):
+                for piece in cut(batch.slice(start, _BATCH_ROWS), max_row_bytes=bounds.max_line_bytes):
+                    self._see(self._table(piece.rows))
+                    yield piece
 
-    def _pieces(self) -> Iterator[pa.RecordBatch]:
+    def _table(self, rows: pa.RecordBatch) -> pa.Table:
+        return pa.Table.from_batches([rows]).rename_columns(self._names)
+
+    def _batches(self) -> Iterator[pa.RecordBatch]:
         """The batches of the stream. Raises InputError where whoever makes them fails."""
         try:
             yield from self._reader

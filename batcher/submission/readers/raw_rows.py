@@ -5,10 +5,27 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from batcher.errors import InvalidRowError
+from batcher.errors import InputError, InvalidRowError
+from batcher.submission.readers.bounds import MAX_LINE_BYTES
 
 #: A value that a file gives to all of its rows, from its path.
 FileValue = str | int | None
+
+#: Of a table. More is a mistake, or made to take long.
+MAX_COLUMNS = 10_000
+
+
+def too_long(max_bytes: int, *, what: str = "row") -> InvalidRowError:
+    """What a row that is larger than that becomes."""
+    return InvalidRowError(f"the {what} is longer than {max_bytes >> 20} MB; shorten the prompt", kind="too_long")
+
+
+def check_num_columns(file: str, num_columns: int) -> None:
+    """Raise InputError for a table of too many columns. Messages call it `file`."""
+    if num_columns > MAX_COLUMNS:
+        raise InputError(
+            f"{file}: holds {num_columns:,} columns; {MAX_COLUMNS:,} are the most, so leave out what no row needs"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +43,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class LineBatch:
-    """Lines of a JSONL file, none of them blank. None stands for a line longer than `MAX_LINE_BYTES`.
+    """Lines of a JSONL file, none of them blank. None stands for a line longer than `max_bytes`.
 
     `columns` are those that the file gives to all of its rows. A key that a row has itself goes before them, but no
     row may have the one called `file_column`.
@@ -36,6 +53,7 @@ class LineBatch:
     lines: list[bytes | None]
     columns: Mapping[str, FileValue] = field(default_factory=dict)
     file_column: str | None = None
+    max_bytes: int = MAX_LINE_BYTES
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,16 @@
-"""Streams of bytes that input is read from: what compression they have, and what they hold without it."""
+"""Streams of bytes that input is read from: what compression they have, and what they hold without it.
+
+Before each block that is read, and before each that is unpacked, a stream asks its `Bounds` whether to go on, be there
+rows in the blocks before it or not.
+"""
 
 import io
 import zlib
 from typing import Protocol
 
 import pyarrow as pa
+
+from batcher.submission.readers.bounds import Bounds, Checkpoint
 
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
@@ -65,7 +71,7 @@ class _GzipStream:
                 self._member = zlib.decompressobj(wbits=_GZIP_WBITS)
                 self._is_between = False
             try:
-                data = self._member.decompress(self._packed, max(0, size))
+                data = self._member.decompress(self._packed, size if size > 0 else _GZIP_BLOCK_BYTES)
             except zlib.error as exc:
                 raise OSError(f"the gzip data is damaged: {exc}") from exc
             self._packed = self._member.unused_data if self._member.eof else self._member.unconsumed_tail
@@ -79,12 +85,54 @@ def is_compressed(head: bytes) -> bool:
     return head.startswith((_GZIP, _ZSTD))
 
 
-def decompressed(head: bytes, stream: Readable) -> Readable:
-    """What `stream` holds without its compression, if it has one; `head` are the first 4 bytes, read before."""
-    whole = Prefixed(head, stream)
+class _Asking(io.RawIOBase):
+    """A stream that asks at each block whether to go on, and counts."""
+
+    def __init__(self, stream: Readable, checkpoint: Checkpoint) -> None:
+        self._stream = stream
+        self._checkpoint = checkpoint
+        self.num_bytes = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1, /) -> bytes:
+        self._checkpoint()
+        data = self._stream.read(size)
+        self.num_bytes += len(data)
+        return data
+
+
+class _Unpacked:
+    """What a compressed stream holds, which it refuses to become too much."""
+
+    def __init__(self, stream: Readable, packed: _Asking, name: str, bounds: Bounds) -> None:
+        self._stream = _Asking(stream, bounds.checkpoint)
+        self._packed = packed
+        self._name = name
+        self._limits = bounds.limits
+
+    def read(self, size: int = -1, /) -> bytes:
+        data = self._stream.read(size)
+        self._limits.check(self._name, num_packed=self._packed.num_bytes, num_unpacked=self._stream.num_bytes)
+        return data
+
+
+def is_zstd(head: bytes) -> bool:
+    """Whether a file that begins so is of zstd, which may hold 128 MB of what was unpacked to refer to."""
+    return head.startswith(_ZSTD)
+
+
+def decompressed(head: bytes, stream: Readable, *, name: str, bounds: Bounds) -> Readable:
+    """What `stream` holds without its compression, if it has one; `head` are the first 4 bytes, read before.
+
+    Its `read` raises InputError, which calls it `name`, for what unpacks to too much, and whatever
+    `bounds.checkpoint` does.
+    """
+    whole = _Asking(Prefixed(head, stream), bounds.checkpoint)
     if head.startswith(_GZIP):
-        return _GzipStream(whole)
+        return _Unpacked(_GzipStream(whole), whole, name, bounds)
     if head.startswith(_ZSTD):
-        unpacked: Readable = pa.CompressedInputStream(pa.PythonFile(whole, mode="r"), "zstd")
-        return unpacked
+        unpacked = pa.CompressedInputStream(pa.PythonFile(whole, mode="r"), "zstd")
+        return _Unpacked(unpacked, whole, name, bounds)
     return whole

@@ -11,6 +11,7 @@ import pytest
 
 from batcher.api.source import inputs_of, name_of
 from batcher.errors import InputError
+from batcher.submission.readers.bounds import NO_BOUNDS
 from batcher.submission.readers.files import ReadOptions
 from batcher.submission.readers.memory import ArrowRows, DictRows
 
@@ -85,4 +86,4 @@ def test_row_that_is_none_is_no_end_of_the_rows() -> None:
 
     assert isinstance(rows, DictRows)
     with pytest.raises(InputError, match="row 0: is of type NoneType"):
-        list(rows.batches(ReadOptions()))
+        list(rows.batches(ReadOptions(), NO_BOUNDS))

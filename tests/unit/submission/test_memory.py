@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from batcher.errors import InputError, JobError
 from batcher.jobdir.folder import JobDir
 from batcher.submission.planner import submit
+from batcher.submission.readers.bounds import NO_BOUNDS
 from batcher.submission.readers.files import ReadOptions
 from batcher.submission.readers.memory import ArrowRows, DictRows
 from batcher.submission.source import Input
@@ -247,7 +248,7 @@ def test_stream_is_read_once_and_a_piece_at_a_time(tmp_path: Path) -> None:
             num_made.append(i)
             yield {"prompt": "p"}
 
-    batches = DictRows(make()).batches(ReadOptions())
+    batches = DictRows(make()).batches(ReadOptions(), NO_BOUNDS)
 
     assert len(next(batches).lines) == len(num_made) < 10_000
     assert sum(len(batch.lines) for batch in batches) + 4096 == len(num_made) == 20_000

@@ -274,7 +274,7 @@ def test_line_whose_text_cant_be_read_is_found_by_its_id(line: bytes, text: byte
     assert parse_line(line % text).request.custom_id == "a"
 
 
-@pytest.mark.parametrize("custom_id", [b'"\\ud83d"', b'"\xe9"', b"{}", b"null", b"9" * 5000, b'{"a":' * 100_000])
+@pytest.mark.parametrize("custom_id", [b'"\\ud83d"', b'"\xe9"', b"{}", b"null", b"9" * 5000, b'{"a":' * 90_000])
 def test_id_that_cant_be_read_is_none(custom_id: bytes) -> None:
     row = parse_line(b'{"prompt": "\xff", "custom_id": ' + custom_id + b"}")
     assert "not UTF-8 (byte 0xff" in message(row)
