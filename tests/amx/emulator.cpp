@@ -1,7 +1,7 @@
 // AMX for a process on a processor without it: preloaded (LD_PRELOAD), it carries out each instruction on tiles that the
 // processor refuses, by Intel's Software Developer's Manual, volume 2. All others run natively, so what is tried is the
 // very code that the compiler made. What AMX would refuse, such as a wrong configuration, ends the process as there.
-// Some microseconds for each instruction.
+// Some microseconds for each instruction. Where the processor has tiles itself, the process ends with 77 before it begins.
 #include <dlfcn.h>
 #include <errno.h>
 #include <signal.h>
@@ -14,6 +14,7 @@
 
 namespace {
 
+constexpr int kHasTiles = 77;
 constexpr int kNumTiles = 8, kNumRows = 16, kRowBytes = 64;
 
 struct Config {
@@ -183,7 +184,10 @@ void move(const Instruction & it) {
     }
 }
 
+volatile bool is_refused = false;
+
 void carry_out(int, siginfo_t *, void * context) {
+    is_refused = true;
     mcontext_t & machine = static_cast<ucontext_t *>(context)->uc_mcontext;
     const Instruction it = decode(machine);
     if (it.opcode == 0x49 && it.has_memory && it.prefix == 0) {
@@ -210,6 +214,8 @@ __attribute__((constructor)) void install() {
     action.sa_sigaction = carry_out;
     action.sa_flags = SA_SIGINFO | SA_NODEFER;
     set_action(SIGILL, &action, nullptr);
+    __asm__ volatile("tilerelease" : : : "memory");
+    if (!is_refused) _exit(kHasTiles);
 }
 
 }  // namespace

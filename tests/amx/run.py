@@ -22,6 +22,8 @@ AMX_FLAGS = "-mamx-tile -mamx-int8 -mamx-bf16"
 
 def main() -> None:
     flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    if "amx_int8" in flags:
+        sys.exit(f"this processor has AMX itself: after scripts/setup.sh, run {TESTS}")
     if "avx512_vnni" not in flags:
         sys.exit("this processor has no AVX-512 VNNI, of which AMX kernels are made too")
     with tempfile.TemporaryDirectory(prefix="batcher-amx-") as temporary:
