@@ -57,7 +57,12 @@ _TROUBLES: tuple[tuple[type[redis.RedisError], str], ...] = (
     (redis.exceptions.OutOfMemoryError, "its memory is full; raise its maxmemory, or free some"),
     *(
         (kind, "it is a Redis Cluster, whose keys lie on several servers; give one that runs without cluster mode")
-        for kind in (redis.exceptions.ClusterError, redis.exceptions.MovedError, redis.exceptions.AskError)
+        for kind in (
+            redis.exceptions.ClusterError,
+            redis.exceptions.ClusterCrossSlotError,
+            redis.exceptions.MovedError,
+            redis.exceptions.AskError,
+        )
     ),
 )
 

@@ -108,6 +108,22 @@ def test_status_says_how_a_worker_is(tmp_path: Path, worker: WorkerStatus, text:
     assert f"\nWorkers   w1  {text}\n" in shown
 
 
+def test_two_workers_of_one_name_are_told_apart_by_place(tmp_path: Path) -> None:
+    job = running_job(tmp_path / "job")
+    workers = (WORKER, replace(WORKER, host="elsewhere", pid=4), replace(WORKER, name="w2"))
+
+    shown = status_text(job, replace(read_status(job), workers=workers))
+
+    assert (
+        """
+Workers   w1 (on host, pid 17)      alive, working on shard 3
+          w1 (on elsewhere, pid 4)  alive, working on shard 3
+          w2                        alive, working on shard 3
+"""
+        in shown
+    )
+
+
 def test_status_lines_up_several_workers_attempts_and_failures(workplace: Path) -> None:
     job = running_job(workplace / "my job")
     failures = tuple(ShardFailure(n, 2, "w1", f"failure {n}", utc_now(), True) for n in range(5))
