@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Mapping
 
 from batcher.errors import EngineError
+from batcher.rounds import Rounds
 from batcher.types import Choice, Delta, ErrorCode, RowError
 from workers.engines.base import Engine, SequenceDelta, SequenceResult, Ticket
 from workers.live.frames import (
@@ -66,9 +67,7 @@ class LiveRequests:
         #: By number; what is not in it any more needs no answer.
         self._open: dict[int, _Open] = {}
         #: By model, and whether they are large: what takes long for one model holds up no other.
-        self._queues: dict[tuple[str, bool], _Queue] = {
-            (name, is_large): queue.SimpleQueue() for name in engines for is_large in (False, True)
-        }
+        self._queues = {(name, is_large): _Queue() for name in engines for is_large in (False, True)}
         work: list[tuple[Callable[..., None], tuple[_Queue, ...]]] = [
             (self._read, ()),
             (self._write, ()),
@@ -101,7 +100,7 @@ class LiveRequests:
             case Submit(number=number, request=request):
                 entry = self._open[number] = _Open(question, self._answers.put, self._close)
                 is_large = sum(map(len, request.prompts)) > _MANY_CHARS
-                self._queues[request.model, is_large].put((question, entry))
+                self._queues[request.model, is_large].put(question, entry)
             case Cancel():
                 cancelled = self._open.pop(question.number, None)
                 if cancelled is not None:
@@ -158,7 +157,23 @@ class LiveRequests:
             self._on_answered()
 
 
-_Queue = queue.SimpleQueue[tuple[Submit, "_Open"]]
+class _Queue:
+    """Requests that wait to be tokenized, by rounds of their clients. For all threads."""
+
+    def __init__(self) -> None:
+        self._waiting: Rounds[tuple[Submit, _Open]] = Rounds()
+        self._has_more = threading.Condition()
+
+    def put(self, question: Submit, entry: "_Open") -> None:
+        with self._has_more:
+            self._waiting.put(question.client, (question, entry))
+            self._has_more.notify()
+
+    def get(self) -> "tuple[Submit, _Open]":
+        """The next; waits for it."""
+        with self._has_more:
+            self._has_more.wait_for(lambda: bool(self._waiting))
+            return self._waiting.pop()
 
 
 class _Open:

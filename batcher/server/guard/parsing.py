@@ -6,12 +6,15 @@ would not be faster, as the parser holds the interpreter's lock.
 """
 
 import asyncio
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 from batcher.errors import InvalidBodyError
 from batcher.openai.bodies import TOO_MANY_CONTAINERS, has_too_many_containers
+from batcher.rounds import Rounds
 from batcher.server.guard.errors import ApiError
 from batcher.types import ErrorCode
 
@@ -22,23 +25,41 @@ MAX_PARSED_AT_ONCE = 64 << 10
 
 # One for the process, whose memory and lock it is about.
 _parser = ThreadPoolExecutor(max_workers=1, thread_name_prefix="parser")
+#: Bodies that wait for it.
+_waiting: Rounds[Callable[[], None]] = Rounds()
+_lock = threading.Lock()
 
 
-async def parse_apart(parse: Callable[[bytes], _T], body: bytes) -> _T:
-    """What `parse` makes of `body`, or raises."""
+async def parse_apart(parse: Callable[[bytes], _T], body: bytes, *, client: str) -> _T:
+    """What `parse` makes of `body`, or raises. Large bodies of several clients take turns."""
     if len(body) <= MAX_PARSED_AT_ONCE:
         return parse(body)
-    return await asyncio.get_running_loop().run_in_executor(_parser, _parse, parse, body)
+    future: Future[_T] = Future()
+    with _lock:
+        _waiting.put(client, partial(_parse_into, future, parse, body))
+    _parser.submit(_parse_next)
+    return await asyncio.wrap_future(future)
 
 
-def _parse(parse: Callable[[bytes], _T], body: bytes) -> _T:
-    _check_containers(body)
+def _parse_next() -> None:
+    with _lock:
+        parse = _waiting.pop()
+    parse()
+
+
+def _parse_into(future: "Future[_T]", parse: Callable[[bytes], _T], body: bytes) -> None:
+    # Where it was cancelled, its client is gone.
+    if not future.set_running_or_notify_cancel():
+        return
     try:
-        return parse(body)
+        _check_containers(body)
+        future.set_result(parse(body))
     except (ApiError, InvalidBodyError) as exc:
         # Its frames and causes hold what was read, which would still be there while the next body is.
         exc.__cause__ = exc.__context__ = None
-        raise exc.with_traceback(None) from None
+        future.set_exception(exc.with_traceback(None))
+    except BaseException as exc:
+        future.set_exception(exc)
 
 
 def _check_containers(body: bytes) -> None:

@@ -58,7 +58,8 @@ class Completions:
             row=secrets.randbits(63),
             max_prompts=self._limits.max_sequences,
         )
-        parsed = await parse_apart(parse, body)
+        client = client_of(request.scope)
+        parsed = await parse_apart(parse, body, client=client)
         headers = _ignored(parsed)
         response_id = completion_id(secrets.token_hex(12), is_chat=is_chat)
         created = int(time.time())

@@ -17,6 +17,7 @@ from batcher.server.batches.requests import (
 )
 from batcher.server.batches.service import Batches
 from batcher.server.batches.uploads import MAX_EXPIRES_S, MIN_EXPIRES_S
+from batcher.server.guard.clients import client_of
 from batcher.server.guard.errors import ApiError
 from batcher.server.guard.parsing import parse_apart
 from batcher.server.routes.queries import (
@@ -192,7 +193,9 @@ def batches_router(batches: Batches) -> APIRouter:
     @router.post("/v1/batches", response_model=BatchObject, responses=error_responses(404, 413), openapi_extra=_CREATE)
     async def create_batch(request: Request) -> Response:
         """Make a batch of an uploaded file."""
-        asked = await parse_apart(partial(parse_json, CreateBatch), await request.body())
+        asked = await parse_apart(
+            partial(parse_json, CreateBatch), await request.body(), client=client_of(request.scope)
+        )
         expires = asked.output_expires_after
         batch = await in_thread(
             batches.create,

@@ -24,6 +24,7 @@ FLOORS: tuple[dict[str, tuple[str, ...]], ...] = (
             "batcher.machine",
             "batcher.model_files",
             "batcher.paths",
+            "batcher.rounds",
             "batcher.startup",
             "batcher.types",
         )

@@ -63,9 +63,9 @@ def server() -> Iterator[Server]:
     theirs.close()
 
 
-def ask(number: int, prompt: str) -> bytes:
+def ask(number: int, prompt: str, *, client: str = "1") -> bytes:
     request = Request(0, "", "fake", (prompt,), False, SamplingParams(max_tokens=5, temperature=0.0))
-    return encode_question(Submit(number, request, is_streaming=False, timeout_s=None, job_seed=1, client="1"))
+    return encode_question(Submit(number, request, is_streaming=False, timeout_s=None, job_seed=1, client=client))
 
 
 def test_questions_are_answered_under_their_numbers(server: Server) -> None:
@@ -93,6 +93,32 @@ def test_long_prompt_holds_up_nobody(server: Server, monkeypatch: pytest.MonkeyP
     assert {decode_answer(server.lines.readline()).number for _ in range(2)} == {2, 3}
     can_go_on.set()
     assert isinstance(decode_answer(server.lines.readline()), Failed)
+
+
+def test_prompts_of_several_clients_are_tokenized_in_turn(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenize, can_go_on = FakeVocabulary.tokenize, threading.Event()
+    tokenized: list[str] = []
+
+    def wait(vocabulary: FakeVocabulary, text: str) -> Tokens:
+        assert can_go_on.wait(PATIENCE_S)
+        tokenized.append(text)
+        return tokenize(vocabulary, text)
+
+    monkeypatch.setattr(FakeVocabulary, "tokenize", wait)
+    server.channel.sendall(ask(0, "a0", client="a"))
+    for number, prompt in enumerate(("a1", "a2", "a3", "b0", "b1", "c0"), start=1):
+        server.channel.sendall(ask(number, prompt, client=prompt[0]))
+    # When this is answered, all before it have come.
+    server.channel.sendall(encode_question(AskStats(9)))
+    assert decode_answer(server.lines.readline()).number == 9
+    can_go_on.set()
+
+    answered = {decode_answer(server.lines.readline()).number for _ in range(7)}
+
+    assert answered == set(range(7))
+    # The first may have been on its way before any other came.
+    assert tokenized[:4] in (["a0", "a1", "b0", "c0"], ["a0", "b0", "c0", "a1"])
+    assert sorted(tokenized[4:]) == sorted({"a1", "a2", "a3", "b0", "b1", "c0"} - set(tokenized[:4]))
 
 
 def test_server_that_hangs_up_ends_it(server: Server) -> None:
