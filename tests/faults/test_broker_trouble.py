@@ -208,11 +208,14 @@ def test_cluster_is_refused_by_every_command(family: Family, model: Path, tmp_pa
             ("worker", *jobs, "--model", f"tiny={model}"),
             ("run", prompts, "-o", tmp_path / "out", "--broker", server.url, "--model", f"tiny={model}"),
         ]
+        doctor = family.start("doctor", *jobs, "--model", f"tiny={model}")
         for command in [family.start(*arguments) for arguments in commands]:
             assert command.wait() == 3, command.stderr
             assert "it is a Redis Cluster" in command.stderr
             assert "give one that runs without cluster mode" in command.stderr
             assert "Traceback" not in command.stderr
+        assert doctor.wait() == 1
+        assert "it is a Redis Cluster" in doctor.stdout
 
 
 # -- one name for two ------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from batcher.broker.client import KEY_PREFIX, connect, open_client
+from batcher.broker.client import KEY_PREFIX, connect, open_client, trouble
 from batcher.broker.embedded import embedded_broker, find_server
 from batcher.broker.url import client_url, has_secret, hide_password, redact
 from batcher.cli.doctor.finding import Check, Level, size_text
@@ -94,6 +94,10 @@ def _check_answering(client: redis.Redis, url: str) -> Iterator[Check]:
             "allow this user the command INFO (ACL SETUSER NAME +info)",
         )
     else:
+        if info.get("cluster_enabled"):
+            message, _, remedy = trouble(redis.exceptions.ClusterError()).partition("; ")
+            yield Check("broker", Level.FAIL, f"{shown}: {message}", remedy)
+            return
         version = info.get("valkey_version") or info.get("redis_version")
         yield Check("broker", Level.OK, f"{shown}: version {version}")
         yield _check_persistence(client, info, url)
