@@ -65,7 +65,8 @@ _SETTINGS = {
     "broker_transport_options": {
         # So that a Redis can be shared.
         "global_keyprefix": KEY_PREFIX,
-        # Seconds. Longer than any shard takes, else its message is delivered a second time while it runs.
+        # Seconds after which a message that nobody acknowledged is forgotten (`workers/queue/transport.py`). Longer
+        # than any shard takes, so that the copy of a message in work is there when the worker gives it back.
         "visibility_timeout": 86_400,
         # Look for such messages every 10 s, at every look (kombu's default is every tenth).
         "unacked_restore_interval": 10,
