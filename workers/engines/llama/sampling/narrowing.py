@@ -27,18 +27,25 @@ class Kept:
     weights: Doubles
 
 
+def may_leave_few(params: SamplingParams, vocab_size: int) -> bool:
+    """Whether `keep_few` looks for what is left."""
+    return 0 < params.top_k < vocab_size // _FEW_TOP or params.min_p >= _LEAST_MIN_P
+
+
 def keep_few(logits: Floats, params: SamplingParams) -> Kept | None:
     """What top_k and min_p leave; None where they leave many, or all. Of equal logits those of lower ids stay.
 
     Shape: (vocabulary size,). Raises EngineError where a logit is no number.
     """
+    if not may_leave_few(params, len(logits)):
+        return None
     if 0 < params.top_k < len(logits) // _FEW_TOP:
         tokens = candidates(logits, params.top_k)
         values = logits[tokens]
         highest = float(values.max())
         is_kept = _is_among_highest(values, params.top_k)
         tokens, values = tokens[is_kept], values[is_kept]
-    elif params.min_p >= _LEAST_MIN_P:
+    else:
         highest = float(logits.max())
         # A little lower than the lowest that stays, which is decided below, in double precision.
         bound = highest + params.temperature * math.log(params.min_p)
@@ -47,8 +54,6 @@ def keep_few(logits: Floats, params: SamplingParams) -> Kept | None:
             return None
         tokens = np.flatnonzero(is_high)
         values = logits[tokens]
-    else:
-        return None
     check_finite(highest)
     weights = np.exp((values.astype(np.float64) - highest) / params.temperature)
     is_kept = (weights > 0.0) & (weights >= params.min_p)

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from batcher.types import SamplingParams, splitmix64
 from workers.engines.llama.sampling.logits import Floats, check_finite
-from workers.engines.llama.sampling.narrowing import Kept, keep_few
+from workers.engines.llama.sampling.narrowing import Kept, keep_few, may_leave_few
 
 Doubles = npt.NDArray[np.float64]
 
@@ -44,7 +44,7 @@ _MOST = math.exp(MAX_EXPONENT) * 0.999
 #: Threads share a step's rows from here on. With fewer tokens a pass over a row takes some 20 us, and what another
 #: thread gains is lost in waiting for Python's lock after each of them.
 MIN_SHARED_VOCAB = 100_000
-#: Rows to draw for each thread, at least: fewer are done before it has woken up.
+#: Rows that take long for each thread, at least: fewer are done before it has woken up.
 _MIN_SHARED_ROWS = 2
 #: With more of them, what each does under Python's lock is all that counts.
 _MAX_THREADS = 8
@@ -87,6 +87,7 @@ class Sampler:
 
     def __init__(self, vocab_size: int, *, num_threads: int = 1) -> None:
         num_threads = min(num_threads, _MAX_THREADS) if vocab_size >= MIN_SHARED_VOCAB else 1
+        self._vocab_size = vocab_size
         self._samplers = [RowSampler(vocab_size) for _ in range(num_threads)]
         self._helpers = ThreadPoolExecutor(num_threads, "sampler")
 
@@ -103,7 +104,7 @@ class Sampler:
         rows = list(zip(logits, params, draws, strict=True))
         num_threads = len(self._samplers)
         if num_threads > 1:
-            num_threads = min(num_threads, sum(not is_greedy(each) for each in params) // _MIN_SHARED_ROWS)
+            num_threads = min(num_threads, sum(map(self._takes_long, params)) // _MIN_SHARED_ROWS)
         tokens = [0] * len(rows)
         left = deque(range(len(rows)))
         helpers = [self._helpers.submit(_sample_rows, s, rows, left, tokens) for s in self._samplers[1:num_threads]]
@@ -117,6 +118,10 @@ class Sampler:
         for helper in helpers:
             helper.result()
         return tokens
+
+    def _takes_long(self, params: SamplingParams) -> bool:
+        """Whether a row has passes that are long enough to be worth another thread."""
+        return not is_greedy(params) and not may_leave_few(params, self._vocab_size)
 
 
 def _sample_rows(sampler: "RowSampler", rows: Sequence[_Row], left: deque[int], tokens: list[int]) -> None:
