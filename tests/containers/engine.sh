@@ -46,16 +46,20 @@ up)
     echo "now: . $folder/environment"
     ;;
 down)
-    pid=$(cat "$folder/dockerd.pid")
-    kill "$pid"
-    for _ in $(seq 150); do
-        kill -0 "$pid" 2>/dev/null || break
-        sleep 0.2
-    done
-    kill -0 "$pid" 2>/dev/null && { echo "dockerd $pid does not end" >&2; exit 1; }
-    grep -o " $folder/[^ ]*" /proc/self/mountinfo | sort -ru | while read -r mount; do umount -l "$mount"; done
-    iptables-restore <"$folder/iptables.before"
-    [ "$(cat "$folder/had_bridge")" = yes ] || ip link delete docker0 2>/dev/null || true
+    if pid=$(cat "$folder/dockerd.pid" 2>/dev/null); then
+        kill "$pid"
+        for _ in $(seq 150); do
+            kill -0 "$pid" 2>/dev/null || break
+            sleep 0.2
+        done
+        kill -0 "$pid" 2>/dev/null && { echo "dockerd $pid does not end" >&2; exit 1; }
+    fi
+    { grep -o " $folder/[^ ]*" /proc/self/mountinfo || true; } | sort -ru | while read -r mount; do umount -l "$mount"; done
+    # Where another engine runs, the rules are also that one's.
+    if [ "$(cat "$folder/had_bridge")" = no ]; then
+        iptables-restore <"$folder/iptables.before"
+        ip link delete docker0 2>/dev/null || true
+    fi
     rm -rf "$folder"
     ;;
 *)
