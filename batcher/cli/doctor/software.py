@@ -21,7 +21,8 @@ _NO_WORKER = "no prompt can be completed here, only submitted"
 #: In a process of its own: a library built for another CPU dies of an illegal instruction.
 _PROBE_LLAMA = """
 import json, llama_cpp
-print(json.dumps([llama_cpp.__version__, bool(llama_cpp.llama_supports_gpu_offload())]))
+from workers.engines.llama import binding
+print(json.dumps([llama_cpp.__version__, binding.supports_gpu(), binding.gpu_libraries()]))
 """
 
 
@@ -83,7 +84,11 @@ def check_llama() -> Check:
     if probe.returncode:
         what = f"cannot be loaded ({_last_line(probe)}); {_NO_WORKER}"
         return Check(name, Level.FAIL, what, install_extras("worker"))
-    version, has_gpu = json.loads(probe.stdout)
+    version, has_gpu, kinds = json.loads(probe.stdout)
+    if kinds and not has_gpu:
+        what = f"llama-cpp-python {version}, built for GPUs ({', '.join(kinds)}), but sees none; workers end"
+        remedy = "check the driver (`nvidia-smi`) and that a container is given the GPU (--gpus all), or --gpu-layers 0"
+        return Check(name, Level.WARN, what, remedy)
     return Check(name, Level.OK, f"llama-cpp-python {version}, built for {'GPU offload' if has_gpu else 'CPUs only'}")
 
 

@@ -97,6 +97,16 @@ def test_library_that_does_not_load_is_told_apart_from_one_that_kills(
     assert re.search(remedy, check.remedy)
 
 
+def test_build_for_gpus_that_sees_none_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(software_checks, "_PROBE_LLAMA", 'print(\'["0.3", false, ["cuda"]]\')')
+
+    check = software_checks.check_llama()
+
+    assert check.level is Level.WARN
+    assert "built for GPUs (cuda), but sees none" in check.message
+    assert "--gpu-layers 0" in check.remedy
+
+
 # -- jobs folder --------------------------------------------------------------------------------------------------
 
 
