@@ -33,8 +33,7 @@ WORKDIR /src
 COPY requirements/llama-build.lock requirements/llama.lock requirements/
 RUN /opt/build/bin/pip install --require-hashes -r requirements/llama-build.lock
 ARG BUILD_JOBS=""
-COPY scripts/llama_attention.cpp scripts/llama_build.cmake scripts/llama_portable.cmake scripts/llama_tiles.cmake \
-    scripts/llama_tiles.h scripts/
+COPY scripts/llama_* scripts/
 RUN lib="$(python -c 'import sysconfig; print(sysconfig.get_path("platlib"))')/llama_cpp/lib" \
     && CMAKE_BUILD_PARALLEL_LEVEL="$BUILD_JOBS" CMAKE_ARGS="-DLLAVA_BUILD=OFF -DLLAMA_LIBRARY_DIR=$lib \
         -DCMAKE_PROJECT_llama.cpp_INCLUDE=/src/scripts/llama_portable.cmake" \
@@ -77,8 +76,7 @@ COPY requirements/llama-build.lock requirements/llama.lock requirements/
 RUN /opt/build/bin/pip install --require-hashes -r requirements/llama-build.lock
 ARG BUILD_JOBS=""
 ARG CUDA_ARCHITECTURES=""
-COPY scripts/llama_attention.cpp scripts/llama_build.cmake scripts/llama_portable.cmake scripts/llama_tiles.cmake \
-    scripts/llama_tiles.h scripts/
+COPY scripts/llama_* scripts/
 # Without NCCL: llama.cpp divides a model among the GPUs of one worker by layers, which needs none, and a worker a GPU is
 # what this image is for.
 RUN lib="$(python -c 'import sysconfig; print(sysconfig.get_path("platlib"))')/llama_cpp/lib" \

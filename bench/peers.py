@@ -5,9 +5,10 @@
 prints the folder of `llama-server` and `llama-batched-bench`. The first time it downloads the source distribution of
 the installed version and builds them with the compiler flags of `scripts/setup.sh` (some 8 minutes on 2 cores); they
 stay in `~/.cache/batcher/llama-tools` (`BATCHER_CACHE` moves it), in a folder of their own for each version, compiler
-and processor. A build that was interrupted goes on where it stopped. They are llama.cpp as anyone gets it: the
-attention that our build adds (`scripts/llama_attention.cpp`) is in none of them. Where our build has AMX, they have it,
-mended like ours (`scripts/llama_tiles.h`), without which GCC 12 makes programs that crash.
+and processor. A build that was interrupted goes on where it stopped. They are llama.cpp as anyone gets it: neither the
+attention that our build adds (`scripts/llama_attention.cpp`) nor its matrix products (`scripts/llama_matmul.cpp`) are
+in them. Where our build has AMX, they have it, mended like ours (`scripts/llama_tiles.h`), without which GCC 12 makes
+programs that crash.
 """
 
 import hashlib
@@ -62,7 +63,7 @@ class Tools:
 def on_our_build(environment: dict[str, str]) -> dict[str, str]:
     """`environment`, and in it the libraries of the installed llama-cpp-python go before the programs' own.
 
-    They are the same version, with the attention of `scripts/llama_attention.cpp`.
+    They are the same version, with the attention and the matrix products of `scripts/`.
     """
     libraries = distribution("llama-cpp-python").locate_file("llama_cpp/lib")
     return {**environment, "LD_LIBRARY_PATH": str(libraries)}

@@ -24,5 +24,8 @@ function(batcher_add_attention)
 endfunction()
 batcher_add_attention()
 
+# Products of quantized weights of our own.
+include("${CMAKE_CURRENT_LIST_DIR}/llama_matmul.cmake")
+
 # GCC's AMX code is sound only with this.
 include("${CMAKE_CURRENT_LIST_DIR}/llama_tiles.cmake")

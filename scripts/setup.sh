@@ -7,8 +7,8 @@ cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 cache=${BATCHER_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/batcher}
 llama_version=$(sed -n 's/^llama-cpp-python==\([0-9.]*\).*/\1/p' requirements/llama.lock)
-# Only libllama and the CPU backend: no multimodal library (LLAVA), no `common`, and an attention of our own (see
-# llama_build.cmake).
+# Only libllama and the CPU backend: no multimodal library (LLAVA), no `common`, and attention and matrix products of
+# our own (see llama_build.cmake).
 cmake_args="-DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=$PWD/scripts/llama_build.cmake ${CMAKE_ARGS:-}"
 
 others=()
@@ -61,7 +61,7 @@ install_llama() {
     [ -n "$uses_amx" ] || ! grep -qs amx_tile /proc/cpuinfo || no_amx=" -mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
     export CFLAGS=$own_cflags$no_amx CXXFLAGS=$own_cxxflags$no_amx
     # The build is native to this processor, so the cache is keyed by it too.
-    key=$(cat scripts/llama_build.cmake scripts/llama_attention.cpp scripts/llama_tiles.* \
+    key=$(cat scripts/llama_* \
         <(echo "$llama_version ${CMAKE_ARGS:-} $CXXFLAGS") \
         <(grep -m1 '^model name' /proc/cpuinfo) <(grep -m1 '^flags' /proc/cpuinfo) <(c++ --version) <(uname -m) \
         2>/dev/null | sha256sum | cut -c1-16)

@@ -291,7 +291,7 @@ def test_everything_copied_exists_and_reaches_the_builder() -> None:
     assert lines.index("*") < lines.index("!batcher")
     assert {"batcher", "workers"} <= copied
     for source in copied:
-        assert (ROOT / source).exists(), source
+        assert list(ROOT.glob(source)), source
     assert copied == allowed
 
 

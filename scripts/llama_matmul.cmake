@@ -1,0 +1,23 @@
+# Puts llama_matmul.cpp (see there) at the end of ggml's tiled products, in the copy of the source that is being built, once
+# even where this is read again. It takes the names of their two entries, and calls those for what it does not handle.
+function(batcher_add_matmul)
+    set(tiled "${CMAKE_CURRENT_SOURCE_DIR}/ggml/src/ggml-cpu/tiled/tiled.cpp")
+    set(include "#include \"${CMAKE_CURRENT_LIST_DIR}/llama_matmul.cpp\"")
+    set(size "\nsize_t ggml_tiled_wdata_size(")
+    set(product "\nbool ggml_compute_forward_mul_mat_tiled(")
+    file(READ "${tiled}" source)
+    string(FIND "${source}" "${include}" found)
+    if(NOT found EQUAL -1)
+        return()
+    endif()
+    string(FIND "${source}" "${size}" found_size)
+    string(FIND "${source}" "${product}" found_product)
+    if(found_size EQUAL -1 OR found_product EQUAL -1)
+        message(FATAL_ERROR "${tiled}: not the tiled products of the llama.cpp inside llama-cpp-python 0.3.36; adapt "
+            "scripts/llama_matmul.cpp")
+    endif()
+    string(REPLACE "${size}" "\nstatic size_t ggml_tiled_wdata_size_stock(" source "${source}")
+    string(REPLACE "${product}" "\nstatic bool ggml_compute_forward_mul_mat_tiled_stock(" source "${source}")
+    file(WRITE "${tiled}" "${source}\n${include}\n")
+endfunction()
+batcher_add_matmul()
