@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from batcher.errors import BatcherError, BrokerError
-from batcher.jobdir.folder import JobDir
+from batcher.jobdir.folder import Cancellation, JobDir
 from batcher.jobdir.sending import Send
 from batcher.manage.finish import finalize
 from batcher.server.batches.intake import is_large_input, make_job
@@ -121,7 +121,7 @@ class BatchKeeper:
         self._is_awake.clear()
         try:
             self._sweep_files()
-            jobs = [job for _, job in reversed(self._reader.newest_first())]
+            jobs = [job for _, job in reversed(self._reader.newest_first()) if not self._is_at_rest(job)]
         except BatcherError as exc:
             logger.warning("the batches are not looked at: %s", exc)
             return
@@ -142,7 +142,7 @@ class BatchKeeper:
         """Do what is due for a batch: finish it, expire it, note that its workers have stopped, send it."""
         now = self._clock()
         record = self._reader.record(job)
-        if record is None or self._next_look.get(job.path, 0.0) > now:
+        if record is None:
             return
         is_expired = now >= record.expires_at and not is_expiry_noted(job)
         if job.exists() and finalize(job) is not None:
@@ -163,16 +163,11 @@ class BatchKeeper:
         if cancellation is not None and cancellation.is_expiry:
             note_expired(job, int(now))
             self._rest(job)
-        elif cancellation is not None and job.exists():
-            batch = self._reader.read(job)
-            if batch is not None and batch.status is BatchStatus.CANCELLING and not self._reader.is_held(job):
-                note_cancelled(job, cancellation, int(now))
-            elif batch is None or batch.status.is_final:
-                if batch is not None and is_expired:
-                    note_expired(job, int(now))
-                self._rest(job)
-        elif job.path in self._unsent or (self._is_first_round and job.exists() and job.first_claim_at() is None):
-            # In the first round also one that a killed server may have left unsent: a second message does no harm.
+        elif not job.exists():
+            self._rest_if_over(job)
+        elif cancellation is not None:
+            self._end_cancelled(job, cancellation, is_expired=is_expired)
+        elif self._is_unsent(job):
             self._send_job(job)
 
     def _begin_input(self, job: JobDir) -> None:
@@ -221,6 +216,31 @@ class BatchKeeper:
         """Look at a batch that has ended only now and then."""
         self._unsent.discard(job.path)
         self._next_look[job.path] = self._clock() + _ENDED_INTERVAL_S
+
+    def _end_cancelled(self, job: JobDir, cancellation: Cancellation, *, is_expired: bool) -> None:
+        """Note that nobody works on a cancelled job any more, once it is so."""
+        now = int(self._clock())
+        batch = self._reader.read(job)
+        if batch is not None and batch.status is BatchStatus.CANCELLING and not self._reader.is_held(job):
+            note_cancelled(job, cancellation, now)
+        elif batch is None or batch.status.is_final:
+            if batch is not None and is_expired:
+                note_expired(job, now)
+            self._rest(job)
+
+    def _is_unsent(self, job: JobDir) -> bool:
+        # In the first round also one that a killed server may have left unsent: a second message does no harm.
+        return job.path in self._unsent or (self._is_first_round and job.first_claim_at() is None)
+
+    def _rest_if_over(self, job: JobDir) -> None:
+        """Look only now and then at a batch that became no job."""
+        batch = self._reader.read(job)
+        if batch is None or batch.status.is_final:
+            self._rest(job)
+
+    def _is_at_rest(self, job: JobDir) -> bool:
+        """Whether it is not yet time to look at a batch that has ended: a round must not cost what all batches do."""
+        return self._next_look.get(job.path, 0.0) > self._clock()
 
     def _sweep_files(self) -> None:
         if self._clock() >= self._next_file_sweep:

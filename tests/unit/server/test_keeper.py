@@ -10,6 +10,7 @@ from batcher.jobdir.folder import JobDir
 from batcher.jobdir.manifest import ShardInfo
 from batcher.server.batches import keeper
 from batcher.server.batches.records import BatchStatus
+from batcher.server.batches.states import BatchReader
 from tests.support.batch_bench import BatchBench, line, lines
 from tests.support.waiting import wait_for
 
@@ -51,3 +52,19 @@ def test_round_that_fails_is_logged_and_followed_by_others(bench: BatchBench, ca
 
     assert "a bug" in caplog.text
     assert bench.get(batch.id).status is BatchStatus.IN_PROGRESS
+
+
+def test_round_reads_nothing_of_batches_that_have_ended(bench: BatchBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed, cancelled = bench.create(b"no JSON\n"), bench.create(GOOD)
+    bench.batches.cancel(cancelled.id)
+    bench.keeper.make_round()
+    bench.keeper.make_round()
+    assert bench.get(failed.id).status is BatchStatus.FAILED
+    assert bench.get(cancelled.id).status is BatchStatus.CANCELLED
+    waiting = bench.create(GOOD)
+    read = list[str]()
+    monkeypatch.setattr(BatchReader, "read", lambda self, job: read.append(job.job_id))
+
+    bench.keeper.make_round()
+
+    assert set(read) <= {waiting.id}
