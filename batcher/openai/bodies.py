@@ -261,7 +261,7 @@ def _read_object(data: bytes) -> dict[str, Any]:
 def has_too_many_containers(data: bytes) -> bool:
     """Whether a text, as far as it is JSON, has more objects and arrays than any request has a use for."""
     # Text can have as many brackets as it likes, but most has few, and to count them takes no time.
-    if sum(map(data.count, _OPENING)) <= MAX_CONTAINERS:
+    if len(data) <= MAX_CONTAINERS or sum(map(data.count, _OPENING)) <= MAX_CONTAINERS:
         return False
     # String by string, so that other threads have their turn meanwhile.
     opened = (found for found in _STRING_OR_OPENING.finditer(data) if found[0] in _OPENING)

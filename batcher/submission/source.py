@@ -116,12 +116,13 @@ class Source:
     def scan(self, checkpoint: Checkpoint = go_on) -> Iterator[RowBatch]:
         """The validated rows. Raises InputError for a file that can't be read, and at the end for repeated ids.
 
-        `checkpoint` is called before each block that is read or unpacked, and what it raises ends the reading.
+        `checkpoint` is called before each block that is read, unpacked or checked; what it raises ends the reading.
         """
         num_rows = 0
         bounds = Bounds(checkpoint, self.options.unpack_limits, self.options.max_line_bytes)
         with CustomIds() as ids:
             for raw in read_batches(self._files, self.options.reading, bounds):
+                checkpoint()
                 batch = self._parser.parse(raw, first_row=num_rows)
                 num_rows += len(batch.rows)
                 ids.add([row.request.custom_id for row in batch.rows], batch.origin)

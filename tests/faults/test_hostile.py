@@ -7,12 +7,14 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 
 from batcher.openai.parameters import CHAT_URL, COMPLETIONS_URL
+from tests.support.bombs import write_gzip, write_zstd
 from tests.support.family import Family
 from tests.support.serving import Server, serve
 from tests.support.tiny_gguf import write_tiny_gguf
@@ -254,4 +256,65 @@ def test_model_with_an_endless_template_harms_no_other_model(family: Family, mod
         assert messages
         assert all("the model's chat template takes longer than" in message for message in messages)
         assert {answer.status_code for answer in answered} <= {400, 503}
+    assert family.pids() == []
+
+
+def write_inputs(folder: Path) -> dict[str, Path]:
+    """Inputs of batches that are small on the disk. Most hold more than anybody would wait for."""
+    line = {"custom_id": "a", "method": "POST", "url": COMPLETIONS_URL, "body": {"model": "tiny", "prompt": ["PARTS"]}}
+    objects = json.dumps(line).replace('"PARTS"', "{}," * 2_500_000 + "{}").encode() + b"\n"
+    long = json.dumps(line).replace("PARTS", "x" * (9 << 20)).encode() + b"\n"
+    pieces = {
+        "newlines": (b"\n" * (16 << 20), 192),
+        "line": (b"a" * (16 << 20), 80),
+        "rows": (b"{}\n" * (5 << 20), 200),
+        "objects": (objects, 100),
+        "long": (long, 30),
+    }
+    for name, (piece, times) in pieces.items():
+        write_gzip(folder / f"{name}.gz", [piece], times=times)
+    write_zstd(folder / "line.zst", (b"a" * (1 << 20) for _ in range(1200)))
+    write_zstd(folder / "newlines.zst", (b"\n" * (1 << 20) for _ in range(3000)))
+    return {path.name: path for path in folder.iterdir()}
+
+
+def test_inputs_that_unpack_to_much_hold_up_nobody(family: Family, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "bombs").mkdir()
+    inputs = write_inputs(tmp_path / "bombs")
+    assert sum(path.stat().st_size for path in inputs.values()) < 16 << 20
+    options = ("--model", f"tiny={model}", "--threads", 1, "--grace", GRACE_S)
+    batches: dict[str, str] = {}
+
+    def has_status(name: str, expected: str) -> bool:
+        return bool(client.get(f"/batches/{batches[name]}").json()["status"] == expected)
+
+    with serve(family, *options, env={"BATCHER_API_KEYS": KEY}) as server, good_client(server) as client:
+        for name, path in inputs.items():
+            sent = {"file": (name, path.read_bytes())}
+            uploaded = client.post("/files", files=sent, data={"purpose": "batch"}).json()
+            asked = {"input_file_id": uploaded["id"], "endpoint": COMPLETIONS_URL, "completion_window": "24h"}
+            batches[name] = client.post("/batches", json=asked).json()["id"]
+
+        check_served(server)
+        for name in ("newlines.gz", "newlines.zst", "line.gz", "line.zst"):
+            wait_for(partial(has_status, name, "failed"), what=f"{name} is refused")
+            [error] = client.get(f"/batches/{batches[name]}").json()["errors"]["data"]
+            assert error["code"] == "invalid_input_file"
+            assert ("blank, more than 32 MB" if "newlines" in name else "--max-ratio") in error["message"]
+        # A thousand million rows: it is read until somebody ends that.
+        assert has_status("rows.gz", "validating")
+        client.post(f"/batches/{batches['rows.gz']}/cancel")
+        wait_for(partial(has_status, "rows.gz", "cancelled"), what="the reading ends", timeout_s=2 + SLACK_S)
+
+        asked["input_file_id"] = client.get(f"/batches/{batches['rows.gz']}").json()["input_file_id"]
+        again = client.post("/batches", json=asked).json()["id"]
+        wait_for(lambda: list((family.folder / "jobs" / again / "shards").glob("*")), what="it is read again")
+        check_served(server)
+        assert peak_rss(server.pid) < MAX_RSS_BYTES
+        began_at = time.monotonic()
+        assert server.stop() == 0, server.stderr
+        assert time.monotonic() - began_at < GRACE_S + 2 + SLACK_S
+    assert "Traceback" not in server.stderr
+    # Nothing is left of what was read so far.
+    assert not list((family.folder / "jobs" / again).glob("shards/*"))
     assert family.pids() == []

@@ -12,6 +12,7 @@ from batcher.jobdir.manifest import ShardInfo
 from batcher.jobdir.results import build_table, write_file
 from batcher.jobdir.sending import Send
 from batcher.jobdir.shards import read_shard
+from batcher.server.batches.intakes import Start
 from batcher.server.batches.keeper import BatchKeeper
 from batcher.server.batches.records import Batch
 from batcher.server.batches.service import Batches
@@ -59,6 +60,7 @@ class BatchBench:
         *,
         send: Send | None = None,
         known_models: Callable[[], frozenset[str] | None] | None = None,
+        start: Start | None = None,
     ) -> BatchServer:
         """Another server on the same root."""
         reader = BatchReader(self.root, clock=self.clock)
@@ -68,7 +70,7 @@ class BatchBench:
             send=send or self._note_sent,
             known_models=known_models or (lambda: self.models),
             clock=self.clock,
-            start=do_at_once,
+            start=start or do_at_once,
         )
         batches = Batches(self.root, self.files, reader=reader, wake=self._on_wake, clock=self.clock)
         return BatchServer(batches, keeper, reader)

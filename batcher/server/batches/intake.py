@@ -36,7 +36,7 @@ from batcher.types import SamplingParams
 
 logger = logging.getLogger(__name__)
 
-#: An input of more bytes, as it was uploaded, is large. One that is not is read in minutes, whatever it unpacks to.
+#: An input of more bytes, as it was uploaded, is large.
 SMALL_BYTES = 4 << 20
 
 #: How many lines that are no JSON the failure of a file that has no other lists.
@@ -46,7 +46,7 @@ _BUSY = "another server reads the input of this batch"
 
 
 class ReadingInterruptedError(Exception):
-    """The reading ends without a job: the batch was cancelled, or the server stops."""
+    """The reading ends without a job: the batch was cancelled, the server stops, or others go first."""
 
 
 def make_job(
@@ -82,7 +82,7 @@ def make_job(
 
 
 def is_large_input(files: FileStore, record: BatchRecord) -> bool:
-    """Whether the input of a batch may take long to read, or much memory."""
+    """Whether the input of a batch takes long to read, or may take much memory."""
     stored = files.get(record.input_file_id)
     if stored is None or stored.num_bytes > SMALL_BYTES:
         return stored is not None

@@ -175,13 +175,13 @@ class BatchKeeper:
         record = self._reader.record(job)
         if record is None or self._intakes.is_reading(job) or not self._reader.is_unread(job):
             return
-        is_large = is_large_input(self._files, record)
-        if self._intakes.has_room(is_large=is_large):
-            read = partial(self._do, partial(self._read_input, record), [job])
-            self._intakes.begin(job, read, is_large=is_large)
+        read = partial(self._do, partial(self._read_input, record), [job])
+        # One that was cancelled has nothing to read any more.
+        is_large = self._intakes.has_grown(job) or is_large_input(self._files, record)
+        self._intakes.begin(job, read, is_large=is_large and not job.is_cancelled)
 
     def _read_input(self, record: BatchRecord, job: JobDir) -> None:
-        with self._intakes.turn() as checkpoint:
+        with self._intakes.turn(job) as checkpoint:
             is_new = make_job(
                 job,
                 record,

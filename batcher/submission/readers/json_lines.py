@@ -12,6 +12,8 @@ from batcher.submission.readers.raw_rows import LineBatch, Origin
 from batcher.submission.readers.streams import BOM, Prefixed, Readable
 
 _BLOCK_BYTES = 256 << 10
+#: As many are handed on at a time. A block can hold a quarter of a million.
+_MAX_BATCH_LINES = 4096
 #: Blank lines one after another, in bytes, and the rest of a line that is too long: beyond these a file is no JSONL.
 MAX_BLANK_BYTES = 32 << 20
 MAX_SKIPPED_BYTES = 1 << 30
@@ -35,8 +37,9 @@ def read_lines(
         if len(kept) < len(lines):
             numbers = [numbers[i] for i in kept]
             lines = [lines[i] for i in kept]
-        if lines:
-            yield LineBatch(Origin(name, ":", numbers), lines, max_bytes=max_bytes)
+        for start in range(0, len(lines), _MAX_BATCH_LINES):
+            end = start + _MAX_BATCH_LINES
+            yield LineBatch(Origin(name, ":", numbers[start:end]), lines[start:end], max_bytes=max_bytes)
 
 
 def _read_head(stream: Readable) -> bytes:
