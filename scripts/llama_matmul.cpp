@@ -3,17 +3,25 @@
 // It is put at the end of ggml-cpu/tiled/tiled.cpp, whose two entries it stands in for; those are renamed, and still do
 // all that is not handled here. They have such kernels for blocks of 256 weights (Q4_K, Q6_K and so on). Here are those
 // of 32: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL and MXFP4, among them what quantizing falls back to where the width of a
-// layer is no multiple of 256. ggml multiplies them row by row, or without VNNI. Weights that ggml has laid out anew for
-// kernels of their own (`extra`: AMX, and Q4_0, IQ4_NL and MXFP4 where their rows come in eights) stay with these.
+// layer is no multiple of 256. ggml multiplies them row by row, or without VNNI. Of weights that ggml has laid out anew for
+// kernels of their own (`extra`) Q4_0 in groups of 8 rows is taken from these, with some rows of activations; the others,
+// and AMX, stay with ggml.
 //
 // Rows of activations are quantized as ggml does it, and 16 of them lie in the lanes of a vector, four numbers in each
 // lane. Weights are unpacked once to bytes without sign, of which four at a time are multiplied with all lanes. The sums
 // of a block are exact, so that results differ from ggml's only by the order in which blocks are added.
 
+#include "ggml-backend-impl.h"
+#include "repack.h"
 #include "simd-mappings.h"
+#include "traits.h"
 
 #include <algorithm>
 #include <type_traits>
+
+// In traits.cpp.
+bool ggml_cpu_extra_compute_forward_stock(ggml_compute_params * params, ggml_tensor * op);
+bool ggml_cpu_extra_work_size_stock(int n_threads, const ggml_tensor * op, size_t * size);
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512VNNI__)
 
@@ -23,8 +31,10 @@ constexpr int BLOCK = 32;
 constexpr int LANES = 16;
 // Rows of weights that are unpacked together: their results are a cache line of each row of activations.
 constexpr int PANEL = 16;
-// Rows of activations. Measured: with fewer, unpacking costs more than it saves.
+// Rows of activations. Measured: with fewer, unpacking costs more than it saves, beside ggml's plain kernels and beside
+// those for weights that it has laid out anew.
 constexpr int FEWEST_ROWS = 4;
+constexpr int FEWEST_ROWS_REPACKED = 8;
 
 // A block of 16 rows of activations. Those of types with a minimum take Q8_1, whose `sums` count; of others `start` does.
 struct alignas(64) Activations {
@@ -77,10 +87,13 @@ struct V8 {
     static void store(float * to, Floats v) { _mm256_store_ps(to, v); }
 };
 
-inline __m256i nibbles(const uint8_t * from) {
-    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i *>(from));
+inline __m256i nibbles(__m128i bytes) {
     const __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(bytes), _mm_srli_epi16(bytes, 4), 1);
     return _mm256_and_si256(both, _mm256_set1_epi8(15));
+}
+
+inline __m256i nibbles(const uint8_t * from) {
+    return nibbles(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from)));
 }
 
 inline __m256i fifth_bits(__m256i low, const uint8_t * from) {
@@ -108,6 +121,19 @@ template <> struct Format<block_q4_0> {
     static constexpr bool HAS_MINIMA = false;
     static __m256i codes(const block_q4_0 & b) { return nibbles(b.qs); }
     static float scale(const block_q4_0 & b) { return half(b.d); }
+};
+
+// 8 rows, of which eight bytes follow each other; their codes have a sign.
+template <> struct Format<block_q4_0x8> {
+    static constexpr int BIAS = 8;
+    static constexpr bool HAS_MINIMA = false;
+    static __m256i codes(const block_q4_0x8 & b, int row) {
+        int64_t low, high;
+        memcpy(&low, b.qs + 8 * row, sizeof(low));
+        memcpy(&high, b.qs + 8 * (8 + row), sizeof(high));
+        return nibbles(_mm_xor_si128(_mm_set_epi64x(high, low), _mm_set1_epi8(static_cast<char>(0x88))));
+    }
+    static float scale(const block_q4_0x8 & b, int row) { return half(b.d[row]); }
 };
 
 template <> struct Format<block_q4_1> {
@@ -221,7 +247,7 @@ void pack(const ggml_compute_params * params, const Product & p, Activations * p
 
 // Unpack 16 rows of weights; the last of all stands in for those that are missing.
 template <typename Format, typename Block>
-void unpack(const Product & p, int64_t first, Weights * panel) {
+void unpack(const Product & p, int64_t first, Weights * panel, const Block *) {
     const Block * rows[PANEL];
     for (int r = 0; r < PANEL; ++r) {
         const int64_t row = std::min(first + r, p.num_outputs - 1);
@@ -234,6 +260,21 @@ void unpack(const Product & p, int64_t first, Weights * panel) {
             panel[b].scales[r] = Format::scale(block);
             if constexpr (Format::HAS_MINIMA) {
                 panel[b].minima[r] = Format::minimum(block);
+            }
+        }
+    }
+}
+
+// The same, of rows in groups of 8.
+template <typename Format>
+void unpack(const Product & p, int64_t first, Weights * panel, const block_q4_0x8 *) {
+    const block_q4_0x8 * groups = static_cast<const block_q4_0x8 *>(p.weights->data);
+    for (int half = 0; half < PANEL; half += 8) {
+        const block_q4_0x8 * group = groups + std::min(first + half, p.num_outputs - 8) / 8 * p.num_blocks;
+        for (int64_t b = 0; b < p.num_blocks; ++b) {
+            for (int r = 0; r < 8; ++r) {
+                _mm256_store_si256(reinterpret_cast<__m256i *>(panel[b].codes[half + r]), Format::codes(group[b], r));
+                panel[b].scales[half + r] = Format::scale(group[b], r);
             }
         }
     }
@@ -381,15 +422,16 @@ void multiply_all(const ggml_compute_params * params, const Product & p) {
     }
     ggml_barrier(params->threadpool);
 
+    const int bytes_ahead = static_cast<int>(PANEL * p.weights->nb[1] / p.num_blocks);
     const int64_t num_panels = (p.num_outputs + PANEL - 1) / PANEL;
     const int64_t panels = std::clamp<int64_t>(num_panels / (8 * params->nth), 1, 32); // of a chunk
     for (int64_t chunk = params->ith; chunk * panels < num_panels;
             chunk = ggml_threadpool_chunk_add(params->threadpool, 1)) {
         for (int64_t i = chunk * panels; i < std::min(num_panels, (chunk + 1) * panels); ++i) {
             const int64_t first = i * PANEL;
-            unpack<F, Block>(p, first, panel);
+            unpack<F>(p, first, panel, static_cast<const Block *>(nullptr));
             const char * next = static_cast<const char *>(p.weights->data) + (first + PANEL) * p.weights->nb[1];
-            multiply_panel<F::HAS_MINIMA>(p, panel, first, packed, next, PANEL * sizeof(Block));
+            multiply_panel<F::HAS_MINIMA>(p, panel, first, packed, next, bytes_ahead);
         }
     }
 }
@@ -409,20 +451,27 @@ bool has_own_kernel(const ggml_tensor * weights) {
     }
 }
 
+// Whether ggml has laid out the weights in the groups of 8 rows that Format<block_q4_0x8> reads.
+bool is_repacked(const ggml_tensor * weights) {
+    return weights->type == GGML_TYPE_Q4_0 && weights->ne[1] % 8 == 0 && weights->extra != nullptr &&
+        weights->buffer != nullptr && weights->buffer->buft == ggml_backend_cpu_repack_buffer_type();
+}
+
 // Whether a product is computed here. All threads come to the same answer.
 bool is_own(const ggml_tensor * dst) {
     const ggml_tensor * weights = dst->src[0];
     const ggml_tensor * activations = dst->src[1];
-    return has_own_kernel(weights) && weights->extra == nullptr && activations->type == GGML_TYPE_F32 &&
+    return dst->op == GGML_OP_MUL_MAT && has_own_kernel(weights) &&
+        (weights->extra == nullptr || is_repacked(weights)) && activations->type == GGML_TYPE_F32 &&
         ggml_is_matrix(weights) && ggml_is_matrix(activations) && ggml_is_matrix(dst) &&
-        activations->nb[0] == sizeof(float) && dst->nb[0] == sizeof(float) && activations->ne[1] >= FEWEST_ROWS;
+        activations->nb[0] == sizeof(float) && dst->nb[0] == sizeof(float) &&
+        activations->ne[1] >= (weights->extra ? FEWEST_ROWS_REPACKED : FEWEST_ROWS);
 }
 
 } // namespace
 
 size_t ggml_tiled_wdata_size(int n_tasks, ggml_tensor * dst) {
-    return dst->op == GGML_OP_MUL_MAT && is_own(dst) ? Product(dst).work_size(n_tasks)
-                                                     : ggml_tiled_wdata_size_stock(n_tasks, dst);
+    return is_own(dst) ? Product(dst).work_size(n_tasks) : ggml_tiled_wdata_size_stock(n_tasks, dst);
 }
 
 bool ggml_compute_forward_mul_mat_tiled(const ggml_compute_params * params, ggml_tensor * dst) {
@@ -430,6 +479,10 @@ bool ggml_compute_forward_mul_mat_tiled(const ggml_compute_params * params, ggml
         return ggml_compute_forward_mul_mat_tiled_stock(params, dst);
     }
     const Product product(dst);
+    if (is_repacked(dst->src[0])) {
+        multiply_all<block_q4_0x8>(params, product);
+        return true;
+    }
     switch (dst->src[0]->type) {
         case GGML_TYPE_Q4_0: multiply_all<block_q4_0>(params, product); break;
         case GGML_TYPE_Q4_1: multiply_all<block_q4_1>(params, product); break;
@@ -442,6 +495,15 @@ bool ggml_compute_forward_mul_mat_tiled(const ggml_compute_params * params, ggml
     return true;
 }
 
+// Have ggml's kernels for weights of other layouts leave to those above what is theirs.
+bool ggml_cpu_extra_compute_forward(ggml_compute_params * params, ggml_tensor * op) {
+    return (params->use_ref || !is_own(op)) && ggml_cpu_extra_compute_forward_stock(params, op);
+}
+
+bool ggml_cpu_extra_work_size(int n_threads, const ggml_tensor * op, size_t * size) {
+    return !is_own(op) && ggml_cpu_extra_work_size_stock(n_threads, op, size);
+}
+
 #else
 
 size_t ggml_tiled_wdata_size(int n_tasks, ggml_tensor * dst) {
@@ -450,6 +512,14 @@ size_t ggml_tiled_wdata_size(int n_tasks, ggml_tensor * dst) {
 
 bool ggml_compute_forward_mul_mat_tiled(const ggml_compute_params * params, ggml_tensor * dst) {
     return ggml_compute_forward_mul_mat_tiled_stock(params, dst);
+}
+
+bool ggml_cpu_extra_compute_forward(ggml_compute_params * params, ggml_tensor * op) {
+    return ggml_cpu_extra_compute_forward_stock(params, op);
+}
+
+bool ggml_cpu_extra_work_size(int n_threads, const ggml_tensor * op, size_t * size) {
+    return ggml_cpu_extra_work_size_stock(n_threads, op, size);
 }
 
 #endif
