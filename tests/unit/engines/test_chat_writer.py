@@ -1,5 +1,6 @@
 """Chats are written in a process of their own, and what a template does there harms nobody else."""
 
+import contextlib
 import json
 import os
 import re
@@ -36,14 +37,25 @@ def chat(content: str) -> Chat:
 Make = Callable[..., ChatWriter]
 
 
+#: Those of tests before, whose engines still live.
+_others: set[int] = set()
+
+
+@pytest.fixture(autouse=True)
+def _forget_others() -> None:
+    _others.clear()
+    _others.update(processes())
+
+
 def processes() -> list[int]:
-    """Those that write chats for this process."""
+    """Those that write chats for the test."""
     found = []
     for task in Path("/proc/self/task").iterdir():
         for pid in map(int, (task / "children").read_text().split()):
-            if b"chat_process" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                found.append(pid)
-    return found
+            with contextlib.suppress(OSError):
+                if b"chat_process" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    found.append(pid)
+    return [pid for pid in found if pid not in _others]
 
 
 @pytest.fixture
