@@ -17,6 +17,12 @@ GGML_TYPES = {
     "Q5_K": 13, "Q6_K": 14, "IQ4_NL": 20, "IQ4_XS": 23, "BF16": 30, "MXFP4": 39,
 }  # fmt: skip
 
+
+@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
+def _drop_log(_level: int, _text: bytes, _user_data: Any) -> None:
+    """llama.cpp says hundreds of lines of each model."""
+
+
 Logits = npt.NDArray[np.float32]
 
 
@@ -50,6 +56,7 @@ class BareLlama:
     ) -> None:
         """Load it. Without `has_extra_kernels` weights stay as they are in the file (`use_extra_bufts`): no AMX, and
         nothing repacked."""
+        llama_cpp.llama_log_set(_drop_log, None)
         model_params = llama_cpp.llama_model_default_params()
         model_params.use_extra_bufts = has_extra_kernels
         self._model: Any = llama_cpp.llama_model_load_from_file(str(path).encode(), model_params)
