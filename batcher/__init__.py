@@ -20,6 +20,7 @@ gguf.py          what a model file says of itself
 model_files.py   which file a model's name means
 installation.py  what is installed, and the line that installs the rest
 startup.py       what a process does before its large imports
+heap.py          memory that was freed goes back to the system
 rounds.py        things that wait, one of each client after the other
 live.py          what the server and its engines say to each other
 arrow/           tables and values of any type

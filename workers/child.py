@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batcher.errors import BatcherError, EngineError
+from batcher.heap import GIVE_BACK_INTERVAL_S, give_memory_back
 from batcher.startup import start_fast
 from workers.process.events import Beat, Event, EventKind, OpenAttempt, WorkerConfig
 from workers.process.lines import decode, encode
@@ -158,11 +159,15 @@ def _wait_for_stop(config: WorkerConfig, engines: "Engines", reporter: Reporter,
 
 def _beat(engines: list["Engine"], reporter: Reporter) -> None:
     """Tell the parent every second how far the engines are, as long as the process lives."""
+    given_back_at = time.monotonic()
     while True:
         steps = tuple(engine.num_steps for engine in engines)
         is_busy = tuple(engine.is_busy for engine in engines)
         longest_step_s = max(engine.longest_step_s for engine in engines)
         reporter.send(Event(EventKind.BEAT, beat=Beat(steps, is_busy, longest_step_s)))
+        if time.monotonic() >= given_back_at + GIVE_BACK_INTERVAL_S:
+            give_memory_back()
+            given_back_at = time.monotonic()
         time.sleep(BEAT_INTERVAL_S)
 
 

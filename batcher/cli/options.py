@@ -308,6 +308,7 @@ def read_template(value: str | None) -> str | None:
 def _read_text(option: str, value: str, *, what: str) -> str:
     """The text that an option gives: its value, or what is in `@FILE`. Raises InputError."""
     from batcher.paths import expand_home
+    from batcher.submission.readers.bounds import MAX_LINE_BYTES
     from batcher.submission.readers.paths import shown_path
 
     if not value.startswith("@"):
@@ -315,8 +316,14 @@ def _read_text(option: str, value: str, *, what: str) -> str:
     path = Path(expand_home(value[1:]))
     value = shown_path(value)
     try:
+        with path.open("rb") as file:
+            data = file.read(MAX_LINE_BYTES + 1)
+        if len(data) > MAX_LINE_BYTES:
+            raise InputError(
+                f"{option} {value}: is longer than {MAX_LINE_BYTES >> 20} MB, as no prompt may be; shorten it"
+            )
         # Not "utf-8": Windows' editors put a byte order mark in front, which would be in every prompt.
-        text = path.read_text(encoding="utf-8-sig")
+        text = data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as exc:
         raise InputError(f"{option} {value}: not UTF-8 at byte {exc.start}; save the file as UTF-8") from exc
     except OSError as exc:

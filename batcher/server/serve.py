@@ -29,6 +29,7 @@ import uvicorn
 from batcher.broker.client import connect
 from batcher.broker.embedded import embedded_broker
 from batcher.errors import BatcherError, BrokerBusyError, BrokerError, InputError
+from batcher.heap import GIVE_BACK_INTERVAL_S, give_memory_back
 from batcher.jobdir.sending import Send
 from batcher.live import LiveEngine
 from batcher.server.app import Api, make_api
@@ -227,9 +228,13 @@ class _Server:
         # A signal, or the engines' failure, may have come before there was something to stop.
         self._uvicorn.should_exit = self._failure is not None or self._num_signals > 0
         with keeper:
-            announcing = asyncio.create_task(self._announce(self._uvicorn, engine))
+            tasks = [
+                asyncio.create_task(self._announce(self._uvicorn, engine)),
+                asyncio.create_task(_give_memory_back()),
+            ]
             await self._uvicorn.serve(self._sockets)
-            announcing.cancel()
+            for task in tasks:
+                task.cancel()
         for timer in self._timers:
             timer.cancel()
 
@@ -290,6 +295,13 @@ class _Server:
         assert self._uvicorn is not None
         for connection in list(self._uvicorn.server_state.connections):
             connection.transport.abort()
+
+
+async def _give_memory_back() -> None:
+    """Now and then: large bodies and inputs come and go."""
+    while True:
+        await asyncio.sleep(GIVE_BACK_INTERVAL_S)
+        await asyncio.to_thread(give_memory_back)
 
 
 def _bounds(limits: Limits) -> Bounds:

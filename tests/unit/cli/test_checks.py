@@ -151,6 +151,7 @@ def test_chats_have_a_default_of_their_own_unless_one_is_given(
         ("validate prompts.jsonl --shard-rows 0", "Invalid value for '--shard-rows'"),
         ("validate prompts.jsonl --template @gone.txt", "--template @gone.txt: cannot read the file"),
         ("validate prompts.jsonl --template @latin1.txt", "not UTF-8 at byte 1"),
+        ("validate prompts.jsonl --template @/dev/zero", "@/dev/zero: is longer than 32 MB, as no prompt may be"),
         ("validate prompts.jsonl --model ./gone.gguf", "gone.gguf: no such model file"),
     ],
 )

@@ -18,6 +18,7 @@ FLOORS: tuple[dict[str, tuple[str, ...]], ...] = (
         "the ground": (
             "batcher.errors",
             "batcher.gguf",
+            "batcher.heap",
             "batcher.ids",
             "batcher.installation",
             "batcher.live",
