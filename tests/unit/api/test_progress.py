@@ -85,7 +85,9 @@ def test_bar_mentions_errors_and_crashes_where_there_are_some(
     assert last.split("waiting")[1].split("\x1b")[0].strip() == text
 
 
-def test_progress_ends_its_bar_when_the_work_fails(tmp_path: Path) -> None:
+def test_progress_ends_its_bar_when_the_work_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A "dumb" one has no cursor to be shown.
+    monkeypatch.setenv("TERM", "xterm")
     terminal = io.StringIO()
     console = Console(file=terminal, force_terminal=True, width=100, color_system=None)
 
