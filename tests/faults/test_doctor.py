@@ -299,7 +299,7 @@ def of_another(jobs: Path) -> Prefix:
         (mounting("ro"), "cannot write: Read-only file system$", "mount -o remount,rw"),
         # One inode, which is that of the folder.
         (mounting("nr_inodes=1"), "No space left on device", "inodes"),
-        (of_another, "Permission denied", "chown"),
+        (of_another, "Permission denied", "is of user .*, mode 555.*as its owner"),
     ],
     ids=["mounted read-only", "full", "of another"],
 )

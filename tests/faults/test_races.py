@@ -359,7 +359,7 @@ def test_submit_during_a_deletion_of_its_id_is_refused(family: Family, redis_url
 
     refused = family.run(*line, code=2)
     assert "another submit is writing this job, or it is being deleted" in refused.stderr
-    assert "no job here" in family.run("status", job.path).stderr
+    assert "the deletion of a job here was interrupted" in family.run("status", job.path).stderr
 
     moment.release()
     assert delete.wait() == 0, delete.stderr

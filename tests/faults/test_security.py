@@ -133,7 +133,7 @@ def test_password_is_shown_nowhere(family: Family, model: Path, redis_server: Re
     with redis_server.client() as admin:
         admin.acl_setuser("batcher", enabled=False)
         admin.client_kill_filter(user="batcher")
-        wait_for(lambda: "password pair" in worker.stderr, what="the worker is refused")
+        wait_for(lambda: "wrong or missing password" in worker.stderr, what="the worker is refused")
         redis_server.kill()
     wait_for(lambda: "Connection refused" in worker.stderr, what="the worker finds nobody")
     redis_server.start()
