@@ -8,8 +8,6 @@ import click
 
 from batcher.cli.options import broker_option, jobs_dir_option, option
 
-#: Of a worker that has no model in memory now, or whose engine does not move.
-_UNREADY = ("loading", "restarting", "stalled")
 #: Seconds that the broker gets for each of its answers.
 _BROKER_TIMEOUT_S = 5.0
 
@@ -52,7 +50,7 @@ def health_command(*, name: str | None, only_alive: bool, broker: str | None, jo
     if only_alive:
         click.echo(f"well: {states}")
         return 0
-    if any(pulse.state in _UNREADY for pulse in alive):
+    if not all(pulse.is_ready for pulse in alive):
         click.echo(f"ill: {states}")
         return EXIT_CHECK_FAILED
     try:

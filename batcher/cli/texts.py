@@ -262,7 +262,8 @@ def _workers_text(job: "JobDir", status: "Status") -> str:
 
 def _worker_text(worker: "WorkerStatus") -> str:
     """How a worker is: `alive, working on shards 3, 4`; `gone for 1 min 20 s, held shard 9; crashed 2 times (...)`."""
-    from batcher.jobdir.heartbeats import Health, WorkerState
+    from batcher.jobdir.heartbeats import Health
+    from batcher.jobdir.pulse import WorkerState
 
     shards = ", ".join(str(shard) for shard in worker.shards[:MAX_SHARDS])
     if worker.shards:

@@ -18,7 +18,7 @@ is nobody's.
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -31,8 +31,8 @@ from batcher.errors import StorageError
 from batcher.ids import ID_PATTERN, check_id
 from batcher.jobdir.listing import WORKERS_NAME
 from batcher.jobdir.local_store import LOCAL
-from batcher.jobdir.pulse import SEPARATOR, is_gone
-from batcher.jobdir.store import Entry, Head, Store
+from batcher.jobdir.pulse import SEPARATOR, WorkerState, heads, is_gone, signs
+from batcher.jobdir.store import Entry, Store
 
 #: Seconds without a step of the engine, while it has work, from which a supervisor calls its worker stalled. A step
 #: takes less, but for huge models on slow machines; those are called stalled at times, which harms nobody.
@@ -40,23 +40,9 @@ STALLED_AFTER_S = 10.0
 #: Seconds after which the file of a worker that is gone is deleted.
 FORGET_AFTER_S = 24 * 3600.0
 
-#: A sign of life has some hundred bytes; a larger file is something else.
-_MAX_BYTES = 1 << 18
-
 _Seconds = Annotated[float, Field(ge=0, le=1e9)]
 _Interval = Annotated[float, Field(gt=0, le=1e6)]
 _Number = Annotated[int, Field(ge=0)]
-
-
-class WorkerState(StrEnum):
-    """What a worker does by its supervisor's account."""
-
-    LOADING = "loading"  # its child starts and loads the model
-    IDLE = "idle"  # waits for shards
-    WORKING = "working"
-    STALLED = "stalled"  # has work, and its engine has made no step for STALLED_AFTER_S
-    RESTARTING = "restarting"  # its child died, and the next one has not started yet
-    STOPPING = "stopping"
 
 
 class Health(StrEnum):
@@ -153,8 +139,8 @@ def read_heartbeats(
     `now` is the store's time, for tests; it is found out where it matters. `listed` are the files, if somebody has just
     listed them. Files that are no heartbeats are passed over.
     """
-    files = _files(home, store) if listed is None else _signs(listed)
-    found = [(beat, head.modified_s) for path, head in _heads(files) if (beat := _read(path, store)) is not None]
+    files = _files(home, store) if listed is None else signs(listed)
+    found = [(beat, head.modified_s) for path, head in heads(files) if (beat := _read(path, store)) is not None]
     if not found:
         return []
     reports = _judge(found, time.time() if now is None else now.timestamp())
@@ -176,8 +162,8 @@ def sweep_heartbeats(home: Path, *, now: datetime | None = None, store: Store = 
     folder = workers_dir(home)
     with contextlib.suppress(StorageError):
         # An empty one is what a failure of the power can leave.
-        ours = [(path, head) for path, head in _heads(_files(home, store)) if not head.size or _read(path, store)]
-        ours += _heads(store.leftovers(folder))
+        ours = [(path, head) for path, head in heads(_files(home, store)) if not head.size or _read(path, store)]
+        ours += heads(store.leftovers(folder))
         if not ours:
             return 0
         newest = max(head.modified_s for _, head in ours)
@@ -212,21 +198,9 @@ def _judge(found: list[tuple[WorkerHeartbeat, float]], now: float) -> list[Worke
 
 def _files(home: Path, store: Store) -> Sequence[Entry]:
     try:
-        return _signs(store.list(workers_dir(home)))
+        return signs(store.list(workers_dir(home)))
     except StorageError:
         return ()
-
-
-def _signs(entries: Iterable[Entry]) -> list[Entry]:
-    return [entry for entry in entries if entry.path.suffix == ".json"]
-
-
-def _heads(files: Iterable[Entry]) -> Iterator[tuple[Path, Head]]:
-    """Those that could be signs of life, with what is known of them; one that was just removed is none."""
-    for entry in files:
-        head = entry.head()
-        if head is not None and head.size <= _MAX_BYTES:
-            yield entry.path, head
 
 
 def _read(path: Path, store: Store) -> WorkerHeartbeat | None:

@@ -16,9 +16,10 @@ from pathlib import Path
 from batcher.errors import BatcherError, CorruptFileError, JobError
 from batcher.jobdir.attempts import AttemptEnd, Outcome, load_ends
 from batcher.jobdir.folder import JobDir, Watch
-from batcher.jobdir.heartbeats import Health, WorkerReport, WorkerState, read_heartbeats
+from batcher.jobdir.heartbeats import Health, WorkerReport, read_heartbeats
 from batcher.jobdir.listing import Listing
 from batcher.jobdir.manifest import ShardInfo
+from batcher.jobdir.pulse import WorkerState
 from batcher.jobdir.results import Counts, read_counts
 from batcher.jobdir.root import list_jobs
 from batcher.manage.finish import read_part_counts, read_summary

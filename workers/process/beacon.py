@@ -15,12 +15,12 @@ from batcher.jobdir.heartbeats import (
     Health,
     HeldShard,
     WorkerHeartbeat,
-    WorkerState,
     read_heartbeats,
     remove_heartbeat,
     utc_now,
     write_heartbeat,
 )
+from batcher.jobdir.pulse import WorkerState
 from workers.process.events import OpenAttempt, WorkerConfig
 
 logger = logging.getLogger(f"batcher.{__name__}")

@@ -22,7 +22,8 @@ from batcher.errors import BatcherError, ModelError, StorageError
 from batcher.jobdir import attempts
 from batcher.jobdir.attempts import Cause
 from batcher.jobdir.folder import JobDir
-from batcher.jobdir.heartbeats import STALLED_AFTER_S, WorkerState
+from batcher.jobdir.heartbeats import STALLED_AFTER_S
+from batcher.jobdir.pulse import WorkerState
 from workers.process.beacon import Beacon
 from workers.process.events import Event, EventKind, OpenAttempt, WorkerConfig
 from workers.process.launch import CHILD_COMMAND, close_child, kill_child, launch_child

@@ -9,15 +9,13 @@ from packaging.version import InvalidVersion, Version
 
 import batcher
 from batcher.cli.doctor.finding import Check, Level, size_text
-from batcher.jobdir.heartbeats import Health, WorkerHeartbeat, WorkerState, read_heartbeats
+from batcher.jobdir.heartbeats import Health, WorkerHeartbeat, read_heartbeats
 from batcher.jobdir.probe import probe
 
 #: Bytes. Below it a job of any size soon fills the disk.
 LOW_DISK = 1 << 30
 #: Seconds. Times in summaries come from several machines; beyond this they visibly disagree.
 CLOCK_SKEW_S = 5.0
-
-_WITHOUT_MODEL = (WorkerState.LOADING, WorkerState.RESTARTING)
 
 
 def check_jobs_dir(jobs_dir: Path) -> Iterator[Check]:
@@ -73,7 +71,7 @@ def loaded_models(jobs_dir: Path) -> dict[str, str]:
     """The models that workers of this machine or container have in memory, each with the name of one of them."""
     host = socket.gethostname()
     beats = [report.beat for report in read_heartbeats(jobs_dir) if report.health is not Health.GONE]
-    ready = [beat for beat in beats if beat.host == host and beat.state not in _WITHOUT_MODEL]
+    ready = [beat for beat in beats if beat.host == host and beat.state.has_model]
     return {model: beat.name for beat in ready for model in beat.models}
 
 

@@ -26,7 +26,8 @@ from batcher.cli.doctor import jobs_folder as folder_checks
 from batcher.cli.doctor import models as model_checks
 from batcher.cli.doctor import software as software_checks
 from batcher.installation import install_extras
-from batcher.jobdir.heartbeats import WorkerHeartbeat, WorkerState, heartbeat_path, write_heartbeat
+from batcher.jobdir.heartbeats import WorkerHeartbeat, heartbeat_path, write_heartbeat
+from batcher.jobdir.pulse import WorkerState
 from batcher.machine import Memory
 from batcher.model_files import ModelRef
 from batcher.types import EngineConfig

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from batcher.jobdir.heartbeats import WorkerHeartbeat, WorkerState, write_heartbeat
+from batcher.jobdir.heartbeats import WorkerHeartbeat, write_heartbeat
+from batcher.jobdir.pulse import WorkerState
 from tests.support.redis_server import free_port
 from tests.unit.conftest import Run
 

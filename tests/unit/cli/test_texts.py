@@ -12,7 +12,8 @@ import pytest
 from batcher.api.progress import status_json
 from batcher.cli.texts import print_summary, size_text, status_text
 from batcher.jobdir.folder import JobDir
-from batcher.jobdir.heartbeats import Health, WorkerState, utc_now
+from batcher.jobdir.heartbeats import Health, utc_now
+from batcher.jobdir.pulse import WorkerState
 from batcher.manage.finish import finalize
 from batcher.manage.status import JobState, ShardFailure, WorkerStatus, read_status
 from batcher.types import ErrorCode

@@ -16,7 +16,6 @@ from batcher.jobdir.heartbeats import (
     Health,
     HeldShard,
     WorkerHeartbeat,
-    WorkerState,
     heartbeat_path,
     read_heartbeats,
     remove_heartbeat,
@@ -24,6 +23,7 @@ from batcher.jobdir.heartbeats import (
     workers_dir,
     write_heartbeat,
 )
+from batcher.jobdir.pulse import WorkerState
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 BEAT = WorkerHeartbeat(

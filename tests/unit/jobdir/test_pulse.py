@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from batcher.jobdir.heartbeats import WorkerHeartbeat, WorkerState, heartbeat_path, workers_dir, write_heartbeat
-from batcher.jobdir.pulse import read_pulses
+from batcher.jobdir.heartbeats import WorkerHeartbeat, heartbeat_path, workers_dir, write_heartbeat
+from batcher.jobdir.pulse import WorkerState, read_pulses
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 BEAT = WorkerHeartbeat("w1", "here", 17, "0.1.0", ("tiny",), NOW, NOW, WorkerState.WORKING, interval_s=5.0)
@@ -29,6 +29,10 @@ def test_workers_of_other_machines_and_files_that_are_no_signs_are_passed_over(t
         write_heartbeat(tmp_path, beat)
     for name, text in {"torn": '{"host": "here"', "list": "[]", "none": '{"host": "here", "name": "none"}'}.items():
         (workers_dir(tmp_path) / f"{name}.json").write_text(text)
+    (workers_dir(tmp_path) / "deep.json").write_text("[" * 100_000)
+    signed = heartbeat_path(tmp_path, "w1").read_text()
+    (workers_dir(tmp_path) / "large.json").write_text(signed.replace('"w1"', '"large"') + " " * 300_000)
+    (workers_dir(tmp_path) / "later.json").write_text(signed.replace('"w1"', '"later"').replace("working", "unheard"))
     (workers_dir(tmp_path) / "notes.txt").write_text("mine")
 
     found = read_pulses(tmp_path, host="here", now=NOW.timestamp())

@@ -8,15 +8,8 @@ import pytest
 
 from batcher.cli.unserved import warn_of_unserved
 from batcher.jobdir.folder import JobDir
-from batcher.jobdir.heartbeats import (
-    Health,
-    HeldShard,
-    WorkerHeartbeat,
-    WorkerState,
-    heartbeat_path,
-    utc_now,
-    write_heartbeat,
-)
+from batcher.jobdir.heartbeats import Health, HeldShard, WorkerHeartbeat, heartbeat_path, utc_now, write_heartbeat
+from batcher.jobdir.pulse import WorkerState
 from batcher.manage.status import read_status
 from tests.support.job_files import failed, make_job, ok, write_chunk, write_part
 from tests.support.submitted import write_lines

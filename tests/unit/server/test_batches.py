@@ -9,16 +9,10 @@ import pytest
 
 from batcher.errors import BrokerError
 from batcher.jobdir.folder import JobDir
-from batcher.jobdir.heartbeats import (
-    HeldShard,
-    WorkerHeartbeat,
-    WorkerState,
-    remove_heartbeat,
-    utc_now,
-    write_heartbeat,
-)
+from batcher.jobdir.heartbeats import HeldShard, WorkerHeartbeat, remove_heartbeat, utc_now, write_heartbeat
 from batcher.jobdir.lock import exclusive
 from batcher.jobdir.manifest import ShardInfo
+from batcher.jobdir.pulse import WorkerState
 from batcher.manage.retry import reopen_selection, select
 from batcher.server.batches.records import BatchStatus
 from batcher.server.batches.requests import BatchEndedError, BatchRequestError, NoSuchThingError

@@ -14,7 +14,8 @@ import pytest
 from batcher.errors import BatcherError, ModelError
 from batcher.jobdir.attempts import Cause, Outcome, read_ends
 from batcher.jobdir.folder import JobDir
-from batcher.jobdir.heartbeats import WorkerState, read_heartbeats
+from batcher.jobdir.heartbeats import read_heartbeats
+from batcher.jobdir.pulse import WorkerState
 from batcher.types import EngineConfig
 from tests.support.clock import Clock
 from tests.support.job_files import make_job
