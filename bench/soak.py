@@ -15,11 +15,9 @@ the threads meet depends on the machine. Linux only: it reads /proc.
 
 import argparse
 import contextlib
-import os
 import random
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -33,6 +31,7 @@ from bench.soaking.hostile import Attacker
 from bench.soaking.meter import PeakMeter, Reading, read
 from bench.tables import markdown
 from tests.support.family import Family
+from tests.support.long_runs import forget_options, own_folder
 from tests.support.serving import Server, serve
 from tests.support.tiny_gguf import write_tiny_gguf
 from tests.support.waiting import wait_for
@@ -155,11 +154,10 @@ class Crowd:
 def main() -> int:
     """Soak, print, and return the exit code."""
     args = parse_args()
-    for name in [name for name in os.environ if name.startswith("BATCHER_")]:
-        del os.environ[name]
+    forget_options()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with own_folder(args.keep) as folder:
+        with own_folder(args.keep, name="soak") as folder:
             report = soak(args, folder)
     except KeyboardInterrupt:
         print("interrupted; everything that was started is gone", file=sys.stderr)
@@ -177,16 +175,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--verbose", "-v", action="store_true", help="say on stderr how it goes")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="work in this new folder, and leave it there")
     return parser.parse_args()
-
-
-@contextlib.contextmanager
-def own_folder(keep: Path | None) -> Iterator[Path]:
-    if keep is not None:
-        keep.mkdir(parents=True)
-        yield keep.resolve()
-        return
-    with tempfile.TemporaryDirectory(prefix="batcher-soak-") as folder:
-        yield Path(folder)
 
 
 def soak(args: argparse.Namespace, folder: Path) -> Report:

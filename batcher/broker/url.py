@@ -28,6 +28,8 @@ def check_url(url: str) -> SplitResult:
     try:
         parts = urlsplit(url)
         _ = parts.port
+        # As the socket module will, whose error would be none of ours.
+        (parts.hostname or "").encode("idna")
     except ValueError:
         # Without a cause: its message may hold a piece of the password.
         raise BrokerError(f"{shown}: not a broker URL; {_EXAMPLES}{_hint(url)}") from None

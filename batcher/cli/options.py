@@ -12,7 +12,7 @@ import click
 from click.core import ParameterSource
 
 from batcher.errors import InputError
-from batcher.submission.readers.bounds import MAX_RATIO, MAX_UNPACKED_BYTES
+from batcher.submission.readers.bounds import MAX_LINE_BYTES, MAX_RATIO, MAX_UNPACKED_BYTES
 from batcher.types import (
     DEFAULT_CHAT_MAX_TOKENS,
     DEFAULT_MAX_TOKENS,
@@ -308,7 +308,6 @@ def read_template(value: str | None) -> str | None:
 def _read_text(option: str, value: str, *, what: str) -> str:
     """The text that an option gives: its value, or what is in `@FILE`. Raises InputError."""
     from batcher.paths import expand_home
-    from batcher.submission.readers.bounds import MAX_LINE_BYTES
     from batcher.submission.readers.paths import shown_path
 
     if not value.startswith("@"):

@@ -19,14 +19,10 @@ import os
 import platform
 import random
 import re
-import shutil
 import signal
 import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -36,6 +32,7 @@ from tests.chaos.audit import SET_ASIDE, Audit, InputRow, Why, Witness, audit_jo
 from tests.chaos.cluster import CONTEXT_LENGTH, SLOTS, Broker, Cluster, Submitter
 from tests.chaos.faults import FaultKind, draw_faults
 from tests.support.family import Family
+from tests.support.long_runs import forget_options, own_folder
 from tests.support.tiny_gguf import write_tiny_gguf
 
 #: Seconds without a row saved after which the last job is given up, once the faults have ended. A frozen worker's
@@ -114,13 +111,11 @@ class Report:
 def main() -> int:
     """Run, print, and return the exit code."""
     args = parse_args()
-    # Of the options of all commands only those given here.
-    for name in [name for name in os.environ if name.startswith("BATCHER_")]:
-        del os.environ[name]
+    forget_options()
     os.environ["BATCHER_LEASE_TTL"] = str(LEASE_TTL_S)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with own_folder(args.keep) as folder:
+        with own_folder(args.keep, name="chaos") as folder:
             report = Chaos(args, folder).run()
     except KeyboardInterrupt:
         print("interrupted; everything that was started is gone", file=sys.stderr)
@@ -145,20 +140,6 @@ def parse_args() -> argparse.Namespace:
     if sys.platform != "linux":
         parser.error("processes are found by /proc, which only Linux has")
     return args
-
-
-@contextmanager
-def own_folder(keep: Path | None) -> Iterator[Path]:
-    """A folder for everything; gone afterwards unless it is to be kept."""
-    if keep is not None:
-        keep.mkdir(parents=True)
-        yield keep.resolve()
-        return
-    folder = Path(tempfile.mkdtemp(prefix="batcher-chaos-"))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder)
 
 
 class Chaos:

@@ -65,7 +65,11 @@ CASES: dict[str, dict[str, Any]] = {
 
 #: Values that the chart refuses, and words of the reason.
 REFUSED: dict[str, dict[str, Any]] = {
-    "goes into a Secret": {"broker": {"url": "redis://:password@queue.example:6379/0"}},
+    "goes into a Secret": {
+        "redis": {"enabled": False},
+        "broker": {"url": "redis://:password@queue.example:6379/0"},
+    },
+    "redis.enabled: set it to false": {"broker": {"existingSecret": "broker"}},
     "give broker.url or broker.existingSecret": {"redis": {"enabled": False}},
     "a Secret whose key": {"server": {"enabled": True}},
     "workers.default.autoscaling.address": {

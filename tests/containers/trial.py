@@ -17,7 +17,18 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from tests.containers.compose import PROJECT, Compose, TrialError, check, docker, health, inspect, probes, wait_until
+from tests.containers.compose import (
+    PROJECT,
+    ROOT,
+    Compose,
+    TrialError,
+    check,
+    docker,
+    health,
+    inspect,
+    probes,
+    wait_until,
+)
 
 IMAGE = f"{PROJECT}-worker"
 NUM_ROWS = 480
@@ -43,11 +54,10 @@ def build(folder: Path) -> str:
 
 def three_commands(folder: Path) -> str:
     """The three commands of docs/containers.md."""
-    root = Path(__file__).parents[2]
     with Compose(folder) as compose:
         compose("up", "-d", "--build", "--scale", "worker=2")
         file = "/data/jobs/completions/prompts.jsonl"
-        compose("run", "--rm", "-T", "-v", f"{root}:/data:ro", "worker", "submit", file, "--job-id", "first", "--wait")
+        compose("run", "--rm", "-T", "-v", f"{ROOT}:/data:ro", "worker", "submit", file, "--job-id", "first", "--wait")
         compose("cp", "worker:/jobs/first/results", str(folder / "results"))
         num_rows = pq.read_table(folder / "results").num_rows
         for container in compose.ids():
@@ -151,7 +161,6 @@ def models_of_somebody_else(folder: Path) -> str:
     models = folder / "models"
     models.mkdir(mode=0o700)
     (models / "mine.gguf").write_bytes(b"GGUF")
-    said = docker("run", "--rm", "-v", f"{models}:/models:ro", IMAGE, "worker", "--model", "mine", may_fail=True)
     with_broker = ("-e", "BATCHER_BROKER=redis://127.0.0.1:1/0")
     said = docker(
         "run", "--rm", *with_broker, "-v", f"{models}:/models:ro", IMAGE, "worker", "--model", "mine", may_fail=True

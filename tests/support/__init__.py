@@ -38,6 +38,7 @@ api_bench.py        their routes, served
 Processes
 family.py           commands, workers and all that they start, and the audit of a job's rows
 serving.py          `batcher serve`
+long_runs.py        around a program that tries Batcher for minutes
 redis_server.py     a broker that many share
 
 field_tables.py     writes the tables of docs/serving.md, and checks them

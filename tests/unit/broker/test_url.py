@@ -94,6 +94,8 @@ def test_certificate_check_cannot_be_turned_off(query: str) -> None:
         ("redis+socket:/tmp/x", "not a broker URL"),
         ("redis://host:port/0", "not a broker URL"),
         ("redis://[::1/0", "not a broker URL"),
+        ("redis://queue..example:6379/0", "not a broker URL"),
+        (f"redis://{'long' * 16}:6379/0", "not a broker URL"),
         ("redis://host:6379/zero", "number of a database"),
         ("redis://host:6379/0/1", "number of a database"),
         ("redis://host:6379/0#1", "number of a database"),
@@ -120,7 +122,15 @@ def test_url_that_would_be_misread_is_refused_without_its_secret(url: str, messa
 
 @pytest.mark.parametrize(
     "url",
-    ["redis://host", "redis://host/", "redis://[::1]:6379/15", "rediss://user@host:1/0", "unix:///a@b/c.sock"],
+    [
+        "redis://host",
+        "redis://host/",
+        "redis://[::1]:6379/15",
+        "redis://queue.example.",
+        "redis://b\u00fccher.example",
+        "rediss://user@host:1/0",
+        "unix:///a@b/c.sock",
+    ],
 )
 def test_usual_urls_are_taken(url: str) -> None:
     check_url(url)
