@@ -37,8 +37,8 @@ logger = logging.getLogger(f"batcher.{__name__}")
 #: Answers that are sent in one go.
 _MOST_AT_ONCE = 1024
 
-#: Characters of prompts that are tokenized in some tens of milliseconds. Requests with more wait for each other, and
-#: nobody else for them.
+#: Characters of prompts, and of documents for them, that are tokenized in some tens of milliseconds. Requests with more
+#: wait for each other, and nobody else for them.
 _MANY_CHARS = 65_536
 
 
@@ -99,7 +99,8 @@ class LiveRequests:
         match question:
             case Submit(number=number, request=request):
                 entry = self._open[number] = _Open(question, self._answers.put, self._close)
-                is_large = sum(map(len, request.prompts)) > _MANY_CHARS
+                num_chars = sum(map(len, request.prompts)) + len(request.params.chat_template_kwargs)
+                is_large = num_chars > _MANY_CHARS
                 self._queues[request.model, is_large].put(question, entry)
             case Cancel():
                 cancelled = self._open.pop(question.number, None)

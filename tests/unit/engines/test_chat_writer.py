@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -213,6 +214,21 @@ def test_close_ends_a_chat_that_is_being_written(make: Make) -> None:
     assert len(failures) == 1
     with pytest.raises(EngineError):
         writer.write(chat("hello"))
+
+
+def test_chat_with_long_documents_holds_up_no_short_one() -> None:
+    source = "{% if documents %}{{ documents * 10 ** 9 }}{% endif %}fine"
+    prompts = Prompts(FakeVocabulary(200), chat_template=source, limit=200)  # type: ignore[arg-type]
+    short = SequenceRequest((0, 0), chat("hello").messages, SamplingParams(), is_chat=True)
+    variables = json.dumps({"documents": "x" * 100_000})
+    long = replace(short, params=SamplingParams(chat_template_kwargs=variables))
+    assert not isinstance(prompts.tokenize(short), RowError)
+    [short_process] = processes()
+
+    assert isinstance(prompts.tokenize(long), RowError)
+
+    assert short_process in processes()
+    prompts.close()
 
 
 def test_process_that_can_not_be_started_is_nobodys_fault(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -361,6 +361,33 @@ def test_alone_is_alone_among_all_engines_of_the_process(tiny: Path) -> None:
             engine.close()
 
 
+def test_others_wait_until_all_requests_that_must_be_alone_are_tokenized(tiny: Path) -> None:
+    events: list[str] = []
+
+    class WatchedGate(Gate):
+        @contextlib.contextmanager
+        def exclusive(self) -> Iterator[None]:
+            with super().exclusive():
+                events.append("alone")
+                yield
+                events.append("not alone")
+
+    def take() -> Iterator[SequenceRequest]:
+        for number in range(2):
+            events.append(str(number))
+            yield SequenceRequest((0, number), "a", GREEDY, is_alone=True)
+        events.append("end")
+
+    engine = load_engine("one", tiny, EngineConfig(num_slots=1, num_threads=1, context_length=512), gate=WatchedGate())
+    try:
+        # It is not started, so that it computes nothing.
+        engine.submit(take(), lambda result: None, is_alone=True)
+    finally:
+        engine.close()
+
+    assert events == ["alone", "0", "1", "end", "not alone"]
+
+
 def test_cancelled_request_that_was_alone_lets_the_others_go_on(start: StartEngine) -> None:
     engine = start(num_slots=2)
     inbox: queue.SimpleQueue[SequenceResult | EngineError] = queue.SimpleQueue()

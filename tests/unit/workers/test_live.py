@@ -63,8 +63,9 @@ def server() -> Iterator[Server]:
     theirs.close()
 
 
-def ask(number: int, prompt: str, *, client: str = "1") -> bytes:
-    request = Request(0, "", "fake", (prompt,), False, SamplingParams(max_tokens=5, temperature=0.0))
+def ask(number: int, prompt: str, *, client: str = "1", variables: str = "") -> bytes:
+    params = SamplingParams(max_tokens=5, temperature=0.0, chat_template_kwargs=variables)
+    request = Request(0, "", "fake", (prompt,), False, params)
     return encode_question(Submit(number, request, is_streaming=False, timeout_s=None, job_seed=1, client=client))
 
 
@@ -79,16 +80,19 @@ def test_questions_are_answered_under_their_numbers(server: Server) -> None:
     assert isinstance(stats, Stats)
 
 
-def test_long_prompt_holds_up_nobody(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("prompt", "variables"), [("x" * 100_000, ""), ("x" * 1_000, "x" * 100_000)])
+def test_long_prompt_holds_up_nobody(
+    server: Server, monkeypatch: pytest.MonkeyPatch, prompt: str, variables: str
+) -> None:
     tokenize, can_go_on = FakeVocabulary.tokenize, threading.Event()
 
     def wait_for_long(vocabulary: FakeVocabulary, text: str) -> Tokens:
-        assert len(text) < 65_536 or can_go_on.wait(PATIENCE_S)
+        assert text == "hello" or can_go_on.wait(PATIENCE_S)
         return tokenize(vocabulary, text)
 
     monkeypatch.setattr(FakeVocabulary, "tokenize", wait_for_long)
     monkeypatch.setattr(FakeVocabulary, "most_bytes", 1 << 20)
-    server.channel.sendall(ask(1, "x" * 100_000) + ask(2, "hello") + encode_question(AskStats(3)))
+    server.channel.sendall(ask(1, prompt, variables=variables) + ask(2, "hello") + encode_question(AskStats(3)))
 
     assert {decode_answer(server.lines.readline()).number for _ in range(2)} == {2, 3}
     can_go_on.set()

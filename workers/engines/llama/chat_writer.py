@@ -2,8 +2,8 @@
 
 A template is a program of whoever made the model's file. In this process it could compute for hours or take all memory,
 and with it the other models and all rows of this worker. Nothing in Python bounds either, as a single expression can do
-both. So there is a process for each model, whose end is the kernel's business (`chat_process`); when it was ended, the
-next chat has a new one. It is started with the first chat.
+both. So each writer has a process, whose end is the kernel's business (`chat_process`); when it was ended, the next
+chat has a new one. It is started with the first chat. A model has two (`prompts`): for short chats, and for long.
 
 The time that a chat may take is that of the processor: a busy machine has nobody refused. Each that takes too long
 halves what the next may take, so that a file of many such rows comes to an end; one that does not restores it.

@@ -162,10 +162,11 @@ class LlamaEngine:
         ticket = Ticket(self._on_cancel)
         sequences = []
         coming = iter(requests)
-        with self._vocabulary_in_use():
+        with self._vocabulary_in_use(), self._gate.exclusive() if is_alone else contextlib.nullcontext():
             while True:
                 # For one request at a time: a chat may take seconds to be written, and other models compute meanwhile.
-                with self._gate.exclusive() if is_alone else self._gate.shared():
+                # Who is alone stays so to the end of `requests`: until then a death is put down to them.
+                with contextlib.nullcontext() if is_alone else self._gate.shared():
                     self._check_alive()
                     request = next(coming, None)
                     if request is None:

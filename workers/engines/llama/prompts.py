@@ -23,10 +23,10 @@ from workers.engines.llama.vocabulary import Vocabulary
 #: Characters for each token of the context that are tokenized in a moment, so that nothing need be known of them.
 _FEW_CHARS = 16
 
-#: Characters of messages that are written in some milliseconds. Longer ones wait for each other, nobody else for them.
+#: Characters of chats that are written in some milliseconds. Longer ones wait for each other, nobody else for them.
 _MANY_CHARS = 65_536
 
-#: Chats that are written in one go, if they have no more characters together than that.
+#: Chats that are written in one go, if they have no more than `_MANY_CHARS` together.
 _MOST_AT_ONCE = 64
 
 #: Lists of bad words whose tokens are kept, as the rows of a job mostly have the same.
@@ -43,7 +43,7 @@ class Prompts:
         self._writers: tuple[ChatWriter, ChatWriter] | None = None
         if chat_template is not None:
             source = Source(chat_template, bos_token=vocabulary.bos_text, eos_token=vocabulary.eos_text)
-            #: For short and for long messages.
+            #: For short and for long chats.
             self._writers = (ChatWriter(source), ChatWriter(source))
 
     def close(self) -> None:
@@ -99,7 +99,7 @@ class Prompts:
             return _invalid("messages: the model has no chat template; complete a prompt with /v1/completions instead")
         chat = _chat_of(request)
         try:
-            found = ahead[chat] if chat in ahead else self._writers[len(chat.messages) > _MANY_CHARS].write(chat)
+            found = ahead[chat] if chat in ahead else self._writers[_num_chars(request) > _MANY_CHARS].write(chat)
             if isinstance(found, Exception):
                 raise found
             return found
@@ -194,12 +194,17 @@ def _chat_of(request: SequenceRequest) -> Chat:
     )
 
 
+def _num_chars(request: SequenceRequest) -> int:
+    """Of what a template is given: messages, and variables, which may be whole documents."""
+    return len(request.prompt) + len(request.params.chat_template_kwargs)
+
+
 def _cut(requests: Sequence[SequenceRequest]) -> Iterator[list[SequenceRequest]]:
     """The requests in groups whose chats can be written at once."""
     group: list[SequenceRequest] = []
     num_chars = 0
     for request in requests:
-        size = len(request.prompt) + len(request.params.chat_template_kwargs)
+        size = _num_chars(request)
         if group and (len(group) >= _MOST_AT_ONCE or num_chars + size > _MANY_CHARS):
             yield group
             group, num_chars = [], 0
