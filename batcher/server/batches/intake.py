@@ -71,7 +71,7 @@ def make_job(
             if job.exists() or read_failure(job) is not None:
                 return False
             if not job.is_cancelled:
-                failure = _read_once(job, record, files, known_models, bounds, clock)
+                failure = _read(job, record, files, known_models, bounds, clock)
                 if failure is not None and not job.exists():
                     record_failure(job, failure)
             if not job.exists() and (cancellation := job.cancellation) is not None and not cancellation.is_expiry:
@@ -90,24 +90,6 @@ def is_large_input(files: FileStore, record: BatchRecord) -> bool:
         return is_zstd(file.read(4))
 
 
-def _read_once(
-    job: JobDir,
-    record: BatchRecord,
-    files: FileStore,
-    known_models: frozenset[str] | None,
-    bounds: Bounds,
-    clock: Callable[[], float],
-) -> BatchFailure | None:
-    """Read the input, unless servers have died over it again and again. Returns as `_read` does."""
-    if not begin_reading(job):
-        said = f"the server died {MAX_READINGS} times while it read this input; split it, and make batches of the parts"
-        return BatchFailure(int(clock()), (BatchError("internal_error", said),))
-    try:
-        return _read(job, record, files, known_models, bounds, clock)
-    finally:
-        end_reading(job)
-
-
 def _read(
     job: JobDir,
     record: BatchRecord,
@@ -116,7 +98,10 @@ def _read(
     bounds: Bounds,
     clock: Callable[[], float],
 ) -> BatchFailure | None:
-    """Make the job. Returns why it can't be made; None where it was, or where the reading was interrupted."""
+    """Make the job, unless servers have died over its input again and again.
+
+    Returns why it can't be made; None where it was, or where the reading was interrupted.
+    """
 
     def checkpoint() -> None:
         bounds.checkpoint()
@@ -131,6 +116,9 @@ def _read(
         unpack_limits=bounds.limits,
         max_line_bytes=bounds.max_line_bytes,
     )
+    if not begin_reading(job):
+        said = f"the server died {MAX_READINGS} times while it read this input; split it, and make batches of the parts"
+        return BatchFailure(int(clock()), (BatchError("internal_error", said),))
     try:
         errors = _find_no_json(files, record, replace(bounds, checkpoint=checkpoint))
         if not errors:
@@ -155,6 +143,8 @@ def _read(
         # One such file must not keep all others waiting.
         logger.exception("batch %s", job.job_id)
         errors = [BatchError("internal_error", "a bug of Batcher; the traceback is in the server's log")]
+    finally:
+        end_reading(job)
     return BatchFailure(int(clock()), tuple(errors))
 
 

@@ -302,12 +302,12 @@ class Scheduler:
         cache = self._cache
         live = [sequence for sequence in self._running.values() if sequence.request.is_live]
         num_held = Counter(sequence.request.client for sequence in live)
-        if (room <= 0 or not (cache.num_free_slots or able)) and not _has_leaver(live, num_held):
+        if (room <= 0 or not (cache.num_free_slots or able)) and not _leavers(live, num_held):
             return []
         admitted: list[tuple[Sequence, Placement]] = []
         left: list[Sequence] = []
         # No more are looked at than there are slots: the others wait for a prefix that is being computed.
-        for sequence in itertools.islice(self._live.in_turn(num_held.copy()), cache.num_slots):
+        for sequence in itertools.islice(self._live.in_turn(num_held), cache.num_slots):
             has_room = len(admitted) - len(left) < room and bool(cache.num_free_slots or able)
             leaver = None if has_room else _find_leaver(live, num_held, client=sequence.request.client)
             if not has_room and leaver is None:
@@ -420,9 +420,9 @@ class Scheduler:
         return moves
 
 
-def _has_leaver(live: list[Sequence], num_held: Counter[str]) -> bool:
-    """Whether one of the running `live` sequences could leave its slot to a client that has none."""
-    return any(num_held[s.request.client] > 1 and not s.was_preempted for s in live)
+def _leavers(live: list[Sequence], num_held: Counter[str]) -> list[Sequence]:
+    """Which of the running `live` sequences could leave their slots to a client that has none."""
+    return [s for s in live if num_held[s.request.client] > 1 and not s.was_preempted]
 
 
 def _find_leaver(live: list[Sequence], num_held: Counter[str], *, client: str) -> Sequence | None:
@@ -430,6 +430,7 @@ def _find_leaver(live: list[Sequence], num_held: Counter[str], *, client: str) -
 
     None where that client has a slot, or nobody has two.
     """
-    able = [s for s in live if num_held[s.request.client] > 1 and not s.was_preempted] if not num_held[client] else []
+    if num_held[client]:
+        return None
     # Of equals the last, which has computed least.
-    return max(reversed(able), key=lambda s: num_held[s.request.client], default=None)
+    return max(reversed(_leavers(live, num_held)), key=lambda s: num_held[s.request.client], default=None)

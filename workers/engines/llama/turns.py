@@ -45,7 +45,7 @@ class Turns:
         self._num_waiting -= 1
 
     def in_turn(self, num_running: Counter[str]) -> Iterator[Sequence]:
-        """The sequences in the order of the turns, where each client holds `num_running` slots.
+        """The sequences in the order of the turns, where each client holds `num_running` slots at the first of them.
 
         Whoever asks may `take` each before the next; then it counts as running. One that is left has had its turn.
         """
