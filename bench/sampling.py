@@ -18,12 +18,12 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from batcher.types import SamplingParams
+from bench.peers import cpu_model, llama_version
 from workers.engines.llama.sampling.sampler import Draws, Sampler
 
 VOCABULARIES = (49_152, 152_064, 262_144)
@@ -143,24 +143,14 @@ def measure(vocabularies: Sequence[int], rows: Sequence[int], *, num_threads: in
     return results
 
 
-def cpu_name() -> str:
-    """As the kernel has it, or as Python has it where there is no /proc."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text("utf-8").splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def print_table(results: list[Measured], *, num_threads: int, repeats: int) -> None:
     """The one table of this benchmark, as Markdown."""
-    import llama_cpp
-
     # Most of the time goes into exp, and how long that takes depends on the instructions that numpy finds.
     exp_loops = np.lib.introspect.opt_func_info("^exp$", "float32").get("exp", {}).get("ff", {})
     print(
         f"median of {repeats}; numpy {np.__version__} (exp: {exp_loops.get('current', 'baseline')}), "
-        f"llama-cpp-python {llama_cpp.__version__}, Python {platform.python_version()}, "
-        f"{cpu_name()}, {os.cpu_count()} cores\n"
+        f"llama-cpp-python {llama_version()}, Python {platform.python_version()}, "
+        f"{cpu_model()}, {os.cpu_count()} cores\n"
     )
     print(
         f"| vocabulary | rows | logits | sampling | ms a step | us a row | in {num_threads} threads, ms a step "

@@ -25,7 +25,7 @@ tiny_gguf.py        a real model file, tiny and random
 attention_op.py     one attention of llama.cpp's alone, and what it should come to
 tiny_engine.py      the real engine on it
 plain_decoding.py   decoding by the definitions, to compare with
-bare_llama.py        llama.cpp alone: quantizes, decodes a token of each sequence
+bare_llama.py       llama.cpp alone: quantizes, decodes a token of each sequence
 
 The API
 api_client.py       requests without sockets

@@ -17,6 +17,9 @@ GGML_TYPES = {
     "Q5_K": 13, "Q6_K": 14, "IQ4_NL": 20, "IQ4_XS": 23, "BF16": 30, "MXFP4": 39,
 }  # fmt: skip
 
+#: Tokens of each sequence.
+CONTEXT_LENGTH = 256
+
 
 @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
 def _drop_log(_level: int, _text: bytes, _user_data: Any) -> None:
@@ -48,11 +51,8 @@ class BareLlama:
         path: Path,
         *,
         num_sequences: int,
-        context_length: int = 256,
         num_threads: int = 2,
         has_extra_kernels: bool = True,
-        kv_type: int = llama_cpp.GGML_TYPE_F16,
-        is_flash: bool = True,
     ) -> None:
         """Load it. Without `has_extra_kernels` weights stay as they are in the file (`use_extra_bufts`): no AMX, and
         nothing repacked."""
@@ -62,13 +62,10 @@ class BareLlama:
         self._model: Any = llama_cpp.llama_model_load_from_file(str(path).encode(), model_params)
         assert self._model, path
         params = llama_cpp.llama_context_default_params()
-        params.n_ctx, params.n_batch, params.n_ubatch = context_length * num_sequences, 2048, 512
+        params.n_ctx, params.n_batch, params.n_ubatch = CONTEXT_LENGTH * num_sequences, 2048, 512
         params.n_seq_max = params.n_outputs_max = num_sequences
         params.n_threads = params.n_threads_batch = num_threads
-        params.kv_unified, params.type_k, params.type_v = False, kv_type, kv_type
-        params.flash_attn_type = (
-            llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED if is_flash else llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        )
+        params.kv_unified, params.flash_attn_type = False, llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
         self._context: Any = llama_cpp.llama_init_from_model(self._model, params)
         assert self._context, path
         self.vocab_size: int = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model))

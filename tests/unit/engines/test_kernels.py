@@ -34,7 +34,8 @@ def test_a_kernel_that_computes_something_else_is_found(monkeypatch: pytest.Monk
 
     def multiply_wrong(self: kernels._Ggml, layout: int, kind: int, weights: bytes, inputs: Any) -> Any:
         products = multiply(self, self.plain_layout, kind, weights, inputs)
-        if products is not None and self.type_name(kind) == "q4_K" and layout != self.plain_layout:
+        # Also where weights are not laid out anew.
+        if products is not None and self.type_name(kind) == "q4_K":
             products[-1, -1] += 0.1 * products.std() * (len(inputs) == 17)
         return products
 

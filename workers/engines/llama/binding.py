@@ -75,12 +75,11 @@ def free_gpu_memory() -> int | None:
 
     By `ggml/include/ggml-backend.h`, which llama-cpp-python has no bindings of.
     """
+    ggml = load_ggml()
     try:
-        from llama_cpp._ggml import libggml
-
-        count, get = libggml.ggml_backend_dev_count, libggml.ggml_backend_dev_get
-        kind, memory = libggml.ggml_backend_dev_type, libggml.ggml_backend_dev_memory
-    except (ImportError, AttributeError):
+        count, get = ggml.ggml_backend_dev_count, ggml.ggml_backend_dev_get
+        kind, memory = ggml.ggml_backend_dev_type, ggml.ggml_backend_dev_memory
+    except AttributeError:
         return None
     count.restype, get.restype, get.argtypes = ctypes.c_size_t, ctypes.c_void_p, [ctypes.c_size_t]
     kind.argtypes = [ctypes.c_void_p]
