@@ -12,6 +12,7 @@ broker know nothing of each other. `workers` lies above broker; api, server and 
 runs.
 
 errors.py        the tree of errors, with exit codes
+endings.py       how a process ended, in words
 types.py         the nouns that pass between modules
 ids.py           what ids and names of models may look like
 paths.py         what `~` means in front of a path

@@ -26,6 +26,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from batcher.endings import describe_exit
 from batcher.errors import BrokerBusyError, BrokerError
 from batcher.installation import SERVER_PROGRAMS, install_extras
 from batcher.paths import temp_folder
@@ -266,7 +267,7 @@ class _Keeper:
                     return
             # Who was killed did not know it, and had no last words.
             words = _last_words(self._folder) if process.returncode > 0 else ""
-            raise BrokerError(f"embedded broker: {self._server} died ({_ending(process)}){words}")
+            raise BrokerError(f"embedded broker: {self._server} died ({describe_exit(process.returncode)}){words}")
         finally:
             _stop(process)
 
@@ -316,16 +317,8 @@ def _wait_until_ready(process: subprocess.Popen[bytes], server: Path, folder: Pa
             time.sleep(0.01)
     finally:
         client.close()
-    status = _ending(process) if process.poll() is not None else "no answer"
+    status = describe_exit(process.returncode) if process.poll() is not None else "no answer"
     raise BrokerError(f"embedded broker: {server} did not start ({status}){_last_words(folder)}; give --broker URL")
-
-
-def _ending(process: subprocess.Popen[bytes]) -> str:
-    code = process.returncode
-    try:
-        return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
-    except ValueError:
-        return f"signal {-code}"
 
 
 def _last_words(folder: Path) -> str:

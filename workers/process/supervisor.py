@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from batcher.endings import describe_exit
 from batcher.errors import BatcherError, ModelError, StorageError
 from batcher.jobdir import attempts
 from batcher.jobdir.attempts import Cause
@@ -336,13 +337,3 @@ def stop_all(
         time.sleep(_WAIT_STEP_S)
     for supervisor in supervisors:
         supervisor.kill()
-
-
-def describe_exit(returncode: int) -> str:
-    """How a process ended, in words: `exit code 1`, `signal SIGSEGV`."""
-    if returncode >= 0:
-        return f"exit code {returncode}"
-    try:
-        return f"signal {signal.Signals(-returncode).name}"
-    except ValueError:
-        return f"signal {-returncode}"

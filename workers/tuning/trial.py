@@ -24,6 +24,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
+from batcher.endings import describe_exit
 from batcher.errors import BatcherError, EngineError, ModelError
 from batcher.types import EngineConfig, SamplingParams
 from workers.engines.base import Engine, SequenceRequest, SequenceResult
@@ -130,7 +131,6 @@ class Meter:
 
 def run_trial(config: TrialConfig, *, timeout_s: float = TRIAL_TIMEOUT_S) -> TrialResult:
     """Measure in a process of its own, blocking. Raises ModelError, with the reason, where the settings don't work."""
-    from workers.process.supervisor import describe_exit
 
     with tempfile.TemporaryFile() as log:
         trial = subprocess.Popen(

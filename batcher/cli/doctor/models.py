@@ -6,7 +6,6 @@ the weights: a file that was cut short is found, a flipped bit among the weights
 
 import json
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from batcher.cli.doctor.finding import Check, Level, size_text
+from batcher.endings import describe_exit
 from batcher.errors import ModelError
 from batcher.machine import Memory, read_memory
 from batcher.model_files import ModelRef, is_gguf
@@ -161,7 +161,7 @@ def _outline(path: Path) -> _Outline | None:
     except subprocess.TimeoutExpired as exc:
         raise ModelError(f"its header could not be read within {OUTLINE_TIMEOUT_S:.0f} s") from exc
     if done.returncode:
-        ending = f"signal {signal.Signals(-done.returncode).name}" if done.returncode < 0 else "an unexpected error"
+        ending = describe_exit(done.returncode) if done.returncode < 0 else "an unexpected error"
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise ModelError(f"llama.cpp ended with {ending} on its header: {last}")
     found = json.loads(done.stdout)

@@ -1,7 +1,6 @@
 """The packages that Batcher declares, llama.cpp's library, and the machine they run on."""
 
 import json
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from importlib import metadata
 from packaging.requirements import Requirement
 
 from batcher.cli.doctor.finding import Check, Level, size_text
+from batcher.endings import describe_exit
 from batcher.installation import DISTRIBUTION, install_extras, install_requirement
 from batcher.machine import read_memory, usable_cores
 
@@ -78,7 +78,7 @@ def check_llama() -> Check:
     except subprocess.TimeoutExpired:
         return Check(name, Level.WARN, f"not loaded after {IMPORT_TIMEOUT_S:.0f} s", "check the disk it is on")
     if probe.returncode < 0:
-        reason = signal.Signals(-probe.returncode).name
+        reason = describe_exit(probe.returncode)
         remedy = "rebuild llama-cpp-python on this machine (`make setup` after deleting .venv)"
         return Check(name, Level.FAIL, f"loading the library died of {reason}; {_NO_WORKER}", remedy)
     if probe.returncode:
@@ -102,7 +102,7 @@ def check_kernels() -> Check:
             name, Level.WARN, f"not compared after {IMPORT_TIMEOUT_S:.0f} s", "run this again on a calm machine"
         )
     if done.returncode < 0:
-        reason = signal.Signals(-done.returncode).name
+        reason = describe_exit(done.returncode)
         what = f"llama.cpp's kernels for this processor die of {reason}; {_NO_WORKER}"
         return Check(name, Level.FAIL, what, _BROKEN_KERNELS)
     if done.returncode:

@@ -41,7 +41,7 @@ class _Turn:
     since: float = 0.0
 
 
-class Turns:
+class TimeShares:
     """One thread goes on at a time: the one that has had the least time, since it came, of all. For all threads."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -98,12 +98,12 @@ class Intakes:
         is_stopping: Callable[[], bool],
         on_end: Callable[[JobDir], None],
         start: Start,
-        turns: Turns | None = None,
+        shares: TimeShares | None = None,
     ) -> None:
         self._is_stopping = is_stopping
         self._on_end = on_end
         self._start = start
-        self._turns = turns or Turns()
+        self._shares = shares or TimeShares()
         self._lock = threading.Lock()
         #: Whether each input that is read is large, and those that turned out to be.
         self._running: dict[Path, bool] = {}
@@ -114,6 +114,11 @@ class Intakes:
         """Whether the input of this job is being read."""
         return job.path in self._running
 
+    @property
+    def has_room(self) -> bool:
+        """Whether another input can be read now, if it is not large."""
+        return len(self._running) < MAX_INTAKES
+
     def has_grown(self, job: JobDir) -> bool:
         """Whether the input of this job has turned out to be large, and given its place to others."""
         return job.path in self._grown
@@ -121,7 +126,7 @@ class Intakes:
     def begin(self, job: JobDir, read: Callable[[], None], *, is_large: bool) -> bool:
         """Have an input read that is not read already. Returns False where there is no room now."""
         with self._lock:
-            if len(self._running) >= MAX_INTAKES or (is_large and not self._has_room_for_large()):
+            if not self.has_room or (is_large and not self._has_room_for_large()):
                 return False
             self._running[job.path] = is_large
             self._grown.discard(job.path)
@@ -135,7 +140,7 @@ class Intakes:
 
         It raises ReadingInterruptedError where nothing more is to be read, for now.
         """
-        with self._turns.joined() as pass_on:
+        with self._shares.joined() as pass_on:
 
             def checkpoint() -> None:
                 seconds = pass_on()

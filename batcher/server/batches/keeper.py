@@ -172,6 +172,8 @@ class BatchKeeper:
 
     def _begin_input(self, job: JobDir) -> None:
         """Have the input of a batch read, where there is room for it."""
+        if not self._intakes.has_room:
+            return
         record = self._reader.record(job)
         if record is None or self._intakes.is_reading(job) or not self._reader.is_unread(job):
             return

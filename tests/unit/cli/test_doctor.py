@@ -79,7 +79,7 @@ def test_declared_packages_are_checked_with_their_versions(monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("script", "message", "remedy"),
     [
-        ("import os; os.kill(os.getpid(), 4)", "died of SIGILL", "rebuild llama-cpp-python"),
+        ("import os; os.kill(os.getpid(), 4)", "died of signal SIGILL", "rebuild llama-cpp-python"),
         ("import no_such_library", "No module named 'no_such_library'", re.escape(install_extras("worker"))),
         ("import time; time.sleep(60)", "not loaded after 0 s", "check the disk"),
     ],

@@ -18,7 +18,7 @@ def test_kernels_that_compute_what_they_should_are_named() -> None:
 @pytest.mark.parametrize(
     ("script", "level", "message", "remedy"),
     [
-        ("import os; os.kill(os.getpid(), 11)", Level.FAIL, "die of SIGSEGV", "mno-amx-tile"),
+        ("import os; os.kill(os.getpid(), 11)", Level.FAIL, "die of signal SIGSEGV", "mno-amx-tile"),
         (
             "import json; print(json.dumps([[False, {'layout': 'AMX', 'types': ['q4_K'], 'worst': 'q4_K x 17'}]]))",
             Level.FAIL,

@@ -9,7 +9,7 @@ import pytest
 from batcher.jobdir.folder import JobDir
 from batcher.server.batches import intakes
 from batcher.server.batches.intake import ReadingInterruptedError
-from batcher.server.batches.intakes import MAX_INTAKES, MAX_LARGE_INTAKES, Intakes, Turns, start_thread
+from batcher.server.batches.intakes import MAX_INTAKES, MAX_LARGE_INTAKES, Intakes, TimeShares, start_thread
 from batcher.server.batches.records import MAX_READINGS, BatchStatus, begin_reading
 from tests.support.batch_bench import BatchBench, line, lines
 from tests.support.clock import Clock
@@ -21,7 +21,9 @@ def bench(tmp_path: Path) -> BatchBench:
     return BatchBench(tmp_path)
 
 
-def take_turns(turns: Turns, clock: Clock, costs: dict[str, float], *, until: Callable[[list[str]], bool]) -> list[str]:
+def take_turns(
+    turns: TimeShares, clock: Clock, costs: dict[str, float], *, until: Callable[[list[str]], bool]
+) -> list[str]:
     """Let threads go on whose steps take so many seconds of the clock. Returns whose step each was."""
     order: list[str] = []
     together = threading.Barrier(len(costs) + 1)
@@ -51,7 +53,7 @@ def take_turns(turns: Turns, clock: Clock, costs: dict[str, float], *, until: Ca
 
 def test_those_who_read_have_equal_time_however_long_their_steps_take() -> None:
     clock = Clock(0.0)
-    order = take_turns(Turns(clock), clock, {"large": 1.0, "small": 0.125}, until=lambda order: len(order) >= 90)
+    order = take_turns(TimeShares(clock), clock, {"large": 1.0, "small": 0.125}, until=lambda order: len(order) >= 90)
     # Eight small steps take as long as a large one.
     assert abs(order.count("small") - 8 * order.count("large")) <= 8
     assert all(order[start : start + 9].count("large") <= 2 for start in range(len(order) - 9))
@@ -59,7 +61,7 @@ def test_those_who_read_have_equal_time_however_long_their_steps_take() -> None:
 
 def test_who_comes_late_does_not_take_what_the_others_have_had() -> None:
     clock = Clock(0.0)
-    turns = Turns(clock)
+    turns = TimeShares(clock)
     order: list[str] = []
 
     def come_late() -> None:
@@ -96,7 +98,7 @@ class Waiting:
             is_stopping=self.is_stopping.is_set,
             on_end=lambda job: self.ended.append(job.job_id),
             start=start_thread,
-            turns=Turns(clock),
+            shares=TimeShares(clock),
         )
         self.proceed = {name: threading.Event() for name in map(str, range(MAX_INTAKES + 1))}
 

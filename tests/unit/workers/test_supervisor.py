@@ -28,7 +28,6 @@ from workers.process.supervisor import (
     MAX_EARLY_CRASHES,
     Supervisor,
     WorkerCrashedError,
-    describe_exit,
     end_idle,
     stop_all,
 )
@@ -235,12 +234,6 @@ def test_urgent_stop_does_not_wait(nursery: Nursery) -> None:
 
     assert time.monotonic() - started_at < 5
     assert not supervisor.is_running
-
-
-def test_exit_is_told_in_words() -> None:
-    assert describe_exit(1) == "exit code 1"
-    assert describe_exit(-9) == "signal SIGKILL"
-    assert describe_exit(-200) == "signal 200"
 
 
 def claim(job: JobDir) -> str:
