@@ -19,7 +19,7 @@ def check_head(headers: Sequence[tuple[bytes, bytes]], *, http_version: str) -> 
 def _check_host(hosts: list[bytes], *, http_version: str) -> None:
     """RFC 9112, section 3.2: HTTP/1.1 has exactly one, and it is a host."""
     if len(hosts) > 1 or (not hosts and http_version == "1.1"):
-        raise ApiError(400, f"the request has {len(hosts) or 'no'} headers Host; send one")
+        raise ApiError(400, f"the request has {f'{len(hosts)} headers' if hosts else 'no header'} Host; send one")
     if hosts and not _HOST.match(hosts[0]):
         raise ApiError(400, "the header Host is not a host with or without a port, as in localhost:8000")
 

@@ -23,6 +23,11 @@ from batcher.submission.readers.wide_rows import PIECE_BYTES, cut
 #: What every Parquet file begins with.
 MAGIC = b"PAR1"
 _MAX_TABLE_ROWS = 4096
+#: How a text may be stored that pyarrow can leave in its dictionaries. It reads others, but can't make these of them.
+_IN_DICTIONARIES = frozenset({"PLAIN", "PLAIN_DICTIONARY", "RLE_DICTIONARY", "RLE", "BIT_PACKED"})
+#: Stored as what differs from the text before, which may be small for a large one: fewer rows are held.
+_BY_DIFFERENCE = "DELTA_BYTE_ARRAY"
+_MAX_ROWS_BY_DIFFERENCE = 512
 #: A column of a row group that takes less when it is unpacked is nobody's concern.
 _FREE_COLUMN_BYTES = 256 << 20
 #: Bytes of a value that is not text, at most, but for arrays of a fixed length.
@@ -59,11 +64,15 @@ def read_tables(file: BinaryIO, name: str, *, bounds: Bounds) -> Iterator[TableB
 
 
 def _open(file: BinaryIO, name: str) -> tuple[pq.ParquetFile, pa.Schema]:
-    """The file, whose texts come in dictionaries, and its schema without these."""
+    """The file, whose texts come in dictionaries where that can be, and its schema without these."""
     try:
         metadata = pq.read_metadata(file)
         check_num_columns(name, metadata.num_columns)
-        texts = [leaf.path for leaf in _leaves(metadata) if _is_text(leaf)]
+        texts = [
+            leaf.path
+            for i, leaf in enumerate(_leaves(metadata))
+            if _is_text(leaf) and _encodings(metadata, i) <= _IN_DICTIONARIES
+        ]
         parquet = pq.ParquetFile(
             file,
             metadata=metadata,
@@ -115,6 +124,12 @@ def _is_text(leaf: pq.ColumnSchema) -> bool:
     return bool(leaf.physical_type == "BYTE_ARRAY" and leaf.logical_type.type != "DECIMAL")
 
 
+def _encodings(metadata: pq.FileMetaData, column: int) -> set[str]:
+    """How the values of a column are stored, in any row group."""
+    groups = range(metadata.num_row_groups)
+    return {encoding for group in groups for encoding in metadata.row_group(group).column(column).encodings}
+
+
 def _check_groups(parquet: pq.ParquetFile, name: str, bounds: Bounds) -> None:
     """Raise InputError for a row group that may take much memory though it is small in the file."""
     leaves = _leaves(parquet.metadata)
@@ -145,7 +160,7 @@ def _check_groups(parquet: pq.ParquetFile, name: str, bounds: Bounds) -> None:
 
 def _batches(parquet: pq.ParquetFile, name: str) -> Iterator[pa.RecordBatch]:
     try:
-        yield from parquet.iter_batches(batch_size=_rows_at_once(parquet.metadata))
+        yield from _read(parquet)
     except pa.ArrowInvalid as exc:
         column = _unreadable_column(parquet)
         if column is None:
@@ -156,12 +171,22 @@ def _batches(parquet: pq.ParquetFile, name: str) -> Iterator[pa.RecordBatch]:
         ) from exc
 
 
+def _read(parquet: pq.ParquetFile, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """All columns, or those of these names."""
+    metadata = parquet.metadata
+    # pyarrow makes no batch of nested texts in dictionaries that belong to more than one row group.
+    is_nested = any(_is_text(leaf) and (leaf.max_repetition_level or "." in leaf.path) for leaf in _leaves(metadata))
+    groups = range(metadata.num_row_groups)
+    for some in [[group] for group in groups] if is_nested else [list(groups)]:
+        yield from parquet.iter_batches(batch_size=_rows_at_once(metadata), row_groups=some, columns=columns)
+
+
 def _unreadable_column(parquet: pq.ParquetFile) -> str | None:
     """The first column that cannot be read alone, where others can."""
     bad = []
     for name in parquet.schema_arrow.names:
         try:
-            for _ in parquet.iter_batches(batch_size=_rows_at_once(parquet.metadata), columns=[name]):
+            for _ in _read(parquet, [name]):
                 pass
         except (OSError, pa.ArrowException):
             bad.append(name)
@@ -198,4 +223,6 @@ def _rows_at_once(metadata: pq.FileMetaData) -> int:
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     row_bytes: int = max((group.total_byte_size // group.num_rows for group in groups if group.num_rows), default=0)
     row_bytes = max(row_bytes, sum(max(_VALUE_BYTES, leaf.length) for leaf in _leaves(metadata)))
-    return max(1, min(_MAX_TABLE_ROWS, PIECE_BYTES // max(1, row_bytes)))
+    is_by_difference = any(_BY_DIFFERENCE in _encodings(metadata, i) for i in range(metadata.num_columns))
+    max_rows = _MAX_ROWS_BY_DIFFERENCE if is_by_difference else _MAX_TABLE_ROWS
+    return max(1, min(max_rows, PIECE_BYTES // max(1, row_bytes)))

@@ -19,7 +19,6 @@ import weakref
 from collections.abc import Sequence
 from io import IOBase
 
-from batcher.endings import describe_exit
 from batcher.errors import EngineError
 from workers.engines.llama.chat_frames import (
     EXIT_NO_MEMORY,
@@ -173,7 +172,7 @@ class _EndedError(Exception):
         if self._exit_code in (EXIT_NO_MEMORY, -signal.SIGKILL):
             return "needs more memory than it may have"
         if self._exit_code < 0:
-            return f"ends Python with {describe_exit(self._exit_code)}"
+            return f"ends Python with {signal.Signals(-self._exit_code).name}"
         raise ChatProcessError(str(self)) from self
 
 
