@@ -22,10 +22,13 @@ engine_contract.py  the tests that every engine passes
 manual_engine.py    an engine that answers when it is told to
 fake_model.py       a model that computes nothing, below the real engine
 tiny_gguf.py        a real model file, tiny and random
+zoo.py              the same of every architecture that the engine is tried on
+vocabularies.py     and of every kind of vocabulary
 attention_op.py     one attention of llama.cpp's alone, and what it should come to
 tiny_engine.py      the real engine on it
 plain_decoding.py   decoding by the definitions, to compare with
 bare_llama.py       llama.cpp alone: quantizes, decodes a token of each sequence
+regret.py           an engine's tokens judged by llama.cpp alone
 
 The API
 api_client.py       requests without sockets

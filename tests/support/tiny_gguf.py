@@ -70,7 +70,7 @@ def write_tiny_gguf(
     `sharpness` is about the standard deviation of its logits; `end_bias` is about what goes on top of end-of-text's.
     """
     marks = FILL_IN_MARKS if can_fill_in else ()
-    tokens = [*_byte_alphabet(), *MERGED, "ld", *marks, END_OF_TEXT]
+    tokens = [*byte_alphabet(), *MERGED, "ld", *marks, END_OF_TEXT]
     num_control = len(marks) + 1
     types = [gguf.TokenType.NORMAL] * (len(tokens) - num_control) + [gguf.TokenType.CONTROL] * num_control
     end = len(tokens) - 1
@@ -138,7 +138,7 @@ def _add_tensors(
             writer.add_tensor(f"blk.{layer}.{name}.weight", np.ones(shape.width, np.float32))
 
 
-def _byte_alphabet() -> list[str]:
+def byte_alphabet() -> list[str]:
     """GPT-2's printable character for each byte, in order of bytes (openai/gpt-2, encoder.py `bytes_to_unicode`)."""
     printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     alphabet, extra = [], 0
