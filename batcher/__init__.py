@@ -14,6 +14,7 @@ runs.
 errors.py        the tree of errors, with exit codes
 endings.py       how a process ended, in words
 types.py         the nouns that pass between modules
+constraints.py   what a completion can be held to, checked by its form
 ids.py           what ids and names of models may look like
 paths.py         what `~` means in front of a path
 machine.py       cores and memory that this process may use

@@ -58,6 +58,38 @@ class RowError:
     param: str | None = None
 
 
+class ConstraintKind(StrEnum):
+    """What the text of a constraint is: a JSON schema, nothing (any JSON object), a JSON array of strings of which the
+    completion is one, a regular expression, or a context-free grammar by Lark or by llama.cpp (GBNF)."""
+
+    JSON_SCHEMA = "json_schema"
+    JSON_OBJECT = "json_object"
+    CHOICE = "choice"
+    REGEX = "regex"
+    LARK = "lark"
+    GBNF = "gbnf"
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """What every completion of a request must be. Made by `batcher.constraints`, so that equal ones have equal texts.
+
+    The order of a schema's properties counts: completions have them in that order.
+    """
+
+    kind: ConstraintKind
+    text: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> "Constraint":
+        """The constraint whose `str` this is."""
+        kind, _, own = text.partition(":")
+        return cls(ConstraintKind(kind), own)
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.text}"
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How a request is sampled; the documented parameters, with the documented defaults.
@@ -75,6 +107,7 @@ class SamplingParams:
     it where they come. `include_stop_str_in_output` leaves a stop string in the text. `bad_words` are never
     generated. For chats: `add_generation_prompt` opens the answer, `continue_final_message` goes on with the last
     message instead, `chat_template_kwargs` is the JSON text of an object of further variables for the template.
+    `constraint` is what every text must be, whatever is drawn.
     """
 
     max_tokens: int = DEFAULT_MAX_TOKENS
@@ -102,6 +135,7 @@ class SamplingParams:
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     chat_template_kwargs: str = ""
+    constraint: Constraint | None = None
 
     @property
     def num_drawn(self) -> int:

@@ -4,6 +4,7 @@ jobs.py      jobs begin: run, submit, open
 job.py       a job: status, wait, results, retry, resume, cancel, export
 source.py    paths, dicts and tables as inputs
 options.py   the options of jobs and workers, checked
+constraint.py  those of them that say what every text must be
 results.py   results as tables of Arrow, pandas, Polars
 order.py     the order of steps by which a job begins and goes on; also for the command line
 work.py      a job is worked on: here, or by the workers of a broker

@@ -6,12 +6,14 @@ Numbers have the bounds of `batcher run --help`. None, for an option that can be
 import difflib
 import inspect
 import numbers
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Annotated, Any, TypedDict, TypeVar, get_type_hints
 
 from pydantic import ConfigDict, Field, ValidationError, create_model
 
+from batcher.api.constraint import read_constraint
 from batcher.errors import InputError
 from batcher.openai.fields import MAX_INT32, MAX_MAX_TOKENS, MAX_SEED, MAX_STOPS
 from batcher.openai.parameters import shown
@@ -49,6 +51,14 @@ class JobOptions(TypedDict, total=False):
     stop: _Text | Sequence[_Text]
     #: Of the job, from which each row derives its own. [drawn]
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None
+    #: JSON schema that every text keeps to: an object, a pydantic model, a file's path, or JSON text. [none]
+    json_schema: dict[str, Any] | str | os.PathLike[str] | type | None
+    #: The texts of which every text is one. [none]
+    choice: Sequence[_Text]
+    #: Regular expression that every text matches as a whole. [none]
+    regex: _Text | None
+    #: Context-free grammar of every text, of Lark or GBNF: a file's path, or the grammar. [none]
+    grammar: str | os.PathLike[str] | None
     #: Column that holds the prompt. ["prompt"]
     prompt_column: str | None
     #: Column that holds the custom_id. ["custom_id", else the row]
@@ -201,7 +211,9 @@ def submit_options(
     )
     return SubmitOptions(
         default_model=default_model,
-        params=SamplingParams(**given, stop=stops, top_k=max(0, options.get("top_k", 0))),
+        params=SamplingParams(
+            **given, stop=stops, top_k=max(0, options.get("top_k", 0)), constraint=read_constraint(options)
+        ),
         known_models=known_models,
         context_lengths=context_lengths,
         row_timeout_s=options.get("row_timeout"),

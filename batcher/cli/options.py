@@ -237,8 +237,25 @@ input_options = _chain(
     ),
 )
 
+#: What every completion must be, for rows that don't say. Parameters: json_schema, choice, regex, grammar.
+_constraint_options = _chain(
+    option("--json-schema", metavar="FILE|JSON", help="Have every text be JSON that keeps to this JSON schema."),
+    option(
+        "--choice",
+        multiple=True,
+        metavar="TEXT",
+        help="Have every text be one of these; given once for each.",
+    ),
+    option("--regex", metavar="PATTERN", help="Have every text match this regular expression as a whole."),
+    option(
+        "--grammar",
+        metavar="FILE|TEXT",
+        help="Have every text be one of this context-free grammar, of Lark or of llama.cpp (GBNF).",
+    ),
+)
+
 #: Defaults for rows that don't say. Parameters: max_tokens, temperature, top_p, top_k, min_p, repetition_penalty, stop,
-#: seed.
+#: seed, and those of `_constraint_options`.
 sampling_options = _chain(
     option(
         "--max-tokens",
@@ -294,6 +311,7 @@ sampling_options = _chain(
         help="Seed of the job, from which every row without a seed derives its own. [default: drawn at submit, and "
         "noted in manifest.json]",
     ),
+    _constraint_options,
 )
 
 

@@ -24,10 +24,17 @@ from batcher.jobdir import sealed
 from batcher.jobdir.local_store import LOCAL
 from batcher.jobdir.sealed import MissingFileError
 from batcher.jobdir.store import Store
-from batcher.types import ErrorCode, Request, RequestFacts, RowError, SamplingParams
+from batcher.types import Constraint, ErrorCode, Request, RequestFacts, RowError, SamplingParams
 
-#: The column of a parameter by its type; that of a tuple is a list.
-_COLUMN_TYPES = {int: pa.int32(), float: pa.float64(), bool: pa.bool_(), str: pa.string()}
+#: The column of a parameter by its type; that of a tuple is a list. Of a constraint the text is kept once, however many
+#: rows have it.
+_COLUMN_TYPES = {
+    int: pa.int32(),
+    float: pa.float64(),
+    bool: pa.bool_(),
+    str: pa.string(),
+    Constraint: pa.dictionary(pa.int32(), pa.string()),
+}
 
 
 def _parameter_fields() -> Iterator[pa.Field]:
@@ -197,6 +204,8 @@ def _parameter_columns(params: Sequence[SamplingParams]) -> dict[str, pa.Array]:
     for name in _RARE_NAMES:
         if all(value == _DEFAULTS[name] for value in values[name]):
             del values[name]
+    if "constraint" in values:
+        values["constraint"] = [None if one is None else str(one) for one in values["constraint"]]
     values["biased_tokens"] = [[token for token, _ in one.logit_bias] for one in distinct]
     values["biases"] = [[bias for _, bias in one.logit_bias] for one in distinct]
     columns = {name: _array(name, column) for name, column in values.items()}
@@ -224,7 +233,7 @@ def _shard_rows(requests: pa.StructArray) -> tuple[ShardRow, ...]:
     found = {requests.type.field(i).name for i in range(requests.type.num_fields)}
     arrays = {name: requests.field(name) for name in REQUEST_FIELDS.names if name in found}
     same = {name: _absent(name) for name in REQUEST_FIELDS.names if name not in found}
-    same |= {name: _value(array[0]) for name, array in arrays.items() if _is_same(array)}
+    same |= {name: _values(array.slice(0, 1))[0] for name, array in arrays.items() if _is_same(array)}
     columns = {name: _values(array) for name, array in arrays.items() if name not in same}
 
     def column(name: str) -> Iterable[Any]:
@@ -279,13 +288,11 @@ def _is_same(array: pa.Array) -> bool:
     return len(array) == 1 or bool(array.slice(1).equals(array.slice(0, len(array) - 1)))
 
 
-def _value(scalar: pa.Scalar) -> Any:
-    value = scalar.as_py()
-    return tuple(value) if isinstance(value, list) else value
-
-
 def _values(array: pa.Array) -> Sequence[Any]:
     """The values of a column, lists as tuples."""
+    if pa.types.is_dictionary(array.type):
+        constraints = [Constraint.parse(text) for text in array.dictionary.to_pylist()]
+        return [None if at is None else constraints[at] for at in array.indices.to_pylist()]
     values: list[Any] = array.to_pylist()
     return [tuple(value) for value in values] if pa.types.is_list(array.type) else values
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Flag, StrEnum
+from types import UnionType
 from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BeforeValidator, Field
@@ -53,7 +54,8 @@ class BodyField:
     def is_compound(self) -> bool:
         """Whether its values are arrays or objects."""
         kind = get_args(self.annotation)[0] if get_origin(self.annotation) is Annotated else self.annotation
-        return get_origin(kind) in (list, dict)
+        kinds = get_args(kind) if get_origin(kind) is UnionType else (kind,)
+        return any(get_origin(each) in (list, dict) for each in kinds)
 
     def asks_for_nothing(self, value: Any) -> bool:
         """Whether a refused field may have this value. Takes no longer for a large value."""

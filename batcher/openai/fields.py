@@ -20,6 +20,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from batcher.openai.body_field import BodyField, Of, Use, array, integer, number, text
+from batcher.openai.constraint_fields import CONSTRAINTS
 from batcher.openai.unsupported_fields import HARMLESS, REFUSED
 
 MAX_STOPS = 16
@@ -394,7 +395,7 @@ _OF_CHATS = (
     ),
 )
 
-HONOURED = (*_OF_ROWS, *_OF_BODIES, *_PENALTIES_AND_BIAS, *_EXTENSIONS, *_OF_CHATS)
+HONOURED = (*_OF_ROWS, *_OF_BODIES, *_PENALTIES_AND_BIAS, *_EXTENSIONS, *CONSTRAINTS, *_OF_CHATS)
 FIELDS: tuple[BodyField, ...] = (*HONOURED, *HARMLESS, *REFUSED)
 
 

@@ -12,7 +12,10 @@ from batcher.openai.body_field import BodyField
 from batcher.openai.fields import MAX_STOPS, PARAMETERS, variables_text
 from batcher.openai.parameters import shown
 from batcher.openai.unsupported_fields import TEMPLATE_FIELDS
-from batcher.types import SamplingParams
+from batcher.types import Constraint, SamplingParams
+
+#: Of a constraint in parameters that are kept.
+_MAX_KEPT_CHARS = 16_384
 
 #: What the template gets from the request itself: `chat_template_kwargs` must not say otherwise.
 _VARIABLES_OF_THE_REQUEST = frozenset(
@@ -59,6 +62,8 @@ _look_up = lru_cache(maxsize=256)(_replace)
 
 def _is_small(value: Any) -> bool:
     """Whether a parameter may be kept: what clients send can be large."""
+    if isinstance(value, Constraint):
+        return len(value.text) <= _MAX_KEPT_CHARS
     return not isinstance(value, str | tuple) or len(value) <= MAX_STOPS
 
 
@@ -81,11 +86,19 @@ def _given(found: BaseModel, *, is_chat: bool) -> dict[str, Any]:
         field = known[name]
         assert field.param is not None
         value = field.convert(value) if field.convert is not None else value
-        if given.setdefault(field.param, value) != value:
-            both = f"is {shown(value)} and {said_by[field.param]} {shown(given[field.param])}"
-            refuse(field.name, f"{both}; give one of them")
+        if given.get(field.param) is None:
+            # None is what a field asks for that wants no constraint: another may want one.
+            given[field.param] = value
+        elif value is not None and given[field.param] != value:
+            refuse(field.name, _contradiction(value, said_by[field.param], given[field.param]))
         said_by[field.param] = field.name
     return given
+
+
+def _contradiction(value: Any, other: str, other_value: Any) -> str:
+    if isinstance(value, Constraint):
+        return f"and {other} say both what the text must be; give one of them"
+    return f"is {shown(value)} and {other} {shown(other_value)}; give one of them"
 
 
 def _of_chat(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

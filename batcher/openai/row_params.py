@@ -119,6 +119,10 @@ def _json_value(value: Any) -> Any:
             return from_json(value)
         except ValueError:
             return value
+    return _without_nulls(value)
+
+
+def _without_nulls(value: Any) -> Any:
     if isinstance(value, dict):
-        return {str(key): item for key, item in value.items() if item is not None}
-    return value
+        return {str(key): _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value

@@ -32,7 +32,6 @@ HARMLESS = (
 )
 
 _NO_TOOLS = "tools are not supported; leave it out"
-_NO_CONSTRAINT = "constrained output is not supported; leave it out, and check the text"
 _NO_SAMPLER = "this sampler is not supported; leave it out"
 _NOT_GIVEN = "the answer does not hold that; leave it out"
 _IS_FOR_TEXT = "it is for /v1/completions; leave it out"
@@ -43,15 +42,11 @@ REFUSED = (
     # What the output must look like.
     *refused(_NO_TOOLS, tools=([],), functions=([],)),
     *refused(_NO_TOOLS, tool_choice=("none", "auto"), function_call=("none", "auto")),
-    *refused('only {"type": "text"} is supported', response_format=({"type": "text"},)),
     *refused('only ["text"] is supported', modalities=(["text"],)),
     *refused("audio is not supported; leave it out", audio=()),
     *refused("there is no web search; leave it out", web_search_options=()),
     *refused("there is no moderation; leave it out", moderation=()),
-    *refused(_NO_CONSTRAINT, structured_outputs=({},), structural_tag=()),
-    *refused(_NO_CONSTRAINT, guided_json=(), guided_regex=(), guided_choice=(), guided_grammar=()),
-    *refused(_NO_CONSTRAINT, guided_json_object=(False,)),
-    *refused(_NO_CONSTRAINT, grammar=("",), json_schema=(), regex=(), ebnf=(), format=("",)),
+    *refused("use response_format or structured_outputs", structural_tag=(), regex=(), ebnf=(), format=("",)),
     # How tokens are drawn.
     *refused("use logit_bias", allowed_token_ids=()),
     *refused("use logit_bias, bad_words or the penalties", logits_processors=([],), custom_logit_processor=()),

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[3]
 FLOORS: tuple[dict[str, tuple[str, ...]], ...] = (
     {
         "the ground": (
+            "batcher.constraints",
             "batcher.endings",
             "batcher.errors",
             "batcher.gguf",
@@ -87,6 +88,13 @@ NARROW = {
         "numpy",
         "jinja2",
     ),
+    "workers.engines.llama.grammars": (
+        "batcher.types",
+        "batcher.errors",
+        "workers.engines.llama",
+        "numpy",
+        "llguidance",
+    ),
     "workers.engines.llama.binding": (
         "batcher.types",
         "batcher.errors",
@@ -104,6 +112,9 @@ KNOWN_TO = {
     "workers.engines.llama": ("workers.engines",),
     # `batcher tune` tries these out, and submit says what a sequence can hold.
     "workers.engines.llama.settings": ("workers.engines", "workers.tuning", "batcher.api"),
+    # Submit compiles what is the job's.
+    "workers.engines.llama.grammars": ("workers.engines", "batcher.api"),
+    "llguidance": ("workers.engines.llama.grammars",),
     "llama_cpp": ("workers.engines.llama.binding",),
     "jinja2": ("workers.engines.llama",),
     "celery": ("workers.queue", "workers.child"),

@@ -14,7 +14,7 @@ from batcher.arrow.values import json_text
 from batcher.errors import CorruptFileError
 from batcher.jobdir import local_store, sealed
 from batcher.jobdir.shards import REQUEST_FIELDS, Shard, ShardRow, conform, read_request_facts, read_shard, write_shard
-from batcher.types import ErrorCode, Request, RequestFacts, RowError, SamplingParams
+from batcher.types import Constraint, ConstraintKind, ErrorCode, Request, RequestFacts, RowError, SamplingParams
 
 NO_COLUMNS = pa.table({"": pa.nulls(1)}).select([])
 
@@ -45,6 +45,7 @@ PARAMS: dict[str, st.SearchStrategy[Any]] = {
     "add_generation_prompt": st.booleans(),
     "continue_final_message": st.booleans(),
     "chat_template_kwargs": texts,
+    "constraint": st.none() | st.builds(Constraint, st.sampled_from(ConstraintKind), texts),
 }
 requests = st.builds(
     Request,

@@ -258,8 +258,9 @@ def test_usage_comes_only_in_a_stream_that_asks_for_it() -> None:
         (CHAT | {"audio": {"voice": "v"}}, 'audio is {"voice": "v"}; audio is not supported; leave it out'),
         (CHAT | {"modalities": ["text", "audio"]}, 'modalities is ["text", "audio"]; only ["text"] is supported'),
         (
-            CHAT | {"response_format": {"type": "json_object"}},
-            'response_format is {"type": "json_object"}; only {"type": "text"} is supported',
+            CHAT | {"response_format": {"type": "json"}},
+            'response_format.type is "json"; use {"type": "json_schema", "json_schema": {"schema": ...}}, '
+            '{"type": "json_object"} or {"type": "text"}',
         ),
         (
             TEXT | {"stream_options": {"include_usage": True}},
@@ -327,7 +328,7 @@ def test_unknown_fields_are_told_by_a_server_that_ignores_them() -> None:
     assert parse(chat, ignores_unknown=True).ignored == ("messages[].z", "messages[].content[].y")
     many = parse(TEXT | {f"x{number}" * 100: 1 for number in range(1000)}, ignores_unknown=True).ignored
     assert (len(many), max(map(len, many))) == (20, 60)
-    assert refusal(TEXT | {"guided_json": {}}, ignores_unknown=True).param == "guided_json"
+    assert refusal(TEXT | {"structural_tag": {}}, ignores_unknown=True).param == "structural_tag"
 
 
 def test_sequences_of_a_request_are_bounded() -> None:

@@ -10,6 +10,7 @@ scores.py     log-probabilities of prompts, beside the KV cells
 sequence.py   one prompt being decoded
 twins.py      requests that must get the same answer
 gate.py       engines side by side, or one request alone
+grammars.py   constraints, compiled and followed; the only file that imports llguidance
 prompts.py    a request's prompt and words as tokens
 chat.py       the model's chat template
 chat_writer.py  writes chats by it, in a process of its own

@@ -26,6 +26,7 @@ except (ImportError, OSError, RuntimeError) as exc:  # no such package, no such 
     raise MissingPackageError(f"llama-cpp-python can't be loaded here: {exc}; `batcher doctor` has the remedy") from exc
 
 __all__ = [
+    "address_of",
     "chat_template",
     "describe_build",
     "free_gpu_memory",
@@ -91,6 +92,13 @@ def free_gpu_memory() -> int | None:
             memory(device, ctypes.byref(free), ctypes.byref(total))
             found.append(free.value)
     return sum(found) or None
+
+
+def address_of(function: str) -> int:
+    """Where a function of llama.cpp lies, for native code that calls it."""
+    address = ctypes.cast(getattr(llama_cpp.llama_cpp._lib, function), ctypes.c_void_p).value
+    assert address is not None
+    return address
 
 
 def load_ggml() -> ctypes.CDLL:

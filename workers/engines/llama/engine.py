@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 
 from batcher.errors import EngineError, ModelError
-from batcher.types import EngineStats, FinishReason, RowError, SamplingParams, TokenLogprob
+from batcher.types import EngineStats, ErrorCode, FinishReason, RowError, SamplingParams, TokenLogprob
 from workers.engines.base import (
     ALL_ABILITIES,
     Ability,
@@ -29,6 +29,7 @@ from workers.engines.base import (
 )
 from workers.engines.llama.echo import echo_of
 from workers.engines.llama.gate import Gate
+from workers.engines.llama.grammars import GrammarError, Grammars
 from workers.engines.llama.kv_cache import KvCache, Placement
 from workers.engines.llama.model import Model
 from workers.engines.llama.prompts import Prompts
@@ -76,6 +77,7 @@ class LlamaEngine:
         self._model = model
         self._vocabulary = model.vocabulary
         self._prompts = Prompts(model.vocabulary, chat_template=model.chat_template, limit=cache.cells_per_sequence)
+        self._grammars = Grammars(model.vocabulary)
         self._cache = cache
         self._max_batch_tokens = max_batch_tokens
         self._scheduler = Scheduler(cache, max_batch_tokens=max_batch_tokens, max_scored_tokens=model.max_scored_tokens)
@@ -188,6 +190,13 @@ class LlamaEngine:
         if isinstance(prompt, RowError):
             sink(SequenceResult(request.key, error=prompt))
             return None
+        constraint = request.params.constraint
+        try:
+            matching = None if constraint is None else self._grammars.begin(constraint)
+        except GrammarError as exc:
+            why = f"{constraint.kind.value if constraint else ''}: {exc}"
+            sink(SequenceResult(request.key, error=RowError(ErrorCode.INVALID_REQUEST, why)))
+            return None
         tell = None if on_delta is None else partial(_tell, on_delta, request.key)
         adjustment = self._prompts.adjust(request.params, prompt)
         transcript = transcript_of(
@@ -198,7 +207,7 @@ class LlamaEngine:
             is_echoing=request.is_echoing,
         )
         fitted = self._prompts.fit(request, prompt)
-        sequence = Sequence(fitted, prompt, sink, ticket, on_start, transcript=transcript)
+        sequence = Sequence(fitted, prompt, sink, ticket, on_start, transcript=transcript, matching=matching)
         if fitted.params.max_tokens or fitted.scores_prompt:
             return sequence
         self._answer_uncomputed(sequence)
@@ -311,7 +320,7 @@ class LlamaEngine:
             )
             logits = logits[wanted.ready_rows]
         ready = batch.ready
-        rows = self._adjust(logits, ready) if any(s.transcript for s in ready) else logits
+        rows = self._adjust(logits, ready) if any(s.transcript or s.matching for s in ready) else logits
         tokens = self._sampler.sample(rows, [s.request.params for s in ready], [s.draws for s in ready])
         self._postprocess(batch, tokens, logits)
 
@@ -322,6 +331,9 @@ class LlamaEngine:
             if sequence.transcript is not None and sequence.transcript.adjustment is not None:
                 generated = self._scheduler.completion(sequence)
                 rows[at] = sequence.transcript.adjustment.apply(rows[at], generated)
+            if sequence.matching is not None:
+                allowed = sequence.matching.allowed(self._vocabulary.size)
+                rows[at] = np.where(allowed, rows[at], np.float32(-np.inf))
         return rows
 
     def _place(self, batch: StepBatch) -> None:
@@ -367,6 +379,9 @@ class LlamaEngine:
         for at, sequence in enumerate(batch.ready):
             if sequence.transcript is not None:
                 is_stopped[at], is_end[at] = self._note(sequence, sampled[at], logits[at], is_end=bool(is_end[at]))
+            if sequence.matching is not None and not is_end[at]:
+                sequence.matching.follow(sampled[at])
+                is_stopped[at] |= sequence.matching.is_complete
         is_full = self._scheduler.advance(batch, tokens, is_end=is_end)
         for at in np.flatnonzero(is_stopped | is_full).tolist():
             self._finish(batch.ready[at], FinishReason.STOP if is_stopped[at] else FinishReason.LENGTH)

@@ -7,6 +7,7 @@ import numpy as np
 
 from batcher.types import Choice, ErrorCode, FinishReason, RowError, TokenLogprob, Usage
 from workers.engines.base import OnStart, SequenceRequest, SequenceResult, Sink, Ticket, ignore_start
+from workers.engines.llama.grammars import Matching
 from workers.engines.llama.kv_cache import Tokens
 from workers.engines.llama.sampling.sampler import Draws
 from workers.engines.llama.sampling.transcript import Transcript
@@ -46,6 +47,8 @@ class Sequence:
     was_preempted: bool = False
     #: Whether its prompt is in its transcript, for a request that is to echo it.
     is_echoed: bool = False
+    #: Where its text stands in the constraint that it has to keep to, if there is one.
+    matching: Matching | None = None
     draws: Draws = field(init=False)
 
     def __post_init__(self) -> None:

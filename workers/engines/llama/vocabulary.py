@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batcher.errors import EngineError
-from workers.engines.llama.binding import chat_template, llama_cpp, load_gguf
+from workers.engines.llama.binding import address_of, chat_template, llama_cpp, load_gguf
 from workers.engines.llama.kv_cache import Tokens
 
 
@@ -88,10 +88,27 @@ class Vocabulary:
         """As `piece`, but a special token is written by its name."""
         return self.piece(token) or self._written(token)
 
+    def entries(self) -> list[tuple[bytes, bool]]:
+        """Each token as it is written, and whether it is special rather than text. Takes a fraction of a second."""
+        return [(self._written(token), self._is_special(token)) for token in range(self.size)]
+
+    @property
+    def tokenize_call(self) -> tuple[int, int]:
+        """The addresses of llama.cpp's vocabulary and of the function that tokenizes by it, for native code."""
+        return int(self._vocab), address_of("llama_tokenize")
+
     @cached_property
     def is_end(self) -> npt.NDArray[np.bool_]:
         """Of each token, whether the model ends its text with it. Shape: (size,)."""
         return np.fromiter((llama_cpp.llama_vocab_is_eog(self._vocab, token) for token in range(self.size)), np.bool_)
+
+    def _is_special(self, token: int) -> bool:
+        attributes = llama_cpp.llama_vocab_get_attr(self._vocab, token)
+        if attributes & llama_cpp.LLAMA_TOKEN_ATTR_CONTROL:
+            return True
+        text = self._written(token) if attributes & llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED else b""
+        # Some models have marks such as <think> as tokens of the user's.
+        return text.startswith(b"<") and text.endswith(b">")
 
     def _text(self, token: int | None) -> str:
         text = None if token is None else llama_cpp.llama_vocab_get_text(self._vocab, token)

@@ -1,0 +1,111 @@
+"""What a completion can be held to, as users write it: schemas, choices, regular expressions, grammars.
+
+The functions make a `Constraint` of a value, or raise ValueError that says what it is instead and what to do: it goes
+behind the name of the option or field. They look at the value's form alone, in time and memory in proportion to it.
+Whether a schema or a grammar can be kept to is known where it is compiled.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from batcher.types import Constraint, ConstraintKind
+
+#: Characters of a constraint. Each request has it along, and its engine compiles it.
+MAX_CHARS = 1_000_000
+#: Strings of a choice.
+MAX_CHOICES = 10_000
+#: Objects and arrays inside of each other in a schema.
+MAX_DEPTH = 100
+
+#: How grammars of Lark, as llguidance takes them, are told from those of llama.cpp.
+_IS_LARK = re.compile(r"^\s*(%llguidance\b|start\s*:(?!:=))", re.MULTILINE)
+
+_SCHEMA_REMEDY = "use a JSON schema: an object, true or false"
+
+JSON_OBJECT = Constraint(ConstraintKind.JSON_OBJECT)
+
+
+def json_schema(schema: Any) -> Constraint:
+    """Of a JSON schema, as a value or as its JSON text."""
+    if isinstance(schema, str):
+        if len(schema) > MAX_CHARS:
+            raise _too_long(len(schema))
+        try:
+            schema = json.loads(schema)
+        except (ValueError, RecursionError) as exc:
+            raise ValueError(f"is no JSON ({exc}); {_SCHEMA_REMEDY}") from exc
+    if not isinstance(schema, dict | bool):
+        raise ValueError(f"is {_kind(schema)}; {_SCHEMA_REMEDY}")
+    if _is_deeper(schema, MAX_DEPTH):
+        raise ValueError(f"has more than {MAX_DEPTH} levels; use $ref and $defs for what repeats")
+    try:
+        text = json.dumps(schema, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError) as exc:
+        raise ValueError(f"is no JSON ({exc}); {_SCHEMA_REMEDY}") from exc
+    return _bounded(ConstraintKind.JSON_SCHEMA, text)
+
+
+def choice(choices: Sequence[str]) -> Constraint:
+    """Of the texts that a completion may be."""
+    if isinstance(choices, str) or not all(isinstance(each, str) and each for each in choices):
+        raise ValueError("has what is no text; use strings that are not empty")
+    distinct = list(dict.fromkeys(choices))
+    if not distinct:
+        raise ValueError("is empty; give the texts that a completion may be")
+    if len(distinct) > MAX_CHOICES:
+        raise ValueError(f"has {len(distinct):,} texts; use at most {MAX_CHOICES:,}")
+    return _bounded(ConstraintKind.CHOICE, json.dumps(distinct, ensure_ascii=False, separators=(",", ":")))
+
+
+def regex(pattern: str) -> Constraint:
+    """Of a regular expression that the whole completion must match."""
+    if not isinstance(pattern, str) or not pattern:
+        problem = "empty" if pattern == "" else _kind(pattern)
+        raise ValueError(f"is {problem}; use a regular expression that the whole text must match")
+    return _bounded(ConstraintKind.REGEX, pattern)
+
+
+def grammar(text: str) -> Constraint:
+    """Of a context-free grammar, in the notation of Lark or GBNF."""
+    if not isinstance(text, str) or not text.strip():
+        problem = "empty" if isinstance(text, str) else _kind(text)
+        raise ValueError(f"is {problem}; use a grammar of Lark, with a rule start, or of GBNF, with a rule root")
+    return _bounded(ConstraintKind.LARK if _IS_LARK.search(text) else ConstraintKind.GBNF, text)
+
+
+def _bounded(kind: ConstraintKind, text: str) -> Constraint:
+    if len(text) > MAX_CHARS:
+        raise _too_long(len(text))
+    try:
+        text.encode()
+    except UnicodeEncodeError as exc:
+        raise ValueError(f"is no text ({exc.reason}); use characters that UTF-8 has") from exc
+    return Constraint(kind, text)
+
+
+def _too_long(num_chars: int) -> ValueError:
+    return ValueError(f"has {num_chars:,} characters; use at most {MAX_CHARS:,}")
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    """Whether more than `depth` objects and arrays lie inside of each other."""
+    level = [value]
+    for _ in range(depth):
+        level = [inner for outer in level for inner in _inside(outer)]
+        if not level:
+            return False
+    return True
+
+
+def _inside(value: Any) -> list[Any]:
+    """The objects and arrays in one."""
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [each for each in values if isinstance(each, dict | list)]
+
+
+def _kind(value: Any) -> str:
+    """What JSON calls a value."""
+    kinds = {type(None): "null", list: "an array", int: "a number", float: "a number", str: "a string"}
+    return kinds.get(type(value), f"of type {type(value).__name__}")
