@@ -19,6 +19,7 @@ ids.py           what ids and names of models may look like
 paths.py         what `~` means in front of a path
 machine.py       cores and memory that this process may use
 gguf.py          what a model file says of itself
+model_memory.py  the memory that a model takes, by its header
 model_files.py   which file a model's name means
 installation.py  what is installed, and the line that installs the rest
 startup.py       what a process does before its large imports

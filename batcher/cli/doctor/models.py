@@ -18,6 +18,7 @@ from batcher.endings import describe_exit
 from batcher.errors import ModelError
 from batcher.machine import Memory, read_memory
 from batcher.model_files import ModelRef, is_gguf
+from batcher.model_memory import CacheNeed
 from batcher.types import EngineConfig
 
 #: Seconds. It takes some tenths of one, and longer on a network file system that is busy.
@@ -49,7 +50,8 @@ tuned = find_tuned(loader.Path(sys.argv[1]), uses_gpu=False)
 print(json.dumps({
     "description": found.description,
     "num_bytes": found.num_bytes,
-    "kv_bytes_per_token": found.kv_bytes_per_token,
+    "token_bytes": found.cache_need.token,
+    "state_bytes": found.cache_need.state,
     "context_length": min(loader.DEFAULT_CONTEXT_LENGTH, found.trained_context_length),
     "num_slots": tuned.values.num_slots if tuned else loader.DEFAULT_NUM_SLOTS,
     "cache_share": loader.MAX_CACHE_SHARE,
@@ -64,7 +66,8 @@ class _Outline:
 
     description: str
     num_bytes: int
-    kv_bytes_per_token: int
+    token_bytes: int
+    state_bytes: int
     context_length: int
     num_slots: int
     cache_share: float
@@ -177,8 +180,7 @@ def _outline(path: Path) -> _Outline | None:
 def _reckon(outline: _Outline, wishes: EngineConfig, memory: Memory) -> _Need:
     """What a worker would take, by the rules of workers/engines/llama/loader.py."""
     context_length = wishes.context_length or outline.context_length
-    # Models without attention have no KV cache.
-    slot = max(1, context_length * outline.kv_bytes_per_token)
+    slot = CacheNeed(outline.token_bytes, outline.state_bytes).slot(context_length)
     room = max(0, memory.available - outline.num_bytes)
     return _Need(
         weights=outline.num_bytes,

@@ -361,7 +361,7 @@ def test_outline_is_what_a_worker_finds_when_it_loads_the_model(tiny: ModelRef) 
 
     assert outline is not None
     assert (outline.num_bytes, outline.description) == (model.num_bytes, model.description)
-    assert outline.kv_bytes_per_token == model.kv_bytes_per_token
+    assert (outline.token_bytes, outline.state_bytes) == (model.cache_need.token, model.cache_need.state)
     model.close()
 
 
@@ -474,7 +474,7 @@ def test_models_of_one_worker_share_the_memory(tiny: ModelRef, monkeypatch: pyte
 def test_memory_of_a_gpu_is_not_judged_by_the_machines(
     tiny: ModelRef, monkeypatch: pytest.MonkeyPatch, gpu_layers: int | None, is_checked: bool
 ) -> None:
-    outline = model_checks._Outline("llama", 2 * GIB, 512, 512, 32, 0.5, has_gpu=True)
+    outline = model_checks._Outline("llama", 2 * GIB, 512, 0, 512, 32, 0.5, has_gpu=True)
     monkeypatch.setattr(model_checks, "_outline", lambda path: outline)
     monkeypatch.setattr(model_checks, "read_memory", lambda: Memory(GIB, GIB))
 

@@ -7,6 +7,7 @@ import pytest
 
 from batcher.errors import ModelError
 from batcher.machine import Cores, read_memory
+from batcher.model_memory import CacheNeed
 from batcher.types import Demand, EngineConfig
 from workers.engines.llama import loader
 from workers.engines.llama.binding import free_gpu_memory, gpu_libraries, supports_gpu
@@ -31,7 +32,7 @@ CHOOSE_ALL = EngineConfig()
 #: A model of 128 KiB a token, which is 256 MiB a slot, on four cores with plenty of memory.
 ROOMY = Situation(
     trained_context_length=8192,
-    kv_bytes_per_token=128 * 1024,
+    cache_need=CacheNeed(128 * 1024, 0),
     uses_gpu=False,
     free_memory=200 * GIB,
     cores=Cores(4, 4),

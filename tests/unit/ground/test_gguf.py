@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import gguf
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batcher.gguf import trained_context_length
+from batcher.gguf import ArrayLength, Tensor, read_header, trained_context_length
 from tests.support.tiny_gguf import write_tiny_gguf
 
 
@@ -38,6 +39,42 @@ def test_it_is_found_behind_arrays_and_other_numbers(tmp_path: Path) -> None:
     assert trained_context_length(path) == 40960
 
 
+def test_header_has_values_and_tensors(tmp_path: Path) -> None:
+    path = tmp_path / "whole.gguf"
+    writer = gguf.GGUFWriter(path, "lfm2")
+    writer.add_type("model")
+    writer.add_block_count(3)
+    writer.add_head_count_kv([0, 8, 4])
+    writer.add_token_list(["x" * number for number in range(5000)])
+    writer.add_token_scores([0.5] * 5000)
+    writer.add_chat_template("{{ ä }}")
+    writer.add_tensor("blk.0.attn_k.weight", np.zeros((3, 32), np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+    header = read_header(path)
+
+    assert header is not None
+    assert (header.architecture, header.kind) == ("lfm2", "model")
+    assert (header.number("block_count"), header.number("expert_count"), header.number("expert_count", 7)) == (3, 0, 7)
+    assert (header.numbers("attention.head_count_kv"), header.number("attention.head_count_kv")) == ((0, 8, 4), 8)
+    assert header.values["tokenizer.ggml.tokens"] == header.values["tokenizer.ggml.scores"] == ArrayLength(5000)
+    assert header.values["tokenizer.chat_template"] == "{{ ä }}"
+    assert header.tensors == {"blk.0.attn_k.weight": Tensor((32, 3), 1)}
+
+
+def test_header_that_ends_too_early_is_none(tmp_path: Path) -> None:
+    whole = write_tiny_gguf(tmp_path / "tiny.gguf").read_bytes()
+    header = read_header(tmp_path / "tiny.gguf")
+    assert header is not None
+    assert len(header.tensors) == 3 + 2 * 9
+    for num_bytes in (0, 3, 24, 100, 2000, whole.index(b"blk.1.ffn_norm.weight")):
+        (tmp_path / "cut.gguf").write_bytes(whole[:num_bytes])
+        assert read_header(tmp_path / "cut.gguf") is None
+
+
 def test_file_that_does_not_say_or_is_none_gives_nothing(tmp_path: Path, head: bytes) -> None:
     path = tmp_path / "x.gguf"
     assert trained_context_length(path) is None
@@ -55,6 +92,7 @@ def test_damaged_head_is_no_crash(tmp_path_factory: pytest.TempPathFactory, head
     path.write_bytes(damaged)
 
     found = trained_context_length(path)
+    read_header(path)
 
     assert found is None or 0 <= found < 2**64
 
@@ -66,3 +104,4 @@ def test_arrays_nested_without_end_are_no_crash(tmp_path: Path) -> None:
     path.write_bytes(b"GGUF" + (3).to_bytes(4, "little") + bytes(8) + (1).to_bytes(8, "little") + key + array * 10_000)
 
     assert trained_context_length(path) is None
+    assert read_header(path) is None

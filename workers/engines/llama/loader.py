@@ -101,7 +101,7 @@ def choose(
     """The settings for this machine, whose memory is looked at now, with the weights of `model` in it."""
     situation = Situation(
         trained_context_length=model.trained_context_length,
-        kv_bytes_per_token=model.kv_bytes_per_token,
+        cache_need=model.cache_need,
         uses_gpu=uses_gpu(config),
         free_memory=available_memory(on_gpu=uses_gpu(config)),
         cores=read_cores(),

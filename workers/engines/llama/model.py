@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from batcher.errors import EngineError, ModelError
+from batcher.model_memory import CacheNeed, model_need, whole_cells
 from workers.engines.llama.binding import chat_template, last_errors, llama_cpp, load_gguf
 from workers.engines.llama.kv_cache import Placement
 from workers.engines.llama.scores import max_scored_tokens
-from workers.engines.llama.settings import whole_cells
 from workers.engines.llama.step import StepBatch
 from workers.engines.llama.vocabulary import Vocabulary
 
@@ -41,6 +41,8 @@ class Model:
         self.vocabulary = Vocabulary(self._model)
         self.trained_context_length: int = llama_cpp.llama_model_n_ctx_train(self._model)
         self.num_bytes: int = llama_cpp.llama_model_size(self._model)
+        #: What each slot is going to take.
+        self.cache_need = _cache_need(path)
         #: Tokens whose logits one decode may give beside one for each slot.
         self.max_scored_tokens = max_scored_tokens(self.vocabulary.size)
 
@@ -55,13 +57,6 @@ class Model:
     def chat_template(self) -> str | None:
         """The Jinja source that the GGUF carries; None where it has none."""
         return chat_template(self._model)
-
-    @property
-    def kv_bytes_per_token(self) -> int:
-        """Bytes of KV cache (f16) a token takes."""
-        heads = max(1, llama_cpp.llama_model_n_head(self._model))
-        width = llama_cpp.llama_model_n_embd(self._model) // heads * llama_cpp.llama_model_n_head_kv(self._model)
-        return int(2 * 2 * width * llama_cpp.llama_model_n_layer(self._model))
 
     def open_context(self, size: ContextSize) -> None:
         """Allocate KV cache and compute buffers. Raises ModelError where memory does not suffice."""
@@ -79,12 +74,15 @@ class Model:
         # One stream per sequence: each attends to its own cells only. In a unified cache a shared prefix needs no copy,
         # but every sequence looks at the cells of all others, if only to find them masked.
         params.kv_unified = False
+        # Layers with a sliding window keep the cells before it, too: a beginning is copied from them for another
+        # prompt, which may be cut within them.
+        params.swa_full = True
         # As llama.cpp itself chooses. It skips the masked cells that pad every sequence to a multiple of 256.
         params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO
         params.no_perf = True
         self._context = llama_cpp.llama_init_from_model(self._model, params)
         if not self._context:
-            gib = size.num_slots * size.context_length * self.kv_bytes_per_token / 2**30
+            gib = size.num_slots * self.cache_need.slot(size.context_length) / 2**30
             raise ModelError(
                 f"{self.path}: llama.cpp could not make a context of {size.num_slots} slots x "
                 f"{size.context_length} tokens ({gib:.1f} GiB of KV cache): {last_errors()}; "
@@ -135,6 +133,13 @@ class Model:
         if self._model:
             llama_cpp.llama_model_free(self._model)
             self._model = None
+
+
+def _cache_need(path: Path) -> CacheNeed:
+    need = model_need(path)
+    if need is None:
+        raise ModelError(f"{path}: its header can't be read to reckon the memory that it takes; download it again")
+    return need.cache
 
 
 class BatchArrays:

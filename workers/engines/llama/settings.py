@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from batcher.errors import ModelError
 from batcher.machine import Cores
+from batcher.model_memory import CacheNeed, whole_cells
 from batcher.types import UNKNOWN_DEMAND, Demand, EngineConfig
 
 #: llama.h, LLAMA_MAX_SEQ.
@@ -20,9 +21,6 @@ DEFAULT_NUM_GPU_SLOTS = 128
 
 #: Tokens a sequence may take, prompt and completion, unless the model was trained for fewer.
 DEFAULT_CONTEXT_LENGTH = 2048
-
-#: llama.cpp gives each sequence a multiple of so many cells.
-CELLS_STEP = 256
 
 #: Most tokens of one decode: enough for a chunk of prompt for every slot.
 DEFAULT_BATCH_TOKENS = 2048
@@ -66,7 +64,7 @@ class Situation:
     """
 
     trained_context_length: int
-    kv_bytes_per_token: int
+    cache_need: CacheNeed
     uses_gpu: bool
     free_memory: int
     cores: Cores
@@ -74,7 +72,7 @@ class Situation:
 
     def most_slots(self, context_length: int) -> int:
         """The slots of `context_length` tokens that memory has room for; one at least."""
-        return max(1, int(self.cache_memory / self._slot_bytes(context_length)))
+        return max(1, int(self.cache_memory / self.cache_need.slot(context_length)))
 
     @property
     def cache_memory(self) -> float:
@@ -85,12 +83,8 @@ class Situation:
         """Why there are no more slots than `most_slots`."""
         sharing = f", for {self.demand.num_workers} workers," if self.demand.num_workers > 1 else ""
         where = "free GPU memory" if self.uses_gpu else "free memory"
-        free, slot = _size_text(self.free_memory), _size_text(self._slot_bytes(context_length))
+        free, slot = _size_text(self.free_memory), _size_text(self.cache_need.slot(context_length))
         return f"half of {free} of {where}{sharing} / {slot} a slot"
-
-    def _slot_bytes(self, context_length: int) -> int:
-        # Models without attention have no KV cache.
-        return max(1, context_length * self.kv_bytes_per_token)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,11 +170,6 @@ def choose_settings(config: EngineConfig, situation: Situation, *, tuned: TunedV
 def context_limit(context_length: int | None, *, trained: int) -> int:
     """Tokens that a sequence can hold: as `--ctx` says, else the default or what the model was trained for."""
     return whole_cells(min(trained, DEFAULT_CONTEXT_LENGTH) if context_length is None else context_length)
-
-
-def whole_cells(num_tokens: int) -> int:
-    """The cells that llama.cpp gives a sequence of so many tokens."""
-    return -(-num_tokens // CELLS_STEP) * CELLS_STEP
 
 
 def _choose_context_length(config: EngineConfig, situation: Situation) -> Setting:
