@@ -11,7 +11,7 @@ import pyarrow.dataset as ds
 
 from batcher.errors import InputError, MissingPackageError
 from batcher.jobdir.folder import JobDir
-from batcher.jobdir.results import result_schema
+from batcher.jobdir.results import job_schema
 from batcher.manage.export import finished_counts, finished_tables
 from batcher.types import RowStatus
 
@@ -28,7 +28,8 @@ class Results:
 
     Columns are `row` (int64, the number of the input row from 0), `custom_id`, `index` (int32, the number of the
     choice), `status` ("ok" or "error"), `text`, `finish_reason`, the token counts, `error_code`, `error_message` and
-    more, as docs/results.md has them, then those of the input with their types. Rows are in the order of the input: by
+    more, as docs/results.md has them, with a schema `output` and with choices `label`, then those of the input with
+    their types. Rows are in the order of the input: by
     `row` and `index`.
 
     Reading raises CorruptFileError, with the remedy, for a file that was damaged, and StorageError where the disk says
@@ -45,7 +46,7 @@ class Results:
     @property
     def schema(self) -> pa.Schema:
         """Names and types of the columns."""
-        return result_schema(self._job.manifest.carried)
+        return job_schema(self._job.manifest)
 
     @property
     def columns(self) -> list[str]:
@@ -107,7 +108,9 @@ class Results:
         """The first rows, for a notebook."""
         import html
 
-        names = ["row", "custom_id", "status", "text", "error_message", *self._job.manifest.carried.names]
+        manifest = self._job.manifest
+        further = (*manifest.optional.names, *manifest.carried.names)
+        names = ["row", "custom_id", "status", "text", "error_message", *further]
         rows = (row for batch in self.to_batches(names) for row in batch.slice(0, _SHOWN_ROWS).to_pylist())
         shown = list(itertools.islice(rows, _SHOWN_ROWS))
         head = "".join(f"<th>{html.escape(name)}</th>" for name in names)

@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from batcher.model_files import ModelRef
     from batcher.submission.source import SubmitOptions
 
+#: Parts of a schema that have no type of their own.
+NUM_PARTS_LISTED = 10
+
 files_argument = click.argument("files", nargs=-1, required=True, metavar="FILE...")
 quiet_option = option("--quiet", "-q", is_flag=True, help="No progress; only the summary, and what went wrong.")
 workers_option = option(
@@ -290,7 +293,19 @@ def _submit(
     elif not quiet:
         refused = f" ({manifest.num_refused:,} refused)" if manifest.num_refused else ""
         click.echo(f"Submitted {manifest.num_rows:,} rows{refused} in {len(manifest.shards):,} shards.", err=True)
+        _say_json_parts(options)
     return begun.summary
+
+
+def _say_json_parts(options: "SubmitOptions") -> None:
+    """What of the results' `output` is text, so that nobody looks for fields in it."""
+    from batcher.jobdir.optional_columns import json_parts
+
+    parts = json_parts(options.params)
+    for part in parts[:NUM_PARTS_LISTED]:
+        click.echo(f"Note: JSON text in the results: {part}.", err=True)
+    if len(parts) > NUM_PARTS_LISTED:
+        click.echo(f"Note: so are {len(parts) - NUM_PARTS_LISTED:,} more parts of the schema.", err=True)
 
 
 def _warn_of_damage(damage: "Damage") -> None:

@@ -9,6 +9,7 @@ folder.py      the paths and records of one job
 root.py        the jobs of a jobs root, and which folder a job id means
 shards.py      shard files: validated requests
 results.py     chunks and parts: finished rows
+optional_columns.py  result columns that only some jobs have
 refused.py     the parts of refused rows
 attempts.py    what an attempt leaves for those after it
 verdict.py     what crashes mean for the next attempt: suspects, rows set aside

@@ -36,7 +36,8 @@ class Manifest:
     carried input columns, as base64 of its IPC message. `fingerprint` identifies inputs and options, so that the same
     command given again is known as a resume. `row_timeout_s` bounds the time of each choice, from its first prefill.
     No choice takes more than `longest_request` tokens, prompt and completion, by the bytes of its prompt. `uid` is of
-    this job alone, whatever its name; "" in jobs of version 2.
+    this job alone, whatever its name; "" in jobs of version 2. `optional_ipc` is the schema of its optional result
+    columns (see `optional_columns`), likewise; "" where it has none.
     """
 
     job_id: str
@@ -53,12 +54,18 @@ class Manifest:
     row_timeout_s: float | None = None
     longest_request: int | None = None
     uid: str = ""
+    optional_ipc: str = ""
     version: int = MANIFEST_VERSION
 
     @property
     def carried(self) -> pa.Schema:
         """Names and types of the input columns that go along to the results."""
-        return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(self.carried_ipc)))
+        return _decode_schema(self.carried_ipc)
+
+    @property
+    def optional(self) -> pa.Schema:
+        """Names and types of the result columns that not all jobs have, see `optional_columns`."""
+        return _decode_schema(self.optional_ipc) if self.optional_ipc else pa.schema([])
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -80,6 +87,10 @@ _MANIFEST = TypeAdapter(Manifest)
 def encode_schema(schema: pa.Schema) -> str:
     """`Manifest.carried_ipc` of a schema."""
     return base64.b64encode(schema.serialize().to_pybytes()).decode("ascii")
+
+
+def _decode_schema(text: str) -> pa.Schema:
+    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
@@ -126,8 +137,9 @@ def _contradiction(manifest: Manifest) -> str:
     ):
         if said != found:
             return f"{name} is {said}, its shards add up to {found}"
-    try:
-        _ = manifest.carried
-    except (ValueError, OSError, pa.ArrowException) as exc:
-        return f"carried_ipc is no schema: {exc}"
+    for name, schema in (("carried_ipc", manifest.carried_ipc), ("optional_ipc", manifest.optional_ipc)):
+        try:
+            _ = _decode_schema(schema) if schema or name == "carried_ipc" else None
+        except (ValueError, OSError, pa.ArrowException) as exc:
+            return f"{name} is no schema: {exc}"
     return ""

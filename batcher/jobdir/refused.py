@@ -27,6 +27,6 @@ def commit_parts(job: JobDir, manifest: Manifest, shards: Iterable[ShardInfo], *
         shard = read_shard(job.shard_path(info.shard), carried=manifest.carried, store=job.store)
         created = int(manifest.created_at.timestamp())
         completions = [Completion(row.request, id="", created=created, error=row.error) for row in shard.rows]
-        table = build_table(completions, carried=shard.carried, attempt=None, worker=None)
+        table = build_table(completions, carried=shard.carried, attempt=None, worker=None, optional=manifest.optional)
         num_written += write_file(job.part_path(info.shard), table, guard=guard, store=job.store)
     return num_written

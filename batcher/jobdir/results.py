@@ -20,8 +20,10 @@ import pyarrow.compute as pc
 
 from batcher.arrow.tables import take_rows
 from batcher.errors import CorruptFileError
-from batcher.jobdir import sealed
+from batcher.jobdir import optional_columns, sealed
 from batcher.jobdir.local_store import LOCAL
+from batcher.jobdir.manifest import Manifest
+from batcher.jobdir.optional_columns import ResultRow
 from batcher.jobdir.sealed import MissingFileError
 from batcher.jobdir.store import Guard, Store
 from batcher.openai.answers import CHAT_OBJECT, COMPLETION_OBJECT, logprobs_object
@@ -108,26 +110,40 @@ class Counts:
         )
 
 
-def result_schema(carried: pa.Schema) -> pa.Schema:
-    """The schema of every chunk and part of a job whose carried input columns are `carried`."""
-    return pa.schema([*RESULT_FIELDS, *carried])
+def job_schema(manifest: Manifest) -> pa.Schema:
+    """The schema of every chunk and part of a job."""
+    return result_schema(manifest.carried, optional=manifest.optional)
+
+
+def result_schema(carried: pa.Schema, *, optional: pa.Schema = optional_columns.NONE) -> pa.Schema:
+    """The schema of results with the carried input columns `carried`, and of `optional_columns` those of `optional`."""
+    return pa.schema([*RESULT_FIELDS, *optional, *carried])
 
 
 def build_table(
-    completions: Sequence[Completion], *, carried: pa.Table, attempt: int | None, worker: str | None
+    completions: Sequence[Completion],
+    *,
+    carried: pa.Table,
+    attempt: int | None,
+    worker: str | None,
+    optional: pa.Schema = optional_columns.NONE,
 ) -> pa.Table:
     """The result rows of `completions`; `carried` has one row for each of them, in the same order."""
     rows: list[dict[str, Any]] = []
+    sources: list[ResultRow] = []
     positions: list[int] = []
     for position, completion in enumerate(completions):
         new = _result_rows(completion)
         rows.extend(new)
+        sources.extend(ResultRow(completion.request, choice) for choice in completion.choices or (None,))
         positions.extend([position] * len(new))
     columns = {name: pa.array([row.get(name) for row in rows], type_) for name, type_ in _types().items()}
     columns["attempts"] = pa.array([attempt] * len(rows), pa.int32())
     columns["worker"] = pa.array([worker] * len(rows), pa.string())
+    further = optional_columns.fill(optional, sources)
     going_along = take_rows(carried, positions).columns
-    return pa.Table.from_arrays([*columns.values(), *going_along], schema=result_schema(carried.schema))
+    schema = result_schema(carried.schema, optional=optional)
+    return pa.Table.from_arrays([*columns.values(), *further, *going_along], schema=schema)
 
 
 def write_file(path: Path, table: pa.Table, *, guard: Guard | None = None, store: Store = LOCAL) -> bool:

@@ -5,7 +5,7 @@ so a running job can be looked into. The file is written under a temporary name 
 sees it whole.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from itertools import groupby
@@ -22,7 +22,14 @@ from batcher.errors import CorruptFileError, InputError, JobError
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.local_store import replacing
 from batcher.jobdir.manifest import ShardInfo
-from batcher.jobdir.results import RESULT_FIELDS, Counts, join_tables, read_chunks, read_counts, result_schema
+from batcher.jobdir.results import (
+    RESULT_FIELDS,
+    Counts,
+    job_schema,
+    join_tables,
+    read_chunks,
+    read_counts,
+)
 from batcher.jobdir.shards import read_custom_ids, read_request_facts
 from batcher.manage.delete import own_names
 from batcher.manage.finish import finalize
@@ -75,7 +82,7 @@ def export(
             f"{job.path}: the job is not complete ({len(job.pending_shards())} of {len(job.manifest.shards)} shards "
             "open); `batcher resume` finishes it, --partial exports what is there"
         )
-    schema = result_schema(job.manifest.carried)
+    schema = job_schema(job.manifest)
     with replacing(target) as temp:
         if suffix == ".jsonl":
             return _write_jsonl(temp, job, layout=layout)
@@ -94,7 +101,7 @@ def finished_tables(job: JobDir) -> Iterator[pa.Table]:
 
 def finished_counts(job: JobDir) -> Counts:
     """What the result rows that exist now add up to, of parts by their footers alone. Raises as `finished_tables`."""
-    schema = result_schema(job.manifest.carried)
+    schema = job_schema(job.manifest)
     total = Counts()
     for info in job.manifest.shards:
         part = job.part_path(info.shard)
@@ -109,7 +116,7 @@ def finished_counts(job: JobDir) -> Counts:
 
 
 def _finished_shards(job: JobDir) -> Iterator[tuple[ShardInfo, pa.Table]]:
-    schema = result_schema(job.manifest.carried)
+    schema = job_schema(job.manifest)
     for info in job.manifest.shards:
         table = _finished_table(job, info, schema)
         if table.num_rows:
@@ -172,12 +179,13 @@ def _csv_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def _write_jsonl(path: Path, job: JobDir, *, layout: ExportFormat) -> int:
     num_lines = 0
+    optional = job.manifest.optional.names
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for rows, facts in _finished_requests(job, with_carried=layout is ExportFormat.ROWS):
             if layout is ExportFormat.OPENAI:
                 line = _batch_line(job, rows, facts=facts)
             else:
-                line = _response_object(rows, facts=facts)
+                line = _response_object(rows, facts=facts, optional=optional)
             file.write(f"{json_line(line)}\n")
             num_lines += 1
     return num_lines
@@ -191,7 +199,7 @@ def write_batch_output(
     With `unrun`, the reason, rows that are not finished have lines among the failed, so that every custom_id is in one
     of the two. One pass, shard by shard. Returns the lines in each.
     """
-    schema = result_schema(job.manifest.carried)
+    schema = job_schema(job.manifest)
     num_ok = num_failed = 0
     for info in job.manifest.shards:
         table = _finished_table(job, info, schema).select(RESULT_FIELDS.names)
@@ -272,13 +280,19 @@ def _requests(table: pa.Table) -> Iterator[list[dict[str, Any]]]:
         yield list(rows)
 
 
-def _response_object(rows: list[dict[str, Any]], *, facts: RequestFacts) -> dict[str, Any]:
-    """One request's documented response or error object, with its row, custom_id, status and carried columns."""
+def _response_object(rows: list[dict[str, Any]], *, facts: RequestFacts, optional: Sequence[str]) -> dict[str, Any]:
+    """One request's documented response or error object, with its row, custom_id, status and carried columns.
+
+    Of the columns `optional` each choice has its own values.
+    """
     first = rows[0]
     line: dict[str, Any] = {key: first[key] for key in ("row", "custom_id", "status")}
     line |= completion_body(rows, facts=facts)
+    for choice, row in zip(line.get("choices", ()), rows, strict=False):
+        choice.update({name: row[name] for name in optional})
+    own = frozenset((*RESULT_FIELDS.names, *optional))
     for name, value in first.items():
-        if name in RESULT_FIELDS.names:
+        if name in own:
             continue
         key = name
         while key in _BODY_KEYS or key in line:

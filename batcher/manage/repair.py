@@ -21,7 +21,7 @@ from batcher.errors import BatcherError, CorruptFileError, JobError, StorageErro
 from batcher.jobdir.folder import JobDir, unset_success
 from batcher.jobdir.manifest import ShardInfo
 from batcher.jobdir.refused import commit_refused
-from batcher.jobdir.results import Counts, read_counts, read_rows, result_schema
+from batcher.jobdir.results import Counts, job_schema, read_counts, read_rows
 from batcher.jobdir.sealed import MissingFileError
 from batcher.jobdir.shards import read_row_numbers
 
@@ -69,7 +69,7 @@ def sound_counts(job: JobDir, info: ShardInfo) -> Counts | None:
 def read_part(job: JobDir, shard: int) -> pa.Table:
     """Read a part whole. Raises CorruptFileError with the remedy, another StorageError where it can't be read."""
     try:
-        return read_rows(job.part_path(shard), result_schema(job.manifest.carried), store=job.store)
+        return read_rows(job.part_path(shard), job_schema(job.manifest), store=job.store)
     except CorruptFileError as exc:
         raise with_remedy(exc, job) from exc
 
@@ -124,7 +124,7 @@ def _check_manifest(job: JobDir, info: ShardInfo, counts: Counts) -> None:
 
 def _check_part(job: JobDir, info: ShardInfo, path: Path) -> Counts:
     counts = _check_footer(job, info, path)
-    table = read_rows(path, result_schema(job.manifest.carried), store=job.store)
+    table = read_rows(path, job_schema(job.manifest), store=job.store)
     if Counts.of(table) != counts:
         raise CorruptFileError(f"{path}: its rows are not what its footer says")
     try:

@@ -26,7 +26,6 @@ from batcher.jobdir.shards import conform
 #: Each is a column of every result file, so more than this is a mistake in the input.
 MAX_COLUMNS = 1000
 
-_OUR_NAMES = frozenset(RESULT_FIELDS.names)
 _PREFIXES = re.compile("^(input_)+")
 
 #: Integers up to here are exact as doubles.
@@ -67,13 +66,14 @@ class CarriedColumns:
     A column whose name is that of a result column gets the prefix `input_`, again and again while that is taken; one
     whose name another column has gets `_2`, `_3` and so on. Upper and lower case count as the same, as they do for
     DuckDB and Spark. Names are given in order of appearance and then stay, because shard files are written before the
-    whole input is known.
+    whole input is known. `optional` are the result columns that this job has and not all do.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, optional: Sequence[str] = ()) -> None:
         self._names: dict[str, str] = {}
+        self._ours = frozenset((*RESULT_FIELDS.names, *optional))
         #: In lower case.
-        self._taken = set(_OUR_NAMES)
+        self._taken = set(self._ours)
         self._kinds: dict[str, _Kind] = {}
 
     @property
@@ -146,7 +146,7 @@ class CarriedColumns:
 
     def _free_name(self, name: str) -> str:
         chosen, number = name, 1
-        is_ours = _PREFIXES.sub("", name.lower()) in _OUR_NAMES
+        is_ours = _PREFIXES.sub("", name.lower()) in self._ours
         while chosen.lower() in self._taken:
             number += 1
             chosen = f"input_{chosen}" if is_ours else f"{name}_{number}"

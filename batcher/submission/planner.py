@@ -14,6 +14,7 @@ from batcher.errors import InputError, JobError
 from batcher.ids import check_id
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.manifest import Manifest, encode_schema
+from batcher.jobdir.optional_columns import optional_schema
 from batcher.jobdir.refused import commit_parts
 from batcher.jobdir.root import check_place
 from batcher.jobdir.sending import Send
@@ -94,7 +95,8 @@ def _write_job(job: JobDir, source: Source, on_progress: Callable[[int], None], 
 def _write_shards(job: JobDir, source: Source, on_progress: Callable[[int], None], checkpoint: Checkpoint) -> Manifest:
     created_at = datetime.now(UTC)
     options = source.options
-    carried = CarriedColumns()
+    optional = optional_schema(options.params)
+    carried = CarriedColumns(optional=optional.names)
     splitter = Splitter(
         lambda number, shard: _create_shard(job, number, shard), carried=carried, shard_rows=options.shard_rows
     )
@@ -130,6 +132,7 @@ def _write_shards(job: JobDir, source: Source, on_progress: Callable[[int], None
         row_timeout_s=options.row_timeout_s,
         longest_request=splitter.longest_request,
         uid=secrets.token_hex(16),
+        optional_ipc=encode_schema(optional) if optional.names else "",
     )
 
 

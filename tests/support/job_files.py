@@ -1,6 +1,7 @@
 """Job directories for tests, made of the real files: shards, parts and chunks as submit and workers write them."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pyarrow as pa
 from batcher.ids import ID_PATTERN
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.manifest import Manifest, ShardInfo, encode_schema
+from batcher.jobdir.optional_columns import NONE, optional_schema
 from batcher.jobdir.results import build_table, read_file, write_file
 from batcher.jobdir.shards import Shard, ShardRow, write_shard
 from batcher.manage.finish import finalize
@@ -37,6 +39,15 @@ def ok(row: int, *, num_choices: int = 1, text: str = "text", tokens: int = 3, c
     return Completion(make_request(row, *prompts), f"cmpl-{row}", CREATED, choices)
 
 
+def answered(
+    row: int, *texts: str, params: SamplingParams, finish_reason: FinishReason = FinishReason.STOP
+) -> Completion:
+    """A completion of one prompt, whose choices have these texts."""
+    choices = tuple(Choice(index, text, finish_reason, Usage(5, 3), 12.5) for index, text in enumerate(texts))
+    request = make_request(row, params=replace(params, n=len(texts)))
+    return Completion(request, f"cmpl-{row}", CREATED, choices)
+
+
 def failed(row: int, code: ErrorCode = ErrorCode.TIMEOUT) -> Completion:
     return Completion(make_request(row), f"cmpl-{row}", CREATED, error=RowError(code, f"row {row}: {code.value}"))
 
@@ -57,16 +68,19 @@ def make_job(
     models: Sequence[str | None] | None = None,
     refusals: Mapping[int, RowError] | None = None,
     carried: pa.Schema = CARRIED,
+    params: SamplingParams | None = None,
 ) -> JobDir:
     """A submitted job whose shards have these requests, or so many rows that count on over them.
 
-    `models` are those of counted shards; None: a shard of refused rows. `refusals` are those of single rows.
+    `models` are those of counted shards; None: a shard of refused rows. `refusals` are those of single rows. `params`
+    are the defaults, and those of counted rows.
     """
     job, infos, num_rows = JobDir(path), [], 0
+    optional = optional_schema(params or SamplingParams())
     for shard, content in enumerate(shards):
         if isinstance(content, int):
             model = models[shard] if models else MODEL
-            requests = [make_request(num_rows + i, model=model or MODEL) for i in range(content)]
+            requests = [make_request(num_rows + i, model=model or MODEL, params=params) for i in range(content)]
         else:
             model, requests = content[0].model, list(content)
         num_rows += len(requests)
@@ -82,27 +96,35 @@ def make_job(
         created_at=datetime(2026, 1, 1, tzinfo=UTC),
         inputs=("prompts.jsonl",),
         fingerprint="f",
-        defaults=SamplingParams(),
+        defaults=params or SamplingParams(),
         default_model=MODEL,
         seed=7,
         num_rows=num_rows,
         num_refused=sum(info.num_rows for info in infos if info.model is None),
         carried_ipc=encode_schema(carried),
+        optional_ipc=encode_schema(optional) if optional.names else "",
         shards=tuple(infos),
     )
     assert job.create_manifest(manifest)
     return job
 
 
-def result_table(completions: Sequence[Completion], *, attempt: int = 1, carried: pa.Schema = CARRIED) -> pa.Table:
+def result_table(
+    completions: Sequence[Completion],
+    *,
+    attempt: int = 1,
+    carried: pa.Schema = CARRIED,
+    optional: pa.Schema = NONE,
+) -> pa.Table:
     rows = [completion.request.row for completion in completions]
-    return build_table(completions, carried=carried_of(rows, carried), attempt=attempt, worker="w1")
+    return build_table(completions, carried=carried_of(rows, carried), attempt=attempt, worker="w1", optional=optional)
 
 
 def write_part(job: JobDir, shard: int, completions: Sequence[Completion]) -> None:
     """Commit a shard, as a worker that claimed it does."""
     attempt = job.claim_attempt(shard, worker="w1")
-    table = result_table(completions, attempt=attempt, carried=job.manifest.carried)
+    manifest = job.manifest
+    table = result_table(completions, attempt=attempt, carried=manifest.carried, optional=manifest.optional)
     assert write_file(job.part_path(shard), table)
 
 
@@ -110,7 +132,9 @@ def write_chunk(
     job: JobDir, shard: int, completions: Sequence[Completion], *, attempt: int = 1, sequence: int = 1
 ) -> Path:
     path = job.chunk_path(shard, attempt=attempt, uid="ab12", sequence=sequence)
-    assert write_file(path, result_table(completions, attempt=attempt, carried=job.manifest.carried))
+    manifest = job.manifest
+    table = result_table(completions, attempt=attempt, carried=manifest.carried, optional=manifest.optional)
+    assert write_file(path, table)
     return path
 
 

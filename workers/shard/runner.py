@@ -39,7 +39,7 @@ from batcher.jobdir import attempts
 from batcher.jobdir.attempts import Cause, Journal
 from batcher.jobdir.folder import Claim, JobDir
 from batcher.jobdir.listing import ChunkFile
-from batcher.jobdir.results import build_table, join_tables, read_chunks, result_schema, write_file
+from batcher.jobdir.results import build_table, job_schema, join_tables, read_chunks, write_file
 from batcher.jobdir.shards import read_shard
 from batcher.jobdir.verdict import Verdict, judge
 from batcher.types import Choice, Completion, RowError
@@ -215,7 +215,7 @@ class _ShardRun:
         self._shard = read_shard(
             job.shard_path(shard), carried=job.manifest.carried, num_rows=info.num_rows, store=job.store
         )
-        self._schema = result_schema(job.manifest.carried)
+        self._schema = job_schema(job.manifest)
         self._saved = read_chunks([chunk.path for chunk in chunks], self._schema, store=job.store)
         self._num_flushes = 0
         self._inbox: queue.SimpleQueue[SequenceResult | EngineError] = queue.SimpleQueue()
@@ -416,6 +416,7 @@ class _ShardRun:
             carried=take_rows(self._shard.carried, positions),
             attempt=self._attempt,
             worker=self._context.worker,
+            optional=self._job.manifest.optional,
         )
 
     def _commit(self) -> RunOutcome:

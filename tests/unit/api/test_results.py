@@ -1,6 +1,7 @@
 """Results as tables: in input order, with the input's columns, from files that are checked."""
 
 import sys
+from datetime import date
 from pathlib import Path
 
 import duckdb
@@ -11,10 +12,21 @@ import pyarrow.compute as pc
 import pytest
 
 import batcher
+from batcher import constraints
 from batcher.errors import CorruptFileError, InputError, JobError, MissingPackageError
 from batcher.jobdir.folder import JobDir
 from batcher.manage.finish import finalize
-from tests.support.job_files import failed, finished_job, make_job, make_request, ok, write_chunk, write_part
+from batcher.types import SamplingParams
+from tests.support.job_files import (
+    answered,
+    failed,
+    finished_job,
+    make_job,
+    make_request,
+    ok,
+    write_chunk,
+    write_part,
+)
 
 
 @pytest.fixture
@@ -52,6 +64,33 @@ def test_frame_has_a_row_a_choice_in_input_order_with_the_inputs_columns(job: ba
     assert pd.isna(found["text"][1])
     assert list(found.columns) == job.results().columns
     assert len(job.results()) == len(found)
+
+
+@pytest.mark.parametrize("is_complete", [False, True])
+def test_answers_to_a_schema_are_typed_in_every_form(tmp_path: Path, is_complete: bool) -> None:
+    schema = {"type": "object", "properties": {"city": {"type": "string"}, "at": {"type": "string", "format": "date"}}}
+    params = SamplingParams(constraint=constraints.json_schema(schema))
+    folder = make_job(tmp_path / "job", (2,), params=params)
+    rows = [answered(0, '{"city": "Rome", "at": "2026-01-02"}', params=params), failed(1)]
+    if is_complete:
+        write_part(folder, 0, rows)
+        finalize(folder)
+    else:
+        write_chunk(folder, 0, rows)
+    results = batcher.Job(folder).results(partial=not is_complete)
+
+    rome = {"city": "Rome", "at": date(2026, 1, 2)}
+    assert results.columns[-3:] == ["output", "topic", "tags"]
+    assert [row["output"] for row in results] == [rome, None]
+    assert list(results.to_pandas()["output"]) == [rome, None]
+    assert results.to_polars()["output"].to_list() == [rome, None]
+    assert results.dataset().to_table()["output"].to_pylist() == [rome, None]
+    assert "Rome" in results._repr_html_()
+    with duckdb.connect() as connection:
+        connection.register("results", results.to_table())
+        assert connection.execute("select output.city from results where output.at > '2026-01-01'").fetchall() == [
+            ("Rome",)
+        ]
 
 
 def test_shards_that_overlap_come_out_in_input_order(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from batcher import constraints
 from batcher.errors import CorruptFileError, InputError, JobError, StorageError
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.manifest import encode_schema
@@ -20,10 +21,11 @@ from batcher.jobdir.results import build_table, result_schema, write_file
 from batcher.manage import export as export_module
 from batcher.manage.export import ExportFormat, export, finished_tables, json_rows
 from batcher.manage.finish import finalize
-from batcher.types import ErrorCode, Request, SamplingParams
+from batcher.types import ErrorCode, FinishReason, Request, SamplingParams
 from tests.support.job_files import (
     CARRIED,
     CREATED,
+    answered,
     failed,
     make_job,
     make_request,
@@ -95,6 +97,36 @@ def test_csv_has_a_row_a_choice_with_nested_columns_as_json(tmp_path: Path, job:
     assert rows[0]["created"] == "2026-01-01T00:00:00Z"
     assert rows[0]["text"] == "text 0.0"
     assert (rows[1]["text"], rows[1]["error_code"]) == ("", "timeout")
+
+
+def test_answers_to_a_schema_are_values_of_their_choices(tmp_path: Path) -> None:
+    """Given a job with a schema and an answer that was cut off, when it is exported, then each form has the values."""
+    params = SamplingParams(
+        constraint=constraints.json_schema({"type": "object", "properties": {"a": {"type": "integer"}}})
+    )
+    job = make_job(tmp_path / "job", (3,), params=params)
+    cut = answered(1, '{"a"', params=params, finish_reason=FinishReason.LENGTH)
+    write_part(job, 0, [answered(0, '{"a": 1}', params=params), cut, failed(2)])
+    assert finalize(job) is not None
+
+    export(job, tmp_path / "out.parquet")
+    export(job, tmp_path / "out.csv")
+    export(job, tmp_path / "out.jsonl")
+    export(job, tmp_path / "openai.jsonl", layout=ExportFormat.OPENAI)
+
+    assert pq.read_table(tmp_path / "out.parquet")["output"].to_pylist() == [{"a": 1}, None, None]
+    with (tmp_path / "out.csv").open(newline="", encoding="utf-8") as file:
+        assert [row["output"] for row in csv.DictReader(file)] == ['{"a": 1}', "", ""]
+    first, second, third = read_lines(tmp_path / "out.jsonl")
+    assert [line["choices"][0]["output"] for line in (first, second)] == [{"a": 1}, None]
+    assert "output" not in third
+    line = read_lines(tmp_path / "openai.jsonl")[0]
+    assert line["response"]["body"]["choices"][0] == {
+        "text": '{"a": 1}',
+        "index": 0,
+        "logprobs": None,
+        "finish_reason": "stop",
+    }
 
 
 def test_csv_keeps_text_with_quotes_commas_and_newlines(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from batcher.jobdir.attempts import Cause, Outcome, record_end
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.lock import exclusive
 from batcher.jobdir.manifest import ShardInfo
-from batcher.jobdir.results import join_tables, read_file, result_schema, write_file
+from batcher.jobdir.results import job_schema, join_tables, read_file, write_file
 from batcher.jobdir.verdict import judge
 from batcher.manage.finish import finalize
 from batcher.manage.retry import _retriable_codes, parse_where, reopen_selection, retry, select
@@ -26,13 +26,13 @@ def kept_rows(job: JobDir, shard: int) -> list[int]:
     if job.part_path(shard).exists():
         return [int(row) for row in read_file(job.part_path(shard))["row"].to_pylist()]
     chunks = [read_file(chunk.path) for chunk in job.chunks(shard)]
-    return [int(row) for row in join_tables(chunks, result_schema(job.manifest.carried))["row"].to_pylist()]
+    return [int(row) for row in join_tables(chunks, job_schema(job.manifest))["row"].to_pylist()]
 
 
 def resume(job: JobDir) -> list[int]:
     """Finish the job as workers do: per shard the union of its chunks, then the rows they lack. Returns rows run."""
     ran: list[int] = []
-    schema = result_schema(job.manifest.carried)
+    schema = job_schema(job.manifest)
     start = 0
     for info in job.manifest.shards:
         rows = range(start, start + info.num_rows)

@@ -13,10 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from batcher import constraints
 from batcher.errors import BrokerError, InputError, JobError
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.manifest import Manifest, ShardInfo
-from batcher.jobdir.results import read_counts, read_file, result_schema
+from batcher.jobdir.results import job_schema, read_counts, read_file, result_schema
 from batcher.submission import staging
 from batcher.submission.planner import submit
 from batcher.submission.readers.files import NamedStream
@@ -93,6 +94,27 @@ def test_parts_of_refused_rows_are_committed_by_submit(tmp_path: Path, job: JobD
     ]
     counts = read_counts(part)
     assert (counts.num_rows, counts.num_errors, counts.num_choices) == (2, 2, 0)
+
+
+def test_jobs_with_a_schema_have_its_column_also_where_rows_are_refused(tmp_path: Path, job: JobDir) -> None:
+    schema = constraints.json_schema({"type": "object", "properties": {"a": {"type": "integer"}}})
+    path = write_lines(tmp_path / "p.jsonl", {"prompt": "a", "label": "l"}, {"prompt": 5, "output": "o"})
+    manifest = submit(job, [path], make_options(params=SamplingParams(constraint=schema))).manifest
+
+    assert manifest.carried.names == ["label", "input_output"]
+    [refused] = [info for info in manifest.shards if info.model is None]
+    table = read_file(job.part_path(refused.shard))
+    assert table.schema == job_schema(manifest)
+    assert table.schema.field("output").type == pa.struct({"a": pa.int64()})
+    assert table.select(["output", "label", "input_output"]).to_pylist() == [
+        {"output": None, "label": None, "input_output": "o"}
+    ]
+
+
+def test_jobs_without_a_schema_leave_its_names_to_the_input(tmp_path: Path, job: JobDir) -> None:
+    path = write_lines(tmp_path / "p.jsonl", {"prompt": "a", "output": 1, "label": "l"})
+
+    assert submit(job, [path], make_options()).manifest.carried.names == ["output", "label"]
 
 
 def test_new_job_is_sent_when_it_is_whole_on_disk_and_one_that_is_there_is_not(tmp_path: Path, job: JobDir) -> None:

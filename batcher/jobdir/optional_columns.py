@@ -1,0 +1,111 @@
+"""Result columns that only some jobs have: which ones, of which types, and what is in them.
+
+They come behind the fixed columns and before the carried ones. The manifest has their schema, so a job keeps its
+columns whatever a later Batcher would give it; without any the results are those of a job that asks for nothing.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import pyarrow as pa
+
+from batcher.arrow.json_schema import TypedColumn, typed_column
+from batcher.arrow.json_texts import JsonColumn
+from batcher.types import Choice, ConstraintKind, FinishReason, Request, SamplingParams
+
+#: No optional column at all.
+NONE = pa.schema([])
+
+
+@dataclass(frozen=True, slots=True)
+class ResultRow:
+    """What a result row is made of; `choice` None where the request failed."""
+
+    request: Request
+    choice: Choice | None
+
+    @property
+    def answer(self) -> str | None:
+        """The text if it is whole: not where `max_tokens` cut it off. Without the prompt that an echo puts in front."""
+        if self.choice is None or self.choice.finish_reason is not FinishReason.STOP:
+            return None
+        if not self.request.params.echo:
+            return self.choice.text
+        return self.choice.text.removeprefix(self.request.prompts[self.choice.index // self.request.params.n])
+
+
+@dataclass(frozen=True, slots=True)
+class _OptionalColumn:
+    """`field` gives the column of jobs with these parameters, None where they have none; `fill` its values."""
+
+    field: Callable[[SamplingParams], pa.Field | None]
+    fill: Callable[[pa.Field, Sequence[ResultRow]], pa.Array]
+
+
+def optional_schema(params: SamplingParams) -> pa.Schema:
+    """The optional columns of a job with these defaults."""
+    fields = (column.field(params) for column in _COLUMNS.values())
+    return pa.schema([field for field in fields if field is not None])
+
+
+def fill(schema: pa.Schema, rows: Sequence[ResultRow]) -> list[pa.Array]:
+    """A value of each row for each column of `schema`."""
+    return [_COLUMNS[field.name].fill(field, rows) for field in schema]
+
+
+def json_parts(params: SamplingParams) -> tuple[str, ...]:
+    """The parts of `output` that are JSON text, as their schema has no Arrow type, each with the reason."""
+    output = _output(params)
+    return () if output is None else output.json_parts
+
+
+def _output(params: SamplingParams) -> TypedColumn | None:
+    constraint = params.constraint
+    if constraint is None or constraint.kind is not ConstraintKind.JSON_SCHEMA:
+        return None
+    return typed_column("output", json.loads(constraint.text))
+
+
+def _output_field(params: SamplingParams) -> pa.Field | None:
+    output = _output(params)
+    return None if output is None else output.field
+
+
+def _outputs(field: pa.Field, rows: Sequence[ResultRow]) -> pa.Array:
+    # By the bytes: fields that differ in their metadata alone are equal.
+    return _json_column(pa.schema([field]).serialize().to_pybytes()).read(row.answer for row in rows)
+
+
+@lru_cache(maxsize=16)
+def _json_column(schema: bytes) -> JsonColumn:
+    return JsonColumn(pa.ipc.read_schema(pa.py_buffer(schema)).field(0))
+
+
+def _label_field(params: SamplingParams) -> pa.Field | None:
+    constraint = params.constraint
+    is_choice = constraint is not None and constraint.kind is ConstraintKind.CHOICE
+    return pa.field("label", pa.string()) if is_choice else None
+
+
+def _labels(field: pa.Field, rows: Sequence[ResultRow]) -> pa.Array:
+    return pa.array([row.answer if row.answer in _labels_of(row.request) else None for row in rows], field.type)
+
+
+def _labels_of(request: Request) -> frozenset[str]:
+    constraint = request.params.constraint
+    is_choice = constraint is not None and constraint.kind is ConstraintKind.CHOICE
+    return _choices(constraint.text) if constraint is not None and is_choice else frozenset()
+
+
+@lru_cache(maxsize=16)
+def _choices(text: str) -> frozenset[str]:
+    return frozenset(json.loads(text))
+
+
+#: By name, in their order in the results.
+_COLUMNS = {
+    "output": _OptionalColumn(_output_field, _outputs),
+    "label": _OptionalColumn(_label_field, _labels),
+}
