@@ -10,9 +10,23 @@ import contextlib
 import math
 import os
 import platform
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+
+#: How sizes are written: with these, in 1024s.
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT]?)(?:i?B)?", re.IGNORECASE)
+_POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+
+
+def parse_size(text: str) -> int:
+    """The bytes that `800M` or `1.5 GiB` stands for, in 1024s; a plain number is bytes. Raises ValueError."""
+    found = _SIZE.fullmatch(text.strip())
+    num_bytes = int(float(found[1]) * 1024 ** _POWERS[found[2].upper()]) if found else 0
+    if num_bytes < 1:
+        raise ValueError("not a size; write 800m or 16g")
+    return num_bytes
 
 
 @dataclass(frozen=True, slots=True)

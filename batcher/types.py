@@ -284,6 +284,7 @@ class Completion:
 class EngineConfig:
     """How the user wants an engine to be; None means: choose. `context_length` is in tokens per sequence.
 
+    `memory` are the bytes that a worker's weights and all else of it may take.
     Without `is_deduplicating` equal requests are decoded each for itself.
     """
 
@@ -293,6 +294,7 @@ class EngineConfig:
     context_length: int | None = None
     max_batch_tokens: int | None = None
     max_micro_batch_tokens: int | None = None
+    memory: int | None = None
     is_deduplicating: bool = True
 
 

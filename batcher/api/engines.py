@@ -111,6 +111,7 @@ def take_engine_options(options: dict[str, Any]) -> dict[str, Any]:
             context_length=options.pop("ctx", None),
             max_batch_tokens=options.pop("batch_tokens", None),
             max_micro_batch_tokens=options.pop("micro_batch_tokens", None),
+            memory=options.pop("memory", None),
         ),
         "grace_s": options.pop("grace", DEFAULT_GRACE_S),
         "stall_timeout_s": options.pop("stall_timeout", None),

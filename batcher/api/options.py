@@ -11,10 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Annotated, Any, TypedDict, TypeVar, get_type_hints
 
-from pydantic import ConfigDict, Field, ValidationError, create_model
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic_core import PydanticCustomError
 
 from batcher.api.constraint import read_constraint
 from batcher.errors import InputError
+from batcher.machine import parse_size
 from batcher.openai.fields import MAX_INT32, MAX_MAX_TOKENS, MAX_SEED, MAX_STOPS
 from batcher.openai.parameters import shown
 from batcher.submission.readers.bounds import MAX_RATIO, MAX_UNPACKED_BYTES, UnpackLimits
@@ -30,6 +32,13 @@ _JSON_TYPES = (str, int, float, list, tuple, dict, type(None))
 _Count = Annotated[int, Field(ge=1)]
 _Seconds = Annotated[float, Field(gt=0)]
 _Text = Annotated[str, Field(min_length=1)]
+
+
+def _size(value: int | str) -> int:
+    try:
+        return parse_size(str(value))
+    except ValueError as exc:
+        raise PydanticCustomError("size", str(exc)) from exc
 
 
 class JobOptions(TypedDict, total=False):
@@ -111,6 +120,8 @@ class EngineOptions(TypedDict, total=False):
     batch_tokens: _Count | None
     #: Most tokens that llama.cpp computes at once.
     micro_batch_tokens: _Count | None
+    #: Bytes that a worker may take, with its weights: 2**30, or "1G". [what is free]
+    memory: Annotated[int | str, AfterValidator(_size)] | None
     #: Seconds in which a worker stops. [8]
     grace: Annotated[float, Field(ge=0)]
     #: Seconds without a step after which an engine is restarted. [120]

@@ -9,6 +9,7 @@ from batcher.api import engines
 from batcher.api.engines import DEFAULT_GRACE_S
 from batcher.cli.options import (
     Decorator,
+    as_size,
     context_option,
     gpu_layers_option,
     model_sha256_option,
@@ -48,6 +49,13 @@ _ENGINE_OPTIONS: tuple[Decorator, ...] = (
     ),
     gpu_layers_option,
     context_option,
+    option(
+        "--memory",
+        metavar="SIZE",
+        callback=as_size,
+        help="Memory that a worker may take, with the model's weights, such as 16G: slots are chosen so that they fit. "
+        "[default: what is free]",
+    ),
     option(
         "--grace",
         type=click.FloatRange(min=0),

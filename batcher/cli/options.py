@@ -12,6 +12,7 @@ import click
 from click.core import ParameterSource
 
 from batcher.errors import InputError
+from batcher.machine import parse_size
 from batcher.submission.readers.bounds import MAX_LINE_BYTES, MAX_RATIO, MAX_UNPACKED_BYTES
 from batcher.types import (
     DEFAULT_CHAT_MAX_TOKENS,
@@ -41,6 +42,14 @@ class EnvOption(click.Option):
 def option(*names: str, **kwargs: Any) -> Decorator:
     """`click.option` with an environment variable."""
     return click.option(*names, cls=EnvOption, **kwargs)
+
+
+def as_size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """The bytes that an option gives as `800M` or `16G`."""
+    try:
+        return None if value is None else parse_size(value)
+    except ValueError as exc:
+        raise click.BadParameter(f"{value!r} is {exc}", ctx, param) from exc
 
 
 def _not_nan(ctx: click.Context, param: click.Parameter, value: float) -> float:

@@ -16,7 +16,9 @@ WAIT_S = 60
 
 
 @contextlib.contextmanager
-def running(path: Path, *, num_slots: int = 8, context_length: int = 512, **options: Any) -> Iterator[LlamaEngine]:
+def running(
+    path: Path, *, num_slots: int | None = 8, context_length: int = 512, **options: Any
+) -> Iterator[LlamaEngine]:
     """An engine of one thread that works, closed in the end."""
     config = EngineConfig(num_slots=num_slots, num_threads=1, context_length=context_length, **options)
     engine = load_engine("tiny", path, config)

@@ -65,6 +65,7 @@ def load_engines(models: Sequence[tuple[str, str]], config: EngineConfig, demand
             gate=gate,
             system_fingerprint=system_fingerprint(path, backend=loader.describe_backend(config)),
         )
+        config = loader.beside(model, settings, config)
         loaded.append(LoadedEngine(engine, f"{name}: {settings}"))
         logger.info("%s", loaded[-1].setup)
     return loaded

@@ -108,6 +108,8 @@ def test_options_are_what_the_planner_takes() -> None:
         ({"strict": True, "allow_bad_rows": True}, "strict and allow_bad_rows contradict each other"),
         ({"input_format": "xml"}, 'input_format is "xml"; use one of jsonl, csv, tsv'),
         ({"csv_delimiter": "--"}, 'csv_delimiter is "--", not one ASCII character'),
+        ({"memory": "much"}, 'memory is "much": not a size; write 800m or 16g'),
+        ({"memory": 0}, "memory is 0: not a size"),
         ({"max_tokens": Decimal(4)}, 'max_tokens is "4" of type Decimal: input should be a valid integer'),
         ({"temperature": None}, "temperature is null"),
     ],
@@ -117,6 +119,11 @@ def test_what_an_option_cannot_be_is_told_with_its_name(options: dict[str, Any],
         submit_options(
             check_options("run", RunOptions, options), default_model="m", known_models=None, context_lengths={}
         )
+
+
+def test_memory_is_bytes_or_a_size() -> None:
+    for value, num_bytes in (("1G", 2**30), (2**30, 2**30), (np.int64(5), 5)):
+        assert check_options("run", RunOptions, {"memory": value}) == {"memory": num_bytes}
 
 
 def test_numbers_of_numpy_are_numbers() -> None:

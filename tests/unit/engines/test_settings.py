@@ -1,5 +1,6 @@
 """How an engine is set up: each setting by option, by profile or by machine and job, and the reason that is given."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,6 +74,45 @@ def test_slots_are_those_that_memory_has_room_for() -> None:
     shared = choose(situation=replace(tight, demand=Demand(num_workers=2)))
     assert shared.num_slots == Setting(3, "half of 3.1 GiB of free memory, for 2 workers, / 256 MiB a slot")
     assert choose(situation=replace(ROOMY, free_memory=0)).num_slots.value == 1
+
+
+def test_slots_are_those_that_memory_leaves_room_for() -> None:
+    limited = replace(ROOMY, allowance=3 * GIB)
+    reason = "half of the 3 GiB that --memory leaves beside the weights / 256 MiB a slot"
+
+    assert choose(situation=limited).num_slots == Setting(6, reason)
+    assert choose(situation=replace(limited, free_memory=2 * GIB)).num_slots == Setting(
+        4, "half of 2 GiB of free memory / 256 MiB a slot"
+    )
+    # What was asked for by number may take all of it.
+    assert choose(EngineConfig(num_slots=12), limited).num_slots == Setting(12, "--slots")
+
+
+@pytest.mark.parametrize(
+    ("config", "allowance", "message"),
+    [
+        (
+            EngineConfig(num_slots=13),
+            3 * GIB,
+            "--memory leaves 3 GiB beside the weights, but 13 slots of 2048 tokens take 3.25 GiB; "
+            "give it 256 MiB more, or use fewer --slots or a smaller --ctx",
+        ),
+        (
+            CHOOSE_ALL,
+            100 * 2**20,
+            "--memory leaves 100 MiB beside the weights, but 1 slot of 2048 tokens takes 256 MiB; "
+            "give it 156 MiB more, or use a smaller --ctx",
+        ),
+        (
+            CHOOSE_ALL,
+            -GIB,
+            "--memory is less than the weights, but 1 slot of 2048 tokens takes 256 MiB; give it 1.25 GiB more",
+        ),
+    ],
+)
+def test_less_memory_than_is_needed_is_refused(config: EngineConfig, allowance: int, message: str) -> None:
+    with pytest.raises(ModelError, match=re.escape(message)):
+        choose(config, replace(ROOMY, allowance=allowance))
 
 
 def test_a_small_job_takes_no_more_slots_than_it_has_prompts() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from batcher.machine import Memory, read_memory, usable_cores
+from batcher.machine import Memory, parse_size, read_memory, usable_cores
 
 GIB = 2**30
 V2_MOUNT = "30 23 0:26 {root} /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate"
@@ -118,3 +118,17 @@ def test_memory_and_cores_of_this_machine_are_known() -> None:
 
     assert 0 < memory.available <= memory.total <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert 0 < usable_cores() <= (os.cpu_count() or 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "num_bytes"),
+    [("1G", 2**30), ("1.5GiB", 3 * 2**29), (" 800 mb ", 800 * 2**20), ("4096", 4096), ("2t", 2**41), ("1B", 1)],
+)
+def test_sizes_are_in_1024s(text: str, num_bytes: int) -> None:
+    assert parse_size(text) == num_bytes
+
+
+@pytest.mark.parametrize("text", ["", "G", "0", "0.1", "-1G", "1X", "1,5G", "1e9", "nan", "1G1"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="not a size; write 800m or 16g"):
+        parse_size(text)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from batcher.model_memory import model_need, whole_cells
+from tests.support.tiny_engine import running
 from tests.support.tiny_gguf import Shape, write_tiny_gguf
 from tests.support.zoo import CONTEXT_LENGTH, ZOO, write_zoo_model
 from workers.engines.llama import binding
@@ -68,6 +69,21 @@ def test_predicted_cache_is_what_llama_cpp_allocates(tmp_path: Path, architectur
 
     assert allocated > 1
     assert predicted_mib(path) == pytest.approx(allocated, rel=0.05)
+
+
+@pytest.mark.parametrize("architecture", ZOO)
+def test_memory_limits_the_slots(tmp_path: Path, architecture: str, llama_log: list[str]) -> None:
+    path = write_zoo_model(tmp_path / "model.gguf", architecture)
+    need = model_need(path)
+    assert need is not None
+    slot = need.cache.slot(512)
+
+    # Half of what is left beside the weights is for computing.
+    with running(path, num_slots=None, context_length=512, memory=need.weights + 2 * 20 * slot) as engine:
+        # Weights are a little less than their file.
+        assert 20 <= engine.num_slots <= 24
+        allocated = sum(float(found) for line in llama_log for found in _BUFFER.findall(line)) * 2**20
+    assert 19 * slot < allocated <= 24 * slot
 
 
 @pytest.mark.parametrize("architecture", ["mamba", "rwkv7", "lfm2", "granitehybrid", "falcon-h1"])

@@ -1,6 +1,7 @@
 """From a GGUF path and a few wishes to an engine: model, settings for this machine (`settings`), context, engine."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from batcher.errors import ModelError
@@ -30,6 +31,7 @@ __all__ = [
     "DEFAULT_NUM_SLOTS",
     "MAX_CACHE_SHARE",
     "available_memory",
+    "beside",
     "choose",
     "describe_backend",
     "load_engine",
@@ -106,8 +108,17 @@ def choose(
         free_memory=available_memory(on_gpu=uses_gpu(config)),
         cores=read_cores(),
         demand=demand,
+        allowance=None if config.memory is None else config.memory - model.num_bytes,
     )
     return choose_settings(config, situation, tuned=tuned)
+
+
+def beside(model: Model, settings: EngineSettings, config: EngineConfig) -> EngineConfig:
+    """`config` for a further model of the same worker, which may take what `model` leaves of `--memory`."""
+    if config.memory is None:
+        return config
+    slots = settings.num_slots.value * model.cache_need.slot(settings.context_length.value)
+    return replace(config, memory=config.memory - model.num_bytes - slots)
 
 
 def make_engine(

@@ -61,6 +61,7 @@ class Situation:
     """What an engine is set up for: model, machine and job.
 
     `free_memory` are the bytes for KV cache and all else once the weights are loaded, in the GPU where `uses_gpu`.
+    `allowance` are those that `--memory` leaves beside the weights, None without it.
     """
 
     trained_context_length: int
@@ -69,6 +70,7 @@ class Situation:
     free_memory: int
     cores: Cores
     demand: Demand = UNKNOWN_DEMAND
+    allowance: int | None = None
 
     def most_slots(self, context_length: int) -> int:
         """The slots of `context_length` tokens that memory has room for; one at least."""
@@ -77,14 +79,20 @@ class Situation:
     @property
     def cache_memory(self) -> float:
         """Bytes that the KV cache of one worker may take."""
-        return self.free_memory * MAX_CACHE_SHARE / self.demand.num_workers
+        return MAX_CACHE_SHARE * (self._free_share if self.allowance is None else min(self._free_share, self.allowance))
+
+    @property
+    def _free_share(self) -> float:
+        return self.free_memory / self.demand.num_workers
 
     def room_reason(self, context_length: int) -> str:
         """Why there are no more slots than `most_slots`."""
+        slot = _size_text(self.cache_need.slot(context_length))
+        if self.allowance is not None and self.allowance <= self._free_share:
+            return f"half of the {_size_text(self.allowance)} that --memory leaves beside the weights / {slot} a slot"
         sharing = f", for {self.demand.num_workers} workers," if self.demand.num_workers > 1 else ""
         where = "free GPU memory" if self.uses_gpu else "free memory"
-        free, slot = _size_text(self.free_memory), _size_text(self.cache_need.slot(context_length))
-        return f"half of {free} of {where}{sharing} / {slot} a slot"
+        return f"half of {_size_text(self.free_memory)} of {where}{sharing} / {slot} a slot"
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +164,7 @@ def choose_settings(config: EngineConfig, situation: Situation, *, tuned: TunedV
     check_config(config)
     context_length = _choose_context_length(config, situation)
     num_slots = _choose_slots(config, situation, tuned, context_length.value)
+    _check_allowance(situation, num_slots.value, context_length.value)
     batch = _choose_batch(config, tuned, num_slots.value)
     return EngineSettings(
         num_slots=num_slots,
@@ -165,6 +174,21 @@ def choose_settings(config: EngineConfig, situation: Situation, *, tuned: TunedV
         max_micro_batch_tokens=_choose_micro_batch(config, tuned, batch.value),
         max_slots=situation.most_slots(context_length.value),
     )
+
+
+def _check_allowance(situation: Situation, num_slots: int, context_length: int) -> None:
+    """Raises ModelError where slots take more than `--memory` allows."""
+    if situation.allowance is None:
+        return
+    needed = num_slots * situation.cache_need.slot(context_length)
+    if situation.allowance < needed:
+        left = f"leaves {_size_text(situation.allowance)} beside" if situation.allowance > 0 else "is less than"
+        raise ModelError(
+            f"--memory {left} the weights, but {_count(num_slots, 'slot')} of {context_length} tokens "
+            f"{'takes' if num_slots == 1 else 'take'} {_size_text(needed)}; give it "
+            f"{_size_text(needed - situation.allowance)} more, or use {'' if num_slots == 1 else 'fewer --slots or '}"
+            "a smaller --ctx"
+        )
 
 
 def context_limit(context_length: int | None, *, trained: int) -> int:
