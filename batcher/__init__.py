@@ -20,12 +20,13 @@ paths.py         what `~` means in front of a path
 machine.py       cores and memory that this process may use
 gguf.py          what a model file says of itself
 model_memory.py  the memory that a model takes, by its header
-model_files.py   which file a model's name means
+model_files.py   GGUF files: checksums, parts, what their names say
 installation.py  what is installed, and the line that installs the rest
 startup.py       what a process does before its large imports
 heap.py          memory that was freed goes back to the system
 rounds.py        things that wait, one of each client after the other
 live.py          what the server and its engines say to each other
+models/          which file a model's name means, and where to get it
 arrow/           tables and values of any type
 openai/          the API's words: fields, bodies, answers
 jobdir/          the truth on disk

@@ -25,6 +25,11 @@ def expand_home(path: str | os.PathLike[str]) -> str:
     return found
 
 
+def cache_home() -> Path:
+    """Where programs keep what they can make or fetch again: XDG_CACHE_HOME, else ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+
+
 def whose(path: Path) -> str:
     """Whose `path` is, or the folder it would be in, and who we are: for those who may not do there what they want."""
     we = f"this is user {os.geteuid()}, group {os.getegid()}"

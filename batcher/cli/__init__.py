@@ -5,7 +5,8 @@ Exit codes: 0 all rows ok, 1 the job ended with error rows, 2 bad usage or input
 
 run.py       run, submit, worker, resume
 jobs.py      status, list, results, export, retry, cancel, delete
-checks.py    validate, models, doctor
+checks.py    validate, doctor
+models.py    models
 health.py    health
 tune.py      tune
 serve.py     serve
@@ -50,7 +51,7 @@ _COMMANDS = {
     "cancel": "jobs",
     "delete": "jobs",
     "validate": "checks",
-    "models": "checks",
+    "models": "models",
     "tune": "tune",
     "doctor": "checks",
     "health": "health",

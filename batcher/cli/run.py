@@ -145,9 +145,10 @@ def submit_command(
     Example:
       batcher submit prompts.jsonl --model qwen --broker redis://host:6379/0 --jobs-dir /mnt/jobs
     """
-    from batcher.ids import check_model_name, new_job_id
+    from batcher.ids import new_job_id
     from batcher.jobdir.folder import JobDir
     from batcher.jobdir.root import locate_job
+    from batcher.models.resolver import served_name
     from workers.queue.app import sending
 
     if broker is None:
@@ -156,7 +157,7 @@ def submit_command(
         )
     # Before anything is written: a mistyped URL should leave no job.
     with sending(broker) as send:
-        default_model = None if model is None else check_model_name(model)
+        default_model = None if model is None else served_name(model)
         job = JobDir(locate_job(jobs_dir, job_id or new_job_id(Path(files[0]).name.partition(".")[0])))
         submission = submit_options(default_model=default_model, known_models=None, **options)
         _submit(job, files, submission, send=send, quiet=quiet)

@@ -147,14 +147,15 @@ def _forget(model: "ModelRef") -> int:
 
 
 def _find_model(spec: str | None) -> "ModelRef":
-    from batcher.model_files import known_models, parse_model
+    from batcher.cli.engines import tell
+    from batcher.models.resolver import our_models, parse_model
 
     if spec is not None:
-        return parse_model(spec)
-    known = known_models()
-    if len(known) != 1:
+        return parse_model(spec, tell=tell)
+    ours = our_models()
+    if len(ours) != 1:
         raise click.UsageError("which model? Give --model NAME|PATH; `batcher models` lists the known names")
-    return known[0]
+    return ours[0]
 
 
 def _read_prompts(

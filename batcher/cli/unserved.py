@@ -71,6 +71,6 @@ def worker_line(model: str, *, broker: str | None, jobs_dir: str) -> str:
 
 
 def _with_path(model: str) -> str:
-    from batcher.model_files import known_models
+    from batcher.models.registry import find_model
 
-    return model if model in {known.name for known in known_models()} else f"{model}=PATH"
+    return model if find_model(model) is not None else f"{model}=PATH"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from batcher.model_files import known_models
+from batcher.models.resolver import our_models
 
 ROOT = Path(__file__).parents[2]
 
@@ -68,6 +68,6 @@ def gemma_path() -> Path:
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """The real model, which `make` installs."""
-    paths = [model.path for model in known_models() if model.name == "smollm2-135m"]
+    paths = [model.path for model in our_models() if model.name == "smollm2-135m"]
     assert paths, "no smollm2-135m: run make"
     return paths[0]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from batcher.model_files import parse_model
+from batcher.models.resolver import parse_model
 from tests.acceptance.sessions import keyed_server, run_session
 from tests.support.serving import Server
 

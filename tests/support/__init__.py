@@ -38,6 +38,10 @@ scripted_server.py  `batcher serve` with a scripted engine
 batch_bench.py      files and batches on a jobs root
 api_bench.py        their routes, served
 
+Models
+hub_server.py       as much of huggingface.co as its client needs, and its faults
+model_stores.py     what Ollama and the hub's programs leave on a disk
+
 Processes
 family.py           commands, workers and all that they start, and the audit of a job's rows
 serving.py          `batcher serve`

@@ -193,19 +193,7 @@ def test_template_file_loses_only_what_editors_add(workplace: Path) -> None:
     assert read_template(None) is None
 
 
-# -- models, doctor -----------------------------------------------------------------------------------------------
-
-
-def test_models_are_listed(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "mine-Q4_0.gguf").write_bytes(b"GGUF" + b"\0" * 1_999_996)
-    monkeypatch.setenv("BATCHER_MODELS_DIR", str(tmp_path))
-
-    lines = {line.split()[0]: line.split()[1:] for line in run("models")[1].splitlines()}
-    rows = [json.loads(line) for line in run("models --json")[1].splitlines()]
-
-    assert lines["mine-Q4_0"] == ["2.0", "MB", "Q4_0", str(tmp_path / "mine-Q4_0.gguf")]
-    path = str(tmp_path / "mine-Q4_0.gguf")
-    assert {"name": "mine-Q4_0", "num_bytes": 2_000_000, "quantization": "Q4_0", "path": path} in rows
+# -- doctor -------------------------------------------------------------------------------------------------------
 
 
 def test_doctor_finds_nothing_failed_here_and_leaves_no_trace(run: Run, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import yaml
 
 from batcher.api.engines import DEFAULT_GRACE_S
 from batcher.cli import cli
-from batcher.model_files import MODELS_DIR_VARIABLE
+from batcher.models.folder import MODELS_DIR_VARIABLE
 
 ROOT = Path(__file__).parents[3]
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")

@@ -33,6 +33,7 @@ FLOORS: tuple[dict[str, tuple[str, ...]], ...] = (
             "batcher.types",
         )
     },
+    {"batcher/models": ("batcher.models",)},
     {"batcher/arrow": ("batcher.arrow",)},
     {"batcher/openai": ("batcher.openai",)},
     {"batcher/jobdir": ("batcher.jobdir",)},
@@ -121,6 +122,7 @@ KNOWN_TO = {
     "jinja2": ("workers.engines.llama",),
     "celery": ("workers.queue", "workers.child"),
     "kombu": ("workers.queue",),
+    "huggingface_hub": ("batcher.models.download", "batcher.models.hub_errors"),
     "redis": ("batcher.broker", "workers.queue", "batcher.cli.doctor"),
     "fastapi": ("batcher.server.app", "batcher.server.live", "batcher.server.routes"),
     "starlette": ("batcher.server.app", "batcher.server.guard", "batcher.server.live", "batcher.server.routes"),

@@ -42,6 +42,7 @@ EXCEPTIONS = {
     "batcher/submission/readers/": "the user's input",
     "batcher/manage/export.py": "the user's output",
     "batcher/model_files.py": "model files",
+    "batcher/models/": "model files, and the stores and caches of those who put them here",
     "batcher/installation.py": "this installation",
     "batcher/machine.py": "the kernel's files",
     "batcher/paths.py": "whose a folder is",

