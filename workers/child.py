@@ -212,7 +212,7 @@ def _take_shards(config: WorkerConfig, engines: "Engines", reporter: Reporter, f
     warnings.filterwarnings("ignore", category=SecurityWarning)
     signals.worker_shutting_down.connect(on_stop)
     signals.worker_ready.connect(on_ready)
-    queues = [queue_name(name) for name in engines]
+    queues = [queue_name(name, scope=config.scope) for name in engines]
     num_shards = concurrency(max(engine.num_slots for engine in engines.values()))
     worker = app.Worker(hostname=f"batcher@{config.name}", queues=queues, concurrency=num_shards, **WORKER_OPTIONS)
     worker.start()

@@ -28,13 +28,14 @@ from batcher.broker.leases import LEASE_TTL_S, Pace
 from batcher.errors import BatcherError, BrokerError, JobCancelledError
 from batcher.jobdir.folder import JobDir, Watch
 from batcher.jobdir.heartbeats import sweep_heartbeats
+from batcher.jobdir.scope import scope_of
 from batcher.manage.finish import Summary, finalize
 from batcher.manage.status import JobState, Status, StatusReader
 from batcher.types import Demand
 from workers.process.events import WorkerConfig
 from workers.process.supervisor import Supervisor, end_idle, stop_all
 from workers.queue.app import enqueue, make_celery
-from workers.queue.sweeper import JobSweep, RootSweep, Sweeper
+from workers.queue.sweeper import JobSweep, Sweeper, drop_own_queues, root_sweeper
 
 logger = logging.getLogger(f"batcher.{__name__}")
 
@@ -123,7 +124,10 @@ def job_broker(job: JobDir, broker_url: str | None) -> Iterator[JobBroker]:
                 yield JobBroker(url, is_ours=True)
         else:
             with own_folder(job.path):
-                yield JobBroker(broker_url, is_ours=False)
+                try:
+                    yield JobBroker(broker_url, is_ours=False)
+                finally:
+                    drop_own_queues(job, broker_url)
     finally:
         _handle(signal.SIGTERM, previous)
 
@@ -153,12 +157,11 @@ def complete(
     if summary is not None:
         return summary
     sweep_heartbeats(Path(config.home))
-    sweeper = _job_sweeper(watch := Watch(job), broker.url, sends_first=True, lease_ttl_s=config.lease_ttl_s)
+    watch, scope = Watch(job), job.manifest.identity
+    config = replace(config, broker_url=broker.url, scope=scope, demand=_demand(job, num_workers))
+    sweeper = _job_sweeper(watch, broker.url, scope=scope, sends_first=True, lease_ttl_s=config.lease_ttl_s)
     with StopSignals() as stop, sweeper:
         failures: list[str] = []
-        num_prompts = sum(info.num_choices for info in job.pending_shards() if info.model is not None)
-        demand = Demand(num_workers, num_prompts, job.manifest.longest_request)
-        config = replace(config, broker_url=broker.url, demand=demand)
         on_loaded = _only_news(on_engines)
         supervisors = [
             Supervisor(
@@ -195,7 +198,9 @@ def wait(
 ) -> Summary:
     """Wait until workers elsewhere have completed `job`, sweeping it meanwhile. Raises like `complete`."""
     watch = Watch(job)
-    with StopSignals() as stop, _job_sweeper(watch, broker_url, sends_first=False, lease_ttl_s=lease_ttl_s) as sweeper:
+    scope = scope_of(job.path.parent, store=job.store)
+    sweeping = _job_sweeper(watch, broker_url, scope=scope, sends_first=False, lease_ttl_s=lease_ttl_s)
+    with StopSignals() as stop, sweeping as sweeper:
         try:
             return _watch(watch, [], stop, sweeper=sweeper, failures=[], on_status=on_status)
         except BrokerError as exc:
@@ -214,10 +219,8 @@ def run_worker(config: WorkerConfig, *, on_ready: Callable[[], None]) -> None:
     """
     connect(config.broker_url).close()
     sweep_heartbeats(Path(config.home))
-    models = frozenset(name for name, _ in config.models)
-    sweep = RootSweep(Path(config.jobs_root), config.broker_url, models=models, lease_ttl_s=config.lease_ttl_s)
-    pace = Pace(config.lease_ttl_s)
-    sweeper = Sweeper(sweep.tick, patience_s=None, retry_interval_s=pace.sweep_interval_s)
+    config = replace(config, scope=scope_of(Path(config.jobs_root)))
+    sweeper = root_sweeper(config)
     with StopSignals() as stop, sweeper:
         # The child has logged why a shard could not be run; the worker has other shards to do.
         supervisor = Supervisor(config, on_shard_failure=lambda message: None, on_death=sweeper.on_death)
@@ -235,11 +238,11 @@ def run_worker(config: WorkerConfig, *, on_ready: Callable[[], None]) -> None:
             stop_all([supervisor], grace_s=config.grace_s, is_urgent=stop.is_urgent)
 
 
-def _job_sweeper(watch: Watch, broker_url: str, *, sends_first: bool, lease_ttl_s: float) -> Sweeper:
+def _job_sweeper(watch: Watch, broker_url: str, *, scope: str, sends_first: bool, lease_ttl_s: float) -> Sweeper:
     connect(broker_url).close()
     job = watch.job
-    send = partial(enqueue, make_celery(broker_url))
-    sweep = JobSweep(watch, broker_url, send=send, lease_ttl_s=lease_ttl_s)
+    send = partial(enqueue, make_celery(broker_url), scope=scope)
+    sweep = JobSweep(watch, broker_url, send=send, scope=scope, lease_ttl_s=lease_ttl_s)
     return Sweeper(
         sweep.tick,
         # In its thread, so that workers start meanwhile, and a broker may be away for a while.
@@ -247,6 +250,11 @@ def _job_sweeper(watch: Watch, broker_url: str, *, sends_first: bool, lease_ttl_
         patience_s=BROKER_PATIENCE_S,
         retry_interval_s=Pace(lease_ttl_s).sweep_interval_s,
     )
+
+
+def _demand(job: JobDir, num_workers: int) -> Demand:
+    num_prompts = sum(info.num_choices for info in job.pending_shards() if info.model is not None)
+    return Demand(num_workers, num_prompts, job.manifest.longest_request)
 
 
 def _named(config: WorkerConfig, num_workers: int) -> list[WorkerConfig]:

@@ -4,12 +4,16 @@ The broker is a doorbell. Whatever it holds (messages, leases) can be lost, and 
 
 Every key that Batcher uses begins with `KEY_PREFIX`:
 
-    batcher:batcher.<model>                list, kombu's queue of a model; gone when empty
+    batcher:batcher.<scope>.<model>        list, kombu's queue of a model; gone when empty
+    batcher:_kombu.binding*.batcher.*      sets of kombu, two a queue: that it exists
     batcher:unacked, batcher:unacked_*     hashes of kombu: messages taken and not acknowledged
-    batcher:_kombu.binding*                sets of kombu: which queues exist
     batcher:lease:<job>:<shard>            string, who works on a shard now; see `leases`
     batcher:claimed:<job>                  set of the shards that were taken and not given back; see `leases`
     batcher:swept:<job>:<shard>            hash, when a message was last sent for an orphaned shard; see `sweep`
+
+<scope> is that of a jobs folder (`batcher/jobdir/scope.py`), so that workers of several folders can share a broker, or
+of one job, where its own workers complete it. <job> is a job's `Manifest.identity`: in two folders there can be jobs of
+one name, and workers of two scopes can work on one job. The functions below make all of these names.
 """
 
 import os
@@ -35,6 +39,9 @@ HEALTH_CHECK_INTERVAL_S = 10
 #: Seconds that a broker gets which was just started and loads what it had written down, and between two looks at it.
 LOADING_PATIENCE_S = 30
 _LOADING_POLL_INTERVAL_S = 0.2
+
+#: Of kombu's sets.
+_BINDINGS = ("binding", "binding_permanent")
 
 #: Errors of redis-py, of which some are kinds of others, with what they mean here.
 _TROUBLES: tuple[tuple[type[redis.RedisError], str], ...] = (
@@ -67,23 +74,44 @@ _TROUBLES: tuple[tuple[type[redis.RedisError], str], ...] = (
 )
 
 
-def queue_name(model: str) -> str:
-    """The Celery queue of a model's shards."""
-    return f"batcher.{encode_name(model)}"
+def queue_name(model: str, *, scope: str) -> str:
+    """The Celery queue of a model's shards for the workers of a scope."""
+    return f"batcher.{scope}.{encode_name(model)}"
 
 
-def queue_key(model: str) -> str:
+def queue_key(model: str, *, scope: str) -> str:
     """The Redis list behind `queue_name`."""
-    return KEY_PREFIX + queue_name(model)
+    return KEY_PREFIX + queue_name(model, scope=scope)
 
 
-def open_client(url: str) -> redis.Redis:
-    """A client that connects when it is first used, with our timeouts. Raises BrokerError for a bad `url`."""
+def queue_keys(model: str, *, scope: str) -> tuple[str, ...]:
+    """All that a broker holds of `queue_name`: the list, and what kombu notes beside it."""
+    name = queue_name(model, scope=scope)
+    return queue_key(model, scope=scope), *(f"{KEY_PREFIX}_kombu.{kind}.{name}" for kind in _BINDINGS)
+
+
+def lease_key(job: str, shard: int) -> str:
+    """The key of a shard's lease. `job` is a job's `Manifest.identity`, here and below."""
+    return f"{KEY_PREFIX}lease:{job}:{shard}"
+
+
+def claimed_key(job: str) -> str:
+    """The key of the set of a job's shards that were taken and not given back."""
+    return f"{KEY_PREFIX}claimed:{job}"
+
+
+def swept_key(job: str, shard: int) -> str:
+    """The key of the mark that a message was sent for an orphaned shard."""
+    return f"{KEY_PREFIX}swept:{job}:{shard}"
+
+
+def open_client(url: str, *, timeout_s: float = SOCKET_TIMEOUT_S) -> redis.Redis:
+    """A client that connects when it is first used, and waits for each answer. Raises BrokerError for a bad `url`."""
     spelled = client_url(url)
     return redis.Redis.from_url(
         spelled,
-        socket_timeout=SOCKET_TIMEOUT_S,
-        socket_connect_timeout=CONNECT_TIMEOUT_S,
+        socket_timeout=timeout_s,
+        socket_connect_timeout=min(timeout_s, CONNECT_TIMEOUT_S),
         health_check_interval=HEALTH_CHECK_INTERVAL_S,
         # One more try at once, where the connection turns out to be dead. Not where the broker hangs, as client and
         # connection would both try again: our callers have their own pace.

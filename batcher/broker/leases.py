@@ -29,7 +29,7 @@ from dataclasses import dataclass
 
 import redis
 
-from batcher.broker.client import KEY_PREFIX, trouble
+from batcher.broker.client import claimed_key, lease_key, trouble
 from batcher.errors import BrokerError
 
 logger = logging.getLogger(__name__)
@@ -117,16 +117,19 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A claim of one shard by one attempt. Holding the object does not mean that the lease is still held."""
+    """A claim of one shard by one attempt. Holding the object does not mean that the lease is still held.
 
-    job_id: str
+    `job` is the job's `Manifest.identity`, here and in all functions of this module.
+    """
+
+    job: str
     shard: int
     token: str
 
     @property
     def key(self) -> str:
         """Of the lease in Redis."""
-        return lease_key(self.job_id, self.shard)
+        return lease_key(self.job, self.shard)
 
     @property
     def worker(self) -> str:
@@ -167,7 +170,7 @@ class Leases:
         return self._take(lease)
 
     def _take(self, lease: Lease) -> bool:
-        keys = [lease.key, claimed_key(lease.job_id)]
+        keys = [lease.key, claimed_key(lease.job)]
         ttl_ms = round(self.pace.ttl_s * 1000)
         try:
             return bool(self._hold(keys=keys, args=[lease.token, ttl_ms, lease.shard, _CLAIMED_TTL_S]))
@@ -177,40 +180,40 @@ class Leases:
     def release(self, lease: Lease) -> bool:
         """Give the lease back. False: it was not ours any more."""
         try:
-            return bool(self._release(keys=[lease.key, claimed_key(lease.job_id)], args=[lease.token, lease.shard]))
+            return bool(self._release(keys=[lease.key, claimed_key(lease.job)], args=[lease.token, lease.shard]))
         except redis.RedisError as exc:
             raise _failed(exc) from exc
 
-    def held(self, job_id: str, shards: Sequence[int]) -> dict[int, Lease]:
+    def held(self, job: str, shards: Sequence[int]) -> dict[int, Lease]:
         """The leases on those of `shards` that somebody works on now. One round trip."""
         if not shards:
             return {}
         try:
-            tokens = self._client.mget([lease_key(job_id, shard) for shard in shards])
+            tokens = self._client.mget([lease_key(job, shard) for shard in shards])
         except redis.RedisError as exc:
             raise _failed(exc) from exc
         found = zip(shards, tokens, strict=True)
         return {
-            shard: Lease(job_id, shard, token.decode(errors="replace"))
+            shard: Lease(job, shard, token.decode(errors="replace"))
             for shard, token in found
             if isinstance(token, bytes)
         }
 
-    def claimed(self, job_id: str) -> list[int]:
+    def claimed(self, job: str) -> list[int]:
         """The shards that somebody took and has not given back, in order: those in work, and those of the dead."""
         try:
-            found = self._client.smembers(claimed_key(job_id))
+            found = self._client.smembers(claimed_key(job))
         except redis.RedisError as exc:
             raise _failed(exc) from exc
         # Whoever can write there may have put anything.
         return sorted(int(shard) for shard in found if shard.isdigit() and len(shard) <= _MAX_DIGITS)
 
-    def reap(self, job_id: str) -> Reaped:
-        """Find the shards of `job_id` whose lease expired. Two round trips; one where nothing is in work."""
-        shards = self.claimed(job_id)
+    def reap(self, job: str) -> Reaped:
+        """Find the shards of `job` whose lease expired. Two round trips; one where nothing is in work."""
+        shards = self.claimed(job)
         if not shards:
             return Reaped((), math.inf)
-        keys = [claimed_key(job_id), *(lease_key(job_id, shard) for shard in shards)]
+        keys = [claimed_key(job), *(lease_key(job, shard) for shard in shards)]
         try:
             soonest_ms, *expired = self._reap(keys=keys, args=shards)
         except redis.RedisError as exc:
@@ -283,19 +286,9 @@ class BackgroundLeases(Leases):
                 self._lost.add(lease.token)
 
 
-def lease_key(job_id: str, shard: int) -> str:
-    """The key of a shard's lease."""
-    return f"{KEY_PREFIX}lease:{job_id}:{shard}"
-
-
-def claimed_key(job_id: str) -> str:
-    """The key of the set of a job's shards that were taken and not given back."""
-    return f"{KEY_PREFIX}claimed:{job_id}"
-
-
-def new_lease(job_id: str, shard: int, *, worker: str, process: str, pace: Pace = Pace()) -> Lease:
+def new_lease(job: str, shard: int, *, worker: str, process: str, pace: Pace = Pace()) -> Lease:
     """A lease to claim, with a token that no other attempt has. `process` is an id that no other process has."""
-    return Lease(job_id, shard, f"{worker}/{process}/{uuid.uuid4().hex}/{round(pace.ttl_s * 1000)}")
+    return Lease(job, shard, f"{worker}/{process}/{uuid.uuid4().hex}/{round(pace.ttl_s * 1000)}")
 
 
 def _failed(exc: redis.RedisError) -> BrokerError:

@@ -26,7 +26,7 @@ from collections.abc import Callable, Collection, Iterable
 
 import redis
 
-from batcher.broker.client import KEY_PREFIX, queue_key, trouble
+from batcher.broker.client import queue_key, swept_key, trouble
 from batcher.broker.leases import LEASE_TTL_S, Leases
 from batcher.errors import BrokerError
 from batcher.jobdir.folder import JobDir, Watch
@@ -91,8 +91,9 @@ class Every:
 class Sweep:
     """Sweeps one job. Every method raises BrokerError where the broker is away, and makes up for it the next time.
 
-    Remembers between looks which shards looked orphaned, and what could not be sent. `models`: only orphans of these
-    are sent; None for all. `lease_ttl_s` gives the pace. `watch` is that of others who look at the job, too.
+    Remembers between looks which shards looked orphaned, and what could not be sent. `scope` is that of the queues to
+    which `send` sends. `models`: only orphans of these are sent; None for all. `lease_ttl_s` gives the pace. `watch` is
+    that of others who look at the job, too.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class Sweep:
         client: redis.Redis,
         *,
         send: Send,
+        scope: str,
         models: Collection[str] | None = None,
         lease_ttl_s: float = LEASE_TTL_S,
         watch: Watch | None = None,
@@ -110,6 +112,7 @@ class Sweep:
         self._client = client
         self._leases = Leases(client, ttl_s=lease_ttl_s)
         self._send = send
+        self._scope = scope
         self._models = models
         self._orphans: frozenset[int] = frozenset()
         self._unsent: set[int] = set()
@@ -118,14 +121,16 @@ class Sweep:
 
     def reap(self) -> float:
         """Send the shards whose leases expired. Returns the seconds until another can expire; infinite if none."""
-        reaped = self._leases.reap(self.job.job_id)
+        reaped = self._leases.reap(self.job.manifest.identity)
         self._unsent.update(reaped.expired)
         self._send_unsent()
         return reaped.next_expiry_s
 
     def release_dead(self, process: str) -> None:
         """Release the leases of a process that is known to be dead, by its id, and send its shards."""
-        for lease in self._leases.held(self.job.job_id, self._leases.claimed(self.job.job_id)).values():
+        for lease in self._leases.held(
+            self.job.manifest.identity, self._leases.claimed(self.job.manifest.identity)
+        ).values():
             # Not by the worker's name: another process of that name may have claimed meanwhile.
             if lease.process == process and self._leases.release(lease):
                 self._unsent.add(lease.shard)
@@ -152,7 +157,7 @@ class Sweep:
                 self._send(self.job, [info])
                 assert info.model is not None, f"shard {info.shard} was leased and has no model"
                 try:
-                    self._to_front(keys=[queue_key(info.model)])
+                    self._to_front(keys=[queue_key(info.model, scope=self._scope)])
                 except redis.RedisError as exc:
                     raise BrokerError(
                         f"broker: the queue of {info.model} could not be written: {trouble(exc)}"
@@ -166,7 +171,7 @@ class Sweep:
         pending = [info for info in self.job.without_part(listing.parts) if self._is_ours(info.model)]
         idle = {model for model in {info.model for info in pending} if model and self._is_idle(model)}
         waiting = [info for info in pending if info.model in idle]
-        held = self._leases.held(self.job.job_id, [info.shard for info in waiting])
+        held = self._leases.held(self.job.manifest.identity, [info.shard for info in waiting])
         return [info for info in waiting if info.shard not in held]
 
     def _pending(self, listing: Listing, shards: Iterable[int]) -> list[ShardInfo]:
@@ -178,7 +183,7 @@ class Sweep:
 
     def _is_idle(self, model: str) -> bool:
         try:
-            return self._client.llen(queue_key(model)) == 0
+            return self._client.llen(queue_key(model, scope=self._scope)) == 0
         except redis.RedisError as exc:
             raise BrokerError(f"broker: the queue of {model} could not be read: {trouble(exc)}") from exc
 
@@ -187,7 +192,7 @@ class Sweep:
         shortest_s = 2 * self._leases.pace.sweep_interval_s
         arguments = [len(listing.chunks(shard)), *(round(s * 1000) for s in (shortest_s, MAX_RESEND_INTERVAL_S))]
         try:
-            return bool(self._mark(keys=[f"{KEY_PREFIX}swept:{self.job.job_id}:{shard}"], args=arguments))
+            return bool(self._mark(keys=[swept_key(self.job.manifest.identity, shard)], args=arguments))
         except redis.RedisError as exc:
             raise BrokerError(f"broker: shard {shard} could not be marked: {trouble(exc)}") from exc
 

@@ -14,6 +14,7 @@ refused.py     the parts of refused rows
 attempts.py    what an attempt leaves for those after it
 verdict.py     what crashes mean for the next attempt: suspects, rows set aside
 sending.py     what is asked of a broker
+scope.py       whose queues are whose at a broker
 lock.py        one command at a time changes what a job is
 heartbeats.py  signs of life of workers
 pulse.py       whether workers of this machine live, for little memory

@@ -72,6 +72,11 @@ class Manifest:
         """The models whose workers this job needs, in order of first appearance."""
         return tuple(dict.fromkeys(s.model for s in self.shards if s.model is not None))
 
+    @property
+    def identity(self) -> str:
+        """An id of this job alone, whatever its name and its place: what its keys at a broker are told by."""
+        return self.uid or f"{self.job_id}-{self.created_at:%Y%m%dT%H%M%S.%fZ}"
+
     def response_digits(self, row: int) -> str:
         """What the ids of the response to a row are made of, see `ids.response_digits`."""
         return response_digits(self.uid or f"{self.job_id} {self.created_at.isoformat()}", row)

@@ -13,6 +13,7 @@ import redis
 from batcher.broker.client import queue_key
 from batcher.broker.embedded import folder_for
 from batcher.jobdir.folder import JobDir
+from batcher.jobdir.scope import scope_of
 from tests.faults.injection import inject
 from tests.support.family import (
     Command,
@@ -174,7 +175,8 @@ def test_shard_that_is_queued_fifty_times_is_run_once(family: Family, model: Pat
     wait_for_end(job)
 
     client = redis.Redis.from_url(redis_url)
-    wait_for(lambda: not client.exists(queue_key("tiny"), "batcher:unacked"), what="all messages are done with")
+    queue = queue_key("tiny", scope=scope_of(job.path.parent))
+    wait_for(lambda: not client.exists(queue, "batcher:unacked"), what="all messages are done with")
     client.close()
     assert_every_row_once(job, ROWS)
     assert job.num_attempts(0) == 1

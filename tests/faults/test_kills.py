@@ -14,6 +14,7 @@ from batcher.broker.client import connect, queue_key
 from batcher.jobdir.attempts import Cause
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.results import read_file
+from batcher.jobdir.scope import scope_of
 from tests.faults.injection import inject
 from tests.support.family import (
     Command,
@@ -204,15 +205,16 @@ def freeze_with_message(pids: list[int], job: JobDir, redis_url: str) -> None:
     """Have the server send the message of the only shard to a worker that will never read it."""
     app = make_celery(redis_url)
     client = connect(redis_url)
+    queue = queue_key("tiny", scope=scope_of(job.path.parent))
     try:
         # A worker asks for a message once a second; between the answer and the next question, it gets none.
         for _ in range(50):
             send(signal.SIGSTOP, pids)
             enqueue(app, job, job.pending_shards())
-            if client.llen(queue_key("tiny")) == 0:
+            if client.llen(queue) == 0:
                 assert client.hlen("batcher:unacked") == 0
                 return
-            client.delete(queue_key("tiny"))
+            client.delete(queue)
             send(signal.SIGCONT, pids)
             wait_for(lambda: client.info("clients")["blocked_clients"], what="the worker waits for a message")
         raise AssertionError("the worker never waited for a message")

@@ -9,6 +9,7 @@ import pytest
 
 from batcher.broker.client import queue_key
 from batcher.jobdir.folder import JobDir
+from batcher.jobdir.scope import scope_of
 from tests.faults.injection import inject
 from tests.support.family import Command, Family, assert_every_row_once, start_worker, submit, wait_until_ready
 from tests.support.redis_server import RedisServer
@@ -44,9 +45,9 @@ def shards_of(job: JobDir, worker: str) -> dict[int, int]:
     return found
 
 
-def num_waiting(server: RedisServer) -> int:
+def num_waiting(server: RedisServer, job: JobDir) -> int:
     with server.client() as client:
-        found = client.llen(queue_key("tiny"))
+        found = client.llen(queue_key("tiny", scope=scope_of(job.path.parent)))
     assert isinstance(found, int)
     return found
 
@@ -70,7 +71,7 @@ def test_shards_of_a_killed_worker_run_elsewhere_within_35_s(
     wait_for(lambda: are_claimed_again(job, left), what="the shards run elsewhere", timeout_s=BOUND_S)
 
     assert time.monotonic() - killed_at < BOUND_S
-    assert num_waiting(redis_server) > 0, "they did not wait for those before them"
+    assert num_waiting(redis_server, job) > 0, "they did not wait for those before them"
     assert {job.num_attempts(shard) for shard in left} == {2}
     family.start(
         *("worker", "--broker", redis_server.url, "--jobs-dir", family.folder / "jobs"),

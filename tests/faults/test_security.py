@@ -26,6 +26,7 @@ from batcher.broker.client import connect, queue_key
 from batcher.broker.ping import ping
 from batcher.errors import BrokerError
 from batcher.jobdir.folder import JobDir
+from batcher.jobdir.scope import scope_of
 from tests.support.family import Command, Family, assert_every_row_once, wait_until_ready, write_prompts
 from tests.support.job_files import make_job
 from tests.support.redis_server import RedisServer
@@ -403,8 +404,9 @@ def test_worker_survives_every_message_and_leaves_the_jobs_root_never(
         "{}",
     ]
 
+    queue = queue_key("tiny", scope=scope_of(fleet.jobs))
     with redis_server.client() as client:
-        client.rpush(queue_key("tiny"), *messages)
+        client.rpush(queue, *messages)
         # Messages that nobody acknowledged for a day, which kombu would queue again.
         client.zadd("batcher:unacked_index", {"no message": 0, "none at all": 1})
         client.hset("batcher:unacked", "no message", b"\xff[")
@@ -415,7 +417,7 @@ def test_worker_survives_every_message_and_leaves_the_jobs_root_never(
         # The job's own message is acknowledged a moment after the job is complete.
         wait_for(lambda: client.hlen("batcher:unacked") == 0, what="none is held")
         wait_for(lambda: client.zcard("batcher:unacked_index") == 0, what="those of the dead are forgotten")
-        assert client.llen(queue_key("tiny")) == 0
+        assert client.llen(queue) == 0
 
     lines = worker.stderr.splitlines()
     assert sum("a message is dropped" in line for line in lines) == len(messages)

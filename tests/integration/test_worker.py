@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from batcher.broker.client import connect
+from batcher.broker.client import connect, queue_key, queue_name
+from batcher.jobdir.scope import scope_of
 from tests.support.family import Family, chunk_rows, has_chunks, start_worker, submit, wait_until_ready
 from tests.support.job_files import result_rows
 from tests.support.waiting import wait_for
@@ -51,7 +52,7 @@ def test_stopped_worker_gives_its_shards_to_the_next(
     client = connect(redis_url)
     assert client.keys("batcher:lease:*") == []
     # Every shard without a part has its message back in the queue, and none is held by the dead.
-    assert client.llen("batcher:batcher.tiny") == len(job.pending_shards())
+    assert client.llen(queue_key("tiny", scope=scope_of(job.path.parent))) == len(job.pending_shards())
     assert client.hlen("batcher:unacked") == 0
     client.close()
 
@@ -106,7 +107,6 @@ def test_submit_waits_and_reports_like_run(family: Family, model: Path, redis_ur
 
 
 def test_messages_that_mean_no_job_of_ours_are_dropped(family: Family, model: Path, redis_url: str) -> None:
-    from batcher.broker.client import queue_name
     from workers.queue.app import RUN_SHARD, make_celery
 
     app = make_celery(redis_url)
@@ -116,7 +116,7 @@ def test_messages_that_mean_no_job_of_ours_are_dropped(family: Family, model: Pa
         {"job_id": "x", "shard": "0"},
         {},
     ):
-        app.send_task(RUN_SHARD, kwargs=message, queue=queue_name("tiny"))
+        app.send_task(RUN_SHARD, kwargs=message, queue=queue_name("tiny", scope=scope_of(family.folder / "jobs")))
     app.close()
     job = submit(family, redis_url, rows=5, shard_rows=5)
 

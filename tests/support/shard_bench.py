@@ -7,7 +7,8 @@ from pathlib import Path
 
 import redis
 
-from batcher.broker.leases import Leases, lease_key
+from batcher.broker.client import lease_key
+from batcher.broker.leases import Leases
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.results import read_file
 from tests.support.clock import Clock
@@ -45,7 +46,7 @@ class Bench:
 
     @property
     def lease(self) -> bytes | None:
-        found = self.client.get(lease_key(self.job.job_id, 0))
+        found = self.client.get(lease_key(self.job.manifest.identity, 0))
         assert found is None or isinstance(found, bytes)
         return found
 

@@ -15,9 +15,9 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from batcher.broker.leases import Pace
 from batcher.errors import BatcherError
 from batcher.jobdir.heartbeats import sweep_heartbeats
+from batcher.jobdir.scope import scope_of
 from batcher.live import EngineAwayError, LiveRequestError
 from batcher.openai.answers import error_param
 from batcher.types import Choice, Delta, EngineStats, ErrorCode, Request
@@ -38,7 +38,7 @@ from workers.live.frames import (
 from workers.local import TICK_S
 from workers.process.events import WorkerConfig
 from workers.process.supervisor import Supervisor, stop_all
-from workers.queue.sweeper import RootSweep, Sweeper
+from workers.queue.sweeper import Sweeper, root_sweeper
 
 logger = logging.getLogger(f"batcher.{__name__}")
 
@@ -224,7 +224,7 @@ class _Watch:
     def _run(self) -> None:
         try:
             with contextlib.ExitStack() as stack:
-                sweeper = stack.enter_context(_sweeper(self._config)) if self._config.takes_shards else None
+                sweeper = stack.enter_context(root_sweeper(self._config)) if self._config.takes_shards else None
                 self._supervise(sweeper)
         except BatcherError as exc:
             self._call(self._on_failure, exc)
@@ -280,6 +280,7 @@ async def open_engines(
     engines = ProcessEngines(tuple(name for name, _ in config.models), loop)
     if is_working:
         sweep_heartbeats(Path(config.home))
+        config = replace(config, scope=scope_of(Path(config.jobs_root)))
     watch = _Watch(config, engines, loop, on_loaded=on_loaded, on_failure=on_failure, is_urgent=is_urgent)
     watch.thread.start()
     try:
@@ -288,9 +289,3 @@ async def open_engines(
         watch.stop()
         await loop.run_in_executor(None, watch.thread.join)
         await engines.close()
-
-
-def _sweeper(config: WorkerConfig) -> Sweeper:
-    models = frozenset(name for name, _ in config.models)
-    sweep = RootSweep(Path(config.jobs_root), config.broker_url, models=models, lease_ttl_s=config.lease_ttl_s)
-    return Sweeper(sweep.tick, patience_s=None, retry_interval_s=Pace(config.lease_ttl_s).sweep_interval_s)

@@ -16,6 +16,7 @@ class WorkerConfig:
     the results. `home` is the folder below which the supervisor keeps its sign of life. `stall_timeout_s` are the
     seconds without a step after which an engine is given up. `row_timeout_s` goes before a job's own. `quiet` leaves
     only warnings in the log. `model_sha256` are pairs of a model's name and the digest that its file must have.
+    `scope` is that of the queues from which it takes them.
     Unless it `takes_shards` it computes only live requests, and knows no broker. `live_descriptor` is that of the
     socket by which they come. `process` is the child's id, which no other process has: its leases are told by it from
     those of an earlier child, and of another worker of this name.
@@ -37,6 +38,7 @@ class WorkerConfig:
     takes_shards: bool = True
     live_descriptor: int | None = None
     process: str = ""
+    scope: str = ""
 
 
 class EventKind(StrEnum):

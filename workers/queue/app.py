@@ -1,7 +1,7 @@
 """The Celery application: every setting that the worker protocol rests on, with its reason, and sending.
 
-A message is two ids and nothing else: `{job_id, shard}`. Each model has a queue, so a worker takes only what it can
-compute. Measured facts are for Celery 5.7.0 and kombu 5.7.0.
+A message is two ids and nothing else: `{job_id, shard}`. Each model has a queue in each scope, so a worker takes only
+what it can compute and finds in its jobs folder. Measured facts are for Celery 5.7.0 and kombu 5.7.0.
 """
 
 import math
@@ -26,6 +26,7 @@ from batcher.broker.url import celery_url, hide_password
 from batcher.errors import BrokerError
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.manifest import ShardInfo
+from batcher.jobdir.scope import scope_of
 from batcher.jobdir.sending import Send
 
 #: The one task.
@@ -117,19 +118,23 @@ def make_celery(broker_url: str) -> Celery:
 
 @contextmanager
 def sending(broker_url: str) -> Iterator[Send]:
-    """What sends shards to a broker, within the block. Raises BrokerError at once where that can't be reached."""
+    """What sends shards to the workers of their job's jobs folder, within the block.
+
+    Raises BrokerError at once where the broker can't be reached.
+    """
     connect(broker_url).close()
     with make_celery(broker_url) as app:
         yield partial(enqueue, app)
 
 
-def enqueue(app: Celery, job: JobDir, shards: Iterable[ShardInfo]) -> int:
+def enqueue(app: Celery, job: JobDir, shards: Iterable[ShardInfo], *, scope: str | None = None) -> int:
     """Send a message for each shard to the queue of its model; shards of refused rows need none. Returns how many.
 
-    Large shards go first, so that the workers end at about the same time.
-    Raises BrokerError where the broker is away, or is full.
+    `scope` None: that of the job's jobs folder. Large shards go first, so that the workers end at about the same time.
+    Raises BrokerError where the broker is away, or is full, and what `scope_of` raises.
     """
     url = app.conf.broker_url
+    scope = scope or scope_of(job.path.parent, store=job.store)
     num_sent = 0
     try:
         with app.producer_pool.acquire(block=True) as producer:
@@ -137,7 +142,8 @@ def enqueue(app: Celery, job: JobDir, shards: Iterable[ShardInfo]) -> int:
                 if info.model is None:
                     continue
                 message = {"job_id": job.job_id, "shard": info.shard}
-                app.send_task(RUN_SHARD, kwargs=message, queue=queue_name(info.model), producer=producer)
+                queue = queue_name(info.model, scope=scope)
+                app.send_task(RUN_SHARD, kwargs=message, queue=queue, producer=producer)
                 num_sent += 1
     except OperationalError as exc:
         raise BrokerError(

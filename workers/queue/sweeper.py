@@ -3,6 +3,7 @@
 A thread of its own talks to the broker, so that a broker that hangs holds up neither signals nor the terminal.
 """
 
+import contextlib
 import logging
 import math
 import queue
@@ -14,7 +15,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from batcher.broker.client import open_client
+import redis
+
+from batcher.broker.client import open_client, queue_keys, trouble
 from batcher.broker.leases import Pace
 from batcher.broker.sweep import LOOK_AGE_S, Every, Sweep
 from batcher.errors import BatcherError, BrokerError, StorageError
@@ -22,13 +25,18 @@ from batcher.jobdir.folder import JobDir, Watch
 from batcher.jobdir.root import list_jobs
 from batcher.jobdir.sending import Send
 from batcher.manage.finish import finalize
+from workers.process.events import WorkerConfig
 from workers.queue.app import enqueue, make_celery
 
 logger = logging.getLogger(f"batcher.{__name__}")
 
 #: Seconds. Between two rounds at least, and from the moment when a lease can expire to the look for it.
 _SHORTEST_WAIT_S = 0.05
+#: Seconds that a job's own queues outlive the last look of whoever swept them.
+_OWN_TTL_S = 86_400
 
+#: Seconds for an answer of a broker from which nothing is wanted but that it deletes them.
+_DROP_PATIENCE_S = 2.0
 
 #: Does one round; gets the ids of the processes that died since the last one, returns the seconds after which another
 #: is due at the latest.
@@ -114,10 +122,15 @@ class Sweeper:
 
 
 class JobSweep:
-    """Sweeps one job, as `watch` sees it; `send` sends what it finds."""
+    """Sweeps one job, as `watch` sees it; `send` sends what it finds to the queues of `scope`.
 
-    def __init__(self, watch: Watch, broker_url: str, *, send: Send, lease_ttl_s: float) -> None:
-        self._sweep = Sweep(watch.job, open_client(broker_url), send=send, lease_ttl_s=lease_ttl_s, watch=watch)
+    Queues that are the job's own are kept from outliving it for long: a command that is killed leaves them behind.
+    """
+
+    def __init__(self, watch: Watch, broker_url: str, *, send: Send, scope: str, lease_ttl_s: float) -> None:
+        self._client = open_client(broker_url)
+        self._own_keys = own_keys(watch.job) if scope == watch.job.manifest.identity else []
+        self._sweep = Sweep(watch.job, self._client, send=send, scope=scope, lease_ttl_s=lease_ttl_s, watch=watch)
         self._interval_s = Pace(lease_ttl_s).sweep_interval_s
         self._look = Every(self._interval_s)
 
@@ -128,18 +141,49 @@ class JobSweep:
         next_expiry_s = self._sweep.reap()
         if self._look.is_due():
             self._sweep.look(max_age_s=LOOK_AGE_S)
+            self._keep_own()
         return min(self._interval_s, next_expiry_s + _SHORTEST_WAIT_S)
+
+    def _keep_own(self) -> None:
+        try:
+            with self._client.pipeline(transaction=False) as pipe:
+                for key in self._own_keys:
+                    pipe.expire(key, _OWN_TTL_S)
+                pipe.execute()
+        except redis.RedisError as exc:
+            raise BrokerError(f"broker: the job's queues could not be kept: {trouble(exc)}") from exc
+
+
+def own_keys(job: JobDir) -> list[str]:
+    """What a broker holds of the queues that are a job's own."""
+    scope = job.manifest.identity
+    return [key for model in job.manifest.models for key in queue_keys(model, scope=scope)]
+
+
+def drop_own_queues(job: JobDir, broker_url: str) -> None:
+    """Delete the queues that are a job's own, of which nobody takes any more. Never raises: they expire, too.
+
+    The job need not be there any more, or yet.
+    """
+    with contextlib.suppress(BatcherError, redis.RedisError):
+        client = open_client(broker_url, timeout_s=_DROP_PATIENCE_S)
+        with contextlib.closing(client):
+            client.delete(*own_keys(job))
 
 
 class RootSweep:
-    """Sweeps all jobs under a jobs root for `models`, and finalizes those whose last worker died before it could."""
+    """Sweeps all jobs under a jobs root for `models`, and finalizes those whose last worker died before it could.
 
-    def __init__(self, root: Path, broker_url: str, *, models: frozenset[str], lease_ttl_s: float) -> None:
+    What it finds it sends to the queues of `scope`.
+    """
+
+    def __init__(self, root: Path, broker_url: str, *, scope: str, models: frozenset[str], lease_ttl_s: float) -> None:
         self._root = root
+        self._scope = scope
         self._models = models
         self._lease_ttl_s = lease_ttl_s
         self._client = open_client(broker_url)
-        self._send = partial(enqueue, make_celery(broker_url))
+        self._send = partial(enqueue, make_celery(broker_url), scope=scope)
         self._interval_s = Pace(lease_ttl_s).sweep_interval_s
         self._look = Every(self._interval_s)
         # By path and version of the manifest: a job deleted and submitted again under its name is another job.
@@ -186,4 +230,21 @@ class RootSweep:
             yield key, self._sweeps.get(key) or self._sweep_of(job)
 
     def _sweep_of(self, job: JobDir) -> Sweep:
-        return Sweep(job, self._client, send=self._send, models=self._models, lease_ttl_s=self._lease_ttl_s)
+        return Sweep(
+            *(job, self._client),
+            send=self._send,
+            scope=self._scope,
+            models=self._models,
+            lease_ttl_s=self._lease_ttl_s,
+        )
+
+
+def root_sweeper(config: WorkerConfig) -> Sweeper:
+    """What sweeps the jobs under the jobs root of a worker."""
+    sweep = RootSweep(
+        *(Path(config.jobs_root), config.broker_url),
+        scope=config.scope,
+        models=frozenset(name for name, _ in config.models),
+        lease_ttl_s=config.lease_ttl_s,
+    )
+    return Sweeper(sweep.tick, patience_s=None, retry_interval_s=Pace(config.lease_ttl_s).sweep_interval_s)

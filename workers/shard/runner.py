@@ -101,7 +101,9 @@ def run_shard(job: JobDir, shard: int, engine: Engine, context: WorkerContext) -
         return RunOutcome.ALREADY_COMMITTED
     if job.is_cancelled:
         return RunOutcome.CANCELLED
-    lease = new_lease(job.job_id, shard, worker=context.worker, process=context.process, pace=context.leases.pace)
+    lease = new_lease(
+        job.manifest.identity, shard, worker=context.worker, process=context.process, pace=context.leases.pace
+    )
     try:
         if not context.leases.claim(lease):
             return RunOutcome.LEASED_ELSEWHERE

@@ -38,6 +38,11 @@ imagePullPolicy: {{ $image.pullPolicy }}
 {{- end -}}
 {{- end -}}
 
+{{- /* What stands in the names of the queues: KEDA has to know them. */ -}}
+{{- define "batcher.scope" -}}
+{{- .Values.jobs.scope | default (printf "%s-%s" .Release.Namespace (include "batcher.fullname" .)) -}}
+{{- end -}}
+
 {{- /* Variables that workers and server share; `env` is a map of more. */ -}}
 {{- define "batcher.env" -}}
 - name: BATCHER_BROKER
@@ -55,6 +60,8 @@ imagePullPolicy: {{ $image.pullPolicy }}
   value: {{ .root.Values.grace | quote }}
 - name: BATCHER_LEASE_TTL
   value: {{ .root.Values.leaseTtl | quote }}
+- name: BATCHER_SCOPE
+  value: {{ include "batcher.scope" .root | quote }}
 {{- range $name, $value := .env }}
 - name: {{ $name }}
   value: {{ $value | quote }}

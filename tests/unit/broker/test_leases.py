@@ -16,9 +16,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from batcher.broker.client import open_client
+from batcher.broker.client import claimed_key, lease_key, open_client
 from batcher.broker.embedded import embedded_broker
-from batcher.broker.leases import BackgroundLeases, Lease, Leases, Pace, claimed_key, lease_key, new_lease
+from batcher.broker.leases import BackgroundLeases, Lease, Leases, Pace, new_lease
 from batcher.errors import BrokerError
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_for

@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 import redis
 
-from batcher.broker.client import queue_key
+from batcher.broker.client import queue_key, swept_key
 from batcher.broker.leases import Lease, Leases, new_lease
 from batcher.broker.sweep import MAX_RESEND_INTERVAL_S, Every, Sweep
 from batcher.errors import BrokerError
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.manifest import ShardInfo
 from tests.support.job_files import MODEL, make_job
+
+#: Of the queues.
+SCOPE = "here"
 
 
 @pytest.fixture
@@ -48,12 +51,12 @@ class Queued(Sent):
     def __call__(self, job: JobDir, shards: Sequence[ShardInfo]) -> int:
         for info in shards:
             assert info.model is not None
-            self._client.lpush(queue_key(info.model), str(info.shard))
+            self._client.lpush(queue_key(info.model, scope=SCOPE), str(info.shard))
         return super().__call__(job, shards)
 
 
 def claim(client: redis.Redis, job: JobDir, shard: int, *, worker: str = "w", process: str = "p1") -> Lease:
-    lease = new_lease(job.job_id, shard, worker=worker, process=process)
+    lease = new_lease(job.manifest.identity, shard, worker=worker, process=process)
     assert Leases(client).claim(lease)
     return lease
 
@@ -65,7 +68,7 @@ def expire(client: redis.Redis, lease: Lease) -> None:
 
 def let_pass(client: redis.Redis, job: JobDir, shard: int, seconds: float) -> None:
     """Move the clock of the mark that a shard was sent."""
-    key = f"batcher:swept:{job.job_id}:{shard}"
+    key = swept_key(job.manifest.identity, shard)
     left_ms = client.pttl(key)
     assert isinstance(left_ms, int)
     client.pexpire(key, left_ms - round(seconds * 1000))
@@ -75,7 +78,7 @@ def let_pass(client: redis.Redis, job: JobDir, shard: int, seconds: float) -> No
 
 
 def test_orphaned_shards_are_sent_at_the_second_look(job: JobDir, client: redis.Redis, sent: Sent) -> None:
-    sweep = Sweep(job, client, send=sent)
+    sweep = Sweep(job, client, send=sent, scope=SCOPE)
 
     assert sweep.look() == 0
     assert sweep.look() == 3
@@ -84,8 +87,8 @@ def test_orphaned_shards_are_sent_at_the_second_look(job: JobDir, client: redis.
 
 
 def test_shards_are_not_sent_again_while_their_message_is_queued(job: JobDir, client: redis.Redis, sent: Sent) -> None:
-    sweep = Sweep(job, client, send=sent)
-    client.lpush(queue_key(MODEL), "message")
+    sweep = Sweep(job, client, send=sent, scope=SCOPE)
+    client.lpush(queue_key(MODEL, scope=SCOPE), "message")
 
     for _ in range(3):
         sweep.look()
@@ -94,7 +97,7 @@ def test_shards_are_not_sent_again_while_their_message_is_queued(job: JobDir, cl
 
 
 def test_leased_and_committed_shards_are_left_alone(job: JobDir, client: redis.Redis, sent: Sent) -> None:
-    sweep = Sweep(job, client, send=sent)
+    sweep = Sweep(job, client, send=sent, scope=SCOPE)
     claim(client, job, 0)
     job.results_dir.mkdir()
     job.part_path(1).write_bytes(b"")
@@ -106,7 +109,7 @@ def test_leased_and_committed_shards_are_left_alone(job: JobDir, client: redis.R
 
 
 def test_shard_seen_orphaned_once_and_then_leased_is_not_sent(job: JobDir, client: redis.Redis, sent: Sent) -> None:
-    sweep = Sweep(job, client, send=sent, models={MODEL})
+    sweep = Sweep(job, client, send=sent, models={MODEL}, scope=SCOPE)
     sweep.look()
     lease = claim(client, job, 0)
     sweep.look()
@@ -119,7 +122,7 @@ def test_shard_seen_orphaned_once_and_then_leased_is_not_sent(job: JobDir, clien
 
 def test_shard_of_a_living_holder_is_not_sent_after_a_flush(job: JobDir, client: redis.Redis, sent: Sent) -> None:
     """Between two looks is a renewal, which takes the lease back."""
-    sweep = Sweep(job, client, send=sent, models={MODEL})
+    sweep = Sweep(job, client, send=sent, models={MODEL}, scope=SCOPE)
     lease = claim(client, job, 0)
     client.flushall()
 
@@ -133,7 +136,7 @@ def test_shard_of_a_living_holder_is_not_sent_after_a_flush(job: JobDir, client:
 
 
 def test_only_orphans_of_the_given_models_are_sent(job: JobDir, client: redis.Redis, sent: Sent) -> None:
-    sweep = Sweep(job, client, send=sent, models={"other"})
+    sweep = Sweep(job, client, send=sent, models={"other"}, scope=SCOPE)
 
     sweep.look()
     sweep.look()
@@ -142,7 +145,7 @@ def test_only_orphans_of_the_given_models_are_sent(job: JobDir, client: redis.Re
 
 
 def test_two_sweepers_send_one_message_between_them(job: JobDir, client: redis.Redis, sent: Sent) -> None:
-    first, second = Sweep(job, client, send=sent), Sweep(job, client, send=sent)
+    first, second = Sweep(job, client, send=sent, scope=SCOPE), Sweep(job, client, send=sent, scope=SCOPE)
 
     for sweep in (first, second, first, second):
         sweep.look()
@@ -154,7 +157,7 @@ def test_shard_that_fails_again_and_again_is_sent_at_growing_intervals(
     job: JobDir, client: redis.Redis, sent: Sent
 ) -> None:
     """Its attempts fail at once, so it is orphaned at every look; the broker's clock is moved by a second each time."""
-    sweep = Sweep(job, client, send=sent, models={"other"})
+    sweep = Sweep(job, client, send=sent, models={"other"}, scope=SCOPE)
     sent_at = []
     for second in range(2000):
         if sweep.look():
@@ -169,7 +172,7 @@ def test_shard_that_fails_again_and_again_is_sent_at_growing_intervals(
 
 
 def test_shard_that_makes_progress_is_sent_soon_again(job: JobDir, client: redis.Redis, sent: Sent) -> None:
-    sweep = Sweep(job, client, send=sent, models={"other"})
+    sweep = Sweep(job, client, send=sent, models={"other"}, scope=SCOPE)
     for _ in range(200):
         sweep.look()
         let_pass(client, job, 2, 1)
@@ -185,7 +188,7 @@ def test_shard_that_makes_progress_is_sent_soon_again(job: JobDir, client: redis
 
 
 def test_cancelled_job_is_not_swept(job: JobDir, client: redis.Redis, sent: Sent) -> None:
-    sweep = Sweep(job, client, send=sent)
+    sweep = Sweep(job, client, send=sent, scope=SCOPE)
     sweep.look()
     expire(client, claim(client, job, 1))
     job.cancel()
@@ -202,14 +205,14 @@ def test_cancelled_job_is_not_swept(job: JobDir, client: redis.Redis, sent: Sent
 def test_shard_whose_lease_expired_is_sent_at_once_and_is_the_next_one_taken(job: JobDir, client: redis.Redis) -> None:
     sent = Queued(client)
     for other in ("a", "b", "c"):
-        client.lpush(queue_key(MODEL), other)
+        client.lpush(queue_key(MODEL, scope=SCOPE), other)
     expire(client, claim(client, job, 1))
 
-    Sweep(job, client, send=sent).reap()
+    Sweep(job, client, send=sent, scope=SCOPE).reap()
 
     assert sent.shards == [1]
-    assert client.rpop(queue_key(MODEL)) == b"1"
-    assert client.llen(queue_key(MODEL)) == 3
+    assert client.rpop(queue_key(MODEL, scope=SCOPE)) == b"1"
+    assert client.llen(queue_key(MODEL, scope=SCOPE)) == 3
 
 
 def test_no_pile_of_messages_grows_while_nobody_is_free(tmp_path: Path, client: redis.Redis) -> None:
@@ -218,7 +221,7 @@ def test_no_pile_of_messages_grows_while_nobody_is_free(tmp_path: Path, client: 
     sent = Queued(client)
     sent(job, job.manifest.shards[2:])
     sent.shards.clear()
-    sweeps = [Sweep(job, client, send=sent) for _ in range(5)]
+    sweeps = [Sweep(job, client, send=sent, scope=SCOPE) for _ in range(5)]
     for shard in (0, 1):
         expire(client, claim(client, job, shard))
 
@@ -228,7 +231,7 @@ def test_no_pile_of_messages_grows_while_nobody_is_free(tmp_path: Path, client: 
             sweep.look()
 
     assert sorted(sent.shards) == [0, 1]
-    assert client.llen(queue_key(MODEL)) == 102
+    assert client.llen(queue_key(MODEL, scope=SCOPE)) == 102
 
 
 @pytest.mark.parametrize("models", [None, {MODEL}])
@@ -238,7 +241,7 @@ def test_shard_that_expired_before_the_sweep_began_is_sent_by_whoever_finds_it(
     """It is handed out once, so who does not serve its model must not keep it to himself."""
     expire(client, claim(client, job, 2))
 
-    Sweep(job, client, send=sent, models=models).reap()
+    Sweep(job, client, send=sent, models=models, scope=SCOPE).reap()
 
     assert sent.shards == [2]
 
@@ -248,7 +251,7 @@ def test_committed_shard_is_not_sent_though_its_lease_expired(job: JobDir, clien
     job.results_dir.mkdir()
     job.part_path(1).write_bytes(b"")
 
-    Sweep(job, client, send=sent).reap()
+    Sweep(job, client, send=sent, scope=SCOPE).reap()
 
     assert sent.shards == []
 
@@ -264,7 +267,7 @@ def test_expired_shard_that_could_not_be_sent_is_sent_the_next_time(
             raise BrokerError("away")
         return sent(job, shards)
 
-    sweep = Sweep(job, client, send=send)
+    sweep = Sweep(job, client, send=send, scope=SCOPE)
     with pytest.raises(BrokerError):
         sweep.reap()
     is_away = False
@@ -276,7 +279,7 @@ def test_expired_shard_that_could_not_be_sent_is_sent_the_next_time(
 
 
 def test_sweep_says_when_the_next_lease_can_expire(job: JobDir, client: redis.Redis) -> None:
-    sweep = Sweep(job, client, send=Sent())
+    sweep = Sweep(job, client, send=Sent(), scope=SCOPE)
     assert sweep.reap() == math.inf
     lease = claim(client, job, 1)
     client.pexpire(lease.key, 12_000)
@@ -295,10 +298,10 @@ def test_shards_of_a_dead_process_are_released_and_sent_at_once_and_no_others(
     # Of the same name: a later process of that worker, or another worker.
     claim(client, job, 2, worker="w", process="living")
 
-    Sweep(job, client, send=sent).release_dead("dead")
+    Sweep(job, client, send=sent, scope=SCOPE).release_dead("dead")
 
     assert sent.shards == [0]
-    assert set(Leases(client).held(job.job_id, [0, 1, 2])) == {1, 2}
+    assert set(Leases(client).held(job.manifest.identity, [0, 1, 2])) == {1, 2}
 
 
 # -- the clock ----------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from batcher.broker.embedded import embedded_broker
 from batcher.cli.texts import print_sample
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.lock import exclusive
+from batcher.jobdir.scope import scope_of
 from batcher.manage.finish import finalize
 from batcher.submission.planner import submit
 from batcher.types import ErrorCode
@@ -321,7 +322,7 @@ def test_retry_with_a_broker_enqueues_the_reopened_shards(run: Run, finished: Jo
     with embedded_broker(finished.path) as url:
         code, out, _ = run(f"retry demo --broker {url}")
         client = connect(url)
-        num_waiting = client.llen(queue_key("tiny"))
+        num_waiting = client.llen(queue_key("tiny", scope=scope_of(finished.path.parent)))
         client.close()
 
     assert code == 0

@@ -82,7 +82,7 @@ def test_names_stay_apart_as_keys_and_need_no_escape_there(names: list[str]) -> 
 
 @given(st.from_regex(ID_PATTERN))
 def test_queue_of_a_name_that_is_an_id_is_called_as_ever(name: str) -> None:
-    assert queue_name(name) == f"batcher.{name}"
+    assert queue_name(name, scope="here") == f"batcher.here.{name}"
 
 
 def test_response_digits_are_24_of_a_row_of_a_job() -> None:

@@ -15,6 +15,7 @@ from batcher.broker.client import KEY_PREFIX, queue_key
 from batcher.broker.leases import LEASE_TTL_S
 from batcher.cli import cli
 from batcher.jobdir.pulse import MISSED_BEATS
+from batcher.jobdir.scope import SCOPE_VARIABLE
 from tests.containers.chart import CASES, CHART, RENDERED, digest
 from tests.unit.house.test_containers import SERVICES, parse_command
 from workers.process.beacon import BEATS_PER_LEASE
@@ -81,7 +82,7 @@ def test_commands_parse_with_their_environment(case: str, monkeypatch: pytest.Mo
 
         command = cli.get_command(click.Context(cli), name)
         assert command is not None
-        known = {p.envvar for p in command.params if isinstance(p.envvar, str)} | {"BATCHER_API_KEYS"}
+        known = {p.envvar for p in command.params if isinstance(p.envvar, str)} | {"BATCHER_API_KEYS", SCOPE_VARIABLE}
         assert set(found) <= known
         assert context.params["grace"] == CASES[case].get("grace", DEFAULT_GRACE_S)
         assert context.params["lease_ttl"] == LEASE_TTL_S
@@ -176,9 +177,11 @@ def test_workers_scale_by_the_queue_of_their_model() -> None:
     waiting, held = (trigger["metadata"] for trigger in scaled["spec"]["triggers"])
     (deployment,) = (d for d in of_kind("all", "Deployment") if d["metadata"]["name"] == scaled["metadata"]["name"])
 
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+
     assert scaled["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
     assert "replicas" not in deployment["spec"], "helm upgrade would undo what KEDA does"
-    assert waiting["listName"] == queue_key("smollm2-135m")
+    assert waiting["listName"] == queue_key("smollm2-135m", scope=environment(container)["BATCHER_SCOPE"])
     assert held["listName"] == f"{KEY_PREFIX}unacked"
     assert waiting["address"] == held["address"] == "batcher-redis:6379"
 

@@ -15,6 +15,7 @@ import pytest
 
 from batcher.broker.client import open_client, queue_key
 from batcher.broker.embedded import folder_for
+from batcher.jobdir.scope import scope_of
 from tests.support.waiting import PATIENCE_S, wait_for
 
 ROOT = Path(__file__).parents[3]
@@ -154,10 +155,12 @@ def test_server_without_a_model_takes_batches_for_workers_elsewhere(tmp_path: Pa
             batch = {"input_file_id": file["id"], "endpoint": "/v1/completions", "completion_window": "24h"}
             made = client.post("/v1/batches", json=batch).json()
 
+            queue = queue_key("large", scope=scope_of(command.jobs_root))
+
             def is_queued() -> bool:
                 state = client.get(f"/v1/batches/{made['id']}").json()["status"]
                 with open_client(redis_url) as broker:
-                    return bool(state == "in_progress" and broker.llen(queue_key("large")) == 1)
+                    return bool(state == "in_progress" and broker.llen(queue) == 1)
 
             wait_for(is_queued, what="the batch is in the queue of its model")
             assert client.get("/v1/models").json()["data"] == []

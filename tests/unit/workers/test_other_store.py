@@ -91,7 +91,7 @@ def test_each_look_at_a_job_is_one_listing(bench: Bench, store: MemoryStore, cli
     job = bench.job
     watch = Watch(job)
     reader = StatusReader(job, watch=watch)
-    sweep = Sweep(job, client, send=lambda job, shards: len(shards), watch=watch)
+    sweep = Sweep(job, client, send=lambda job, shards: len(shards), watch=watch, scope=job.manifest.identity)
 
     for _ in range(3):
         del store.listings[:]

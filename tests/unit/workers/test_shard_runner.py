@@ -7,9 +7,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from batcher.broker.client import open_client
+from batcher.broker.client import lease_key, open_client
 from batcher.broker.embedded import embedded_broker
-from batcher.broker.leases import Lease, Leases, Pace, lease_key
+from batcher.broker.leases import Lease, Leases, Pace
 from batcher.errors import EngineError, JobError
 from batcher.jobdir.results import read_counts
 from batcher.types import ErrorCode, RowError
@@ -157,7 +157,7 @@ def test_dead_engine_costs_only_unfinished_rows(bench: Bench) -> None:
 
 
 def test_shard_leased_by_another_is_left_alone(bench: Bench) -> None:
-    bench.client.set(lease_key(bench.job.job_id, 0), "other")
+    bench.client.set(lease_key(bench.job.manifest.identity, 0), "other")
     engine = ManualEngine()
 
     assert bench.run(engine) is RunOutcome.LEASED_ELSEWHERE
@@ -194,7 +194,7 @@ def test_committed_shard_is_not_run_again(bench: Bench) -> None:
 def test_lease_taken_by_another_ends_the_run_with_its_rows_saved(bench: Bench) -> None:
     _engine, running = bench.begin(2)
 
-    bench.client.set(lease_key(bench.job.job_id, 0), "other")
+    bench.client.set(lease_key(bench.job.manifest.identity, 0), "other")
     bench.clock.now += Pace().renewal_interval_s
 
     assert running.result(timeout=10) is RunOutcome.LEASED_ELSEWHERE

@@ -7,14 +7,16 @@ from pathlib import Path
 import pytest
 import redis
 
-from batcher.broker.client import queue_key
+from batcher.broker.client import queue_key, queue_keys
 from batcher.broker.leases import Leases, new_lease
 from batcher.errors import BrokerError, JobError
-from batcher.jobdir.folder import Watch
+from batcher.jobdir.folder import JobDir, Watch
 from tests.support.job_files import MODEL, make_job
 from tests.support.waiting import wait_for
-from workers.queue.sweeper import JobSweep, RootSweep, Sweeper, Tick
+from workers.queue.sweeper import JobSweep, RootSweep, Sweeper, Tick, drop_own_queues
 
+#: Of the queues.
+SCOPE = "here"
 #: Seconds. Longer than any test: a round that comes before it was asked for.
 LONG_S = 1000.0
 
@@ -131,15 +133,15 @@ def test_error_that_is_no_brokers_ends_the_sweeping() -> None:
 def test_shards_of_the_dead_are_found_in_a_job_that_is_newer_than_the_last_look(
     tmp_path: Path, broker_url: str, client: redis.Redis
 ) -> None:
-    sweep = RootSweep(tmp_path, broker_url, models=frozenset([MODEL]), lease_ttl_s=30)
+    sweep = RootSweep(tmp_path, broker_url, models=frozenset([MODEL]), lease_ttl_s=30, scope=SCOPE)
     sweep.tick([])
     job = make_job(tmp_path / "new", (1, 1))
-    Leases(client).claim(new_lease("new", 1, worker="w", process="seven"))
+    Leases(client).claim(new_lease(job.manifest.identity, 1, worker="w", process="seven"))
 
     sweep.tick(["seven"])
 
-    assert Leases(client).held(job.job_id, [0, 1]) == {}
-    assert client.llen(queue_key(MODEL)) == 1
+    assert Leases(client).held(job.manifest.identity, [0, 1]) == {}
+    assert client.llen(queue_key(MODEL, scope=SCOPE)) == 1
 
 
 def test_damaged_job_does_not_keep_others_from_being_swept(
@@ -147,24 +149,52 @@ def test_damaged_job_does_not_keep_others_from_being_swept(
 ) -> None:
     damaged = make_job(tmp_path / "a", (1,))
     damaged.manifest_path.write_bytes(b"{")
-    make_job(tmp_path / "b", (1,))
-    lease = new_lease("b", 0, worker="w", process="p")
+    job = make_job(tmp_path / "b", (1,))
+    lease = new_lease(job.manifest.identity, 0, worker="w", process="p")
     Leases(client).claim(lease)
     client.delete(lease.key)
 
-    RootSweep(tmp_path, broker_url, models=frozenset([MODEL]), lease_ttl_s=30).tick([])
+    RootSweep(tmp_path, broker_url, models=frozenset([MODEL]), lease_ttl_s=30, scope=SCOPE).tick([])
 
-    assert client.llen(queue_key(MODEL)) == 1
+    assert client.llen(queue_key(MODEL, scope=SCOPE)) == 1
     assert "job a is not swept" in caplog.text
 
 
 def test_round_is_due_when_the_first_lease_can_expire(tmp_path: Path, broker_url: str, client: redis.Redis) -> None:
     job = make_job(tmp_path / "job", (1, 1))
-    sweep = JobSweep(Watch(job), broker_url, send=lambda job, shards: 0, lease_ttl_s=30)
+    sweep = JobSweep(Watch(job), broker_url, send=lambda job, shards: 0, lease_ttl_s=30, scope=SCOPE)
     assert sweep.tick([]) == 4
-    lease = new_lease("job", 0, worker="w", process="p")
+    lease = new_lease(job.manifest.identity, 0, worker="w", process="p")
     Leases(client).claim(lease)
 
     client.pexpire(lease.key, 3_000)
 
     assert 1 < sweep.tick([]) < 3.1
+
+
+def test_queues_of_a_job_of_its_own_expire_and_those_of_a_jobs_folder_do_not(
+    tmp_path: Path, broker_url: str, client: redis.Redis
+) -> None:
+    """A command that is killed leaves its queues behind; they are renewed for as long as it lives."""
+    job = make_job(tmp_path / "job", (1, 1))
+    own = job.manifest.identity
+    keys = [key for scope in (own, SCOPE) for key in queue_keys(MODEL, scope=scope)]
+    for key in keys:
+        client.lpush(key, "message")
+
+    for scope in (own, SCOPE):
+        JobSweep(Watch(job), broker_url, send=lambda job, shards: 0, scope=scope, lease_ttl_s=30).tick([])
+
+    lives = [client.ttl(key) for key in keys]
+    assert all(0 < ttl <= 86_400 for ttl in lives[:3])
+    assert lives[3:] == [-1, -1, -1]
+    drop_own_queues(job, broker_url)
+    assert [client.exists(key) for key in keys] == [0, 0, 0, 1, 1, 1]
+
+
+def test_broker_that_is_away_keeps_nobody_from_ending(tmp_path: Path) -> None:
+    drop_own_queues(JobDir(tmp_path / "none"), "redis://127.0.0.1:1/0")
+    job = make_job(tmp_path / "job", (1,))
+
+    drop_own_queues(job, f"redis+socket://{tmp_path}/none.sock")
+    drop_own_queues(job, "redis://127.0.0.1:1/0")
