@@ -14,6 +14,10 @@ from batcher.types import Constraint, ConstraintKind
 
 #: Characters of a constraint. Each request has it along, and its engine compiles it.
 MAX_CHARS = 1_000_000
+#: Of a grammar, and of a regular expression or of all patterns of a schema: to compile one can take time and memory
+#: that grow with the square of it.
+MAX_GRAMMAR_CHARS = 100_000
+MAX_PATTERN_CHARS = 10_000
 #: Strings of a choice.
 MAX_CHOICES = 10_000
 #: Objects and arrays inside of each other in a schema.
@@ -21,6 +25,9 @@ MAX_DEPTH = 100
 
 #: How grammars of Lark, as llguidance takes them, are told from those of llama.cpp.
 _IS_LARK = re.compile(r"^\s*(%llguidance\b|start\s*:(?!:=))", re.MULTILINE)
+
+#: What has a regular expression in a schema: the second in llguidance's own `x-guidance`.
+_PATTERNS = ("pattern", "whitespace_pattern")
 
 _SCHEMA_REMEDY = "use a JSON schema: an object, true or false"
 
@@ -44,6 +51,8 @@ def json_schema(schema: Any) -> Constraint:
         text = json.dumps(schema, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     except (TypeError, ValueError) as exc:
         raise ValueError(f"is no JSON ({exc}); {_SCHEMA_REMEDY}") from exc
+    if (num_chars := _num_pattern_chars(schema)) > MAX_PATTERN_CHARS:
+        raise ValueError(f"has patterns of {num_chars:,} characters; use at most {MAX_PATTERN_CHARS:,} in all")
     return _bounded(ConstraintKind.JSON_SCHEMA, text)
 
 
@@ -64,7 +73,7 @@ def regex(pattern: str) -> Constraint:
     if not isinstance(pattern, str) or not pattern:
         problem = "empty" if pattern == "" else _kind(pattern)
         raise ValueError(f"is {problem}; use a regular expression that the whole text must match")
-    return _bounded(ConstraintKind.REGEX, pattern)
+    return _bounded(ConstraintKind.REGEX, pattern, MAX_PATTERN_CHARS)
 
 
 def grammar(text: str) -> Constraint:
@@ -72,12 +81,13 @@ def grammar(text: str) -> Constraint:
     if not isinstance(text, str) or not text.strip():
         problem = "empty" if isinstance(text, str) else _kind(text)
         raise ValueError(f"is {problem}; use a grammar of Lark, with a rule start, or of GBNF, with a rule root")
-    return _bounded(ConstraintKind.LARK if _IS_LARK.search(text) else ConstraintKind.GBNF, text)
+    kind = ConstraintKind.LARK if _IS_LARK.search(text) else ConstraintKind.GBNF
+    return _bounded(kind, text, MAX_GRAMMAR_CHARS)
 
 
-def _bounded(kind: ConstraintKind, text: str) -> Constraint:
-    if len(text) > MAX_CHARS:
-        raise _too_long(len(text))
+def _bounded(kind: ConstraintKind, text: str, max_chars: int = MAX_CHARS) -> Constraint:
+    if len(text) > max_chars:
+        raise _too_long(len(text), max_chars)
     try:
         text.encode()
     except UnicodeEncodeError as exc:
@@ -85,8 +95,21 @@ def _bounded(kind: ConstraintKind, text: str) -> Constraint:
     return Constraint(kind, text)
 
 
-def _too_long(num_chars: int) -> ValueError:
-    return ValueError(f"has {num_chars:,} characters; use at most {MAX_CHARS:,}")
+def _too_long(num_chars: int, max_chars: int = MAX_CHARS) -> ValueError:
+    return ValueError(f"has {num_chars:,} characters; use at most {max_chars:,}")
+
+
+def _num_pattern_chars(schema: Any) -> int:
+    """The characters of all that a schema has as regular expressions, or could have."""
+    num_chars, waiting = 0, [schema]
+    while waiting:
+        value = waiting.pop()
+        waiting += _inside(value)
+        if isinstance(value, dict):
+            num_chars += sum(len(value[key]) for key in _PATTERNS if isinstance(value.get(key), str))
+            named = value.get("patternProperties")
+            num_chars += sum(map(len, named)) if isinstance(named, dict) else 0
+    return num_chars
 
 
 def _is_deeper(value: Any, depth: int) -> bool:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from batcher import constraints
-from batcher.constraints import MAX_CHARS, MAX_CHOICES
+from batcher.constraints import MAX_CHARS, MAX_CHOICES, MAX_GRAMMAR_CHARS, MAX_PATTERN_CHARS
 from batcher.errors import InvalidBodyError
 from batcher.openai.body_field import BodyField, Use, array
 from batcher.types import Constraint
@@ -117,7 +117,7 @@ _KINDS = {
     ),
     "regex": (
         _Text,
-        f"use a regular expression of at most {MAX_CHARS:,} characters that the whole text must match",
+        f"use a regular expression of at most {MAX_PATTERN_CHARS:,} characters that the whole text must match",
         "regular expression",
     ),
     "choice": (
@@ -127,7 +127,7 @@ _KINDS = {
     ),
     "grammar": (
         _Text,
-        f"use a grammar of Lark or GBNF, of at most {MAX_CHARS:,} characters",
+        f"use a grammar of Lark or GBNF, of at most {MAX_GRAMMAR_CHARS:,} characters",
         "grammar of Lark or GBNF",
     ),
 }

@@ -150,9 +150,9 @@ def test_every_text_is_what_the_prompt_alone_gives(
     steps = since = 0
     while coming or engine.is_busy:
         if not engine.is_busy:
-            engine._leave_gate()  # as its thread does before it waits
+            engine._right.leave()  # as its thread does before it waits
         # While a request is alone, nobody else gets to submit.
-        if coming and (since >= coming[0].delay or not engine.is_busy) and not engine._has_gate:
+        if coming and (since >= coming[0].delay or not engine.is_busy) and not engine._right.is_exclusive:
             callers.append(submit(engine, coming.pop(0)))
             after = callers[-1].arrival.cancelled_after
             callers[-1].cancel_at = -1 if after is None else steps + after

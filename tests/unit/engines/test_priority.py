@@ -49,7 +49,7 @@ class Stepper:
     def step(self, number: int = 1) -> None:
         for _ in range(number):
             if not self.engine.is_busy:
-                self.engine._leave_gate()
+                self.engine._right.leave()
                 return
             self.engine._wait_for_work()
             self.engine.step()

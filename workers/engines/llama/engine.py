@@ -27,10 +27,12 @@ from workers.engines.base import (
     Ticket,
     ignore_start,
 )
+from workers.engines.llama.compiling import Compiling
 from workers.engines.llama.echo import echo_of
-from workers.engines.llama.gate import Gate
-from workers.engines.llama.grammars import GrammarError, Grammars
+from workers.engines.llama.gate import Gate, Right
+from workers.engines.llama.grammars import Grammars, Matching
 from workers.engines.llama.kv_cache import KvCache, Placement
+from workers.engines.llama.masks import Masks
 from workers.engines.llama.model import Model
 from workers.engines.llama.prompts import Prompts
 from workers.engines.llama.sampling.logits import Floats
@@ -41,6 +43,11 @@ from workers.engines.llama.scheduler import Scheduler
 from workers.engines.llama.sequence import Sequence
 from workers.engines.llama.step import StepBatch
 from workers.engines.llama.twins import Twins
+
+#: A caller waits so long for constraints of its requests to be compiled, all in all: mostly they have one in common,
+#: and come to the scheduler together then. Who is alone waits, as a death meanwhile is put down to it.
+_PATIENCE_S = 0.5
+_PATIENCE_ALONE_S = 60.0
 
 
 class LlamaEngine:
@@ -77,17 +84,18 @@ class LlamaEngine:
         self._model = model
         self._vocabulary = model.vocabulary
         self._prompts = Prompts(model.vocabulary, chat_template=model.chat_template, limit=cache.cells_per_sequence)
-        self._grammars = Grammars(model.vocabulary)
+        self._compiling = Compiling(Grammars(model.vocabulary), on_ready=self._take_in)
+        self._end_id = int(self._vocabulary.is_end.argmax())
+        self._masks = Masks(
+            num_rows=cache.num_slots, vocab_size=model.vocabulary.size, num_threads=num_sampling_threads
+        )
         self._cache = cache
         self._max_batch_tokens = max_batch_tokens
         self._scheduler = Scheduler(cache, max_batch_tokens=max_batch_tokens, max_scored_tokens=model.max_scored_tokens)
         self._sampler = Sampler(model.vocabulary.size, num_threads=num_sampling_threads)
         self._twins = Twins() if is_deduplicating else None
         self._gate = gate or Gate()
-        #: Holds the gate exclusively, from the first token of a sequence that must be alone to its last.
-        self._alone = contextlib.ExitStack()
-        self._has_gate = False
-        self._is_waiting_for_gate = False
+        self._right = Right(self._gate)
         self._clock = clock
         self._inbox: deque[Sequence] = deque()
         self._changed = threading.Condition()
@@ -124,7 +132,7 @@ class LlamaEngine:
     @property
     def is_busy(self) -> bool:
         """Whether there is something to compute, so that `num_steps` should grow. For any thread; a moment's guess."""
-        return bool(self._inbox or self._scheduler.has_work) and not self._is_waiting_for_gate
+        return bool(self._inbox or self._scheduler.has_work) and not self._right.is_awaited
 
     def stats(self) -> EngineStats:
         """The engine at about this moment. For any thread."""
@@ -133,7 +141,7 @@ class LlamaEngine:
         return EngineStats(
             num_slots=cache.num_slots,
             num_running=scheduler.num_running,
-            num_waiting=scheduler.num_waiting + len(arrived),
+            num_waiting=scheduler.num_waiting + len(arrived) + len(self._compiling),
             num_live_running=scheduler.num_live_running,
             num_live_waiting=scheduler.num_live_waiting + sum(s.request.is_live for s in arrived),
             num_cells=cache.num_slots * cache.cells_per_sequence,
@@ -163,6 +171,7 @@ class LlamaEngine:
         """
         ticket = Ticket(self._on_cancel)
         sequences = []
+        patience_s = _PATIENCE_ALONE_S if is_alone else _PATIENCE_S
         coming = iter(requests)
         with self._vocabulary_in_use(), self._gate.exclusive() if is_alone else contextlib.nullcontext():
             while True:
@@ -174,6 +183,11 @@ class LlamaEngine:
                     if request is None:
                         break
                     sequence = self._prepare(request, sink, ticket, on_start=on_start, on_delta=on_delta)
+                    if sequence is not None and sequence.is_constrained:
+                        before = self._clock()
+                        is_ready = self._compiling.begin(sequence, patience_s=patience_s)
+                        patience_s -= self._clock() - before
+                        sequence = sequence if is_ready else None
                 if sequence is not None:
                     sequences.append(sequence)
         with self._changed:
@@ -190,13 +204,6 @@ class LlamaEngine:
         if isinstance(prompt, RowError):
             sink(SequenceResult(request.key, error=prompt))
             return None
-        constraint = request.params.constraint
-        try:
-            matching = None if constraint is None else self._grammars.begin(constraint)
-        except GrammarError as exc:
-            why = f"{constraint.kind.value if constraint else ''}: {exc}"
-            sink(SequenceResult(request.key, error=RowError(ErrorCode.INVALID_REQUEST, why)))
-            return None
         tell = None if on_delta is None else partial(_tell, on_delta, request.key)
         adjustment = self._prompts.adjust(request.params, prompt)
         transcript = transcript_of(
@@ -207,7 +214,7 @@ class LlamaEngine:
             is_echoing=request.is_echoing,
         )
         fitted = self._prompts.fit(request, prompt)
-        sequence = Sequence(fitted, prompt, sink, ticket, on_start, transcript=transcript, matching=matching)
+        sequence = Sequence(fitted, prompt, sink, ticket, on_start, transcript=transcript)
         if fitted.params.max_tokens or fitted.scores_prompt:
             return sequence
         self._answer_uncomputed(sequence)
@@ -233,10 +240,12 @@ class LlamaEngine:
         if self._thread.is_alive():
             self._thread.join()
         self._prompts.close()
+        self._compiling.close()
         with self._has_tokenized:
             self._has_tokenized.wait_for(lambda: not self._num_tokenizing)
             self._model.close()
         self._sampler.close()
+        self._masks.close()
 
     @contextlib.contextmanager
     def _vocabulary_in_use(self) -> Iterator[None]:
@@ -300,7 +309,7 @@ class LlamaEngine:
         batch = self._scheduler.schedule()
         if batch is None:
             return
-        with self._turn(is_alone=self._scheduler.is_alone):
+        with self._right.of_step(is_alone=self._scheduler.is_alone):
             started_at = self._clock()
             self._compute(batch, now=started_at)
             self.longest_step_s = max(self.longest_step_s, self._clock() - started_at)
@@ -310,6 +319,7 @@ class LlamaEngine:
         for sequence in batch.started:
             sequence.start(now)
         self._place(batch)
+        masks = self._masks.start(batch.ready)
         logits = self._model.decode(batch)
         if (wanted := batch.to_score) is not None:
             self._cache.scores.put(
@@ -320,9 +330,10 @@ class LlamaEngine:
             )
             logits = logits[wanted.ready_rows]
         ready = batch.ready
-        rows = self._adjust(logits, ready) if any(s.transcript or s.matching for s in ready) else logits
-        tokens = self._sampler.sample(rows, [s.request.params for s in ready], [s.draws for s in ready])
-        self._postprocess(batch, tokens, logits)
+        rows = self._adjust(logits, ready) if any(s.transcript for s in ready) else logits
+        rulings = None if masks is None else masks.wait(end=self._end_id)
+        tokens = self._sampler.sample(rows, [s.request.params for s in ready], [s.draws for s in ready], rulings)
+        self._postprocess(batch, tokens, logits, is_ruled=rulings is not None)
 
     def _adjust(self, logits: Floats, ready: Iterable[Sequence]) -> list[Floats]:
         """The rows of `logits`, those of requests that change something in them replaced."""
@@ -331,38 +342,12 @@ class LlamaEngine:
             if sequence.transcript is not None and sequence.transcript.adjustment is not None:
                 generated = self._scheduler.completion(sequence)
                 rows[at] = sequence.transcript.adjustment.apply(rows[at], generated)
-            if sequence.matching is not None:
-                allowed = sequence.matching.allowed(self._vocabulary.size)
-                rows[at] = np.where(allowed, rows[at], np.float32(-np.inf))
         return rows
 
     def _place(self, batch: StepBatch) -> None:
         for placement in batch.placements:
             if not self._model.place(placement) and placement.num_kept:
                 raise EngineError(f"llama.cpp could not keep {placement.num_kept} tokens of a sequence")
-
-    def _turn(self, *, is_alone: bool) -> contextlib.AbstractContextManager[None]:
-        """The right to compute one step: beside other engines, or as the one that is alone until it is finished."""
-        if is_alone:
-            if not self._has_gate:
-                self._is_waiting_for_gate = True
-                self._alone.enter_context(self._gate.exclusive())
-                self._is_waiting_for_gate = False
-                self._has_gate = True
-            return contextlib.nullcontext()
-        self._leave_gate()
-        return self._share_gate()
-
-    @contextlib.contextmanager
-    def _share_gate(self) -> Iterator[None]:
-        self._is_waiting_for_gate = True
-        with self._gate.shared():
-            self._is_waiting_for_gate = False
-            yield
-
-    def _leave_gate(self) -> None:
-        self._alone.close()
-        self._has_gate = False
 
     def _expire(self, now: float) -> None:
         """End the sequences whose deadline has passed."""
@@ -372,19 +357,48 @@ class LlamaEngine:
             self._scheduler.finish(sequence)
             sequence.time_out(num_completion_tokens=num_tokens)
 
-    def _postprocess(self, batch: StepBatch, sampled: list[int], logits: Floats) -> None:
+    def _postprocess(self, batch: StepBatch, sampled: list[int], logits: Floats, *, is_ruled: bool) -> None:
         tokens = np.array(sampled, np.int32)
         is_end = self._vocabulary.is_end[tokens]
         is_stopped = is_end.copy()
         for at, sequence in enumerate(batch.ready):
             if sequence.transcript is not None:
                 is_stopped[at], is_end[at] = self._note(sequence, sampled[at], logits[at], is_end=bool(is_end[at]))
-            if sequence.matching is not None and not is_end[at]:
-                sequence.matching.follow(sampled[at])
-                is_stopped[at] |= sequence.matching.is_complete
         is_full = self._scheduler.advance(batch, tokens, is_end=is_end)
+        if is_ruled:
+            for at, sequence in enumerate(batch.ready):
+                if sequence.matching is not None and not is_stopped[at]:
+                    is_stopped[at], is_full[at] = self._follow(
+                        sequence, sequence.matching, sampled[at], logits[at], is_full=bool(is_full[at])
+                    )
         for at in np.flatnonzero(is_stopped | is_full).tolist():
             self._finish(batch.ready[at], FinishReason.STOP if is_stopped[at] else FinishReason.LENGTH)
+
+    def _follow(
+        self, sequence: Sequence, matching: Matching, token: int, logits: Floats, *, is_full: bool
+    ) -> tuple[bool, bool]:
+        """Have a text go on in its constraint behind `token`, and take what is forced there.
+
+        Where log-probabilities are wanted, what is forced comes one token a step, for its own logits. Returns whether
+        the text is at its end, and whether it has reached its max_tokens.
+        """
+        matching.follow(token)
+        if matching.problem:
+            self._drop(sequence)
+            self._scheduler.finish(sequence)
+            why = f"the text can't be held to its constraint any further: {matching.problem}"
+            sequence.fail(RowError(ErrorCode.INVALID_REQUEST, why))
+            return False, False
+        is_stopped = False
+        while matching.forced and sequence.request.params.logprobs is None and not (is_stopped or is_full):
+            token = matching.forced[0]
+            matching.follow(token)
+            is_stopped = is_end = bool(self._vocabulary.is_end[token])
+            if sequence.transcript is not None:
+                is_stopped, is_end = self._note(sequence, token, logits, is_end=is_end)
+            if not is_end:
+                is_full = self._scheduler.append(sequence, token)
+        return is_stopped or matching.is_complete, is_full
 
     def _note(self, sequence: Sequence, token: int, logits: Floats, *, is_end: bool) -> tuple[bool, bool]:
         """Tell a transcript of a sampled token. Returns whether the text is at its end, and whether the token is none
@@ -396,7 +410,8 @@ class LlamaEngine:
             sequence.is_echoed = True
         if not request.params.max_tokens:
             return False, True
-        if not (is_end and transcript.ends_at(token)):
+        # A constraint lets a text end only where it may, or where nothing else may come.
+        if not (is_end and (sequence.matching is not None or transcript.ends_at(token))):
             return transcript.append(token, logits), False
         transcript.append_end(token, logits)
         return True, True
@@ -423,8 +438,8 @@ class LlamaEngine:
 
     def _wait_for_work(self) -> bool:
         """Take in what callers left, blocking while there is nothing to do. Returns False when closing."""
-        if self._has_gate and not self._scheduler.num_running:
-            self._leave_gate()
+        if self._right.is_exclusive and not self._scheduler.num_running:
+            self._right.leave()
         with self._changed:
             while not (self._inbox or self._scheduler.has_work or self._is_closing):
                 self._changed.wait()
@@ -438,6 +453,15 @@ class LlamaEngine:
                 self._drop(sequence)
         return not self._is_closing
 
+    def _take_in(self, sequence: Sequence) -> None:
+        """Queue a sequence whose constraint is compiled."""
+        with self._changed:
+            if self.failure is None:
+                self._inbox.append(sequence)
+                self._changed.notify()
+                return
+        sequence.sink(self.failure)
+
     def _on_cancel(self) -> None:
         with self._changed:
             self._has_cancellations = True
@@ -448,8 +472,10 @@ class LlamaEngine:
             self.failure = error
             arrived = list(self._inbox)
             self._inbox.clear()
-        self._leave_gate()
-        dropped = [each for s in (*self._scheduler.drop_all(), *arrived) for each in (s, *s.twins)]
+        self._right.leave()
+        dropped = [
+            each for s in (*self._scheduler.drop_all(), *arrived, *self._compiling.drop_all()) for each in (s, *s.twins)
+        ]
         sinks = {id(s.owner): s.sink for s in dropped if not s.owner.is_cancelled}
         for sink in sinks.values():
             sink(error)

@@ -49,3 +49,40 @@ class Gate:
             with self._changed:
                 self._is_exclusive = False
                 self._changed.notify_all()
+
+
+class Right:
+    """One engine's right to compute: each step beside others, or alone from a sequence's first token to its last.
+
+    For the engine's thread; others may ask whether it `is_awaited`.
+    """
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+        self._alone = contextlib.ExitStack()
+        self.is_exclusive = False
+        self.is_awaited = False
+
+    def of_step(self, *, is_alone: bool) -> contextlib.AbstractContextManager[None]:
+        """The right to compute one step. One that `is_alone` leaves it held until `leave`, or a step that is not."""
+        if not is_alone:
+            self.leave()
+            return self._shared()
+        if not self.is_exclusive:
+            self.is_awaited = True
+            self._alone.enter_context(self._gate.exclusive())
+            self.is_awaited = False
+            self.is_exclusive = True
+        return contextlib.nullcontext()
+
+    def leave(self) -> None:
+        """Let others compute."""
+        self._alone.close()
+        self.is_exclusive = False
+
+    @contextlib.contextmanager
+    def _shared(self) -> Iterator[None]:
+        self.is_awaited = True
+        with self._gate.shared():
+            self.is_awaited = False
+            yield

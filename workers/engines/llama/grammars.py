@@ -1,16 +1,20 @@
 """Constraints as llguidance knows them: compiled once for a model's vocabulary, and followed token by token.
 
-The only module that imports `llguidance`, and that only where a constraint is met: it is an extra, and other rows cost
-nothing. Its matchers never raise; what can't be compiled or followed is a state of theirs that has a reason.
+The only module that imports `llguidance`, and that only where a constraint is met: it comes with the engine, and rows
+without a constraint cost nothing. Its matchers never raise: what can't be compiled or followed is a state of theirs,
+which has a reason. They let other threads run while they compute.
 """
 
+import contextlib
 import json
 import threading
-from collections import OrderedDict
+import time
+import weakref
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from batcher.errors import MissingPackageError
 from batcher.types import Constraint, ConstraintKind
@@ -20,8 +24,23 @@ if TYPE_CHECKING:
 
     from workers.engines.llama.vocabulary import Vocabulary
 
-#: Constraints that are kept compiled.
-_MAX_COMPILED = 256
+#: Constraints that are kept compiled for requests to come, and the time that it took to compile them together: their
+#: memory grows with it, a hostile one's by 250 MB each second.
+_MAX_KEPT = 512
+_MAX_KEPT_S = 1.0
+#: As much again for those that requests use now: beyond it no further one is compiled until some are finished.
+_MAX_USED_S = 2 * _MAX_KEPT_S
+
+#: Bounds of llguidance, in its units: each bounds the time or memory of a compilation or of a step.
+_STEP_LIMITS = {"step_lexer_fuel": 100_000, "step_max_items": 50_000, "max_lexer_states": 50_000}
+#: Of terminals and patterns together. Those of a grammar can be written so that their states grow with the square of
+#: it. Those of a schema are bounded by its patterns (`batcher.constraints`), and long lists of properties need more.
+_LEXER_FUEL = 20_000
+_LEXER_FUEL_OF_SCHEMAS = 1_000_000
+
+#: Rules that name each other in a long chain are compiled by recursion, which ends a process whose stack is too small.
+#: Only what is used of it becomes memory.
+_STACK_BYTES = 512 << 20
 
 #: Spaces stand where Python's `json.dumps` puts them, and nowhere else: where any are allowed, models write blanks
 #: until max_tokens, and no token of a skeleton is forced. A schema's own `x-guidance` goes before this.
@@ -32,34 +51,56 @@ class GrammarError(Exception):
     """Why a constraint can't be compiled."""
 
 
+class _Compiled:
+    """A constraint at its beginning, and the processor time that it took."""
+
+    __slots__ = ("__weakref__", "matcher", "seconds")
+
+    def __init__(self, matcher: "LLMatcher", seconds: float) -> None:
+        self.matcher = matcher
+        self.seconds = seconds
+
+
 class Matching:
-    """Where one text stands in its constraint. Mutable; for one thread at a time."""
+    """Where one text stands in its constraint. Mutable; for one thread at a time.
 
-    __slots__ = ("_mask", "_matcher")
+    `forced` are the tokens that come next, whatever the model says: the matcher is behind them already. `is_stuck`:
+    no token at all may come.
+    """
 
-    def __init__(self, matcher: "LLMatcher", vocab_size: int) -> None:
-        self._matcher = matcher
-        self._mask = np.zeros((1, -(-vocab_size // 32)), np.int32)
+    __slots__ = ("_compiled", "forced", "is_stuck", "matcher")
+
+    def __init__(self, compiled: _Compiled) -> None:
+        # Held, so that it counts as used.
+        self._compiled = compiled
+        self.matcher = compiled.matcher.deep_copy()
+        self.forced: deque[int] = deque()
+        self.is_stuck = False
+        self._force()
 
     @property
     def is_complete(self) -> bool:
         """Whether nothing can follow any more."""
-        return bool(self._matcher.is_stopped())
+        return not self.forced and bool(self.matcher.is_stopped())
 
     @property
     def problem(self) -> str:
         """Why it can't go on; "" where it can."""
-        return _first_line(self._matcher.get_error())
+        return _reason(self.matcher) or ("nothing may come next" if self.is_stuck else "")
 
     def follow(self, token: int) -> None:
-        """Note the next token of the text."""
-        self._matcher.consume_token(token)
+        """Note the next token of the text: the first of the forced, if there are any."""
+        if self.forced:
+            self.forced.popleft()
+        elif not self.is_stuck:
+            self.matcher.consume_token(token)
+            self._force()
 
-    def allowed(self, vocab_size: int) -> npt.NDArray[np.bool_]:
-        """Of each token, whether it may come next. Shape: (vocabulary size,)."""
-        self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
-        bits = np.unpackbits(self._mask.view(np.uint8)[0], count=vocab_size, bitorder="little")
-        return bits.view(np.bool_)
+    def _force(self) -> None:
+        tokens = self.matcher.compute_ff_tokens()
+        if tokens:
+            self.matcher.consume_tokens(tokens)
+            self.forced.extend(tokens)
 
 
 class Grammars:
@@ -69,37 +110,118 @@ class Grammars:
         self._vocabulary = vocabulary
         self._lock = threading.Lock()
         self._tokenizer: LLTokenizer | None = None
-        self._compiled: OrderedDict[Constraint, LLMatcher | GrammarError] = OrderedDict()
+        #: Those used last, last, or why they can't be compiled.
+        self._kept: OrderedDict[Constraint, _Compiled | GrammarError] = OrderedDict()
+        #: All that somebody holds.
+        self._alive: weakref.WeakValueDictionary[Constraint, _Compiled] = weakref.WeakValueDictionary()
 
-    def begin(self, constraint: Constraint) -> Matching:
-        """The beginning of a text that keeps to the constraint. Raises GrammarError where it can't be compiled."""
+    @property
+    def has_room(self) -> bool:
+        """Whether one more may be compiled."""
         with self._lock:
-            found = self._compiled.get(constraint)
-            if found is None:
-                found = self._compiled[constraint] = self._compile(constraint)
-                if len(self._compiled) > _MAX_COMPILED:
-                    self._compiled.popitem(last=False)
-            self._compiled.move_to_end(constraint)
-            if isinstance(found, GrammarError):
-                raise GrammarError(*found.args)
-            return Matching(found.deep_copy(), self._vocabulary.size)
+            if self._alive_s() >= _MAX_USED_S:
+                # What nobody uses now has to go.
+                for constraint in [each for each, found in self._kept.items() if isinstance(found, _Compiled)]:
+                    del self._kept[constraint]
+            return self._alive_s() < _MAX_USED_S
 
-    def _compile(self, constraint: Constraint) -> "LLMatcher | GrammarError":
+    def has(self, constraint: Constraint) -> bool:
+        """Whether `find` finds it, or why it can't be compiled."""
+        return constraint in self._kept or constraint in self._alive
+
+    def find(self, constraint: Constraint) -> Matching | None:
+        """The beginning of a text that keeps to the constraint; None where it is not compiled yet.
+
+        Takes no time. Raises GrammarError where it can't be compiled.
+        """
+        with self._lock:
+            found = self._kept.get(constraint) or self._alive.get(constraint)
+            if found is None:
+                return None
+            self._keep(constraint, found)
+        if isinstance(found, GrammarError):
+            raise GrammarError(*found.args)
+        return Matching(found)
+
+    def compile(self, constraint: Constraint) -> None:
+        """Have `find` find it. Takes up to some seconds, for one caller at a time, whose stack must be large."""
+        if self.has(constraint):
+            return
+        found: _Compiled | GrammarError
         try:
             if self._tokenizer is None:
                 self._tokenizer = _tokenizer_of(self._vocabulary)
-            matcher = _llguidance().LLMatcher(self._tokenizer, _grammar_of(constraint), log_level=0)
-        except (GrammarError, MissingPackageError) as exc:
-            return exc if isinstance(exc, GrammarError) else GrammarError(str(exc))
-        return GrammarError(_first_line(matcher.get_error())) if matcher.is_error() else matcher
+            found = _compile(constraint, self._tokenizer)
+            self._alive[constraint] = found
+        except GrammarError as exc:
+            found = exc
+        except MissingPackageError as exc:
+            found = GrammarError(str(exc))
+        with self._lock:
+            self._keep(constraint, found)
+
+    def _keep(self, constraint: Constraint, found: _Compiled | GrammarError) -> None:
+        self._kept[constraint] = found
+        self._kept.move_to_end(constraint)
+        while len(self._kept) > 1 and (len(self._kept) > _MAX_KEPT or self._kept_s() > _MAX_KEPT_S):
+            self._kept.popitem(last=False)
+
+    def _kept_s(self) -> float:
+        return sum(each.seconds for each in self._kept.values() if isinstance(each, _Compiled))
+
+    def _alive_s(self) -> float:
+        return sum(compiled.seconds for compiled in self._alive.values())
 
 
 def find_problem(constraint: Constraint) -> str:
     """Why a constraint can't be compiled for any model; "" where it can. Raises MissingPackageError."""
+    tokenizer = _llguidance().LLTokenizer("byte")
+    with large_stack():
+        thread = _Returning(lambda: _compile(constraint, tokenizer))
+        thread.start()
+    thread.join()
+    return str(thread.error) if isinstance(thread.error, GrammarError) else ""
+
+
+@contextlib.contextmanager
+def large_stack() -> Iterator[None]:
+    """Threads that are started meanwhile can compile."""
+    before = threading.stack_size(_STACK_BYTES)
     try:
-        return _first_line(_llguidance().LLMatcher.validate_grammar(_grammar_of(constraint)))
-    except GrammarError as exc:
-        return str(exc)
+        yield
+    finally:
+        threading.stack_size(before)
+
+
+class _Returning(threading.Thread):
+    def __init__(self, call: Callable[[], object]) -> None:
+        super().__init__(name="grammar", daemon=True)
+        self._call = call
+        self.error: GrammarError | None = None
+
+    def run(self) -> None:
+        try:
+            self._call()
+        except GrammarError as exc:
+            self.error = exc
+
+
+def _compile(constraint: Constraint, tokenizer: "LLTokenizer") -> _Compiled:
+    """Raises GrammarError, also where the first step shows that no text can keep to it."""
+    llguidance, is_schema = _llguidance(), constraint.kind in (ConstraintKind.JSON_SCHEMA, ConstraintKind.JSON_OBJECT)
+    limits = llguidance.LLParserLimits(
+        initial_lexer_fuel=_LEXER_FUEL_OF_SCHEMAS if is_schema else _LEXER_FUEL, verbose_errors=False, **_STEP_LIMITS
+    )
+    started = time.thread_time()
+    matcher: LLMatcher = llguidance.LLMatcher(tokenizer, _grammar_of(constraint), log_level=0, limits=limits)
+    first = matcher.deep_copy()
+    if not first.is_error():
+        first.compute_bitmask()
+    if problem := _reason(first):
+        raise GrammarError(problem)
+    if first.is_stopped() and not first.is_accepting():
+        raise GrammarError("no text can keep to it")
+    return _Compiled(matcher, time.thread_time() - started)
 
 
 def _grammar_of(constraint: Constraint) -> str:
@@ -112,17 +234,18 @@ def _grammar_of(constraint: Constraint) -> str:
             case ConstraintKind.JSON_SCHEMA:
                 return str(matcher.grammar_from_json_schema(text, defaults=_JSON_FORM))
             case ConstraintKind.CHOICE:
+                # One terminal: each alternative of a rule would be an item of the parser.
                 choices = " | ".join(json.dumps(each) for each in json.loads(text))
-                return str(matcher.grammar_from_lark(f"start: {choices}"))
+                return str(matcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {choices}"))
             case ConstraintKind.REGEX:
                 return str(matcher.grammar_from_regex(text))
             case ConstraintKind.LARK:
                 return str(matcher.grammar_from_lark(text))
             case ConstraintKind.GBNF:
-                return str(matcher.grammar_from_lark(_llguidance("gbnf_to_lark").gbnf_to_lark(text)))
+                return str(matcher.grammar_from_lark(_gbnf_to_lark()(text)))
     except Exception as exc:
         # The converter of GBNF raises whatever it comes upon.
-        raise GrammarError(_first_line(str(exc)) or type(exc).__name__) from exc
+        raise GrammarError(_shortened(str(exc)) or type(exc).__name__) from exc
 
 
 def _tokenizer_of(vocabulary: "Vocabulary") -> "LLTokenizer":
@@ -137,16 +260,26 @@ def _tokenizer_of(vocabulary: "Vocabulary") -> "LLTokenizer":
     return made
 
 
-def _llguidance(module: str = "") -> Any:
+def _reason(matcher: "LLMatcher") -> str:
+    return _shortened(matcher.get_error()) if matcher.is_error() else ""
+
+
+def _shortened(text: str) -> str:
+    """What an error says first, without the input that it shows behind."""
+    return text.strip().split("\n", 1)[0][:300]
+
+
+def _llguidance() -> Any:
     try:
         import llguidance
-        import llguidance.gbnf_to_lark
     except ImportError as exc:
         raise MissingPackageError(
             f"constraints need llguidance, which can't be loaded here: {exc}; `batcher doctor` has the remedy"
         ) from exc
-    return getattr(llguidance, module) if module else llguidance
+    return llguidance
 
 
-def _first_line(text: str) -> str:
-    return text.strip().split("\n", 1)[0][:500]
+def _gbnf_to_lark() -> Callable[[str], str]:
+    from llguidance.gbnf_to_lark import gbnf_to_lark
+
+    return gbnf_to_lark

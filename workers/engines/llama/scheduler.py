@@ -209,6 +209,16 @@ class Scheduler:
         is_full: npt.NDArray[np.bool_] = cache.num_tokens[ready] >= cache.limit[ready]
         return is_full
 
+    def append(self, sequence: Sequence, token: int) -> bool:
+        """Put a token behind what a running sequence has, to be computed with the next step. Mutates.
+
+        Returns whether it has reached its max_tokens.
+        """
+        cache, slot = self._cache, sequence.slot
+        cache.tokens[slot, cache.num_tokens[slot]] = token
+        cache.num_tokens[slot] += 1
+        return bool(cache.num_tokens[slot] >= cache.limit[slot])
+
     def completion(self, sequence: Sequence) -> Tokens:
         """The tokens that a running sequence has generated so far."""
         slot = sequence.slot
@@ -399,7 +409,7 @@ class Scheduler:
         )
         sequence.slot = placement.target
         if not sequence.was_preempted:
-            sequence.num_cached = placement.num_kept
+            sequence.num_cached = min(placement.num_kept, len(sequence.prompt))
         self._running[sequence.slot] = sequence
         self._is_changed = True
         return sequence, placement

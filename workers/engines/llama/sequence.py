@@ -60,6 +60,11 @@ class Sequence:
         return len(self.prompt) + self.request.params.max_tokens
 
     @property
+    def is_constrained(self) -> bool:
+        """Whether it has text to generate that must keep to a constraint."""
+        return self.request.params.constraint is not None and self.request.params.max_tokens > 0
+
+    @property
     def num_to_score(self) -> int:
         """How many tokens of its prompt are to be scored: those that another follows, or none."""
         return len(self.prompt) - 1 if self.request.scores_prompt and not self.is_echoed else 0
@@ -99,6 +104,21 @@ class Sequence:
         usage = Usage(len(self.prompt), num_completion_tokens, self.num_cached)
         return Choice(self.request.key[1], text, reason, usage, (now - self.started_at) * 1000, logprobs)
 
+    def constrain(self, matching: Matching) -> None:
+        """Hold its text to a constraint. Before it runs.
+
+        What that begins with is computed with the prompt, where nothing is to be known of its tokens one by one.
+        """
+        self.matching = matching
+        num_forced = len(matching.forced)
+        if (
+            self.transcript is None
+            and not matching.matcher.is_stopped()
+            and num_forced < self.request.params.max_tokens
+        ):
+            self.generated = np.array(matching.forced, np.int32)
+            matching.forced.clear()
+
     def answer(self, choice: Choice) -> None:
         """Hand the choice to those who wait for it, each with the index it asked for."""
         self._tell(SequenceResult(self.request.key, choice=choice))
@@ -117,8 +137,12 @@ class Sequence:
             f"{self.request.params.max_tokens} tokens; give it a smaller max_tokens"
             + ("" if self.request.is_live else " or the job a longer --row-timeout")
         )
+        self.fail(RowError(ErrorCode.TIMEOUT, message))
+
+    def fail(self, error: RowError) -> None:
+        """Hand the error to those who wait for its answer."""
         for sequence in (self, *self.twins):
-            sequence._tell(SequenceResult(sequence.request.key, error=RowError(ErrorCode.TIMEOUT, message)))
+            sequence._tell(SequenceResult(sequence.request.key, error=error))
 
     def _tell(self, result: SequenceResult) -> None:
         if not self.owner.is_cancelled:

@@ -3,6 +3,7 @@
 adjustment.py  bias, penalties and bad words: what a request changes in the logits first
 bad_words.py   words that may not come, as tokens
 logits.py      what a row of logits must be, and where the highest are
+masking.py     the tokens that a constraint leaves
 narrowing.py   the few tokens that top_k and min_p leave
 sampler.py     greedy, temperature, min_p, top_k, top_p, seeded
 logprobs.py    log-probabilities of generated tokens

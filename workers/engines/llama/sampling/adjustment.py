@@ -49,7 +49,8 @@ class Adjustment:
         self._presence = params.presence_penalty
         self._frequency = params.frequency_penalty
         self._repetition = params.repetition_penalty
-        self._min_tokens = params.min_tokens
+        # An end that a constraint allows is one to be ignored, too, where something else may come.
+        self._min_tokens = params.max_tokens if _ignores_ends(params) else params.min_tokens
         self._ends = np.append(end_ids, np.array(params.stop_token_ids, np.int32)) if self._min_tokens else end_ids[:0]
         self._bad_words = bad_words
         is_scaling = self._repetition != 1.0
@@ -105,10 +106,15 @@ def adjustment_of(
         or params.frequency_penalty
         or params.repetition_penalty != 1.0
         or params.min_tokens
+        or _ignores_ends(params)
         or bad_words.is_any
     ):
         return Adjustment(params, prompt=prompt, end_ids=end_ids, bad_words=bad_words)
     return None
+
+
+def _ignores_ends(params: SamplingParams) -> bool:
+    return params.ignore_eos and params.constraint is not None
 
 
 def _as_arrays(added: dict[int, float]) -> tuple[npt.NDArray[np.intp], Floats]:

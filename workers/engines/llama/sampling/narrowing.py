@@ -60,6 +60,21 @@ def keep_few(logits: Floats, params: SamplingParams) -> Kept | None:
     return Kept(tokens[is_kept], weights[is_kept])
 
 
+def keep_allowed(tokens: Ids, logits: Floats, params: SamplingParams) -> Kept:
+    """What top_k and min_p leave of a few `tokens`, in ascending order, whose logits these are.
+
+    Shape: (n,) each. Raises EngineError where a logit is no number.
+    """
+    if 0 < params.top_k < len(tokens):
+        is_kept = _is_among_highest(logits, params.top_k)
+        tokens, logits = tokens[is_kept], logits[is_kept]
+    highest = float(logits.max())
+    check_finite(highest)
+    weights = np.exp((logits.astype(np.float64) - highest) / params.temperature)
+    is_kept = (weights > 0.0) & (weights >= params.min_p)
+    return Kept(tokens[is_kept], weights[is_kept])
+
+
 def _is_among_highest(values: Floats, number: int) -> npt.NDArray[np.bool_]:
     """Which of `values` are the `number` highest, the first ones of those equal to the last."""
     least = np.partition(values, -number)[-number]

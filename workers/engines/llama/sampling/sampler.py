@@ -20,8 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from batcher.types import SamplingParams, splitmix64
-from workers.engines.llama.sampling.logits import Floats, check_finite
-from workers.engines.llama.sampling.narrowing import Kept, keep_few, may_leave_few
+from workers.engines.llama.sampling.logits import Floats, Ids, check_finite
+from workers.engines.llama.sampling.masking import few_allowed, masked
+from workers.engines.llama.sampling.narrowing import Kept, keep_allowed, keep_few, may_leave_few
 
 Doubles = npt.NDArray[np.float64]
 
@@ -76,7 +77,11 @@ class Draws:
         return (value >> 11) * 2.0**-53
 
 
-_Row = tuple[Floats, SamplingParams, Draws]
+#: What may come: any token (None), those whose bits are set, or one that must. Of a mask bit i of word j is of token
+#: 32 * j + i. Shape: (vocabulary size / 32,).
+Ruling = npt.NDArray[np.uint32] | int | None
+
+_Row = tuple[Floats, SamplingParams, Draws, Ruling]
 
 
 class Sampler:
@@ -95,13 +100,20 @@ class Sampler:
         """End the threads."""
         self._helpers.shutdown()
 
-    def sample(self, logits: Iterable[Floats], params: Sequence[SamplingParams], draws: Sequence[Draws]) -> list[int]:
+    def sample(
+        self,
+        logits: Iterable[Floats],
+        params: Sequence[SamplingParams],
+        draws: Sequence[Draws],
+        rulings: Sequence[Ruling] | None = None,
+    ) -> list[int]:
         """One token for each row of `logits`.
 
-        Shape: (n, vocab_size), or n rows; with n entries in `params` and `draws`. Advances the draws, leaves the logits
-        alone. Raises EngineError where a row holds no number: the model or its computation is broken.
+        Shape: (n, vocab_size), or n rows; with n entries in `params`, `draws` and, if any is ruled, `rulings`. Advances
+        the draws, but where one token must come, and leaves the logits alone. Raises EngineError where a row holds no
+        number: the model or its computation is broken.
         """
-        rows = list(zip(logits, params, draws, strict=True))
+        rows = list(zip(logits, params, draws, [None] * len(params) if rulings is None else rulings, strict=True))
         num_threads = len(self._samplers)
         if num_threads > 1:
             num_threads = min(num_threads, sum(map(self._takes_long, params)) // _MIN_SHARED_ROWS)
@@ -153,8 +165,15 @@ class RowSampler:
         #: About the highest logit of the row before.
         self._likely_highest = 0.0
 
-    def sample(self, logits: Floats, params: SamplingParams, draws: Draws) -> int:
+    def sample(self, logits: Floats, params: SamplingParams, draws: Draws, ruling: Ruling = None) -> int:
         """A token for one row. Raises EngineError."""
+        if ruling is not None:
+            if isinstance(ruling, int):
+                return ruling
+            allowed = few_allowed(ruling, len(logits))
+            if allowed is not None:
+                return _draw_allowed(allowed, logits[allowed], params, draws)
+            logits = masked(logits, ruling)
         if is_greedy(params):
             best = int(logits.argmax())
             check_finite(float(logits[best]))
@@ -283,6 +302,17 @@ class RowSampler:
         np.copyto(self._marks[:size], compare(self._padded[:size], pivot, out=self._is_marked[:size]))
         sums: Floats = np.vecdot(self._blocks[:num_blocks], self._marks[:size].reshape(num_blocks, _BLOCK))
         return float(sums.sum(dtype=np.float64))
+
+
+def _draw_allowed(tokens: Ids, logits: Floats, params: SamplingParams, draws: Draws) -> int:
+    """One of a few tokens."""
+    if len(tokens) == 1:
+        return int(tokens[0])
+    if is_greedy(params):
+        best = int(logits.argmax())
+        check_finite(float(logits[best]))
+        return int(tokens[best])
+    return _draw_among(keep_allowed(tokens, logits, params), params.top_p, draws)
 
 
 def _draw_among(kept: Kept, top_p: float, draws: Draws) -> int:
