@@ -3,7 +3,7 @@
 A *request* is one input row; each of its prompts is decoded as one *sequence* and becomes one *choice*.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 #: Documented defaults of the legacy `POST /v1/completions` API.
@@ -281,11 +281,31 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True)
+class RemoteServers:
+    """Servers of the OpenAI API that compute the same models: the URL of the API of each, and the key for all."""
+
+    urls: tuple[str, ...]
+    key: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteModel:
+    """A model that servers compute: its name here, and theirs. `context_length`: tokens of a sequence, where they say
+    so.
+    """
+
+    name: str
+    served_name: str
+    context_length: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class EngineConfig:
     """How the user wants an engine to be; None means: choose. `context_length` is in tokens per sequence.
 
     `memory` are the bytes that a worker's weights and all else of it may take.
-    Without `is_deduplicating` equal requests are decoded each for itself.
+    Without `is_deduplicating` equal requests are decoded each for itself. With `servers` these compute, and of the
+    others only the slots matter: the prompts in flight at each server.
     """
 
     num_slots: int | None = None
@@ -296,6 +316,7 @@ class EngineConfig:
     max_micro_batch_tokens: int | None = None
     memory: int | None = None
     is_deduplicating: bool = True
+    servers: RemoteServers | None = None
 
 
 #: An engine that chooses everything for itself.

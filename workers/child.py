@@ -85,8 +85,8 @@ def main() -> int:
     start_fast()
     reporter = Reporter(_take_over_stdout())
     _go_first()
-    # What can't be imported fails again below, where the parent listens.
-    with contextlib.suppress(BatcherError):
+    # What can't be imported and is needed fails again below, where the parent listens.
+    with contextlib.suppress(BatcherError, ImportError):
         _import_until_config_comes()
     config = decode(WorkerConfig, _read_line(0))
     threading.Thread(target=_stop_with_parent, args=(config.grace_s,), name="parent-watch", daemon=True).start()

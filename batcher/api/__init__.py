@@ -9,5 +9,6 @@ results.py   results as tables of Arrow, pandas, Polars
 order.py     the order of steps by which a job begins and goes on; also for the command line
 work.py      a job is worked on: here, or by the workers of a broker
 engines.py   workers of this machine: which models they serve, and how; also for the command line
+servers.py   engines behind URLs, and which of their models
 progress.py  how a job proceeds, shown to a person; also for the command line
 """

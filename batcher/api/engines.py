@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from batcher.api.servers import choose_served, read_servers
 from batcher.errors import InputError, ModelError
 from batcher.gguf import trained_context_length
 from batcher.machine import read_memory
@@ -15,13 +16,16 @@ from batcher.models.folder import check_models_dir
 from batcher.models.resolver import model_named, our_models, parse_model
 from batcher.models.source import Tell
 from batcher.paths import expand_home
-from batcher.types import EngineConfig
+from batcher.types import EngineConfig, RemoteModel, RemoteServers
 
 if TYPE_CHECKING:
     from workers.process.events import WorkerConfig
 
 #: NAME, PATH of a GGUF file, or NAME=PATH; or several.
 ModelSpecs = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+#: A file of this machine, or a model of servers.
+ChosenModel = ModelRef | RemoteModel
 
 #: Seconds that a stopped worker gets by default. With the embedded broker's own end, `run` stops within 10.
 DEFAULT_GRACE_S = 8.0
@@ -37,18 +41,29 @@ def model_specs(model: ModelSpecs) -> list[str]:
     return [each if isinstance(each, str) else os.path.join(".", expand_home(each)) for each in given]  # noqa: PTH118
 
 
-def needed_extras(broker: str | None) -> tuple[str, ...]:
-    """The extras that completing prompts on this machine takes, with a broker of our own where none is given."""
-    return ("worker",) if broker else ("worker", "embedded")
+def needed_extras(broker: str | None, *, is_remote: bool = False) -> tuple[str, ...]:
+    """The extras that completing prompts on this machine takes, or with `is_remote` on servers; with a broker of our
+    own where none is given."""
+    engine = "remote" if is_remote else "worker"
+    return (engine,) if broker else (engine, "embedded")
 
 
-def choose_models(specs: Sequence[str], *, needed: set[str] | None = None, tell: Tell | None = None) -> list[ModelRef]:
+def choose_models(
+    specs: Sequence[str],
+    *,
+    needed: set[str] | None = None,
+    servers: RemoteServers | None = None,
+    tell: Tell | None = None,
+) -> list[ChosenModel]:
     """The models that `--model` gives; with none given, those `needed` by name, else the only one of ours.
 
-    A model of the hub that is not here is fetched; `tell` takes what is said of it. Raises InputError where nothing
-    says which, ModelError for a model that is not here and can't be fetched.
+    With `servers` they are models of these (`choose_served`). A model of the hub that is not here is fetched; `tell`
+    takes what is said of it. Raises InputError where nothing says which, ModelError for a model that is not here and
+    can't be fetched.
     """
-    chosen = [parse_model(spec, tell=tell) for spec in specs]
+    if servers is not None:
+        return [*choose_served(specs, servers, needed=needed)]
+    chosen: list[ChosenModel] = [parse_model(spec, tell=tell) for spec in specs]
     names = [model.name for model in chosen]
     if len(set(names)) < len(names):
         raise InputError(f"--model: two models have the same name ({', '.join(names)}); write NAME=PATH")
@@ -58,7 +73,7 @@ def choose_models(specs: Sequence[str], *, needed: set[str] | None = None, tell:
         return chosen
     ours = our_models()
     if len(ours) == 1:
-        return ours
+        return [*ours]
     check_models_dir()
     listed = ", ".join(model.name for model in ours)
     raise InputError(
@@ -77,11 +92,19 @@ def _needed(name: str) -> ModelRef:
     return found
 
 
-def context_lengths(models: Sequence[ModelRef], ctx: int | None) -> dict[str, int]:
-    """Tokens that a sequence of each model can hold where `--ctx` is this; without those whose file does not say."""
+def where(model: ChosenModel) -> str:
+    """Where its engine finds it: the path of its file, or its name at the servers."""
+    return model.served_name if isinstance(model, RemoteModel) else str(model.path)
+
+
+def context_lengths(models: Sequence[ChosenModel], ctx: int | None) -> dict[str, int]:
+    """Tokens that a sequence of each model can hold where `--ctx` is this; without those whose file does not say, or
+    whose server."""
+    if any(isinstance(model, RemoteModel) for model in models):
+        return {model.name: n for model in models if isinstance(model, RemoteModel) and (n := model.context_length)}
     from workers.engines.llama.settings import context_limit
 
-    trained = {model.name: trained_context_length(model.path) for model in models}
+    trained = {model.name: trained_context_length(model.path) for model in models if isinstance(model, ModelRef)}
     return {name: context_limit(ctx, trained=found) for name, found in trained.items() if found is not None}
 
 
@@ -106,7 +129,7 @@ def memory_at_defaults(path: Path) -> DefaultMemory | None:
 
 
 def worker_config(
-    models: Sequence[ModelRef],
+    models: Sequence[ChosenModel],
     jobs_root: Path,
     *,
     home: Path,
@@ -120,14 +143,18 @@ def worker_config(
 
     return WorkerConfig(
         name=default_worker_name(),
-        models=tuple((model.name, str(model.path)) for model in models),
+        models=tuple((model.name, where(model)) for model in models),
         broker_url="",  # whoever starts the workers knows it
         jobs_root=str(jobs_root),
         home=str(home),
         quiet=quiet,
-        model_sha256=parse_sha256(model_sha256, models),
+        model_sha256=parse_sha256(model_sha256, _files(models)),
         **options,
     )
+
+
+def _files(models: Sequence[ChosenModel]) -> list[ModelRef]:
+    return [model for model in models if isinstance(model, ModelRef)]
 
 
 def take_engine_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -144,6 +171,7 @@ def take_engine_options(options: dict[str, Any]) -> dict[str, Any]:
             max_batch_tokens=options.pop("batch_tokens", None),
             max_micro_batch_tokens=options.pop("micro_batch_tokens", None),
             memory=options.pop("memory", None),
+            servers=read_servers(options.pop("engine", ()), options.pop("engine_key_file", None)),
         ),
         "grace_s": options.pop("grace", DEFAULT_GRACE_S),
         "stall_timeout_s": options.pop("stall_timeout", None),

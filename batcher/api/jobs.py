@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Unpack
 
-from batcher.api.engines import ModelSpecs, model_specs, take_engine_options
+from batcher.api.engines import ModelSpecs, model_specs, take_engine_options, where
 from batcher.api.job import Job
 from batcher.api.options import RunOptions, SubmitJobOptions, check_options, shows_options, submit_options
 from batcher.api.order import begin, prepare_run
@@ -61,7 +61,7 @@ def run(
 
     checked = check_options("run", RunOptions, options)
     url = find_broker(broker)
-    with crew("run", workers, broker=url) as hands:
+    with crew("run", workers, broker=url, is_remote="engine" in checked) as hands:
         prepared = prepare_run(
             JobDir(Path(expand_home(out)).resolve()),
             () if model is None else model_specs(model),
@@ -73,7 +73,7 @@ def run(
         with job_broker(prepared.job, url) as queue:
             if begin(prepared.job, inputs, prepared.submission).summary is None:
                 hands.complete(prepared.job, prepared.config, queue, progress=progress)
-    models = [f"{each.name}={each.path}" for each in prepared.models]
+    models = [f"{each.name}={where(each)}" for each in prepared.models]
     return Job(JobDir.open(prepared.job.path), models=models)
 
 

@@ -108,6 +108,10 @@ class SubmitJobOptions(JobOptions, total=False):
 class EngineOptions(TypedDict, total=False):
     """How workers of this machine load models and stop. [as tuned, or by what the machine has room for]"""
 
+    #: URL of a server of the OpenAI API that computes, or of several. [llama.cpp in the worker]
+    engine: _Text | Sequence[_Text]
+    #: File whose first line is the key of the servers. [BATCHER_ENGINE_KEY of the environment]
+    engine_key_file: str | os.PathLike[str] | None
     #: Prompts decoded at a time.
     slots: _Count | None
     #: CPU threads of a worker.

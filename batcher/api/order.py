@@ -5,14 +5,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from batcher.api.engines import choose_models, context_lengths, worker_config
+from batcher.api.engines import ChosenModel, choose_models, context_lengths, worker_config
 from batcher.ids import check_id
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.root import check_place
 from batcher.manage.finish import Summary
 from batcher.manage.repair import Damage
 from batcher.manage.resume import needed_models, resume
-from batcher.model_files import ModelRef
 from batcher.submission.planner import submit
 from batcher.submission.source import Input, SubmitOptions
 
@@ -28,7 +27,7 @@ class Run:
     """What a run on this machine will do: nothing is read, started or written yet."""
 
     job: JobDir
-    models: Sequence[ModelRef]
+    models: Sequence[ChosenModel]
     submission: SubmitOptions
     config: "WorkerConfig"
 
@@ -40,7 +39,7 @@ def prepare_run(
     make_options: Callable[..., SubmitOptions],
     *,
     quiet: bool,
-    choose: Callable[..., list[ModelRef]] = choose_models,
+    choose: Callable[..., list[ChosenModel]] = choose_models,
 ) -> Run:
     """Look at all that can be wrong with a run of `models` before its input is read.
 
@@ -49,7 +48,7 @@ def prepare_run(
     """
     check_id(job.path.name, what="name of the job directory")
     check_place(job)
-    chosen = choose(models)
+    chosen = choose(models, servers=engine["engine"].servers)
     submission = make_options(
         default_model=chosen[0].name,
         known_models=frozenset(model.name for model in chosen),
@@ -98,20 +97,21 @@ def reopen(
     engine: Mapping[str, Any],
     *,
     quiet: bool,
-    choose: Callable[..., list[ModelRef]] = choose_models,
+    choose: Callable[..., list[ChosenModel]] = choose_models,
     on_damage: Callable[[Damage], None] | None = None,
 ) -> Iterator[Reopened]:
     """Take the job up for workers of this machine, which have a broker within the context."""
     from workers.local import job_broker
 
     # Before anything is changed or started.
-    choose(models, needed=needed_models(job))
+    servers = engine["engine"].servers
+    choose(models, needed=needed_models(job), servers=servers)
     with job_broker(job, None) as broker:
         summary = resume(job, on_damage=on_damage).summary
         if summary is not None:
             yield Reopened(broker, None, summary)
             return
         # Once more: those of damaged parts are needed, too.
-        chosen = choose(models, needed=needed_models(job))
+        chosen = choose(models, needed=needed_models(job), servers=servers)
         config = worker_config(chosen, job.path.parent, home=job.path, quiet=quiet, **engine)
         yield Reopened(broker, config, None)

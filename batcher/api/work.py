@@ -77,7 +77,7 @@ class Crew:
 
 
 @contextlib.contextmanager
-def crew(function: str, num_workers: int, *, broker: str | None) -> Iterator[Crew]:
+def crew(function: str, num_workers: int, *, broker: str | None, is_remote: bool) -> Iterator[Crew]:
     """Launch the workers' processes first of all: they get ready while this one does. None of them is left.
 
     Raises MissingPackageError where something is not installed that they need; see also `signals_passed_on`.
@@ -86,7 +86,7 @@ def crew(function: str, num_workers: int, *, broker: str | None) -> Iterator[Cre
         raise InputError(f"workers is {num_workers!r}: give a whole number")
     if num_workers < 1:
         raise InputError(f"workers is {num_workers}: there must be one at least")
-    check_installed(function, *needed_extras(broker))
+    check_installed(function, *needed_extras(broker, is_remote=is_remote))
     _check_package()
     from workers.process.launch import spare_children
     from workers.process.logs import ChildLog
@@ -117,10 +117,9 @@ def resume_here(
     job: JobDir, models: Sequence[str], *, num_workers: int, progress: bool, options: Mapping[str, Any]
 ) -> None:
     """Complete the job with workers of this machine; what is finished is kept."""
-    engine = take_engine_options(dict(options))
     with (
-        crew("resume", num_workers, broker=None) as workers,
-        reopen(job, models, engine, quiet=is_quiet()) as reopened,
+        crew("resume", num_workers, broker=None, is_remote="engine" in options) as workers,
+        reopen(job, models, take_engine_options(dict(options)), quiet=is_quiet()) as reopened,
     ):
         if reopened.config is not None:
             workers.complete(job, reopened.config, reopened.broker, progress=progress)

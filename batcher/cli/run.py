@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from batcher.api.engines import needed_extras, take_engine_options, worker_config
+from batcher.api.engines import needed_extras, take_engine_options, where, worker_config
 from batcher.cli import EXIT_INTERRUPTED
 from batcher.cli.engines import choose_models, engine_options, models_option
 from batcher.cli.options import (
@@ -33,12 +33,13 @@ from batcher.paths import expand_home
 if TYPE_CHECKING:
     import subprocess
 
+    from batcher.api.engines import ChosenModel
     from batcher.jobdir.folder import JobDir
     from batcher.jobdir.sending import Send
     from batcher.manage.finish import Summary
     from batcher.manage.repair import Damage
-    from batcher.model_files import ModelRef
     from batcher.submission.source import SubmitOptions
+    from batcher.types import RemoteServers
 
 #: Parts of a schema that have no type of their own.
 NUM_PARTS_LISTED = 10
@@ -79,7 +80,7 @@ def run_command(
     Example:
       batcher run prompts.jsonl -o out --model smollm2-135m --max-tokens 64
     """
-    check_installed("run", *needed_extras(broker))
+    check_installed("run", *needed_extras(broker, is_remote=bool(options["engine"])))
     spares = _launch_spares(num_workers)
 
     from batcher.api.order import prepare_run
@@ -91,7 +92,9 @@ def run_command(
     make_options = partial(submit_options, row_timeout=engine["row_timeout_s"], **options)
     prepared = prepare_run(job, models, engine, make_options, quiet=True, choose=choose_models)
     again = (
-        f"batcher resume {shlex.quote(output)}{_model_arguments(prepared.models)}" if "-" in files else typed_command()
+        f"batcher resume {shlex.quote(output)}{_model_arguments(prepared.models, engine['engine'].servers)}"
+        if "-" in files
+        else typed_command()
     )
     with job_broker(job, broker) as queue:
         try:
@@ -183,7 +186,7 @@ def worker_command(
     Example:
       batcher worker --model qwen=/models/qwen.gguf --broker redis://host:6379/0 --jobs-dir /mnt/jobs
     """
-    check_installed("worker", "worker")
+    check_installed("worker", "remote" if options["engine"] else "worker")
     from batcher.broker.url import hide_password
     from batcher.ids import check_id
     from batcher.jobdir.probe import check_takes_jobs
@@ -194,11 +197,12 @@ def worker_command(
         raise click.UsageError(
             "worker needs --broker URL (or BATCHER_BROKER); on one machine, `batcher run` needs none"
         )
-    chosen = choose_models(models)
+    engine = take_engine_options(options)
+    chosen = choose_models(models, servers=engine["engine"].servers)
     check_takes_jobs(jobs_dir)
     jobs_root = make_root(jobs_dir)
     log_to_stderr(logging.INFO, broker_url=broker)
-    config = worker_config(chosen, jobs_root, home=jobs_root, quiet=False, **take_engine_options(options))
+    config = worker_config(chosen, jobs_root, home=jobs_root, quiet=False, **engine)
     config = replace(config, broker_url=broker, name=check_id(name, what="worker name") if name else config.name)
     run_worker(
         config,
@@ -238,7 +242,7 @@ def resume_command(
       batcher resume out
     """
     if broker is None:
-        check_installed("resume", *needed_extras(broker))
+        check_installed("resume", *needed_extras(broker, is_remote=bool(options["engine"])))
     spares = _launch_spares(num_workers if broker is None else 0)
 
     from batcher.api.order import reopen
@@ -324,5 +328,7 @@ def _say_how_far(job: "JobDir", *, quiet: bool) -> None:
         click.echo(f"Resuming: {how_far(job)} are done.", err=True)
 
 
-def _model_arguments(models: Sequence["ModelRef"]) -> str:
-    return "".join(f" --model {shlex.quote(f'{model.name}={model.path}')}" for model in models)
+def _model_arguments(models: Sequence["ChosenModel"], servers: "RemoteServers | None") -> str:
+    urls = servers.urls if servers is not None else ()
+    given = [("--engine", url) for url in urls] + [("--model", f"{model.name}={where(model)}") for model in models]
+    return "".join(f" {name} {shlex.quote(value)}" for name, value in given)

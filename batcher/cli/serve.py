@@ -165,8 +165,8 @@ def serve_command(
       batcher serve --model smollm2-135m --api-keys-file keys.txt
     """
     is_working = broker is None if is_working is None else is_working
-    has_engines = bool(models) or broker is None or is_working
-    check_installed("serve", "server", *needed_extras(broker) if has_engines else ())
+    has_engines = bool(models or options["engine"]) or broker is None or is_working
+    check_installed("serve", "server", *needed_extras(broker, is_remote=bool(options["engine"])) if has_engines else ())
     from batcher.jobdir.probe import check_takes_jobs
     from batcher.jobdir.root import make_root
     from batcher.server.serve import ServerConfig, serve
@@ -180,7 +180,7 @@ def serve_command(
     worker = take_engine_options(options)
     engines, names = None, "files and batches"
     if has_engines:
-        chosen = choose_models(models)
+        chosen = choose_models(models, servers=worker["engine"].servers)
         engines = worker_config(chosen, jobs_root, home=jobs_root, quiet=False, **worker)
         names = ", ".join(model.name for model in chosen)
     config = ServerConfig(

@@ -5,4 +5,5 @@ open.py         makes engines: which kinds there are
 fingerprint.py  what an engine is, in a few characters
 profile.py      what `batcher tune` found
 llama/          llama.cpp in this process
+remote/         a server behind a URL
 """

@@ -1,7 +1,8 @@
 """Makes engines: the one place that knows which kinds there are. Whoever runs something on them knows `base` alone.
 
-All are llama.cpp's on a GGUF file today. An engine of another kind gets its branch in `load_engines`. What is heavy is
-imported where it is needed: a process that only asks about a model need not have llama.cpp.
+A model is a GGUF file for llama.cpp in this process, or one of servers behind URLs. An engine of another kind gets its
+branch in `load_engines`. What is heavy is imported where it is needed: a process that only asks about a model, or has
+it computed elsewhere, need not have llama.cpp.
 """
 
 import logging
@@ -10,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from batcher.types import Demand, EngineConfig, RowError
+from batcher.errors import ModelError
+from batcher.types import Demand, EngineConfig, RemoteServers, RowError
 from workers.engines.base import Engine, SequenceRequest
 
 if TYPE_CHECKING:
     from workers.engines.llama.settings import EngineSettings
+    from workers.engines.remote.catalog import Catalog
 
 logger = logging.getLogger(f"batcher.{__name__}")
 
@@ -41,10 +44,11 @@ class MeteredEngine:
 
 
 def load_engines(models: Sequence[tuple[str, str]], config: EngineConfig, demand: Demand) -> list[LoadedEngine]:
-    """An engine for each pair of a model's name and its path, all for this process. Blocks while models are read.
-
-    Raises ModelError.
+    """An engine for each pair of a model's name and its path, or its name at the servers of `config`, all for this
+    process. Blocks while models are read. Raises ModelError.
     """
+    if config.servers is not None:
+        return _remote_engines(models, config.servers, num_slots=config.num_slots)
     from workers.engines.fingerprint import system_fingerprint
     from workers.engines.llama import loader
     from workers.engines.llama.gate import Gate
@@ -69,6 +73,36 @@ def load_engines(models: Sequence[tuple[str, str]], config: EngineConfig, demand
         loaded.append(LoadedEngine(engine, f"{name}: {settings}"))
         logger.info("%s", loaded[-1].setup)
     return loaded
+
+
+def _remote_engines(
+    models: Sequence[tuple[str, str]], servers: RemoteServers, *, num_slots: int | None
+) -> list[LoadedEngine]:
+    from workers.engines.remote.engine import RemoteEngine
+
+    where = ", ".join(servers.urls)
+    most = f"{num_slots} at a time" if num_slots else "as many at a time as pay"
+    return [
+        LoadedEngine(RemoteEngine(name, served, servers, num_slots=num_slots), f"{name}: {served} at {where}, {most}")
+        for name, served in models
+    ]
+
+
+def check_server_url(url: str) -> str:
+    """The URL of a server's API as it is used. Raises InputError."""
+    from workers.engines.remote.catalog import check_url
+
+    return check_url(url)
+
+
+def look_at_servers(servers: RemoteServers) -> "dict[str, Catalog | ModelError | str]":
+    """What each server is, by URL; why no worker can ever use it; or why it does not answer. Blocks meanwhile."""
+    from workers.engines.remote.catalog import Catalog, look_at_all, refusal
+
+    return {
+        url: found if isinstance(found, Catalog) else refusal(url, found) or str(found)
+        for url, found in look_at_all(servers).items()
+    }
 
 
 def load_metered(path: Path, config: EngineConfig, *, on_decoded: Callable[[int], None]) -> MeteredEngine:

@@ -98,6 +98,15 @@ NARROW = {
         "numpy",
         "llguidance",
     ),
+    "workers.engines.remote": (
+        "batcher.types",
+        "batcher.errors",
+        "batcher.rounds",
+        "workers.engines.base",
+        "workers.engines.remote",
+        "httpx",
+        "pydantic",
+    ),
     "workers.engines.llama.binding": (
         "batcher.types",
         "batcher.errors",
@@ -118,6 +127,8 @@ KNOWN_TO = {
     # Submit compiles what is the job's.
     "workers.engines.llama.grammars": ("workers.engines", "batcher.api"),
     "llguidance": ("workers.engines.llama.grammars",),
+    "workers.engines.remote": ("workers.engines",),
+    "httpx": ("workers.engines.remote",),
     "llama_cpp": ("workers.engines.llama.binding",),
     "jinja2": ("workers.engines.llama",),
     "celery": ("workers.queue", "workers.child"),

@@ -47,6 +47,7 @@ EXCEPTIONS = {
     "batcher/machine.py": "the kernel's files",
     "batcher/paths.py": "whose a folder is",
     "batcher/broker/embedded.py": "the folder of a Redis of this machine",
+    "batcher/api/servers.py": "a file with the key of servers",
     "batcher/broker/url.py": "a file with the broker's URL",
     "batcher/cli/": "the user's files, as options name them",
     "batcher/server/guard/auth.py": "a file with keys",
