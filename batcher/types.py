@@ -39,11 +39,13 @@ class ErrorCode(StrEnum):
     ENGINE_ERROR = "engine_error"
     WORKER_CRASHED = "worker_crashed"
     TIMEOUT = "timeout"
+    TRUNCATED = "truncated"
+    INVALID_ANSWER = "invalid_answer"
 
     @property
     def is_retriable(self) -> bool:
         """Whether the same row could succeed on another attempt (`batcher retry`)."""
-        return self is not ErrorCode.INVALID_REQUEST
+        return self not in (ErrorCode.INVALID_REQUEST, ErrorCode.TRUNCATED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +143,32 @@ class SamplingParams:
     def num_drawn(self) -> int:
         """How many completions are made of a prompt; `n` of them are given."""
         return self.n if self.best_of is None else self.best_of
+
+
+class OnTruncation(StrEnum):
+    """What becomes of a row with an answer that `max_tokens` cut off."""
+
+    MARK = "mark"  # `finish_reason` says so
+    FAIL = "fail"  # it is an error row
+    RETRY = "retry"  # it is computed again with twice the max_tokens, once, and then marked
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerRules:
+    """Which answers a job does not take as they are, and what becomes of their rows.
+
+    `validator` is a function as "module:function", which is asked of each answer that is not cut off. A row with an
+    answer that it refuses, or for which the job's schema or choices have no room, is computed again with other seeds up
+    to `retry_invalid` times, and then an error row. Without either, nothing is refused.
+    """
+
+    on_truncation: OnTruncation = OnTruncation.MARK
+    retry_invalid: int = 0
+    validator: str = ""
+
+
+#: Of a job that takes every answer.
+TAKE_ALL = AnswerRules()
 
 
 @dataclass(frozen=True, slots=True)

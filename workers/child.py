@@ -224,6 +224,7 @@ def _worker_context(config: WorkerConfig, reporter: Reporter, stopping: threadin
     from batcher.broker.leases import BackgroundLeases
     from batcher.manage.finish import finalize
     from workers.shard.runner import WorkerContext
+    from workers.shard.validators import ValidatorRef
 
     def on_attempt(kind: EventKind, job: "JobDir", shard: int, attempt: int) -> None:
         reporter.send(Event(kind, attempt=OpenAttempt(str(job.path), shard, attempt)))
@@ -240,6 +241,7 @@ def _worker_context(config: WorkerConfig, reporter: Reporter, stopping: threadin
         on_commit=finalize,
         stall_timeout_s=config.stall_timeout_s,
         row_timeout_s=config.row_timeout_s,
+        validators=tuple(ValidatorRef(name, folder) for name, folder in config.validators),
     )
 
 

@@ -135,11 +135,16 @@ def worker_config(
     home: Path,
     quiet: bool,
     model_sha256: Sequence[str],
+    validators: Sequence[str],
     **options: Any,
 ) -> "WorkerConfig":
-    """What a worker of these models needs to know but for its broker; `options` are fields of `WorkerConfig`."""
+    """What a worker of these models needs to know but for its broker; `options` are fields of `WorkerConfig`.
+
+    Imports the modules of `validators`. Raises InputError for one that is not there.
+    """
     from workers.local import default_worker_name
     from workers.process.events import WorkerConfig
+    from workers.shard.validators import find_validator
 
     return WorkerConfig(
         name=default_worker_name(),
@@ -149,6 +154,7 @@ def worker_config(
         home=str(home),
         quiet=quiet,
         model_sha256=parse_sha256(model_sha256, _files(models)),
+        validators=tuple((name, find_validator(name).folder) for name in dict.fromkeys(validators)),
         **options,
     )
 
@@ -178,4 +184,5 @@ def take_engine_options(options: dict[str, Any]) -> dict[str, Any]:
         "lease_ttl_s": options.pop("lease_ttl", None) or LEASE_TTL_S,
         "row_timeout_s": options.pop("row_timeout", None),
         "model_sha256": (digests,) if isinstance(digests, str) else digests,
+        "validators": tuple(options.pop("allow_validator", ())),
     }

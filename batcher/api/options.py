@@ -9,7 +9,7 @@ import numbers
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Annotated, Any, TypedDict, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypedDict, TypeVar, get_type_hints
 
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError, create_model
 from pydantic_core import PydanticCustomError
@@ -22,12 +22,15 @@ from batcher.openai.parameters import shown
 from batcher.submission.readers.bounds import MAX_RATIO, MAX_UNPACKED_BYTES, UnpackLimits
 from batcher.submission.readers.files import FORMATS, ReadOptions
 from batcher.submission.source import SubmitOptions
-from batcher.types import SamplingParams
+from batcher.types import AnswerRules, OnTruncation, SamplingParams
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 #: Values of these look in a message as they were given.
 _JSON_TYPES = (str, int, float, list, tuple, dict, type(None))
+
+#: Each is a computation of the whole row.
+MAX_RETRIES = 100
 
 _Count = Annotated[int, Field(ge=1)]
 _Seconds = Annotated[float, Field(gt=0)]
@@ -68,6 +71,14 @@ class JobOptions(TypedDict, total=False):
     regex: _Text | None
     #: Context-free grammar of every text, of Lark or GBNF: a file's path, or the grammar. [none]
     grammar: str | os.PathLike[str] | None
+    #: What becomes of a row with an answer that `max_tokens` cut off: "mark", "fail", or "retry" with twice the tokens,
+    #: once. ["mark"]
+    on_truncation: Literal["mark", "fail", "retry"]
+    #: Ask this function of each answer, by itself or as "module:function"; False, a text or an exception refuse it.
+    #: [none]
+    validate: Callable[[Any], object] | str | None
+    #: How often a row is computed again whose answer was refused, or does not fit its schema's type. [0]
+    retry_invalid: Annotated[int, Field(ge=0, le=MAX_RETRIES)]
     #: Column that holds the prompt. ["prompt"]
     prompt_column: str | None
     #: Column that holds the custom_id. ["custom_id", else the row]
@@ -136,6 +147,8 @@ class EngineOptions(TypedDict, total=False):
     row_timeout: _Seconds | None
     #: SHA-256 that the model's file must have, as HEX or NAME=HEX.
     model_sha256: str | Sequence[str]
+    #: Functions, as "module:function", that jobs may have called of their answers. [those of the job]
+    allow_validator: Sequence[_Text]
 
 
 class RunOptions(JobOptions, EngineOptions, total=False):
@@ -178,7 +191,7 @@ def check_options(function: str, kind: type, options: Mapping[str, Any]) -> dict
             raise TypeError(f"{function}() got an unexpected option {name!r}; {remedy}")
     options = {name: _plain_number(value) for name, value in options.items()}
     try:
-        found: dict[str, Any] = _model(kind)(**options).model_dump(exclude_none=True)
+        found: dict[str, Any] = _model(kind)(**options).model_dump(exclude_none=True, by_alias=True)
     except ValidationError as exc:
         # Where a value can be of two kinds, of the kind that it is nearest to.
         error = max(exc.errors(include_url=False), key=lambda error: len(error["loc"]))
@@ -236,10 +249,24 @@ def submit_options(
         chat_max_tokens=options.get("max_tokens"),
         fields=tuple(options.get("fields", ())),
         reading=_read_options(options),
+        answers=_answer_rules(options),
         unpack_limits=UnpackLimits(
             options.get("max_unpacked", MAX_UNPACKED_BYTES), options.get("max_ratio", MAX_RATIO)
         ),
         **{"allow_bad_rows": False} | {name: options[name] for name in usual if name in options},
+    )
+
+
+def _answer_rules(options: Mapping[str, Any]) -> AnswerRules:
+    validator = options.get("validate") or ""
+    if validator:
+        from workers.shard.validators import check_name, name_validator
+
+        validator = check_name(validator) if isinstance(validator, str) else name_validator(validator)
+    return AnswerRules(
+        on_truncation=OnTruncation(options.get("on_truncation", OnTruncation.MARK)),
+        retry_invalid=options.get("retry_invalid", 0),
+        validator=validator,
     )
 
 
@@ -254,6 +281,8 @@ def _read_options(options: Mapping[str, Any]) -> ReadOptions:
 
 @cache
 def _model(kind: type) -> Any:
-    fields = {name: (hint, None) for name, hint in get_type_hints(kind, include_extras=True).items()}
+    hints = get_type_hints(kind, include_extras=True)
+    # By other names, as some are those of methods of every model.
+    fields = {f"{name}_": (Annotated[hint, Field(alias=name)], None) for name, hint in hints.items()}
     config = ConfigDict(strict=True, allow_inf_nan=False, extra="forbid", arbitrary_types_allowed=True)
     return create_model(kind.__name__, __config__=config, **fields)  # type: ignore[call-overload]

@@ -54,6 +54,8 @@ def prepare_run(
         known_models=frozenset(model.name for model in chosen),
         context_lengths=context_lengths(chosen, engine["engine"].context_length),
     )
+    own = (submission.answers.validator,) if submission.answers.validator else ()
+    engine = {**engine, "validators": (*engine["validators"], *own)}
     return Run(job, chosen, submission, worker_config(chosen, job.path.parent, home=job.path, quiet=quiet, **engine))
 
 

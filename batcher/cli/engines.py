@@ -93,6 +93,12 @@ _ENGINE_OPTIONS: tuple[Decorator, ...] = (
     ),
     row_timeout_option,
     model_sha256_option,
+    option(
+        "--allow-validator",
+        multiple=True,
+        metavar="MODULE:FUNCTION",
+        help="Call this Python function where a job names it by --validate; can be given several times.",
+    ),
 )
 
 

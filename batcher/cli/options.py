@@ -263,8 +263,32 @@ _constraint_options = chain(
     ),
 )
 
+#: Which answers are not taken as they are. Parameters: on_truncation, validate, retry_invalid.
+_answer_options = chain(
+    option(
+        "--on-truncation",
+        type=click.Choice(["mark", "fail", "retry"]),
+        default="mark",
+        help="What becomes of a row with an answer that reached max_tokens: `finish_reason` is length, or it is an "
+        "error row, or it is computed again with twice the tokens, once, and then marked.",
+    ),
+    option(
+        "--validate",
+        metavar="MODULE:FUNCTION",
+        help="Ask this Python function of each answer, which refuses it by False, by a text that says why, or by an "
+        "exception.",
+    ),
+    option(
+        "--retry-invalid",
+        type=click.IntRange(min=0, max=100),
+        default=0,
+        help="How often a row is computed again, with other seeds, whose answer was refused or does not fit the type "
+        "of `output`; then it is an error row.",
+    ),
+)
+
 #: Defaults for rows that don't say. Parameters: max_tokens, temperature, top_p, top_k, min_p, repetition_penalty, stop,
-#: seed, and those of `_constraint_options`.
+#: seed, and those of `_constraint_options` and `_answer_options`.
 sampling_options = chain(
     option(
         "--max-tokens",
@@ -321,6 +345,7 @@ sampling_options = chain(
         "noted in manifest.json]",
     ),
     _constraint_options,
+    _answer_options,
 )
 
 

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from batcher.errors import JobError
 from batcher.ids import ID_PATTERN, is_model_name, response_digits
-from batcher.types import SamplingParams
+from batcher.types import TAKE_ALL, AnswerRules, SamplingParams
 
 #: 2: shards hold the parameters beyond the documented ones and chats, results have `logprobs`. 3: shards hold further
 #: parameters, which are at their defaults in jobs of version 2, and the job has a uid.
@@ -37,7 +37,7 @@ class Manifest:
     command given again is known as a resume. `row_timeout_s` bounds the time of each choice, from its first prefill.
     No choice takes more than `longest_request` tokens, prompt and completion, by the bytes of its prompt. `uid` is of
     this job alone, whatever its name; "" in jobs of version 2. `optional_ipc` is the schema of its optional result
-    columns (see `optional_columns`), likewise; "" where it has none.
+    columns (see `optional_columns`), likewise; "" where it has none. `answers` says which answers it does not take.
     """
 
     job_id: str
@@ -55,6 +55,7 @@ class Manifest:
     longest_request: int | None = None
     uid: str = ""
     optional_ipc: str = ""
+    answers: AnswerRules = TAKE_ALL
     version: int = MANIFEST_VERSION
 
     @property

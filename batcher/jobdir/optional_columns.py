@@ -38,10 +38,12 @@ class ResultRow:
 
 @dataclass(frozen=True, slots=True)
 class _OptionalColumn:
-    """`field` gives the column of jobs with these parameters, None where they have none; `fill` its values."""
+    """`field` gives the column of jobs with these parameters, None where they have none; `fill` its values. `refusal`
+    says what is wrong with a whole answer that has none."""
 
     field: Callable[[SamplingParams], pa.Field | None]
     fill: Callable[[pa.Field, Sequence[ResultRow]], pa.Array]
+    refusal: str = ""
 
 
 def optional_schema(params: SamplingParams) -> pa.Schema:
@@ -53,6 +55,16 @@ def optional_schema(params: SamplingParams) -> pa.Schema:
 def fill(schema: pa.Schema, rows: Sequence[ResultRow]) -> list[pa.Array]:
     """A value of each row for each column of `schema`."""
     return [_COLUMNS[field.name].fill(field, rows) for field in schema]
+
+
+def misfit(schema: pa.Schema, row: ResultRow) -> str:
+    """Why an answer that is whole has no place in the columns that hold answers of this job; "" where it has."""
+    for field in schema:
+        column = _COLUMNS[field.name]
+        # A schema may allow null itself.
+        if column.refusal and row.answer != "null" and column.fill(field, [row])[0].as_py() is None:
+            return column.refusal
+    return ""
 
 
 def json_parts(params: SamplingParams) -> tuple[str, ...]:
@@ -106,6 +118,6 @@ def _choices(text: str) -> frozenset[str]:
 
 #: By name, in their order in the results.
 _COLUMNS = {
-    "output": _OptionalColumn(_output_field, _outputs),
-    "label": _OptionalColumn(_label_field, _labels),
+    "output": _OptionalColumn(_output_field, _outputs, "it does not fit the type of `output`"),
+    "label": _OptionalColumn(_label_field, _labels, "it is none of the choices"),
 }

@@ -25,6 +25,7 @@ from batcher.submission.carried import CarriedColumns
 from batcher.submission.readers.bounds import Checkpoint, go_on
 from batcher.submission.source import NUM_LISTED, Input, Source, SubmitOptions
 from batcher.submission.splitter import Splitter
+from batcher.types import OnTruncation
 
 #: Of a seed that nobody gave. Fewer than a seed can have: as many as JSON readers with doubles keep.
 DRAWN_SEED_BITS = 53
@@ -98,7 +99,10 @@ def _write_shards(job: JobDir, source: Source, on_progress: Callable[[int], None
     optional = optional_schema(options.params)
     carried = CarriedColumns(optional=optional.names)
     splitter = Splitter(
-        lambda number, shard: _create_shard(job, number, shard), carried=carried, shard_rows=options.shard_rows
+        lambda number, shard: _create_shard(job, number, shard),
+        carried=carried,
+        shard_rows=options.shard_rows,
+        retries_truncated=options.answers.on_truncation is OnTruncation.RETRY,
     )
     watch = BadRowsWatch(options.context_lengths)
     listed: list[str] = []
@@ -132,6 +136,7 @@ def _write_shards(job: JobDir, source: Source, on_progress: Callable[[int], None
         row_timeout_s=options.row_timeout_s,
         longest_request=splitter.longest_request,
         uid=secrets.token_hex(16),
+        answers=options.answers,
         optional_ipc=encode_schema(optional) if optional.names else "",
     )
 

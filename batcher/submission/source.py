@@ -16,7 +16,7 @@ from batcher.submission.readers.files import InputStream, ReadOptions, file_colu
 from batcher.submission.readers.paths import STREAM, InputFile, expand, is_pipe, shown_path
 from batcher.submission.rows import RowBatch, RowParser
 from batcher.submission.template import parse_template
-from batcher.types import Request, SamplingParams
+from batcher.types import TAKE_ALL, AnswerRules, Request, SamplingParams
 
 #: A file, a folder or a glob by name, or what is no file.
 Input = str | InputStream
@@ -45,7 +45,8 @@ class SubmitOptions:
     error row; None: each goes to its own. `chat` makes the prompts of plain rows the user's messages of chats; `system`
     is the text of the message that goes before those of a plain row without a system message. `fields` are columns of
     plain rows that are fields of the request, such as `top_k`, rather than the user's own. `reading` is how the files
-    are read, `unpack_limits` how much they may unpack to, and `max_line_bytes` how long a row may be.
+    are read, `unpack_limits` how much they may unpack to, and `max_line_bytes` how long a row may be. `answers` says
+    which answers are not taken.
 
     Without `allow_bad_rows` an input whose rows, or first thousand rows, all have the same mistake is refused as a
     whole. `context_lengths` are those of the models that will run, in tokens, as far as they are known: a mistake is
@@ -72,6 +73,7 @@ class SubmitOptions:
     reading: ReadOptions = field(default_factory=ReadOptions)
     unpack_limits: UnpackLimits = field(default_factory=UnpackLimits)
     max_line_bytes: int = MAX_LINE_BYTES
+    answers: AnswerRules = TAKE_ALL
 
 
 def fingerprint(inputs: Sequence[Input], options: SubmitOptions) -> str:
@@ -162,6 +164,8 @@ class Source:
             settings.append({"chat": options.chat, "system": options.system})
         if options.fields:
             settings.append({"fields": sorted(set(options.fields))})
+        if options.answers != TAKE_ALL:
+            settings.append({"answers": asdict(options.answers)})
         if options.reading != ReadOptions():
             settings.append(asdict(options.reading))
         halves = (json.dumps(half).encode() for half in (digests, settings))

@@ -42,10 +42,21 @@ class _OpenShard:
 
 
 class Splitter:
-    """Distributes rows over shards and hands each finished one to `write(number, shard)`. Mutable."""
+    """Distributes rows over shards and hands each finished one to `write(number, shard)`. Mutable.
 
-    def __init__(self, write: Callable[[int, Shard], None], *, carried: CarriedColumns, shard_rows: int | None) -> None:
+    `retries_truncated`: rows can be computed with twice their max_tokens.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[int, Shard], None],
+        *,
+        carried: CarriedColumns,
+        shard_rows: int | None,
+        retries_truncated: bool = False,
+    ) -> None:
         self._write = write
+        self._retries_truncated = retries_truncated
         self._carried = carried
         self._shard_rows = shard_rows
         self._open: dict[str | None, _OpenShard] = {}
@@ -66,7 +77,8 @@ class Splitter:
         for row, values, num_bytes in zip(batch.rows, carried, batch.num_bytes, strict=True):
             model = None if row.error is not None else row.request.model
             if model is not None:
-                self.longest_request = max(self.longest_request, _most_tokens(row.request))
+                further = row.request.params.max_tokens if self._retries_truncated else 0
+                self.longest_request = max(self.longest_request, _most_tokens(row.request) + further)
             shard = self._open.get(model) or self._open_shard(model)
             shard.rows.append(row)
             shard.carried.append(values)

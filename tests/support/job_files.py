@@ -15,7 +15,18 @@ from batcher.jobdir.optional_columns import NONE, optional_schema
 from batcher.jobdir.results import build_table, read_file, write_file
 from batcher.jobdir.shards import Shard, ShardRow, write_shard
 from batcher.manage.finish import finalize
-from batcher.types import Choice, Completion, ErrorCode, FinishReason, Request, RowError, SamplingParams, Usage
+from batcher.types import (
+    TAKE_ALL,
+    AnswerRules,
+    Choice,
+    Completion,
+    ErrorCode,
+    FinishReason,
+    Request,
+    RowError,
+    SamplingParams,
+    Usage,
+)
 
 MODEL = "tiny"
 #: What rows of the input carry beside their requests.
@@ -69,6 +80,7 @@ def make_job(
     refusals: Mapping[int, RowError] | None = None,
     carried: pa.Schema = CARRIED,
     params: SamplingParams | None = None,
+    answers: AnswerRules = TAKE_ALL,
 ) -> JobDir:
     """A submitted job whose shards have these requests, or so many rows that count on over them.
 
@@ -102,6 +114,7 @@ def make_job(
         num_rows=num_rows,
         num_refused=sum(info.num_rows for info in infos if info.model is None),
         carried_ipc=encode_schema(carried),
+        answers=answers,
         optional_ipc=encode_schema(optional) if optional.names else "",
         shards=tuple(infos),
     )

@@ -19,7 +19,8 @@ from workers.engines.base import (
     ignore_start,
 )
 
-Answer = Callable[[SequenceRequest], str | RowError]
+#: Gives a text, which ended by itself, or an answer as it is.
+Answer = Callable[[SequenceRequest], str | Choice | RowError]
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,5 +159,7 @@ class ManualEngine:
         answer = self._answer(request)
         if isinstance(answer, RowError):
             return SequenceResult(request.key, error=answer)
+        if isinstance(answer, Choice):
+            return SequenceResult(request.key, answer)
         usage = Usage(prompt_tokens=len(request.prompt), completion_tokens=len(answer))
         return SequenceResult(request.key, Choice(request.key[1], answer, FinishReason.STOP, usage, 1.5))

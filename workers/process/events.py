@@ -19,7 +19,8 @@ class WorkerConfig:
     `scope` is that of the queues from which it takes them.
     Unless it `takes_shards` it computes only live requests, and knows no broker. `live_descriptor` is that of the
     socket by which they come. `process` is the child's id, which no other process has: its leases are told by it from
-    those of an earlier child, and of another worker of this name.
+    those of an earlier child, and of another worker of this name. `validators` are pairs of a function's name and the
+    folder of its module: those that jobs may have called.
     """
 
     name: str
@@ -39,6 +40,7 @@ class WorkerConfig:
     live_descriptor: int | None = None
     process: str = ""
     scope: str = ""
+    validators: tuple[tuple[str, str], ...] = ()
 
 
 class EventKind(StrEnum):

@@ -17,7 +17,7 @@ import queue
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -42,10 +42,12 @@ from batcher.jobdir.listing import ChunkFile
 from batcher.jobdir.results import build_table, job_schema, join_tables, read_chunks, write_file
 from batcher.jobdir.shards import read_shard
 from batcher.jobdir.verdict import Verdict, judge
-from batcher.types import Choice, Completion, RowError
-from workers.engines.base import Engine, SequenceRequest, SequenceResult
+from batcher.types import Choice, Completion, Request, RowError
+from workers.engines.base import Engine, SequenceRequest, SequenceResult, Ticket
 from workers.process.stall import stall_limit_s
 from workers.shard.choices import Gathering, sequence_requests
+from workers.shard.tries import Tries, Validator
+from workers.shard.validators import ValidatorRef, load_validator
 
 logger = logging.getLogger(f"batcher.{__name__}")
 
@@ -74,7 +76,8 @@ class WorkerContext:
     `stopping` is set when the worker is to stop. In the runner's thread are called: `on_claim` and `on_end` (job,
     shard, attempt) around all that could take the process down, `on_progress` after each durable write of completed
     rows, `on_set_aside` after that of rows that crash the process, and `on_commit` after a part exists.
-    `stall_timeout_s` None: by the engine's pace; `row_timeout_s` None: the job's own.
+    `stall_timeout_s` None: by the engine's pace; `row_timeout_s` None: the job's own. `validators` are those that jobs
+    may have called.
     """
 
     worker: str
@@ -88,6 +91,7 @@ class WorkerContext:
     on_commit: Callable[[JobDir], object]
     stall_timeout_s: float | None = None
     row_timeout_s: float | None = None
+    validators: tuple[ValidatorRef, ...] = ()
     clock: Callable[[], float] = time.monotonic
 
 
@@ -185,6 +189,20 @@ def _record_end(
         logger.warning("%s", storage_exc)
 
 
+def _load_validator(job: JobDir, context: WorkerContext) -> Validator | None:
+    """The validator of the job. Raises JobError where this worker may not call it, or can't."""
+    name = job.manifest.answers.validator
+    if not name:
+        return None
+    for ref in context.validators:
+        if ref.name == name:
+            return load_validator(ref)
+    raise JobError(
+        f"its answers are to be checked by {name}, which this worker may not call; start it with --allow-validator "
+        f"{name}"
+    )
+
+
 class _ShardRun:
     """One attempt. Lives in one thread but for `_inbox`, which the engine fills."""
 
@@ -218,11 +236,14 @@ class _ShardRun:
             job.shard_path(shard), carried=job.manifest.carried, num_rows=info.num_rows, store=job.store
         )
         self._schema = job_schema(job.manifest)
+        self._tries = Tries(job.manifest, _load_validator(job, context))
         self._saved = read_chunks([chunk.path for chunk in chunks], self._schema, store=job.store)
         self._num_flushes = 0
         self._inbox: queue.SimpleQueue[SequenceResult | EngineError] = queue.SimpleQueue()
         self._failure: EngineError | None = None
         self._open: dict[int, Gathering] = {}
+        #: Rows that are to be computed once more, by position.
+        self._again: dict[int, Request] = {}
         self._finished: dict[int, Completion] = {}
         self._renewal_interval_s = context.leases.pace.renewal_interval_s
         now = context.clock()
@@ -266,47 +287,51 @@ class _ShardRun:
         """Have the engine complete these rows. Returns why it stopped before, if it did."""
         if not positions:
             return None
-        for position in positions:
-            self._open[position] = Gathering(self._shard.rows[position].request)
+        tickets: list[Ticket] = []
+        self._again = {position: self._shard.rows[position].request for position in positions}
         try:
-            ticket = self._engine.submit(
-                self._requests(positions, is_alone=is_alone),
-                self._take_alone if is_alone else self._inbox.put,
-                on_start=self._note_start,
-                is_alone=is_alone,
-            )
-        except EngineError:
-            self._open.clear()
-            raise
-        try:
-            if self._stopped is not None:
-                return self._stopped
-            while self._open:
+            while self._again or self._open:
+                if self._again:
+                    tickets.append(self._submit(is_alone=is_alone))
+                    if self._stopped is not None:
+                        return self._stopped
                 self._receive(timeout_s=POLL_INTERVAL_S)
                 outcome = self._tick()
                 if outcome is not None:
                     return outcome
         finally:
-            if self._open:
+            if tickets and (self._open or self._again):
                 # The engine is to drop the rest; what it has handed over until now is kept.
-                ticket.cancel()
+                for ticket in tickets:
+                    ticket.cancel()
                 self._receive(timeout_s=0)
                 self._flush()
         return None
 
-    def _requests(self, positions: Iterable[int], *, is_alone: bool) -> Iterator[SequenceRequest]:
-        """The prompts of the rows at `positions`, each noted in the journal when the engine takes it.
+    def _submit(self, *, is_alone: bool) -> Ticket:
+        """Give the engine the rows that are to be computed."""
+        rows, self._again = self._again, {}
+        for position, request in rows.items():
+            self._open[position] = Gathering(request)
+        return self._engine.submit(
+            self._requests(rows, is_alone=is_alone),
+            self._take_alone if is_alone else self._inbox.put,
+            on_start=self._note_start,
+            is_alone=is_alone,
+        )
+
+    def _requests(self, rows: Mapping[int, Request], *, is_alone: bool) -> Iterator[SequenceRequest]:
+        """The prompts of `rows`, by position, each noted in the journal when the engine takes it.
 
         In between is done what is due: the engine may take seconds for the prompt of a chat. Where the run is to stop
         there are no more.
         """
-        for position in positions:
+        for position, request in rows.items():
             # To take a row is a move, too.
             self._last_step = (self._engine.num_steps, self._context.clock())
             self._stopped = self._tick()
             if self._stopped is not None:
                 break
-            request = self._shard.rows[position].request
             assert request.prompts, f"row {request.row} has no prompt"
             note = self._journal.alone if is_alone else self._journal.tokenizing
             note(request.row)
@@ -349,7 +374,17 @@ class _ShardRun:
         row = self._open[position]
         if row.add(item):
             del self._open[position]
-            self._finish(position, error=row.error, choices=row.choices())
+            self._settle(position, error=row.error, choices=row.choices())
+
+    def _settle(self, position: int, *, error: RowError | None, choices: tuple[Choice, ...]) -> None:
+        """Finish a row whose results are in, unless the job does not take its answers."""
+        if error is None:
+            verdict = self._tries.judge(self._shard.rows[position].request, choices)
+            if isinstance(verdict, Request):
+                self._again[position] = verdict
+                return
+            error = verdict
+        self._finish(position, error=error, choices=() if error else choices)
 
     def _finish(self, position: int, *, error: RowError | None, choices: tuple[Choice, ...] = ()) -> None:
         request = self._shard.rows[position].request

@@ -60,6 +60,9 @@ def test_taxonomy_is_the_documented_one() -> None:
         "engine_error": True,
         "worker_crashed": True,
         "timeout": True,
+        # It would be cut off at the same place.
+        "truncated": False,
+        "invalid_answer": True,
     }
 
 
