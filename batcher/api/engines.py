@@ -113,6 +113,7 @@ class DefaultMemory:
     """Bytes that a worker takes with its default slots, on CPUs, and whether they are available now."""
 
     num_bytes: int
+    num_slots: int
     fits: bool
 
 
@@ -125,7 +126,7 @@ def memory_at_defaults(path: Path) -> DefaultMemory | None:
         return None
     context_length = context_limit(None, trained=trained_context_length(path) or DEFAULT_CONTEXT_LENGTH)
     num_bytes = need.total(num_slots=DEFAULT_NUM_SLOTS, context_length=context_length)
-    return DefaultMemory(num_bytes, num_bytes <= read_memory().available)
+    return DefaultMemory(num_bytes, DEFAULT_NUM_SLOTS, num_bytes <= read_memory().available)
 
 
 def worker_config(

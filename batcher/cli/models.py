@@ -1,6 +1,7 @@
 """The command `models` and what is below it: list, pull, show and remove."""
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from batcher.cli.engines import tell
-from batcher.cli.options import json_option
+from batcher.cli.options import json_option, option
 
 if TYPE_CHECKING:
     from batcher.api.engines import DefaultMemory
@@ -122,6 +123,84 @@ def pull_command(*, model: str) -> int:
 
     found = pull(model, tell=tell)
     click.echo(f"{found.name} is here and whole: {found.path}")
+    return 0
+
+
+@models_command.command("show")
+@click.argument("model", metavar="NAME")
+@json_option
+def show_command(*, model: str, as_json: bool) -> int:
+    """Show what is known of a model of this machine, by its file's header, and where it comes from.
+
+    \b
+    Example:
+      batcher models show gemma3:270m
+    """
+    from batcher.cli.texts import size_text
+    from batcher.model_files import split_files
+    from batcher.models.records import read_record
+    from batcher.models.resolver import look_up
+
+    look = _look(look_up(model))
+    record = read_record(look.model.path.resolve())
+    if as_json:
+        fetched = {
+            "commit": record and record.commit,
+            "checksum": record and record.checksum,
+            "fetched_at": record and record.fetched_at,
+        }
+        click.echo(json.dumps(look.as_json() | fetched, ensure_ascii=False))
+        return 0
+    facts, memory = look.facts, look.memory
+    lines = [("Name", look.model.name), ("Source", look.model.source)]
+    if look.model.problem is not None:
+        lines.append(("Problem", look.model.problem))
+    if facts is not None:
+        lines += [
+            ("Architecture", facts.architecture or "not said"),
+            ("Quantization", facts.quantization or "not said"),
+        ]
+        lines.append(("Context", f"{facts.context_length:,} tokens" if facts.context_length else "not said"))
+    if look.num_bytes is not None:
+        lines.append(("Size", size_text(look.num_bytes)))
+    if memory is not None:
+        room = "which is free" if memory.fits else "more than is free; a worker takes fewer slots"
+        lines.append(("Memory", f"{size_text(memory.num_bytes)} with {memory.num_slots} slots, {room}"))
+    lines += [("File", str(part)) for part in split_files(look.model.path)]
+    if record is not None:
+        lines.append(("Fetched", f"{record.fetched_at} by batcher, commit {record.commit}"))
+        lines.append(("Checksum", f"{record.checksum}, found right"))
+    for title, text in lines:
+        click.echo(f"{title:<14}{text}")
+    return 0
+
+
+@models_command.command("remove")
+@click.argument("model", metavar="NAME")
+@option("--yes", "-y", is_flag=True, help="Don't ask.")
+def remove_command(*, model: str, yes: bool) -> int:
+    """Remove a model that batcher has fetched.
+
+    Of models that other programs have put here it says what removes them. Files that another model needs stay, and a
+    worker that has the model loaded keeps it until it ends.
+
+    \b
+    Example:
+      batcher models remove Qwen/Qwen3-8B-GGUF:Q4_K_M --yes
+    """
+    from batcher.cli.texts import size_text
+    from batcher.models.removal import plan_removal, remove
+    from batcher.models.resolver import look_up
+
+    removal = plan_removal(look_up(model))
+    files = "1 file" if len(removal.links) == 1 else f"{len(removal.links)} files"
+    what = f"{removal.model.name}: {files}, {size_text(removal.num_bytes)}"
+    if not yes:
+        if not sys.stdin.isatty():
+            raise click.UsageError(f"models remove {model}: give --yes, as there is no terminal to ask on ({what})")
+        click.confirm(f"Remove {what}, from {removal.model.path.parent}?", abort=True)
+    remove(removal)
+    click.echo(f"Removed {what}")
     return 0
 
 

@@ -20,5 +20,6 @@ hub.py          the hub's names, and its models in the cache of this machine
 download.py     fetches from the hub: the only module that knows huggingface_hub
 hub_errors.py   what the refusals and failures of the hub mean
 choice.py       which quantization of a repository fits this machine
+removal.py      removes what was fetched by us
 records.py      what was fetched by us, and the checksums that were found right
 """

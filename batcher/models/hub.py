@@ -122,6 +122,11 @@ def cache_folder() -> Path:
     return Path(os.path.expandvars(home)).expanduser() / "hub"
 
 
+def repository_folder(file: Path) -> Path:
+    """The folder of the repository of whose snapshot a file is."""
+    return next(path for path in file.parents if path.name.startswith(_PREFIX))
+
+
 def _named(wanted: HubName, weights: Weights) -> HubName:
     """The full name of the only model of a repository here."""
     if weights.label:

@@ -4,6 +4,7 @@ It tells what is ours to remove, and what needs no second look. Where it can't b
 """
 
 import contextlib
+import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass
@@ -34,7 +35,7 @@ def records_dir() -> Path:
 def write_record(*, repository: str, file: str, commit: str, checksum: str, num_bytes: int, blob: Path) -> None:
     """Note that the blob is whole, and ours."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    record = Record(repository, file, commit, checksum, num_bytes, str(blob), now)
+    record = Record(repository, file, commit, checksum, num_bytes, str(blob.resolve()), now)
     path = _path(blob)
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +48,7 @@ def read_record(blob: Path) -> Record | None:
     """The record of a blob, if it is of the file that lies there now."""
     try:
         record = Record(**json.loads(_path(blob).read_text(encoding="utf-8")))
-        is_of_it = record.blob == str(blob) and blob.stat().st_size == record.num_bytes
+        is_of_it = record.blob == str(blob.resolve()) and blob.stat().st_size == record.num_bytes
     except (OSError, ValueError, TypeError):
         return None
     return record if is_of_it else None
@@ -60,4 +61,5 @@ def forget_record(blob: Path) -> None:
 
 
 def _path(blob: Path) -> Path:
-    return records_dir() / f"{blob.name}.json"
+    # The same blob may be in the caches of several folders.
+    return records_dir() / f"{hashlib.sha256(str(blob.resolve()).encode()).hexdigest()}.json"

@@ -61,6 +61,15 @@ def pull(spec: str, *, tell: Tell | None = None) -> ModelRef:
     return _usable(source.fetch(spec.partition(":")[2], tell=tell))
 
 
+def look_up(spec: str) -> FoundModel:
+    """The model of this machine that NAME or SOURCE:NAME means, whether it can be used or not. Raises ModelError."""
+    source = _source_in(spec)
+    found = source.find(spec.partition(":")[2]) if source else find_model(spec)
+    if found is None:
+        raise ModelError(f"{spec}: no such model on this machine; {_remedy(spec)}")
+    return found
+
+
 def model_named(name: str) -> ModelRef | None:
     """The model of this machine that a name means, which is never taken for a path; None where there is none.
 

@@ -1,6 +1,7 @@
 """The command `models`: what is on this machine, under which name, and how it comes and goes."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -79,3 +80,58 @@ def test_what_is_not_of_the_hub_cannot_be_pulled(run: Run, name: str) -> None:
 
     assert code == 2
     assert "models are fetched from the hub only, by names that begin with hf: ; write hf:OWNER/REPO:QUANT" in err
+
+
+def test_model_is_shown_and_removed(run: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with hub_server({"Org/Tiny-GGUF": Repository({"tiny-Q8_0.gguf": tiny.read_bytes()})}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        run("models pull hf:Org/Tiny-GGUF:Q8_0")
+
+    shown = run("models show Org/Tiny-GGUF:Q8_0")[1]
+    found = json.loads(run("models show Org/Tiny-GGUF:Q8_0 --json")[1])
+    unasked = run("models remove Org/Tiny-GGUF:Q8_0")
+    removed = run("models remove hf:Org/Tiny-GGUF:Q8_0 --yes")
+
+    assert re.search(r"^Architecture +llama\nQuantization +F32\nContext +512 tokens\n", shown, re.M)
+    assert re.search(r"^Memory +\S+ \S+ with 32 slots, which is free$", shown, re.M)
+    assert f"Checksum      {found['checksum']}, found right" in shown
+    assert Path(found["path"]).name == "tiny-Q8_0.gguf"
+    assert unasked[0] == 2
+    assert "give --yes, as there is no terminal to ask on (Org/Tiny-GGUF:Q8_0: 1 file, " in unasked[2]
+    assert removed[:2] == (0, f"Removed Org/Tiny-GGUF:Q8_0: 1 file, {tiny.stat().st_size / 1000:.1f} kB\n")
+    assert "Org/Tiny-GGUF:Q8_0" not in listed(run)
+
+
+def test_model_that_cannot_be_used_is_shown_with_the_reason(run: Run, home: Path) -> None:
+    store = OllamaStore(home / ".ollama" / "models")
+    digest = store.blob(b"GGUF")
+    store.add("registry.ollama.ai/library/gone:latest", digest)
+    store.path_of(digest).unlink()
+
+    code, out, _ = run("models show gone")
+
+    assert code == 0
+    assert re.search(r"^Problem +its file .* is gone; `ollama pull gone:latest` gets it again$", out, re.M)
+
+
+def test_what_is_not_ours_is_not_removed(run: Run) -> None:
+    code, _, err = run("models remove smollm2-135m --yes")
+
+    assert code == 2
+    assert "smollm2-135m was not fetched by batcher; it is part of an installed package: pip uninstall" in err
+
+
+@pytest.mark.parametrize("line", ["models show none", "models remove none --yes"])
+def test_name_that_is_nowhere_is_said(run: Run, line: str) -> None:
+    code, _, err = run(line)
+
+    assert code == 2
+    assert "none: no such model on this machine; known: smollm2-135m. `batcher models` lists all" in err
+
+
+@pytest.mark.parametrize("name", ["pull", "show", "remove"])
+def test_each_command_below_it_has_a_help_that_ends_with_an_example(run: Run, name: str) -> None:
+    code, out, _ = run(f"models {name} --help")
+
+    assert code == 0
+    assert re.search(rf"Example:\n +batcher models {name} \S", out)
