@@ -19,6 +19,7 @@ ids.py           what ids and names of models may look like
 paths.py         what `~` means in front of a path
 machine.py       cores and memory that this process may use
 gguf.py          what a model file says of itself
+model_kinds.py   model files that complete no text
 model_memory.py  the memory that a model takes, by its header
 model_files.py   GGUF files: checksums, parts, what their names say
 installation.py  what is installed, and the line that installs the rest

@@ -4,6 +4,7 @@ After https://github.com/ggml-org/ggml/blob/master/docs/gguf.md: a head, pairs o
 name, shape and type.
 """
 
+import itertools
 import os
 import struct
 from collections.abc import Iterator, Mapping
@@ -53,6 +54,7 @@ class GgufHeader:
     """A file up to its weights. `values` by the format's keys, `tensors` by name; `num_bytes` are the whole file's."""
 
     num_bytes: int
+    num_tensors: int
     values: Mapping[str, Value] = field(repr=False)
     tensors: Mapping[str, Tensor] = field(repr=False)
 
@@ -90,9 +92,22 @@ def read_header(path: Path) -> GgufHeader | None:
             num_tensors, num_pairs = head.read_counts()
             values = dict(head.read_pairs(num_pairs))
             tensors = dict(head.read_tensors(num_tensors))
-            return GgufHeader(file.seek(0, os.SEEK_END), values, tensors)
+            return GgufHeader(file.seek(0, os.SEEK_END), num_tensors, values, tensors)
     except (OSError, ValueError, OverflowError, RecursionError, struct.error):
         # llama.cpp says what is wrong with the file.
+        return None
+
+
+def read_summary(path: Path) -> GgufHeader | None:
+    """As `read_header`, but only the values before those of the vocabulary, which is long, and no tensors."""
+    try:
+        with path.open("rb") as file:
+            head = _Head(file)
+            num_tensors, num_pairs = head.read_counts()
+            pairs = itertools.takewhile(lambda pair: not pair[0].startswith("tokenizer."), head.read_pairs(num_pairs))
+            values = dict(pairs)
+            return GgufHeader(file.seek(0, os.SEEK_END), num_tensors, values, {})
+    except (OSError, ValueError, OverflowError, RecursionError, struct.error):
         return None
 
 

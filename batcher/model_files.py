@@ -15,6 +15,7 @@ from typing import TypeVar
 from batcher.errors import InputError, ModelError
 from batcher.gguf import GGUF_MAGIC
 from batcher.ids import MAX_MODEL_NAME_CHARS, is_model_name
+from batcher.model_kinds import check_completes_text
 from batcher.paths import whose
 
 SomePath = TypeVar("SomePath", bound=PurePath)
@@ -112,7 +113,8 @@ def is_gguf(path: Path) -> bool:
 
 
 def check_gguf(path: Path) -> Path:
-    """`path`, absolute, if it is a GGUF file by its first bytes; a truncated one is found by the loader.
+    """`path`, absolute, if it is a GGUF file of a model that completes text by its beginning; a truncated one is found
+    by the loader.
 
     Links stay: a file may be one of a split model, which have their names beside it. Raises ModelError with the remedy.
     """
@@ -129,4 +131,5 @@ def check_gguf(path: Path) -> Path:
     except OSError as exc:
         at = f": {whose(path)}" if isinstance(exc, PermissionError) else ""
         raise ModelError(f"{path}: cannot read the model file: {exc.strerror or exc}{at}") from exc
+    check_completes_text(path)
     return Path(os.path.abspath(path))  # noqa: PTH100 (Path.absolute would leave .. in it)

@@ -104,7 +104,10 @@ def _work(config: WorkerConfig, reporter: Reporter) -> int:
 
     for name, digest in config.model_sha256:
         verify_sha256(Path(dict(config.models)[name]), digest)
-    loaded = load_engines(config.models, config.engine, config.demand)
+    loaded = load_engines(
+        *(config.models, config.engine, config.demand),
+        on_abort=lambda message: reporter.send(Event(EventKind.ABORTED, message)),
+    )
     engines = {each.engine.name: each.engine for each in loaded}
     for engine in engines.values():
         engine.start()

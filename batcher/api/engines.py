@@ -11,6 +11,7 @@ from batcher.errors import InputError, ModelError
 from batcher.gguf import trained_context_length
 from batcher.machine import read_memory
 from batcher.model_files import ModelRef, parse_sha256
+from batcher.model_kinds import check_completes_text
 from batcher.model_memory import model_need
 from batcher.models.folder import check_models_dir
 from batcher.models.resolver import model_named, our_models, parse_model
@@ -59,7 +60,7 @@ def choose_models(
 
     With `servers` they are models of these (`choose_served`). A model of the hub that is not here is fetched; `tell`
     takes what is said of it. Raises InputError where nothing says which, ModelError for a model that is not here and
-    can't be fetched.
+    can't be fetched, or completes no text.
     """
     if servers is not None:
         return [*choose_served(specs, servers, needed=needed)]
@@ -73,6 +74,7 @@ def choose_models(
         return chosen
     ours = our_models()
     if len(ours) == 1:
+        check_completes_text(ours[0].path)
         return [*ours]
     check_models_dir()
     listed = ", ".join(model.name for model in ours)

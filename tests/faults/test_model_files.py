@@ -6,6 +6,8 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import gguf
+import numpy as np
 import pytest
 
 from batcher.jobdir.folder import JobDir
@@ -126,3 +128,32 @@ def test_crash_while_loading_blames_no_row(family: Family, model: Path) -> None:
 
     assert_every_row_once(job, 10)
     assert attempt_ends(job) == []
+
+
+@pytest.mark.parametrize("command", ["run", "worker"])
+def test_model_that_aborts_while_loading_is_reported_at_once_with_the_assertion(
+    family: Family, redis_url: str, command: str
+) -> None:
+    path = family.folder / "none.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(512)
+    writer.add_embedding_length(64)
+    # llama.cpp asserts that there are layers, and so ends the process.
+    writer.add_block_count(0)
+    writer.add_tensor("x.weight", np.zeros((2, 2), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    prompts = write_prompts(family.folder / "prompts.jsonl", 10)
+    options = {
+        "run": (prompts, "-o", family.folder / "out"),
+        "worker": ("--broker", redis_url, "--jobs-dir", family.folder / "jobs"),
+    }
+
+    refused = family.run(command, *options[command], "--model", f"tiny={path}", code=2)
+
+    assert f"{path}: llama.cpp gave up while loading it: llama-model.cpp:" in refused.stderr
+    assert "GGML_ASSERT(hparams.n_layer_all > 0" in refused.stderr
+    assert "the next one starts" not in refused.stderr
+    assert not list((family.folder / "out").glob("attempts/*/*"))

@@ -405,9 +405,14 @@ ZOO: Mapping[str, Callable[[Draft], None]] = {
 }
 
 
-def write_zoo_model(path: Path, architecture: str, *, vocabulary: Vocabulary | None = None, seed: int = 0) -> Path:
-    """Write the model of an architecture and return `path`. The vocabulary is of byte pairs by default."""
+def write_zoo_model(
+    path: Path, architecture: str, *, vocabulary: Vocabulary | None = None, seed: int = 0, like: str | None = None
+) -> Path:
+    """Write the model of an architecture and return `path`. The vocabulary is of byte pairs by default.
+
+    One that is not in the zoo can have the keys and tensors of one that is.
+    """
     draft = Draft(path, architecture, vocabulary or byte_pairs(), seed=seed)
-    ZOO[architecture](draft)
+    ZOO[like or architecture](draft)
     draft.write()
     return path

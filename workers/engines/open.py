@@ -43,9 +43,17 @@ class MeteredEngine:
     count_tokens: Callable[[str], int]
 
 
-def load_engines(models: Sequence[tuple[str, str]], config: EngineConfig, demand: Demand) -> list[LoadedEngine]:
+def load_engines(
+    models: Sequence[tuple[str, str]],
+    config: EngineConfig,
+    demand: Demand,
+    *,
+    on_abort: Callable[[str], None] | None = None,
+) -> list[LoadedEngine]:
     """An engine for each pair of a model's name and its path, or its name at the servers of `config`, all for this
-    process. Blocks while models are read. Raises ModelError.
+    process. Blocks while models are read.
+
+    `on_abort` hears, in any thread, why an engine is just about to end the process. Raises ModelError.
     """
     if config.servers is not None:
         return _remote_engines(models, config.servers, num_slots=config.num_slots)
@@ -54,6 +62,8 @@ def load_engines(models: Sequence[tuple[str, str]], config: EngineConfig, demand
     from workers.engines.llama.gate import Gate
     from workers.engines.profile import find_tuned
 
+    if on_abort is not None:
+        loader.tell_aborts(on_abort)
     gate = Gate()
     loaded = []
     for name, where in models:

@@ -54,6 +54,7 @@ class EventKind(StrEnum):
     PROGRESS = "progress"  # completed rows were saved
     SET_ASIDE = "set aside"  # rows were given up that crash the process
     FAILED = "failed"  # a shard can't be run; the message says why
+    ABORTED = "aborted"  # the process is about to end itself; the message says why
     REFUSED = "refused"  # the child can't work at all; the message says why
 
 

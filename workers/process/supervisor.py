@@ -99,7 +99,7 @@ class Supervisor:
         self._open: list[OpenAttempt] = []
         self._stall = StallMeter(now=clock())
         self._stall_limit_s = stall_limit_s(0.0, config.stall_timeout_s)
-        self._killed_for = ""
+        self._killed_for = self._aborted_for = ""
         self._oom_kills_at_poll = self._oom_kills_at_beat = 0
         self._num_crashes_in_a_row = 0
         self._num_crashes_without_row = 0
@@ -134,7 +134,7 @@ class Supervisor:
         self._unread = b""
         self._is_loaded = self.is_ready = False
         self._open = []
-        self._killed_for = ""
+        self._killed_for = self._aborted_for = ""
         self._oom_kills_at_poll = self._oom_kills_at_beat = count_oom_kills()
         with contextlib.ExitStack() as stack:
             self._process = uuid.uuid4().hex[:12]
@@ -242,6 +242,8 @@ class Supervisor:
                 self._num_crashes_in_a_row = 0
             case EventKind.FAILED:
                 self._on_shard_failure(event.message)
+            case EventKind.ABORTED:
+                self._aborted_for = event.message
             case EventKind.REFUSED:
                 error = ModelError(event.message) if event.exit_code == ModelError.exit_code else None
                 raise error or BatcherError(event.message)
@@ -274,6 +276,8 @@ class Supervisor:
         if self._killed_for:
             return Cause.STALLED, self._killed_for
         ending = describe_exit(returncode)
+        if self._aborted_for:
+            ending = f"{ending}: {self._aborted_for}"
         if returncode == -signal.SIGKILL and count_oom_kills() > self._oom_kills_at_beat:
             return Cause.MEMORY, "killed by the kernel because memory was short"
         # An exit code is no fault of a row's either: Celery or the machine had its reason.
@@ -301,6 +305,11 @@ class Supervisor:
         if is_excused and self._num_crashes_in_a_row < MAX_EARLY_CRASHES:
             return
         models = ", ".join(path for _, path in self._config.models)
+        if self._aborted_for:
+            raise ModelError(
+                f"{models}: llama.cpp gave up while loading it: {self._aborted_for}; the file may be damaged: "
+                "download or convert it again; a new kind of model needs a newer llama-cpp-python"
+            )
         raise ModelError(
             f"{models}: the worker died while loading it ({ending}); the file may be damaged, or the memory short: "
             "try fewer --slots or a smaller --ctx"

@@ -18,6 +18,7 @@ from batcher.endings import describe_exit
 from batcher.errors import ModelError
 from batcher.machine import Memory, read_memory
 from batcher.model_files import ModelRef, is_gguf
+from batcher.model_kinds import other_kind
 from batcher.model_memory import CacheNeed
 from batcher.types import EngineConfig
 
@@ -146,6 +147,8 @@ def _check_file(model: ModelRef) -> tuple[Check, _Outline | None]:
     if not is_model:
         what = f"{model.path}: not a GGUF file (it does not begin with 'GGUF')"
         return Check(name, Level.FAIL, what, "download or convert it again"), None
+    if kind := other_kind(model.path):
+        return Check(name, Level.FAIL, f"{model.path}: {kind}", "give the GGUF file of a model that writes text"), None
     try:
         outline = _outline(model.path)
     except ModelError as exc:
@@ -166,6 +169,8 @@ def _outline(path: Path) -> _Outline | None:
     if done.returncode:
         ending = describe_exit(done.returncode) if done.returncode < 0 else "an unexpected error"
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        # An assertion is told without the folder in which the library was built.
+        last = re.sub(r"^\S*/(?=[^/\s]+:\d+: )", "", last)
         raise ModelError(f"llama.cpp ended with {ending} on its header: {last}")
     found = json.loads(done.stdout)
     if "missing" in found:

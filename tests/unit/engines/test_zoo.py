@@ -6,12 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from batcher.types import FinishReason, SamplingParams
+from batcher.errors import ModelError
+from batcher.types import EngineConfig, FinishReason, SamplingParams
 from tests.support.regret import Decoded, Reference, decode
 from tests.support.tiny_engine import choices_of, running
 from tests.support.vocabularies import Vocabulary, byte_pairs, pieces, word_pieces
 from tests.support.zoo import WINDOW, ZOO, write_zoo_model
 from workers.engines.base import SequenceRequest
+from workers.engines.llama import model
+from workers.engines.llama.loader import load_engine
 
 #: Of plain 32-bit toys, whose logits deviate by about 4.
 MAX_REGRET = 0.01
@@ -104,3 +107,14 @@ def test_texts_are_taken_apart_and_put_together_as_llama_cpp_does(tmp_path: Path
         assert [each.prompt.tolist() for each in decoded] == [reference.tokenize(prompt) for prompt in PROMPTS]
         # A character whose bytes have not all come is no text yet.
         assert texts == [reference.text_of(each).rstrip("\N{REPLACEMENT CHARACTER}") for each in decoded]
+
+
+def test_model_without_memory_is_refused_where_its_header_does_not_tell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """llama.cpp has the last word, once the context is open, on an architecture that is in no list of ours."""
+    monkeypatch.setattr(model, "check_completes_text", lambda path: None)
+    path = write_zoo_model(tmp_path / "model.gguf", "dream", like="qwen2")
+
+    with pytest.raises(ModelError, match=r"dream .* has no memory of what it read, .* completes no text"):
+        load_engine("dream", path, EngineConfig(num_slots=2, context_length=256))

@@ -7,7 +7,8 @@ llama-cpp-python 0.3.36.
 import ctypes
 import os
 from collections import deque
-from pathlib import Path
+from collections.abc import Callable
+from pathlib import Path, PurePath
 from typing import Any
 
 from batcher.errors import MissingPackageError, ModelError
@@ -36,6 +37,7 @@ __all__ = [
     "load_ggml",
     "load_gguf",
     "supports_gpu",
+    "tell_aborts",
 ]
 
 #: ggml-backend.h, GGML_BACKEND_DEVICE_TYPE_GPU: one with memory of its own.
@@ -44,6 +46,9 @@ _GGML_DEVICE_GPU = 1
 _GPU_KINDS = frozenset({"cuda", "hip", "musa", "sycl", "vulkan"})
 
 _LOG_LEVEL_ERROR = 4
+
+#: As long as ggml may call it.
+_abort_callback: Any = None
 
 #: llama.cpp's last error lines, to tell why a load failed.
 _log_errors: deque[str] = deque(maxlen=8)
@@ -110,6 +115,22 @@ def load_ggml() -> ctypes.CDLL:
     llama_cpp.llama_log_set(_keep_errors, None)
     llama_cpp.llama_backend_init()
     return ctypes.CDLL(llama_cpp.llama_cpp._lib._name)
+
+
+def tell_aborts(tell: Callable[[str], None]) -> None:
+    """Have `tell` hear of a failed assertion of ggml, such as `ggml.c:17: GGML_ASSERT(...) failed`, just before it ends
+    the process. It may be called in any thread."""
+
+    def hear(message: bytes) -> None:
+        # Without the folder in which the library was built.
+        where, _, what = message.decode("utf-8", errors="replace").partition(": ")
+        tell(f"{PurePath(where).name}: {what}")
+
+    global _abort_callback
+    _abort_callback = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(hear)
+    set_callback = load_ggml().ggml_set_abort_callback
+    set_callback.restype = ctypes.c_void_p
+    set_callback(_abort_callback)
 
 
 def chat_template(model: Any) -> str | None:

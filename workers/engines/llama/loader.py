@@ -7,7 +7,7 @@ from pathlib import Path
 from batcher.errors import ModelError
 from batcher.machine import read_cores, read_memory
 from batcher.types import UNKNOWN_DEMAND, Demand, EngineConfig
-from workers.engines.llama.binding import describe_build, free_gpu_memory, gpu_libraries, supports_gpu
+from workers.engines.llama.binding import describe_build, free_gpu_memory, gpu_libraries, supports_gpu, tell_aborts
 from workers.engines.llama.engine import LlamaEngine
 from workers.engines.llama.gate import Gate
 from workers.engines.llama.kv_cache import KvCache
@@ -38,6 +38,7 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "make_engine",
+    "tell_aborts",
     "uses_gpu",
 ]
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batcher.errors import EngineError, ModelError
+from batcher.model_kinds import check_completes_text
 from batcher.model_memory import CacheNeed, model_need, whole_cells
 from workers.engines.llama.binding import chat_template, last_errors, llama_cpp, load_gguf
 from workers.engines.llama.kv_cache import Placement
@@ -33,6 +34,7 @@ class Model:
 
     def __init__(self, path: Path, *, num_gpu_layers: int) -> None:
         """Load the weights. Raises ModelError with llama.cpp's own reason."""
+        check_completes_text(path)
         self._model = load_gguf(path, num_gpu_layers=num_gpu_layers, vocab_only=False)
         self._context: Any = None
         self.path = path
@@ -89,6 +91,11 @@ class Model:
                 "use fewer --slots or a smaller --ctx"
             )
         self._memory = llama_cpp.llama_get_memory(self._context)
+        if not self._memory:
+            raise ModelError(
+                f"{self.path}: {self.description} has no memory of what it read, as models for embeddings have none, "
+                "and so completes no text; give the GGUF file of a model that writes text"
+            )
         self._batch = BatchArrays(size.max_batch_tokens, size.num_slots)
 
     @property
