@@ -20,6 +20,8 @@ MAX_GRAMMAR_CHARS = 100_000
 MAX_PATTERN_CHARS = 10_000
 #: Strings of a choice.
 MAX_CHOICES = 10_000
+#: Those that are scored: each takes a step or more of every prompt.
+MAX_SCORED = 1_000
 #: Objects and arrays inside of each other in a schema.
 MAX_DEPTH = 100
 
@@ -66,6 +68,15 @@ def choice(choices: Sequence[str]) -> Constraint:
     if len(distinct) > MAX_CHOICES:
         raise ValueError(f"has {len(distinct):,} texts; use at most {MAX_CHOICES:,}")
     return _bounded(ConstraintKind.CHOICE, json.dumps(distinct, ensure_ascii=False, separators=(",", ":")))
+
+
+def scored_choice(choices: Sequence[str]) -> Constraint:
+    """Of the texts whose probabilities are wanted, of which the completion is the likeliest."""
+    found = choice(choices)
+    num_choices = len(found.labels)
+    if num_choices > MAX_SCORED:
+        raise ValueError(f"has {num_choices:,} texts; use at most {MAX_SCORED:,} with scores")
+    return Constraint(ConstraintKind.SCORED_CHOICE, found.text)
 
 
 def regex(pattern: str) -> Constraint:

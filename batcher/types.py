@@ -3,6 +3,7 @@
 A *request* is one input row; each of its prompts is decoded as one *sequence* and becomes one *choice*.
 """
 
+import json
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -62,11 +63,13 @@ class RowError:
 
 class ConstraintKind(StrEnum):
     """What the text of a constraint is: a JSON schema, nothing (any JSON object), a JSON array of strings of which the
-    completion is one, a regular expression, or a context-free grammar by Lark or by llama.cpp (GBNF)."""
+    completion is one, the same to be scored (the completion is the likeliest, and nothing is drawn), a regular
+    expression, or a context-free grammar by Lark or by llama.cpp (GBNF)."""
 
     JSON_SCHEMA = "json_schema"
     JSON_OBJECT = "json_object"
     CHOICE = "choice"
+    SCORED_CHOICE = "scored_choice"
     REGEX = "regex"
     LARK = "lark"
     GBNF = "gbnf"
@@ -90,6 +93,12 @@ class Constraint:
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.text}"
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The texts to choose from; of another kind none."""
+        is_choice = self.kind in (ConstraintKind.CHOICE, ConstraintKind.SCORED_CHOICE)
+        return tuple(json.loads(self.text)) if is_choice else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,7 +290,8 @@ class Choice:
     """One completed prompt. `latency_ms` runs from its first prefill to its last token.
 
     `logprobs` has an entry for each token of the text, if they were asked for; with an echo those of the prompt come
-    first, and the token by which the model ended its text last.
+    first, and the token by which the model ended its text last. Where choices were scored, `label_logprobs` has the
+    natural log-probability of each in their order: the sum of its tokens', by the model's own logits.
     """
 
     index: int
@@ -290,6 +300,7 @@ class Choice:
     usage: Usage
     latency_ms: float
     logprobs: tuple[TokenLogprob, ...] | None = None
+    label_logprobs: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

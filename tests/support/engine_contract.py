@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from batcher.constraints import scored_choice
 from batcher.errors import EngineError
 from batcher.types import ErrorCode, SamplingParams
 from tests.support.waiting import PATIENCE_S
@@ -22,6 +23,10 @@ MANY = 1000
 #: A request that needs each ability, and what it is told by an engine without.
 NEEDY = {
     Ability.TOKEN_IDS: (SequenceRequest((0, 0), "[65, 66]", SHORT, is_token_ids=True), "prompt"),
+    Ability.LABEL_SCORES: (
+        SequenceRequest((0, 0), "AB", replace(SHORT, constraint=scored_choice(["A", "B"]))),
+        "scores",
+    ),
     Ability.ECHO: (SequenceRequest((0, 0), "AB", SHORT, is_echoing=True), "echo"),
     Ability.PROMPT_SCORES: (
         SequenceRequest((0, 0), "AB", replace(SHORT, logprobs=0), is_echoing=True, scores_prompt=True),

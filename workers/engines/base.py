@@ -11,7 +11,7 @@ from enum import Flag, auto
 from typing import Protocol
 
 from batcher.errors import EngineError
-from batcher.types import Choice, EngineStats, ErrorCode, RowError, SamplingParams, TokenLogprob
+from batcher.types import Choice, ConstraintKind, EngineStats, ErrorCode, RowError, SamplingParams, TokenLogprob
 
 
 class Ability(Flag):
@@ -29,6 +29,8 @@ class Ability(Flag):
     ECHO = auto()
     #: Log-probabilities of the prompt's tokens.
     PROMPT_SCORES = auto()
+    #: The probabilities of given labels, in place of a text that is drawn.
+    LABEL_SCORES = auto()
 
 
 ALL_ABILITIES = ~Ability(0)
@@ -37,6 +39,7 @@ ALL_ABILITIES = ~Ability(0)
 _MISSING = {
     Ability.TOKEN_IDS: "prompt: this engine takes no token ids; send the prompt as text",
     Ability.PROMPT_SCORES: "logprobs: this engine gives none of the prompt's tokens; leave out echo or logprobs",
+    Ability.LABEL_SCORES: "scores: this engine can't tell the probabilities of labels; leave scores out",
     Ability.ECHO: "echo: this engine can't put the prompt before the text; leave it out",
 }
 
@@ -77,6 +80,8 @@ class SequenceRequest:
             needs |= Ability.ECHO
         if self.scores_prompt:
             needs |= Ability.PROMPT_SCORES
+        if (constraint := self.params.constraint) and constraint.kind is ConstraintKind.SCORED_CHOICE:
+            needs |= Ability.LABEL_SCORES
         return needs
 
 

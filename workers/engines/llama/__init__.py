@@ -13,6 +13,7 @@ gate.py       engines side by side, or one request alone
 grammars.py   constraints, compiled and followed; the only file that imports llguidance
 compiling.py  sequences that wait for their constraint to be compiled
 masks.py      which tokens constraints allow in a step, found while the model decodes
+labels.py     how likely each of some labels is behind a prompt
 prompts.py    a request's prompt and words as tokens
 chat.py       the model's chat template
 chat_writer.py  writes chats by it, in a process of its own

@@ -200,11 +200,14 @@ class LlamaEngine:
         self, request: SequenceRequest, sink: Sink, ticket: Ticket, *, on_start: OnStart, on_delta: OnDelta | None
     ) -> Sequence | None:
         """Tokenize a request. Returns what is to be computed for it; None where it has its answer already."""
+        tell = None if on_delta is None else partial(_tell, on_delta, request.key)
+        request, scoring = self._prompts.score(request, tell=tell)
         prompt = self._prompts.tokenize(request)
         if isinstance(prompt, RowError):
             sink(SequenceResult(request.key, error=prompt))
             return None
-        tell = None if on_delta is None else partial(_tell, on_delta, request.key)
+        if scoring is not None:
+            return Sequence(request, prompt, sink, ticket, on_start, scoring=scoring)
         adjustment = self._prompts.adjust(request.params, prompt)
         transcript = transcript_of(
             request.params,
@@ -364,10 +367,16 @@ class LlamaEngine:
         for at, sequence in enumerate(batch.ready):
             if sequence.transcript is not None:
                 is_stopped[at], is_end[at] = self._note(sequence, sampled[at], logits[at], is_end=bool(is_end[at]))
+            elif sequence.scoring is not None:
+                # What was drawn is no part of it.
+                is_end[at], is_stopped[at] = True, sequence.scoring.note(logits[at])
         is_full = self._scheduler.advance(batch, tokens, is_end=is_end)
-        if is_ruled:
+        if is_ruled or any(sequence.scoring for sequence in batch.ready):
             for at, sequence in enumerate(batch.ready):
-                if sequence.matching is not None and not is_stopped[at]:
+                if sequence.scoring is not None and not is_stopped[at]:
+                    is_full[at] = False
+                    self._scheduler.go_back(sequence, sequence.scoring.path)
+                elif sequence.matching is not None and not is_stopped[at]:
                     is_stopped[at], is_full[at] = self._follow(
                         sequence, sequence.matching, sampled[at], logits[at], is_full=bool(is_full[at])
                     )
@@ -423,7 +432,10 @@ class LlamaEngine:
         else:
             text, logprobs = sequence.transcript.finish()
         now = self._clock()
-        choice = sequence.choice(text, reason, num_completion_tokens=len(tokens), now=now, logprobs=logprobs)
+        if sequence.scoring is not None:
+            choice = sequence.label_choice(now)
+        else:
+            choice = sequence.choice(text, reason, num_completion_tokens=len(tokens), now=now, logprobs=logprobs)
         self._scheduler.finish(sequence)
         self._num_prompt_tokens += choice.usage.prompt_tokens
         self._num_cached_tokens += choice.usage.cached_tokens

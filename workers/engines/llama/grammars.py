@@ -233,7 +233,7 @@ def _grammar_of(constraint: Constraint) -> str:
                 return str(matcher.grammar_from_json_schema('{"type":"object"}', defaults=_JSON_FORM))
             case ConstraintKind.JSON_SCHEMA:
                 return str(matcher.grammar_from_json_schema(text, defaults=_JSON_FORM))
-            case ConstraintKind.CHOICE:
+            case ConstraintKind.CHOICE | ConstraintKind.SCORED_CHOICE:
                 # One terminal: each alternative of a rule would be an item of the parser.
                 choices = " | ".join(json.dumps(each) for each in json.loads(text))
                 return str(matcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {choices}"))

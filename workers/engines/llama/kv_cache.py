@@ -12,6 +12,8 @@ Slots are given lowest first: llama.cpp computes a batch in one pass only over c
 """
 
 import bisect
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -165,6 +167,22 @@ class KvCache:
         self.num_tokens[slot] = self.num_computed[slot]
         self.num_prompt[slot] = self.limit[slot] = self.num_to_score[slot] = 0
         bisect.insort(self._free, slot)
+
+    def go_back(self, slot: int, completion: Sequence[int]) -> Placement | None:
+        """Have a running sequence go on with `completion` behind its prompt, which has a token that is not computed.
+        Mutates. Returns what is to be done to its cells, if anything is."""
+        start = int(self.num_prompt[slot])
+        num_computed = int(self.num_computed[slot])
+        end = start + len(completion)
+        pairs = zip(self.tokens[slot, start:num_computed].tolist(), completion, strict=False)
+        num_kept = start + sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+        self.tokens[slot, start:end] = completion
+        self.num_tokens[slot] = end
+        if num_kept == num_computed:
+            return None
+        # What is to be kept can't be where llama.cpp can't cut.
+        self.num_computed[slot] = num_kept if self.is_sharing else 0
+        return Placement(slot, slot, int(self.num_computed[slot]))
 
     def forget(self, slot: int) -> None:
         """Have no prompt start from the cells of a free slot. Mutates."""

@@ -11,13 +11,15 @@ from types import MappingProxyType
 
 import numpy as np
 
-from batcher.types import ErrorCode, RowError, SamplingParams
+from batcher.types import Constraint, ConstraintKind, ErrorCode, RowError, SamplingParams
 from workers.engines.base import SequenceRequest
 from workers.engines.llama.chat_frames import Chat, ChatTemplateError, Source
 from workers.engines.llama.chat_writer import ChatProcessError, ChatWriter, Written
 from workers.engines.llama.kv_cache import Tokens
+from workers.engines.llama.labels import LabelError, Path, Scoring, label_tokens
 from workers.engines.llama.sampling.adjustment import Adjustment, adjustment_of
 from workers.engines.llama.sampling.bad_words import NO_BAD_WORDS, BadWords, bad_words_of
+from workers.engines.llama.sampling.transcript import Tell
 from workers.engines.llama.vocabulary import Vocabulary
 
 #: Characters for each token of the context that are tokenized in a moment, so that nothing need be known of them.
@@ -32,6 +34,9 @@ _MOST_AT_ONCE = 64
 #: Lists of bad words whose tokens are kept, as the rows of a job mostly have the same.
 _MAX_KEPT_BAD_WORDS = 16
 
+#: Choices the tokens of whose labels are kept.
+_MAX_KEPT_LABELS = 64
+
 
 class Prompts:
     """Tokenizes for one model, whose sequences hold `limit` tokens. For any thread while the model is loaded."""
@@ -40,6 +45,7 @@ class Prompts:
         self._vocabulary = vocabulary
         self._limit = limit
         self._bad_words = lru_cache(_MAX_KEPT_BAD_WORDS)(self._tokenize_bad_words)
+        self._labels = lru_cache(_MAX_KEPT_LABELS)(self._tokenize_labels)
         self._writers: tuple[ChatWriter, ChatWriter] | None = None
         if chat_template is not None:
             source = Source(chat_template, bos_token=vocabulary.bos_text, eos_token=vocabulary.eos_text)
@@ -85,6 +91,21 @@ class Prompts:
         bad_words = self._bad_words(params.bad_words) if params.bad_words else NO_BAD_WORDS
         assert isinstance(bad_words, BadWords), "it was checked"
         return adjustment_of(params, prompt=prompt, end_ids=self._end_ids, bad_words=bad_words)
+
+    def score(self, request: SequenceRequest, *, tell: Tell | None) -> tuple[SequenceRequest, Scoring | None]:
+        """What scores the labels of a request, and the request with room for the longest; others as they are.
+
+        Labels that have no tokens are for `tokenize` to refuse.
+        """
+        choice = request.params.constraint
+        if choice is None or choice.kind is not ConstraintKind.SCORED_CHOICE:
+            return request, None
+        labels = self._labels(choice)
+        if isinstance(labels, RowError):
+            return request, None
+        scoring = Scoring(labels, tell=tell)
+        params = replace(request.params, max_tokens=scoring.longest, clips_max_tokens=False)
+        return replace(request, params=params), scoring
 
     def fit(self, request: SequenceRequest, prompt: Tokens) -> SequenceRequest:
         """`request`, to generate no more than there is room for behind its `prompt`, where it allows for that."""
@@ -133,8 +154,18 @@ class Prompts:
             for token in tokens:
                 if not 0 <= token < size:
                     return _invalid(f"{name} has the token {token}; the model's go from 0 to {size - 1}")
+        if params.constraint is not None and params.constraint.kind is ConstraintKind.SCORED_CHOICE:
+            labels = self._labels(params.constraint)
+            if isinstance(labels, RowError):
+                return labels
         bad_words = self._bad_words(params.bad_words) if params.bad_words else None
         return bad_words if isinstance(bad_words, RowError) else None
+
+    def _tokenize_labels(self, choice: Constraint) -> tuple[Path, ...] | RowError:
+        try:
+            return tuple(label_tokens(label, self._vocabulary) for label in choice.labels)
+        except LabelError as exc:
+            return _invalid(f"choice: {exc}")
 
     def _tokenize_bad_words(self, words: tuple[str, ...]) -> BadWords | RowError:
         try:

@@ -64,6 +64,8 @@ class Scheduler:
         self._slots: Tokens = np.zeros(0, np.int32)
         self._by_slot: list[Sequence] = []
         self._is_changed = False
+        #: Cells that `go_back` has given up.
+        self._cuts: list[Placement] = []
         #: Whether any of them has a prompt to be scored.
         self._is_scoring = False
 
@@ -132,7 +134,8 @@ class Scheduler:
             self._by_slot = [self._running[slot] for slot in self._slots.tolist()]
             self._is_scoring = bool(self._cache.num_to_score[self._slots].any())
         started = tuple(sequence for sequence, _ in admitted if not sequence.was_preempted)
-        return self._lay_out(started, tuple([p for _, p in admitted] + moves))
+        cuts, self._cuts = self._cuts, []
+        return self._lay_out(started, tuple(cuts + [p for _, p in admitted] + moves))
 
     def _lay_out(self, started: tuple[Sequence, ...], placements: tuple[Placement, ...]) -> StepBatch:
         cache, slots = self._cache, self._slots
@@ -223,6 +226,13 @@ class Scheduler:
         """The tokens that a running sequence has generated so far."""
         slot = sequence.slot
         return self._cache.tokens[slot, self._cache.num_prompt[slot] : self._cache.num_tokens[slot]]
+
+    def go_back(self, sequence: Sequence, completion: tuple[int, ...]) -> None:
+        """Have a running sequence, all of whose tokens are computed, go on as if it had generated `completion`, which
+        they don't begin with. Mutates."""
+        cut = self._cache.go_back(sequence.slot, completion)
+        if cut is not None:
+            self._cuts.append(cut)
 
     def finish(self, sequence: Sequence) -> None:
         """Take a running sequence out and free its slot."""

@@ -9,6 +9,7 @@ from batcher.types import Choice, ErrorCode, FinishReason, RowError, TokenLogpro
 from workers.engines.base import OnStart, SequenceRequest, SequenceResult, Sink, Ticket, ignore_start
 from workers.engines.llama.grammars import Matching
 from workers.engines.llama.kv_cache import Tokens
+from workers.engines.llama.labels import Scoring
 from workers.engines.llama.sampling.sampler import Draws
 from workers.engines.llama.sampling.transcript import Transcript
 
@@ -49,6 +50,8 @@ class Sequence:
     is_echoed: bool = False
     #: Where its text stands in the constraint that it has to keep to, if there is one.
     matching: Matching | None = None
+    #: How far its labels are scored, if that is what it is for.
+    scoring: Scoring | None = None
     draws: Draws = field(init=False)
 
     def __post_init__(self) -> None:
@@ -62,7 +65,8 @@ class Sequence:
     @property
     def is_constrained(self) -> bool:
         """Whether it has text to generate that must keep to a constraint."""
-        return self.request.params.constraint is not None and self.request.params.max_tokens > 0
+        params = self.request.params
+        return params.constraint is not None and params.max_tokens > 0 and self.scoring is None
 
     @property
     def num_to_score(self) -> int:
@@ -118,6 +122,18 @@ class Sequence:
         ):
             self.generated = np.array(matching.forced, np.int32)
             matching.forced.clear()
+
+    def label_choice(self, now: float) -> Choice:
+        """What a sequence gives whose labels are scored: the likeliest of them."""
+        constraint, scoring = self.request.params.constraint, self.scoring
+        assert constraint is not None
+        assert scoring is not None
+        best = scoring.best
+        if scoring.tell is not None:
+            scoring.tell(constraint.labels[best], None)
+        num_tokens = scoring.num_tokens[best]
+        choice = self.choice(constraint.labels[best], FinishReason.STOP, num_completion_tokens=num_tokens, now=now)
+        return replace(choice, label_logprobs=tuple(scoring.logprobs))
 
     def answer(self, choice: Choice) -> None:
         """Hand the choice to those who wait for it, each with the index it asked for."""

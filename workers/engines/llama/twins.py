@@ -97,6 +97,6 @@ def _key(sequence: Sequence) -> TwinKey:
     request = sequence.request
     # The same tokens are echoed as the text that they were, or as what they stand for.
     echo = (request.is_token_ids, request.scores_prompt) if request.is_echoing else None
-    if is_greedy(params):
+    if is_greedy(params) or sequence.scoring is not None:
         return digest, timeout_s, echo, _shaping_greedy(params)
     return digest, timeout_s, echo, request.seed, _shaping(params)
