@@ -6,11 +6,13 @@ Whether a schema or a grammar can be kept to is known where it is compiled.
 """
 
 import json
+import math
 import re
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
-from batcher.types import Constraint, ConstraintKind
+from batcher.types import Choice, Constraint, ConstraintKind, SamplingParams
 
 #: Characters of a constraint. Each request has it along, and its engine compiles it.
 MAX_CHARS = 1_000_000
@@ -24,6 +26,15 @@ MAX_CHOICES = 10_000
 MAX_SCORED = 1_000
 #: Objects and arrays inside of each other in a schema.
 MAX_DEPTH = 100
+
+#: Parameters that mean something where labels are scored, or don't matter.
+_BESIDE_SCORES = frozenset(
+    (
+        *("constraint", "temperature", "seed", "max_tokens", "clips_max_tokens", "suffix"),
+        *("add_generation_prompt", "continue_final_message", "chat_template_kwargs"),
+    )
+)
+_USUAL = SamplingParams()
 
 #: How grammars of Lark, as llguidance takes them, are told from those of llama.cpp.
 _IS_LARK = re.compile(r"^\s*(%llguidance\b|start\s*:(?!:=))", re.MULTILINE)
@@ -77,6 +88,26 @@ def scored_choice(choices: Sequence[str]) -> Constraint:
     if num_choices > MAX_SCORED:
         raise ValueError(f"has {num_choices:,} texts; use at most {MAX_SCORED:,} with scores")
     return Constraint(ConstraintKind.SCORED_CHOICE, found.text)
+
+
+def find_unscorable(params: SamplingParams) -> str:
+    """The parameter that says how tokens are drawn, where labels are scored and none is; "" if there is no such."""
+    if params.constraint is None or params.constraint.kind is not ConstraintKind.SCORED_CHOICE:
+        return ""
+    names = (field.name for field in fields(params) if field.name not in _BESIDE_SCORES)
+    return next((name for name in names if getattr(params, name) != getattr(_USUAL, name)), "")
+
+
+def label_scores(choice: Choice, params: SamplingParams) -> dict[str, float] | None:
+    """The probability of each label, if they were scored: one of them is certain, and a higher temperature brings them
+    closer to each other. At 0, where the likeliest is taken, they are those of 1."""
+    if choice.label_logprobs is None or params.constraint is None:
+        return None
+    scaled = [each / (params.temperature or 1.0) for each in choice.label_logprobs]
+    highest = max(scaled)
+    weights = [math.exp(each - highest) for each in scaled]
+    total = sum(weights)
+    return {label: weight / total for label, weight in zip(params.constraint.labels, weights, strict=True)}
 
 
 def regex(pattern: str) -> Constraint:

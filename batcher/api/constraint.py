@@ -8,7 +8,7 @@ from typing import Any
 from batcher import constraints
 from batcher.errors import InputError
 from batcher.paths import expand_home
-from batcher.types import Constraint
+from batcher.types import Constraint, ConstraintKind
 
 #: Bytes of a file, none of whose characters takes more than four.
 _MAX_BYTES = 4 * constraints.MAX_CHARS
@@ -29,10 +29,23 @@ def read_constraint(options: Mapping[str, Any]) -> Constraint | None:
             constraint = _READERS[name](value)
         except ValueError as exc:
             raise InputError(f"{name} {exc}") from exc
+        if options.get("scores"):
+            if constraint.kind is not ConstraintKind.CHOICE:
+                raise InputError(f"scores has no effect with {name}; give choice, the labels that are to be scored")
+            constraint = _scored(constraint)
         if problem := _find_problem(constraint):
             raise InputError(f"{name} can't be compiled: {problem}")
         return constraint
+    if options.get("scores"):
+        raise InputError("scores is given without choice, the labels that are to be scored; give them, too")
     return None
+
+
+def _scored(choice: Constraint) -> Constraint:
+    try:
+        return constraints.scored_choice(choice.labels)
+    except ValueError as exc:
+        raise InputError(f"choice {exc}") from exc
 
 
 def _json_schema(value: Any) -> Constraint:

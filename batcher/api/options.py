@@ -15,6 +15,7 @@ from pydantic import AfterValidator, ConfigDict, Field, ValidationError, create_
 from pydantic_core import PydanticCustomError
 
 from batcher.api.constraint import read_constraint
+from batcher.constraints import find_unscorable
 from batcher.errors import InputError
 from batcher.machine import parse_size
 from batcher.openai.fields import MAX_INT32, MAX_MAX_TOKENS, MAX_SEED, MAX_STOPS
@@ -67,6 +68,8 @@ class JobOptions(TypedDict, total=False):
     json_schema: dict[str, Any] | str | os.PathLike[str] | type | None
     #: The texts of which every text is one. [none]
     choice: Sequence[_Text]
+    #: Compute the probability of each text of `choice`, and take the likeliest; nothing is drawn. [False]
+    scores: bool
     #: Regular expression that every text matches as a whole. [none]
     regex: _Text | None
     #: Context-free grammar of every text, of Lark or GBNF: a file's path, or the grammar. [none]
@@ -237,11 +240,14 @@ def submit_options(
         "shard_rows",
         "seed",
     )
+    params = SamplingParams(
+        **given, stop=stops, top_k=max(0, options.get("top_k", 0)), constraint=read_constraint(options)
+    )
+    if name := find_unscorable(params):
+        raise InputError(f"{name} has no effect where labels are scored, as nothing is drawn; leave it out, or scores")
     return SubmitOptions(
         default_model=default_model,
-        params=SamplingParams(
-            **given, stop=stops, top_k=max(0, options.get("top_k", 0)), constraint=read_constraint(options)
-        ),
+        params=params,
         known_models=known_models,
         context_lengths=context_lengths,
         row_timeout_s=options.get("row_timeout"),

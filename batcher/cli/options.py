@@ -246,7 +246,8 @@ input_options = chain(
     ),
 )
 
-#: What every completion must be, for rows that don't say. Parameters: json_schema, choice, regex, grammar.
+#: What every completion must be, for rows that don't say. Parameters: json_schema, choice, scores,
+#: regex, grammar.
 _constraint_options = chain(
     option("--json-schema", metavar="FILE|JSON", help="Have every text be JSON that keeps to this JSON schema."),
     option(
@@ -254,6 +255,11 @@ _constraint_options = chain(
         multiple=True,
         metavar="TEXT",
         help="Have every text be one of these; given once for each.",
+    ),
+    option(
+        "--scores",
+        is_flag=True,
+        help="Compute how probable each --choice is, and take the likeliest: columns label_probability and scores.",
     ),
     option("--regex", metavar="PATTERN", help="Have every text match this regular expression as a whole."),
     option(

@@ -13,10 +13,13 @@ import pyarrow as pa
 
 from batcher.arrow.json_schema import TypedColumn, typed_column
 from batcher.arrow.json_texts import JsonColumn
-from batcher.types import Choice, ConstraintKind, FinishReason, Request, SamplingParams
+from batcher.constraints import label_scores
+from batcher.types import Choice, Constraint, ConstraintKind, FinishReason, Request, SamplingParams
 
 #: No optional column at all.
 NONE = pa.schema([])
+
+_CHOICES = (ConstraintKind.CHOICE, ConstraintKind.SCORED_CHOICE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,11 @@ class ResultRow:
 
     request: Request
     choice: Choice | None
+
+    @property
+    def scores(self) -> dict[str, float] | None:
+        """The probability of each label, if they were scored."""
+        return None if self.choice is None else label_scores(self.choice, self.request.params)
 
     @property
     def answer(self) -> str | None:
@@ -96,8 +104,7 @@ def _json_column(schema: bytes) -> JsonColumn:
 
 
 def _label_field(params: SamplingParams) -> pa.Field | None:
-    constraint = params.constraint
-    is_choice = constraint is not None and constraint.kind is ConstraintKind.CHOICE
+    is_choice = params.constraint is not None and params.constraint.kind in _CHOICES
     return pa.field("label", pa.string()) if is_choice else None
 
 
@@ -107,17 +114,36 @@ def _labels(field: pa.Field, rows: Sequence[ResultRow]) -> pa.Array:
 
 def _labels_of(request: Request) -> frozenset[str]:
     constraint = request.params.constraint
-    is_choice = constraint is not None and constraint.kind is ConstraintKind.CHOICE
-    return _choices(constraint.text) if constraint is not None and is_choice else frozenset()
+    return frozenset() if constraint is None else _distinct_labels(constraint)
 
 
 @lru_cache(maxsize=16)
-def _choices(text: str) -> frozenset[str]:
-    return frozenset(json.loads(text))
+def _distinct_labels(constraint: Constraint) -> frozenset[str]:
+    return frozenset(constraint.labels)
+
+
+def _if_scored(field: pa.Field) -> Callable[[SamplingParams], pa.Field | None]:
+    def find(params: SamplingParams) -> pa.Field | None:
+        constraint = params.constraint
+        return field if constraint is not None and constraint.kind is ConstraintKind.SCORED_CHOICE else None
+
+    return find
+
+
+def _label_probabilities(field: pa.Field, rows: Sequence[ResultRow]) -> pa.Array:
+    found = (row.scores for row in rows)
+    return pa.array([None if scores is None else max(scores.values()) for scores in found], field.type)
+
+
+def _scores(field: pa.Field, rows: Sequence[ResultRow]) -> pa.Array:
+    found = (row.scores for row in rows)
+    return pa.array([None if scores is None else list(scores.items()) for scores in found], field.type)
 
 
 #: By name, in their order in the results.
 _COLUMNS = {
     "output": _OptionalColumn(_output_field, _outputs, "it does not fit the type of `output`"),
     "label": _OptionalColumn(_label_field, _labels, "it is none of the choices"),
+    "label_probability": _OptionalColumn(_if_scored(pa.field("label_probability", pa.float64())), _label_probabilities),
+    "scores": _OptionalColumn(_if_scored(pa.field("scores", pa.map_(pa.string(), pa.float64()))), _scores),
 }

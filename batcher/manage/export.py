@@ -202,7 +202,7 @@ def write_batch_output(
     schema = job_schema(job.manifest)
     num_ok = num_failed = 0
     for info in job.manifest.shards:
-        table = _finished_table(job, info, schema).select(RESULT_FIELDS.names)
+        table = _finished_table(job, info, schema).select(_response_columns(job))
         for rows, facts in _shard_requests(job, info, table):
             is_ok = rows[0]["status"] == RowStatus.OK.value
             line = _batch_line(job, rows, facts=facts)
@@ -232,7 +232,12 @@ def _batch_line(job: JobDir, rows: list[dict[str, Any]], *, facts: RequestFacts)
 def _finished_requests(job: JobDir, *, with_carried: bool) -> Iterator[tuple[list[dict[str, Any]], RequestFacts]]:
     """The result rows of each request that is finished now, in order, and what they do not say of it."""
     for info, table in _finished_shards(job):
-        yield from _shard_requests(job, info, table if with_carried else table.select(RESULT_FIELDS.names))
+        yield from _shard_requests(job, info, table if with_carried else table.select(_response_columns(job)))
+
+
+def _response_columns(job: JobDir) -> list[str]:
+    """What responses are made of."""
+    return [*RESULT_FIELDS.names, *job.manifest.optional.names]
 
 
 def _shard_requests(
@@ -289,7 +294,7 @@ def _response_object(rows: list[dict[str, Any]], *, facts: RequestFacts, optiona
     line: dict[str, Any] = {key: first[key] for key in ("row", "custom_id", "status")}
     line |= completion_body(rows, facts=facts)
     for choice, row in zip(line.get("choices", ()), rows, strict=False):
-        choice.update({name: row[name] for name in optional})
+        choice.update({name: row[name] for name in optional if name not in choice})
     own = frozenset((*RESULT_FIELDS.names, *optional))
     for name, value in first.items():
         if name in own:

@@ -11,6 +11,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from batcher.constraints import label_scores
 from batcher.openai.fields import FIELDS
 from batcher.types import Choice, Completion, Delta, ErrorCode, Request, RequestFacts, RowError, RowStatus, TokenLogprob
 
@@ -64,6 +65,7 @@ def completion_object(completion: Completion) -> dict[str, Any]:
             text=choice.text,
             logprobs=logprobs_object(choice.logprobs, is_chat=request.is_chat),
             finish_reason=choice.finish_reason.value,
+            scores=label_scores(choice, request.params),
         )
         for choice in completion.choices
     ]
@@ -142,6 +144,7 @@ def completion_body(rows: Sequence[Mapping[str, Any]], *, facts: RequestFacts = 
             text=row["text"],
             logprobs=json.loads(row["logprobs"]) if row["logprobs"] is not None else None,
             finish_reason=row["finish_reason"],
+            scores=None if row.get("scores") is None else dict(row["scores"]),
         )
         for row in rows
     ]
@@ -264,9 +267,13 @@ class ChunkStream:
             self._num_prompt_tokens += choice.usage.prompt_tokens
             self._num_cached_tokens += choice.usage.cached_tokens
         self._num_completion_tokens += choice.usage.completion_tokens
+        reason = choice.finish_reason.value
         if self._request.is_chat:
-            return self._chat_chunk(choice.index, {}, finish_reason=choice.finish_reason.value)
-        return self._text_chunk(choice.index, "", finish_reason=choice.finish_reason.value)
+            chunk = self._chat_chunk(choice.index, {}, finish_reason=reason)
+        else:
+            chunk = self._text_chunk(choice.index, "", finish_reason=reason)
+        chunk["choices"][0] |= _scores(label_scores(choice, self._request.params))
+        return chunk
 
     def usage(self) -> dict[str, Any]:
         """The chunk with the usage of all choices that have ended, and no choice."""
@@ -298,12 +305,23 @@ class ChunkStream:
 
 
 def _choice(
-    *, is_chat: bool, index: int, text: str, logprobs: dict[str, Any] | None, finish_reason: str
+    *,
+    is_chat: bool,
+    index: int,
+    text: str,
+    logprobs: dict[str, Any] | None,
+    finish_reason: str,
+    scores: Mapping[str, float] | None,
 ) -> dict[str, Any]:
+    ending = {"logprobs": logprobs, "finish_reason": finish_reason, **_scores(scores)}
     if is_chat:
-        message = {"role": "assistant", "content": text, "refusal": None}
-        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish_reason}
-    return {"text": text, "index": index, "logprobs": logprobs, "finish_reason": finish_reason}
+        return {"index": index, "message": {"role": "assistant", "content": text, "refusal": None}, **ending}
+    return {"text": text, "index": index, **ending}
+
+
+def _scores(scores: Mapping[str, float] | None) -> dict[str, Any]:
+    """What a choice has beside the documented, where labels were scored: the probability of each."""
+    return {} if scores is None else {"scores": scores}
 
 
 def _usage_object(*, prompt_tokens: int, cached_tokens: int, completion_tokens: int) -> dict[str, Any]:

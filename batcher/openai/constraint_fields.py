@@ -41,8 +41,13 @@ def _response_format(value: Mapping[str, Any]) -> Constraint | None:
 
 
 def _structured_outputs(value: Mapping[str, Any]) -> Constraint | None:
-    """Of vLLM's `structured_outputs`: one of its constraints, or none."""
+    """Of vLLM's `structured_outputs`: one of its constraints, or none. `scores` beside a choice is ours."""
     given = {name: item for name, item in value.items() if item is not None and item is not False}
+    if (scores := given.pop("scores", None)) is not None:
+        if scores is not True:
+            raise _wrong("structured_outputs.scores", "is neither true nor false; use true for labels that are scored")
+        if "choice" not in given:
+            raise _wrong("structured_outputs.scores", "is true without choice; give the labels that are to be scored")
     for name in given:
         if name not in (*_MAKERS, "json_object"):
             raise _wrong(f"structured_outputs.{name}", f"is not supported; {_STRUCTURED}")
@@ -51,7 +56,7 @@ def _structured_outputs(value: Mapping[str, Any]) -> Constraint | None:
     for name, item in given.items():
         label = f"structured_outputs.{name}"
         if name != "json_object":
-            return _made(label, item, _MAKERS[name])
+            return _made(label, item, _scored_choice if scores and name == "choice" else _MAKERS[name])
         if item is not True:
             raise _wrong(label, "is neither true nor false; use true for any JSON object")
         return constraints.JSON_OBJECT
@@ -67,6 +72,10 @@ def _choice(value: Any) -> Constraint:
     if not isinstance(value, list):
         raise ValueError("is no array; use an array of strings")
     return constraints.choice(value)
+
+
+def _scored_choice(value: Any) -> Constraint:
+    return constraints.scored_choice(_choice(value).labels)
 
 
 _MAKERS: Mapping[str, Callable[[Any], Constraint]] = {
@@ -146,8 +155,8 @@ CONSTRAINTS = (
         dict[str, Any],
         _structured_outputs,
         'use an object with one of json, regex, choice, grammar and json_object, such as {"choice": ["a", "b"]}',
-        values="object with `json`, `regex`, `choice`, `grammar` or `json_object`",
-        meaning="what the text must be, by vLLM's names",
+        values="object with `json`, `regex`, `choice`, `grammar` or `json_object`; `scores` beside `choice`",
+        meaning="what the text must be, by vLLM's names; with `scores` true the likeliest, and the probability of each",
     ),
     _one_of("json_schema", "json"),
     _one_of("grammar", "grammar"),

@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 from pydantic import BaseModel
 
+from batcher.constraints import find_unscorable
 from batcher.errors import InvalidBodyError
 from batcher.openai.body_field import BodyField
 from batcher.openai.fields import MAX_STOPS, PARAMETERS, variables_text
@@ -54,6 +55,8 @@ def _replace(defaults: SamplingParams, *given: tuple[str, Any]) -> SamplingParam
         refuse("suffix", "is not supported together with echo and logprobs; leave out one of them")
     if params.min_tokens > params.max_tokens:
         refuse("min_tokens", f"is {params.min_tokens}; use at most max_tokens, which is {params.max_tokens}")
+    if name := find_unscorable(params):
+        refuse(name, "has no effect where labels are scored, as nothing is drawn; leave it out, or scores")
     return params
 
 

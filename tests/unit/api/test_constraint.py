@@ -46,9 +46,17 @@ def test_choice_regex_and_grammar(tmp_path: Path) -> None:
     assert constraint_of(grammar=GBNF) == constraint_of(grammar=file) == constraints.grammar(GBNF)
 
 
+def test_choice_can_be_scored() -> None:
+    assert constraint_of(choice=["a", "b"], scores=True) == constraints.scored_choice(["a", "b"])
+    assert constraint_of(choice=["a", "b"], scores=False) == constraints.choice(["a", "b"])
+
+
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
+        ({"scores": True}, "scores is given without choice"),
+        ({"scores": True, "regex": "a"}, "scores has no effect with regex; give choice"),
+        ({"scores": True, "choice": ["a"], "top_p": 0.5}, "top_p has no effect where labels are scored"),
         ({"json_schema": "nothing.json"}, "json_schema nothing.json: cannot read the file: No such file"),
         ({"json_schema": '{"a"'}, "json_schema is no JSON"),
         ({"json_schema": {"type": "objekt"}}, "json_schema can't be compiled: Invalid type: objekt"),

@@ -1,6 +1,7 @@
 """Result columns that only some jobs have: typed by the job's schema, null where there is nothing to hold."""
 
 import json
+import math
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -98,6 +99,25 @@ def test_choices_have_a_label() -> None:
 
     assert table.schema.names == [*RESULT_FIELDS.names, "label", *CARRIED.names]
     assert table["label"].to_pylist() == ["yes", "no"]
+
+
+def test_scored_labels_have_probabilities_that_add_up() -> None:
+    params = params_of(constraints.scored_choice(["yes", "no"]), temperature=0.5)
+    scored = answered(0, "no", params=params)
+    scored = replace(scored, choices=(replace(scored.choices[0], label_logprobs=(-2.0, -1.0)),))
+    table = table_of(scored, failed(1), params=params)
+
+    assert table.schema.names == [*RESULT_FIELDS.names, "label", "label_probability", "scores", *CARRIED.names]
+    assert table["label"].to_pylist() == ["no", None]
+    # Twice as far from each other as at temperature 1.
+    probability = 1 / (1 + math.exp(-2))
+    assert table["label_probability"].to_pylist() == [pytest.approx(probability), None]
+    assert table["scores"].to_pylist()[1] is None
+    assert dict(table["scores"].to_pylist()[0]) == pytest.approx({"yes": 1 - probability, "no": probability})
+    at_zero = replace(params, temperature=0)
+    assert constraints.label_scores(scored.choices[0], at_zero) == constraints.label_scores(
+        scored.choices[0], replace(params, temperature=1)
+    )
 
 
 @pytest.mark.parametrize(("params", "text", "name"), [(SCHEMA, json.dumps(ADA), "output"), (CHOICE, "yes", "label")])

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from batcher.constraints import scored_choice
+from batcher.jobdir.optional_columns import optional_schema
 from batcher.jobdir.results import build_table
 from batcher.openai.answers import (
     LEAST_LOGPROB,
@@ -327,3 +329,23 @@ def test_error_line_names_the_field_that_is_wrong(message: str, facts: RequestFa
 def test_batch_output_line_of_our_failure_has_no_response(code: str) -> None:
     line = batch_output_line([result_row(status="error", id=None, error_code=code, error_message="why")], digits="2e")
     assert (line["response"], line["error"]) == (None, {"code": code, "message": "why"})
+
+
+def test_probabilities_of_scored_labels_are_in_each_choice_and_the_last_chunk() -> None:
+    params = SamplingParams(constraint=scored_choice(["yes", "no"]))
+    choice = Choice(0, "yes", FinishReason.STOP, Usage(3, 1), 1.0, label_logprobs=(-1.0, -1.0))
+    request = Request(0, "row-0", "m", ("p",), False, params)
+    stream = ChunkStream(request, completion_id="cmpl-1", created=1, includes_usage=False)
+
+    scores = {"yes": 0.5, "no": 0.5}
+    whole = completion_object(Completion(request, "cmpl-1", 1, (choice,)))
+    assert whole["choices"][0]["scores"] == scores
+    assert stream.end(choice)["choices"][0]["scores"] == scores
+    row = build_table(
+        [Completion(request, "cmpl-1", 1, (choice,))],
+        carried=carried_of([0]),
+        attempt=1,
+        worker="w",
+        optional=optional_schema(params),
+    ).to_pylist()
+    assert completion_body(row)["choices"][0]["scores"] == scores

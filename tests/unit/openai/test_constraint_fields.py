@@ -59,6 +59,8 @@ def constraint_of(fields: dict[str, Any]) -> Constraint | None:
         ({"guided_grammar": GBNF}, Constraint(ConstraintKind.GBNF, GBNF)),
         ({"grammar": GBNF}, Constraint(ConstraintKind.GBNF, GBNF)),
         ({"grammar": ""}, None),
+        ({"structured_outputs": {"choice": ["a", "b"], "scores": True}}, constraints.scored_choice(["a", "b"])),
+        ({"structured_outputs": {"choice": ["a", "b"], "scores": False}}, constraints.choice(["a", "b"])),
         # What says the same twice is no contradiction, nor is what asks for nothing.
         ({"guided_json": SCHEMA, "response_format": {"type": "json_object", "schema": SCHEMA}}, OF_SCHEMA),
         ({"guided_json": SCHEMA, "response_format": {"type": "text"}}, OF_SCHEMA),
@@ -96,6 +98,20 @@ for _ in range(150):
         ({"structured_outputs": {"json_object": 1}}, "structured_outputs.json_object is neither true nor false; "),
         ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs has regex and choice; give one"),
         ({"structured_outputs": {"structural_tag": "x"}}, "structured_outputs.structural_tag is not supported; use "),
+        (
+            {"structured_outputs": {"choice": ["a"], "scores": 1}},
+            "structured_outputs.scores is neither true nor false; ",
+        ),
+        ({"structured_outputs": {"regex": "a", "scores": True}}, "structured_outputs.scores is true without choice; "),
+        (
+            {"structured_outputs": {"choice": [str(i) for i in range(1001)], "scores": True}},
+            "structured_outputs.choice has 1,001 texts; use at most 1,000 with scores",
+        ),
+        (
+            {"structured_outputs": {"choice": ["a"], "scores": True}, "top_p": 0.5},
+            "top_p has no effect where labels are",
+        ),
+        ({"structured_outputs": {"choice": ["a"], "scores": True}, "n": 2}, "n has no effect where labels are scored"),
         ({"guided_choice": [7]}, "guided_choice[0] is 7; use an array of at most 10,000 strings"),
         ({"guided_json": DEEP}, "guided_json has more than 100 levels; "),
         ({"guided_regex": "a", "guided_json": {}}, "guided_json and guided_regex say both what the text must be; "),
