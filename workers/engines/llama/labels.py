@@ -9,11 +9,14 @@ depth first, in its own slot. Plain numpy, no llama.cpp.
 import itertools
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from workers.engines.llama.sampling.logits import Floats
 from workers.engines.llama.sampling.logprobs import log_sum_exp
 from workers.engines.llama.sampling.transcript import Tell
-from workers.engines.llama.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from workers.engines.llama.vocabulary import Vocabulary
 
 #: Token ids behind the prompt.
 Path = tuple[int, ...]
@@ -27,7 +30,7 @@ class LabelError(Exception):
     """Why a label can't be scored."""
 
 
-def label_tokens(label: str, vocabulary: Vocabulary) -> Path:
+def label_tokens(label: str, vocabulary: "Vocabulary") -> Path:
     """The tokens of a label as it stands behind other text. Raises LabelError where none spell it."""
     wanted = label.encode()
     for before in _BEFORE:
