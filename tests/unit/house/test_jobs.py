@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import click
+import jsonschema
 import pyarrow.parquet as pq
 import pytest
 
 from batcher.cli import cli
 from batcher.cli.options import read_template
 from batcher.submission.source import SubmitOptions
+from batcher.submission.template import parse_template
 from batcher.submission.validation import ValidationReport, validate
 from batcher.types import SamplingParams
 
@@ -23,6 +25,9 @@ JOBS = ROOT / "jobs"
 COMPLETIONS = JOBS / "completions" / "prompts.jsonl"
 REVIEWS = JOBS / "classification" / "reviews.parquet"
 TEMPLATE = JOBS / "classification" / "template.txt"
+MAILS = JOBS / "extraction" / "mails.jsonl"
+ORDER = JOBS / "extraction" / "order.json"
+MAIL_TEMPLATE = JOBS / "extraction" / "template.txt"
 BATCH = JOBS / "openai-batch" / "batch.jsonl"
 MODEL = "smollm2-135m"
 
@@ -63,6 +68,11 @@ def prompts(rows: Sequence[dict[str, Any]]) -> list[str]:
             lambda: check(REVIEWS, template=read_template(f"@{TEMPLATE}"), id_column="review_id"),
             120,
             id="classification",
+        ),
+        pytest.param(
+            lambda: check(MAILS, template=read_template(f"@{MAIL_TEMPLATE}"), id_column="mail_id"),
+            100,
+            id="extraction",
         ),
         pytest.param(lambda: check(BATCH), 60, id="openai-batch"),
     ],
@@ -138,6 +148,38 @@ def test_template_is_a_shared_prefix_and_the_row_after_it() -> None:
     assert not any(review in prefix for review in reviews), "a labelled example is one of the rows"
 
 
+def test_mails_are_made_by_their_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = runpy.run_path(str(MAILS.with_name("make_mails.py")))
+    monkeypatch.setitem(program["main"].__globals__, "HERE", tmp_path)
+    program["main"]()
+
+    assert (tmp_path / "mails.jsonl").read_bytes() == MAILS.read_bytes()
+
+
+def test_what_a_mail_says_is_in_it_and_an_order_by_the_schema() -> None:
+    schema = json.loads(ORDER.read_text(encoding="utf-8"))
+    rows = lines(MAILS)
+
+    for row in rows:
+        said = row["said"]
+        assert all(said[name] in row["mail"] for name in ("name", "street", "city"))
+        assert said["phone"] is None or said["phone"] in row["mail"]
+        address = {name: said.pop(name) for name in ("street", "city")}
+        jsonschema.validate({**said, "address": address}, schema)
+    assert len({row["mail"] for row in rows}) == len(rows)
+
+
+def test_examples_of_the_mail_template_are_orders_by_the_schema_and_no_rows() -> None:
+    template = parse_template(MAIL_TEMPLATE.read_text(encoding="utf-8"))
+    shown = template.render({"mail": "!"})
+    examples = re.findall(r"^Order: (.+)$", shown, re.MULTILINE)
+
+    assert len(examples) == 3
+    for example in examples:
+        jsonschema.validate(json.loads(example), json.loads(ORDER.read_text(encoding="utf-8")))
+    assert not any(row["mail"] in shown for row in lines(MAILS))
+
+
 def test_batch_lines_are_of_the_openai_format() -> None:
     rows = lines(BATCH)
 
@@ -163,7 +205,7 @@ def test_readme_commands_parse_and_name_existing_files(monkeypatch: pytest.Monke
             ran.update(Path(file).resolve() for file in files)
             assert parameters["template"] is None or read_template(parameters["template"])
 
-    assert ran == {COMPLETIONS, REVIEWS, BATCH}
+    assert ran == {COMPLETIONS, REVIEWS, MAILS, BATCH}
 
 
 def test_readme_tells_the_real_numbers() -> None:
@@ -172,4 +214,5 @@ def test_readme_tells_the_real_numbers() -> None:
     rows = lines(COMPLETIONS)
     assert f"{len(rows)} rows ({len(prompts(rows))} completions)" in text
     assert f"{pq.read_table(REVIEWS).num_rows} short reviews" in text
+    assert f"{len(lines(MAILS))} mails" in text
     assert f"{len(lines(BATCH))} lines" in text
