@@ -123,6 +123,13 @@ def trained_context_length(path: Path) -> int | None:
         return None
 
 
+def chat_template(path: Path) -> str | None:
+    """The Jinja source of the model's chat template; None where the file has none, or can't be read."""
+    header = read_header(path)
+    found = None if header is None else header.values.get("tokenizer.chat_template")
+    return found if isinstance(found, str) else None
+
+
 def _find_context_length(head: "_Head") -> int | None:
     _, num_pairs = head.read_counts()
     architecture = None

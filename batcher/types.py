@@ -24,6 +24,14 @@ class FinishReason(StrEnum):
     LENGTH = "length"
 
 
+class Reasoning(StrEnum):
+    """What becomes of the thoughts of a model that reasons before it answers, by the marks of its chat template."""
+
+    SPLIT = "split"  # they are told apart from the text
+    KEEP = "keep"  # they stay in the text, as the model writes them
+    OFF = "off"  # the model is not to think; what it thinks all the same is left out
+
+
 class RowStatus(StrEnum):
     """The `status` column of a result row."""
 
@@ -117,7 +125,8 @@ class SamplingParams:
     Before `min_tokens` nothing ends a completion; with `ignore_eos` the model's own end does not. `stop_token_ids` end
     it where they come. `include_stop_str_in_output` leaves a stop string in the text. `bad_words` are never
     generated. For chats: `add_generation_prompt` opens the answer, `continue_final_message` goes on with the last
-    message instead, `chat_template_kwargs` is the JSON text of an object of further variables for the template.
+    message instead, `chat_template_kwargs` is the JSON text of an object of further variables for the template;
+    `reasoning` (see `Reasoning`) says what becomes of the model's thoughts.
     `constraint` is what every text must be, whatever is drawn.
     """
 
@@ -146,6 +155,7 @@ class SamplingParams:
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     chat_template_kwargs: str = ""
+    reasoning: str = "keep"
     constraint: Constraint | None = None
 
     @property
@@ -251,12 +261,13 @@ class Usage:
 
     `completion_tokens` counts every token sampled but the model's end-of-generation token that ended it: also tokens
     that a stop string cut from the text, and one of `stop_token_ids`. `cached_tokens` are those of the prompt that were
-    not computed anew.
+    not computed anew, `reasoning_tokens` those of the completion that are thoughts or marks around them.
     """
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:
@@ -278,11 +289,12 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What a choice has gained since the last one: text that no stop string can take back any more."""
+    """What a choice has gained since the last one: text that no stop string can take back any more, or thoughts."""
 
     index: int
     text: str
     logprobs: tuple[TokenLogprob, ...] | None = None
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +303,8 @@ class Choice:
 
     `logprobs` has an entry for each token of the text, if they were asked for; with an echo those of the prompt come
     first, and the token by which the model ended its text last. Where choices were scored, `label_logprobs` has the
-    natural log-probability of each in their order: the sum of its tokens', by the model's own logits.
+    natural log-probability of each in their order: the sum of its tokens', by the model's own logits. `reasoning` are
+    the thoughts before the text, no part of it; None where there were none, or nobody was to tell them apart.
     """
 
     index: int
@@ -301,6 +314,7 @@ class Choice:
     latency_ms: float
     logprobs: tuple[TokenLogprob, ...] | None = None
     label_logprobs: tuple[float, ...] | None = None
+    reasoning: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

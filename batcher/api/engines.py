@@ -17,6 +17,7 @@ from batcher.models.folder import check_models_dir
 from batcher.models.resolver import model_named, our_models, parse_model
 from batcher.models.source import Tell
 from batcher.paths import expand_home
+from batcher.thoughts import model_reasons
 from batcher.types import EngineConfig, RemoteModel, RemoteServers
 
 if TYPE_CHECKING:
@@ -129,6 +130,13 @@ def memory_at_defaults(path: Path) -> DefaultMemory | None:
     context_length = context_limit(None, trained=trained_context_length(path) or DEFAULT_CONTEXT_LENGTH)
     num_bytes = need.total(num_slots=DEFAULT_NUM_SLOTS, context_length=context_length)
     return DefaultMemory(num_bytes, DEFAULT_NUM_SLOTS, num_bytes <= read_memory().available)
+
+
+def models_reason(models: Sequence[ChosenModel]) -> bool | None:
+    """Whether one of the models reasons; None where nobody knows, as a server computes."""
+    if any(isinstance(model, RemoteModel) for model in models):
+        return None
+    return any(model_reasons(model.path) for model in models if isinstance(model, ModelRef))
 
 
 def worker_config(

@@ -62,6 +62,8 @@ class JobOptions(TypedDict, total=False):
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)]
     #: End before this text, or the first of several, of at most 16. [none]
     stop: _Text | Sequence[_Text]
+    #: What becomes of a model's thoughts in chats: "split", "keep" or "off". [split where the model is known to reason]
+    reasoning: Literal["split", "keep", "off"] | None
     #: Of the job, from which each row derives its own. [drawn]
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None
     #: JSON schema that every text keeps to: an object, a pydantic model, a file's path, or JSON text. [none]
@@ -219,6 +221,7 @@ def submit_options(
     default_model: str | None,
     known_models: frozenset[str] | None,
     context_lengths: Mapping[str, int],
+    models_reason: bool | None = None,
 ) -> SubmitOptions:
     """What the planner takes, of checked options. Raises InputError for those that contradict each other."""
     if options.get("strict") and options.get("allow_bad_rows"):
@@ -239,6 +242,7 @@ def submit_options(
         "strict",
         "shard_rows",
         "seed",
+        "reasoning",
     )
     params = SamplingParams(
         **given, stop=stops, top_k=max(0, options.get("top_k", 0)), constraint=read_constraint(options)
@@ -250,6 +254,7 @@ def submit_options(
         params=params,
         known_models=known_models,
         context_lengths=context_lengths,
+        models_reason=models_reason,
         row_timeout_s=options.get("row_timeout"),
         # The documented default would cut off most answers of a chat.
         chat_max_tokens=options.get("max_tokens"),

@@ -64,6 +64,7 @@ def validate_command(
     from batcher.errors import InputError
     from batcher.models.resolver import our_models
     from batcher.submission.validation import validate
+    from batcher.thoughts import model_reasons
 
     chosen = [_find_model(spec) for spec in models]
     only = our_models()
@@ -76,7 +77,10 @@ def validate_command(
             "Note: checked as for submit, whose models are its workers'; --model NAME checks as run does.", err=True
         )
     lengths = context_lengths(here, ctx)
-    options = submit_options(default_model=default, known_models=known, context_lengths=lengths, **rows)
+    reasons = any(model_reasons(model.path) for model in here) if known is not None else None
+    options = submit_options(
+        default_model=default, known_models=known, context_lengths=lengths, models_reason=reasons, **rows
+    )
     examine = _examiner(here, lengths)
     report = validate(with_stdin(files), options, limit=limit, examine=examine)
     names = ", ".join(model.name for model in here)

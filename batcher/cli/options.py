@@ -19,6 +19,7 @@ from batcher.types import (
     DEFAULT_MAX_TOKENS,
     DEFAULT_TEMPERATURE,
     DEFAULT_TOP_P,
+    Reasoning,
 )
 
 if TYPE_CHECKING:
@@ -294,7 +295,7 @@ _answer_options = chain(
 )
 
 #: Defaults for rows that don't say. Parameters: max_tokens, temperature, top_p, top_k, min_p, repetition_penalty, stop,
-#: seed, and those of `_constraint_options` and `_answer_options`.
+#: reasoning, seed, and those of `_constraint_options` and `_answer_options`.
 sampling_options = chain(
     option(
         "--max-tokens",
@@ -343,6 +344,12 @@ sampling_options = chain(
         metavar="TEXT",
         callback=_no_empty_text,
         help="End before this text; can be given several times. In bash, $'\\n' is a newline.",
+    ),
+    option(
+        "--reasoning",
+        type=click.Choice([each.value for each in Reasoning]),
+        help="What becomes of a model's thoughts in chats: a column `reasoning` beside the text, a part of the "
+        "text, or none are to be had. [default: split where the model is known here and reasons, else keep]",
     ),
     option(
         "--seed",
@@ -396,6 +403,7 @@ def submit_options(
     default_model: str | None,
     known_models: frozenset[str] | None,
     context_lengths: Mapping[str, int] | None = None,
+    models_reason: bool | None = None,
     template: str | None,
     system: str | None,
     allow_bad_rows: bool,
@@ -431,6 +439,7 @@ def submit_options(
         default_model=default_model,
         known_models=known_models,
         context_lengths=context_lengths or {},
+        models_reason=models_reason,
     )
 
 

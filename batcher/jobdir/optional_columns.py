@@ -14,7 +14,7 @@ import pyarrow as pa
 from batcher.arrow.json_schema import TypedColumn, typed_column
 from batcher.arrow.json_texts import JsonColumn
 from batcher.constraints import label_scores
-from batcher.types import Choice, Constraint, ConstraintKind, FinishReason, Request, SamplingParams
+from batcher.types import Choice, Constraint, ConstraintKind, FinishReason, Reasoning, Request, SamplingParams
 
 #: No optional column at all.
 NONE = pa.schema([])
@@ -140,10 +140,24 @@ def _scores(field: pa.Field, rows: Sequence[ResultRow]) -> pa.Array:
     return pa.array([None if scores is None else list(scores.items()) for scores in found], field.type)
 
 
+def _only_split(type_: pa.DataType, name: str) -> Callable[[SamplingParams], pa.Field | None]:
+    return lambda params: pa.field(name, type_) if params.reasoning == Reasoning.SPLIT else None
+
+
+def _reasonings(field: pa.Field, rows: Sequence[ResultRow]) -> pa.Array:
+    return pa.array([row.choice and row.choice.reasoning for row in rows], field.type)
+
+
+def _reasoning_tokens(field: pa.Field, rows: Sequence[ResultRow]) -> pa.Array:
+    return pa.array([row.choice and row.choice.usage.reasoning_tokens for row in rows], field.type)
+
+
 #: By name, in their order in the results.
 _COLUMNS = {
     "output": _OptionalColumn(_output_field, _outputs, "it does not fit the type of `output`"),
     "label": _OptionalColumn(_label_field, _labels, "it is none of the choices"),
     "label_probability": _OptionalColumn(_if_scored(pa.field("label_probability", pa.float64())), _label_probabilities),
     "scores": _OptionalColumn(_if_scored(pa.field("scores", pa.map_(pa.string(), pa.float64()))), _scores),
+    "reasoning": _OptionalColumn(_only_split(pa.string(), "reasoning"), _reasonings),
+    "reasoning_tokens": _OptionalColumn(_only_split(pa.int32(), "reasoning_tokens"), _reasoning_tokens),
 }

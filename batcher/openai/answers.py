@@ -63,6 +63,7 @@ def completion_object(completion: Completion) -> dict[str, Any]:
             is_chat=request.is_chat,
             index=choice.index,
             text=choice.text,
+            reasoning=choice.reasoning,
             logprobs=logprobs_object(choice.logprobs, is_chat=request.is_chat),
             finish_reason=choice.finish_reason.value,
             scores=label_scores(choice, request.params),
@@ -82,6 +83,7 @@ def completion_object(completion: Completion) -> dict[str, Any]:
             prompt_tokens=sum(usage.prompt_tokens for usage in prompts),
             cached_tokens=sum(usage.cached_tokens for usage in prompts),
             completion_tokens=sum(choice.usage.completion_tokens for choice in completion.choices),
+            reasoning_tokens=sum(choice.usage.reasoning_tokens for choice in completion.choices),
         ),
     }
 
@@ -142,6 +144,7 @@ def completion_body(rows: Sequence[Mapping[str, Any]], *, facts: RequestFacts = 
             is_chat=is_chat,
             index=row["index"],
             text=row["text"],
+            reasoning=row.get("reasoning"),
             logprobs=json.loads(row["logprobs"]) if row["logprobs"] is not None else None,
             finish_reason=row["finish_reason"],
             scores=None if row.get("scores") is None else dict(row["scores"]),
@@ -161,6 +164,7 @@ def completion_body(rows: Sequence[Mapping[str, Any]], *, facts: RequestFacts = 
             prompt_tokens=sum(row["prompt_tokens"] for row in prompts),
             cached_tokens=sum(row["cached_tokens"] for row in prompts),
             completion_tokens=sum(row["completion_tokens"] for row in rows),
+            reasoning_tokens=sum(row.get("reasoning_tokens") or 0 for row in rows),
         ),
     }
 
@@ -240,6 +244,7 @@ class ChunkStream:
         self._num_prompt_tokens = 0
         self._num_cached_tokens = 0
         self._num_completion_tokens = 0
+        self._num_reasoning_tokens = 0
 
     def opening(self) -> list[dict[str, Any]]:
         """What comes before the engine has anything: a chat's role, the prompt of a completion that echoes it."""
@@ -258,7 +263,10 @@ class ChunkStream:
         self._num_chars[delta.index] += sum(count_chars(token.token) for token in delta.logprobs or ())
         logprobs = logprobs_object(delta.logprobs, is_chat=self._request.is_chat, num_chars_before=before)
         if self._request.is_chat:
-            return self._chat_chunk(delta.index, {"content": delta.text}, logprobs=logprobs)
+            gained = {"reasoning_content": delta.reasoning} if delta.reasoning else {}
+            if delta.text or logprobs or not gained:
+                gained["content"] = delta.text
+            return self._chat_chunk(delta.index, gained, logprobs=logprobs)
         return self._text_chunk(delta.index, delta.text, logprobs=logprobs)
 
     def end(self, choice: Choice) -> dict[str, Any]:
@@ -267,6 +275,7 @@ class ChunkStream:
             self._num_prompt_tokens += choice.usage.prompt_tokens
             self._num_cached_tokens += choice.usage.cached_tokens
         self._num_completion_tokens += choice.usage.completion_tokens
+        self._num_reasoning_tokens += choice.usage.reasoning_tokens
         reason = choice.finish_reason.value
         if self._request.is_chat:
             chunk = self._chat_chunk(choice.index, {}, finish_reason=reason)
@@ -281,6 +290,7 @@ class ChunkStream:
             prompt_tokens=self._num_prompt_tokens,
             cached_tokens=self._num_cached_tokens,
             completion_tokens=self._num_completion_tokens,
+            reasoning_tokens=self._num_reasoning_tokens,
         )
         return {**self._head, "choices": [], "usage": usage}
 
@@ -309,13 +319,18 @@ def _choice(
     is_chat: bool,
     index: int,
     text: str,
+    reasoning: str | None,
     logprobs: dict[str, Any] | None,
     finish_reason: str,
     scores: Mapping[str, float] | None,
 ) -> dict[str, Any]:
     ending = {"logprobs": logprobs, "finish_reason": finish_reason, **_scores(scores)}
     if is_chat:
-        return {"index": index, "message": {"role": "assistant", "content": text, "refusal": None}, **ending}
+        message = {"role": "assistant", "content": text, "refusal": None}
+        # The API documents no place for thoughts; its peers and their clients have this one.
+        if reasoning is not None:
+            message["reasoning_content"] = reasoning
+        return {"index": index, "message": message, **ending}
     return {"text": text, "index": index, **ending}
 
 
@@ -324,13 +339,18 @@ def _scores(scores: Mapping[str, float] | None) -> dict[str, Any]:
     return {} if scores is None else {"scores": scores}
 
 
-def _usage_object(*, prompt_tokens: int, cached_tokens: int, completion_tokens: int) -> dict[str, Any]:
-    return {
+def _usage_object(
+    *, prompt_tokens: int, cached_tokens: int, completion_tokens: int, reasoning_tokens: int
+) -> dict[str, Any]:
+    usage: dict[str, Any] = {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
         "prompt_tokens_details": {"cached_tokens": cached_tokens},
     }
+    if reasoning_tokens:
+        usage["completion_tokens_details"] = {"reasoning_tokens": reasoning_tokens}
+    return usage
 
 
 def _error_object(error: RowError, *, param: str | None) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from batcher.openai.parameters import (
     shown,
 )
 from batcher.openai.request_params import check_refused, merge_params, refuse
-from batcher.types import DEFAULT_CHAT_MAX_TOKENS, Request, SamplingParams
+from batcher.types import DEFAULT_CHAT_MAX_TOKENS, Reasoning, Request, SamplingParams
 
 #: What `ignored` lists at most, and how much of each name.
 _MAX_IGNORED = 20
@@ -133,14 +133,16 @@ def validate_body(values: dict[str, Any], *, is_chat: bool) -> Body:
     return body
 
 
-def chat_defaults(params: SamplingParams, *, max_tokens: int | None = None) -> SamplingParams:
+def chat_defaults(
+    params: SamplingParams, *, max_tokens: int | None = None, reasoning: str = Reasoning.SPLIT.value
+) -> SamplingParams:
     """The defaults of chats where those of completions are `params`.
 
     `max_tokens` None: nobody has said how many, so that in a small context they are fewer rather than refused.
     """
     if max_tokens is None:
-        return replace(params, max_tokens=DEFAULT_CHAT_MAX_TOKENS, clips_max_tokens=True)
-    return replace(params, max_tokens=max_tokens)
+        return replace(params, max_tokens=DEFAULT_CHAT_MAX_TOKENS, clips_max_tokens=True, reasoning=reasoning)
+    return replace(params, max_tokens=max_tokens, reasoning=reasoning)
 
 
 def build_request(body: Body, *, row: int, custom_id: str, model: str, defaults: SamplingParams) -> Request:

@@ -15,7 +15,7 @@ Names, types and bounds are OpenAI's, else vLLM's (vllm/entrypoints/openai/compl
 import difflib
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -95,6 +95,7 @@ _PENALTY = "use a number from -2 to 2"
 _REPETITION = "use a number from 0.01 to 100"
 _STOPS = f"a string of 1 to {MAX_STOP_CHARS} characters, or an array of at most {MAX_STOPS} of them"
 _OPENAIS_PENALTY = "by OpenAI's formula, over the tokens generated"
+_REASONING = 'use "split", "keep" or "off"; how much a model reasons is said by reasoning_effort'
 _LOGPROBS = "log-probabilities of the tokens, by the model's own softmax, before temperature, bias and penalties"
 _FOR_THE_TEMPLATE = "a variable for the chat template, which may have no use for it"
 
@@ -362,6 +363,15 @@ _OF_CHATS = (
         values="object",
         default="none",
         meaning='further variables for the chat template, such as `{"enable_thinking": false}`',
+    ),
+    _honoured(
+        "reasoning",
+        Literal["split", "keep", "off"],
+        _REASONING,
+        of=Of.CHAT,
+        values="`split`, `keep` or `off`",
+        default="`split`; of rows as in docs/results.md",
+        meaning="what becomes of a model's thoughts: told apart, left in the text, or not thought",
     ),
     _honoured(
         "reasoning_effort",

@@ -36,6 +36,7 @@ _NO_SAMPLER = "this sampler is not supported; leave it out"
 _NOT_GIVEN = "the answer does not hold that; leave it out"
 _IS_FOR_TEXT = "it is for /v1/completions; leave it out"
 _IS_FOR_CHATS = "it is for /v1/chat/completions; leave it out"
+_THOUGHTS = 'use reasoning: "split", "keep" or "off"'
 _THINKING = 'use chat_template_kwargs, such as {"enable_thinking": false}, if the model\'s template has that'
 
 REFUSED = (
@@ -80,12 +81,11 @@ REFUSED = (
     *refused("the caches of a model are shared by all requests; leave it out", cache_salt=()),
     # Reasoning.
     *refused(_THINKING, enable_thinking=(), thinking=(), think=()),
-    *refused("use reasoning_effort", reasoning=()),
     *refused("thoughts have no bound of their own; use max_tokens", thinking_token_budget=(-1,), thinking_budget=()),
     *refused("thoughts have no bound of their own; use max_tokens", reasoning_budget=(-1,)),
     *refused("thoughts have no bound of their own; use max_tokens", reasoning_budget_tokens=(-1,)),
-    *refused("thoughts are part of the text; leave it out", include_reasoning=(True,), separate_reasoning=(False,)),
-    *refused("thoughts are part of the text; leave it out", reasoning_format=("none",)),
+    *refused(_THOUGHTS, include_reasoning=(True,), separate_reasoning=(True,)),
+    *refused(_THOUGHTS, reasoning_format=("auto", "deepseek")),
     # What the answer holds.
     *refused("use n", n_cmpl=(1,), num_return_sequences=(1,)),
     *refused("use seed", random_seed=()),
@@ -106,5 +106,5 @@ REFUSED = (
     *refused("it is for /v1/chat/completions; use prompt", of=Of.TEXT, messages=()),
     *refused("it is for /v1/chat/completions; use logprobs", of=Of.TEXT, top_logprobs=(0,)),
     *refused(_IS_FOR_CHATS, of=Of.TEXT, add_generation_prompt=(True,), continue_final_message=(False,)),
-    *refused(_IS_FOR_CHATS, of=Of.TEXT, chat_template_kwargs=({},)),
+    *refused(_IS_FOR_CHATS, of=Of.TEXT, chat_template_kwargs=({},), reasoning=("keep",)),
 )

@@ -46,6 +46,7 @@ from batcher.server.guard.pool import connections_for, raise_open_files_limit
 from batcher.server.routes.batches import batches_router
 from batcher.server.routes.files import files_router
 from batcher.submission.readers.bounds import MAX_LINE_BYTES, Bounds, UnpackLimits
+from batcher.thoughts import model_reasons
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -212,7 +213,12 @@ class _Server:
         files = FileStore(config.jobs_root)
         reader = BatchReader(config.jobs_root)
         keeper = BatchKeeper(
-            reader, files, send=_sender(self._broker_url), known_models=lambda: known, bounds=_bounds(config.limits)
+            reader,
+            files,
+            send=_sender(self._broker_url),
+            known_models=lambda: known,
+            models_reason=known is None or _reasons(config),
+            bounds=_bounds(config.limits),
         )
         batches = Batches(config.jobs_root, files, reader=reader, wake=keeper.wake)
         self._api = make_api(
@@ -302,6 +308,11 @@ async def _give_memory_back() -> None:
     while True:
         await asyncio.sleep(GIVE_BACK_INTERVAL_S)
         await asyncio.to_thread(give_memory_back)
+
+
+def _reasons(config: ServerConfig) -> bool:
+    """Whether one of the models that are served reasons."""
+    return config.engines is not None and any(model_reasons(Path(path)) for _, path in config.engines.models)
 
 
 def _bounds(limits: Limits) -> Bounds:

@@ -14,7 +14,6 @@ from batcher.errors import InputError, JobError
 from batcher.ids import check_id
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.manifest import Manifest, encode_schema
-from batcher.jobdir.optional_columns import optional_schema
 from batcher.jobdir.refused import commit_parts
 from batcher.jobdir.root import check_place
 from batcher.jobdir.sending import Send
@@ -96,7 +95,7 @@ def _write_job(job: JobDir, source: Source, on_progress: Callable[[int], None], 
 def _write_shards(job: JobDir, source: Source, on_progress: Callable[[int], None], checkpoint: Checkpoint) -> Manifest:
     created_at = datetime.now(UTC)
     options = source.options
-    optional = optional_schema(options.params)
+    optional = options.optional
     carried = CarriedColumns(optional=optional.names)
     splitter = Splitter(
         lambda number, shard: _create_shard(job, number, shard),

@@ -28,7 +28,7 @@ from batcher.submission.columns import bad_positions, field_values, id_values, t
 from batcher.submission.readers.files import LineBatch, Origin, TableBatch
 from batcher.submission.readers.raw_rows import too_long
 from batcher.submission.template import Template
-from batcher.types import ErrorCode, Request, RowError, SamplingParams
+from batcher.types import ErrorCode, Reasoning, Request, RowError, SamplingParams
 
 _BATCH_LINE_KEYS = frozenset({"method", "url", "body"})
 
@@ -65,7 +65,8 @@ class RowParser:
     model can have. The prompt comes from `template`, else from `prompt_column`; where either is given, no row is taken
     for a batch line, and none for a chat by its messages. `chat` makes the prompts of plain rows chats, and `system`
     goes before the messages of those that have no system message. `fields` are columns of plain rows that are fields of
-    the request rather than the user's own.
+    the request rather than the user's own. `reasoning` is the default of chats; unless a row `can_split` thoughts from
+    its text, there is no column for them.
     Raises InputError for options that contradict each other.
     """
 
@@ -83,11 +84,14 @@ class RowParser:
         chat: bool = False,
         system: str | None = None,
         fields: Sequence[str] = (),
+        reasoning: str = Reasoning.KEEP.value,
+        can_split: bool = True,
     ) -> None:
         fields = check_fields(fields)
         _check_columns(prompt_column, id_column, template, fields)
         self._params = params
-        self._chat_params = bodies.chat_defaults(params, max_tokens=chat_max_tokens)
+        self._chat_params = bodies.chat_defaults(params, max_tokens=chat_max_tokens, reasoning=reasoning)
+        self._can_split = can_split
         self._row_params = RowParams(params=params, chat_params=self._chat_params, opted=fields)
         self._default_model = default_model
         self._known_models = known_models
@@ -309,7 +313,7 @@ class RowParser:
         else:
             prompt = self._chats.prompt(values) if is_chat else fields["prompt"]
         prompts, is_array, is_token_ids = bodies.split_prompt(prompt)
-        params = self._row_params.merge(found, is_chat=is_chat)
+        params = self._check_split(self._row_params.merge(found, is_chat=is_chat))
         return ShardRow(
             Request(
                 row,
@@ -340,7 +344,14 @@ class RowParser:
             )
         except InvalidBodyError as exc:
             raise InvalidRowError(f"body.{exc}", param=exc.param) from exc
+        self._check_split(request.params)
         return ShardRow(request)
+
+    def _check_split(self, params: SamplingParams) -> SamplingParams:
+        if params.reasoning == Reasoning.SPLIT and not self._can_split:
+            problem = 'reasoning is "split", and the results of this job have no column for it; give --reasoning split'
+            raise InvalidRowError(problem, param="reasoning")
+        return params
 
     def _name(self, custom_id: str | float | None, row: int) -> str:
         """The id of a row that gives this one, or none."""

@@ -3,12 +3,15 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
+import pyarrow as pa
+
 from batcher.errors import InputError
 from batcher.ids import check_model_name
+from batcher.jobdir.optional_columns import optional_schema
 from batcher.openai.parameters import ROW_FIELDS
 from batcher.submission.custom_ids import CustomIds
 from batcher.submission.readers.bounds import MAX_LINE_BYTES, Bounds, Checkpoint, UnpackLimits, go_on
@@ -16,7 +19,7 @@ from batcher.submission.readers.files import InputStream, ReadOptions, file_colu
 from batcher.submission.readers.paths import STREAM, InputFile, expand, is_pipe, shown_path
 from batcher.submission.rows import RowBatch, RowParser
 from batcher.submission.template import parse_template
-from batcher.types import TAKE_ALL, AnswerRules, Request, SamplingParams
+from batcher.types import TAKE_ALL, AnswerRules, Reasoning, Request, SamplingParams
 
 #: A file, a folder or a glob by name, or what is no file.
 Input = str | InputStream
@@ -51,6 +54,9 @@ class SubmitOptions:
     Without `allow_bad_rows` an input whose rows, or first thousand rows, all have the same mistake is refused as a
     whole. `context_lengths` are those of the models that will run, in tokens, as far as they are known: a mistake is
     also a max_tokens that leaves no room for a prompt.
+
+    `reasoning` is what becomes of the thoughts in chats (see `types.Reasoning`). None: they are split where one of the
+    models that will run reasons (`models_reason`; None: nobody knows), else kept.
     """
 
     default_model: str | None
@@ -74,6 +80,18 @@ class SubmitOptions:
     unpack_limits: UnpackLimits = field(default_factory=UnpackLimits)
     max_line_bytes: int = MAX_LINE_BYTES
     answers: AnswerRules = TAKE_ALL
+    reasoning: str | None = None
+    models_reason: bool | None = None
+
+    @property
+    def chat_reasoning(self) -> str:
+        """What becomes of the thoughts in chats that do not say."""
+        return self.reasoning or (Reasoning.SPLIT if self.models_reason else Reasoning.KEEP).value
+
+    @property
+    def optional(self) -> pa.Schema:
+        """The optional columns that the results have."""
+        return optional_schema(replace(self.params, reasoning=self.chat_reasoning))
 
 
 def fingerprint(inputs: Sequence[Input], options: SubmitOptions) -> str:
@@ -113,6 +131,8 @@ class Source:
             chat=options.chat,
             system=options.system,
             fields=options.fields,
+            reasoning=options.chat_reasoning,
+            can_split=options.chat_reasoning == Reasoning.SPLIT or options.models_reason is False,
         )
 
     def scan(self, checkpoint: Checkpoint = go_on) -> Iterator[RowBatch]:
@@ -162,6 +182,8 @@ class Source:
         # Likewise.
         if options.chat or options.system is not None:
             settings.append({"chat": options.chat, "system": options.system})
+        if options.reasoning is not None:
+            settings.append({"reasoning": options.reasoning})
         if options.fields:
             settings.append({"fields": sorted(set(options.fields))})
         if options.answers != TAKE_ALL:

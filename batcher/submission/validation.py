@@ -59,7 +59,7 @@ def validate(
 
     Raises InputError for what would refuse the whole input, but for rows that all have the same mistake.
     """
-    carried = CarriedColumns()
+    carried = CarriedColumns(optional=options.optional.names)
     splitter = Splitter(lambda number, shard: None, carried=carried, shard_rows=options.shard_rows)
     watch = BadRowsWatch(options.context_lengths)
     count = _Count(limit, examine)

@@ -4,8 +4,10 @@ Its vocabulary is the 256 bytes in the GPT-2 alphabet, an end-of-text token and 
 tokenized. It writes printable ASCII: the embeddings share one coordinate, which works as a bias on the logits.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import gguf
 import numpy as np
@@ -27,6 +29,19 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}[assistant] {% endif %}"
 )
+
+
+#: One that opens the thoughts of an answer, unless it is told otherwise, and leaves those before out.
+REASONING_TEMPLATE = (
+    "{% for message in messages %}"
+    "[{{ message.role }}] {{ message.content.split('</think>')[-1] }}{{ eos_token }}\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}[assistant] <think>\n"
+    "{% if enable_thinking is defined and not enable_thinking %}{{ '\n</think>\n\n' }}{% endif %}{% endif %}"
+)
+#: Its marks, of which the second comes now and then.
+THINK_MARKS = {"<think>": 0.0, "</think>": 13.0}
+NO_MARKS: Mapping[str, float] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +79,14 @@ def write_tiny_gguf(
     end_bias: float = 0.0,
     chat_template: str | None = CHAT_TEMPLATE,
     can_fill_in: bool = False,
+    thought_marks: Mapping[str, float] = NO_MARKS,
 ) -> Path:
     """Write the model and return `path`.
 
     `sharpness` is about the standard deviation of its logits; `end_bias` is about what goes on top of end-of-text's.
+    `thought_marks` are special tokens as well, each with what goes on top of its own.
     """
-    marks = FILL_IN_MARKS if can_fill_in else ()
+    marks = (*(FILL_IN_MARKS if can_fill_in else ()), *thought_marks)
     tokens = [*byte_alphabet(), *MERGED, "ld", *marks, END_OF_TEXT]
     num_control = len(marks) + 1
     types = [gguf.TokenType.NORMAL] * (len(tokens) - num_control) + [gguf.TokenType.CONTROL] * num_control
@@ -97,7 +114,8 @@ def write_tiny_gguf(
     if chat_template is not None:
         writer.add_chat_template(chat_template)
 
-    _add_tensors(writer, tokens, shape, seed=seed, sharpness=sharpness, end_bias=end_bias)
+    biases = {**thought_marks, END_OF_TEXT: end_bias}
+    _add_tensors(writer, tokens, shape, seed=seed, sharpness=sharpness, biases=biases)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -106,9 +124,15 @@ def write_tiny_gguf(
 
 
 def _add_tensors(
-    writer: gguf.GGUFWriter, tokens: list[str], shape: Shape, *, seed: int, sharpness: float, end_bias: float
+    writer: gguf.GGUFWriter,
+    tokens: list[str],
+    shape: Shape,
+    *,
+    seed: int,
+    sharpness: float,
+    biases: Mapping[str, float],
 ) -> None:
-    """Random weights; the last of `tokens` is the end of text."""
+    """Random weights."""
     rng = np.random.default_rng(seed)
 
     def tensor(*shape: int) -> npt.NDArray[np.float32]:
@@ -119,7 +143,8 @@ def _add_tensors(
     embeddings[:, 0] = 2.0
     output = tensor(len(tokens), shape.width) * np.float32(sharpness)
     output[:, 0] = [0.0 if token.isascii() or "\u0120" in token else -8.0 for token in tokens]
-    output[-1, 0] = end_bias / 2
+    for token, bias in biases.items():
+        output[tokens.index(token), 0] = bias / 2
     writer.add_tensor("token_embd.weight", embeddings)
     writer.add_tensor("output.weight", output)
     writer.add_tensor("output_norm.weight", np.ones(shape.width, np.float32))

@@ -87,11 +87,15 @@ class SequenceRequest:
 
 @dataclass(frozen=True, slots=True)
 class SequenceDelta:
-    """What the text of a request has gained, and the log-probabilities of its tokens, if they were asked for."""
+    """What the text of a request has gained, and the log-probabilities of its tokens, if they were asked for.
+
+    `reasoning` is what its thoughts have gained, before the text, where they are told from it.
+    """
 
     key: tuple[int, int]
     text: str
     logprobs: tuple[TokenLogprob, ...] | None = None
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True)

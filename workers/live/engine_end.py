@@ -209,7 +209,7 @@ class _Open:
 
     def take_delta(self, delta: SequenceDelta) -> None:
         if not self._is_over:
-            self._answer(Gained(self._number, Delta(delta.key[1], delta.text, delta.logprobs)))
+            self._answer(Gained(self._number, Delta(delta.key[1], delta.text, delta.logprobs, delta.reasoning)))
 
     def take(self, item: SequenceResult | EngineError) -> None:
         if self._is_over:

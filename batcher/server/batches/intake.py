@@ -57,13 +57,15 @@ def make_job(
     known_models: frozenset[str] | None,
     bounds: Bounds,
     clock: Callable[[], float],
+    models_reason: bool = False,
 ) -> bool:
     """Read the input of a batch that has no job yet. Returns whether this call made one.
 
     Of several servers at once one does it. A batch that can't become a job has its failure recorded; a cancelled one,
     that nobody reads it any more. Nothing changes where `bounds.checkpoint` raises `ReadingInterruptedError`, as it may
     before each block of the input; the cancellation is looked for there, too. Raises StorageError where a later call
-    may do better, and for a batch that was deleted.
+    may do better, and for a batch that was deleted. `models_reason` as in `SubmitOptions`: an answer in a batch is what
+    it would be live.
     """
     try:
         job.store.make_folder(job.batch_dir, parents=False)
@@ -71,7 +73,7 @@ def make_job(
             if job.exists() or read_failure(job) is not None:
                 return False
             if not job.is_cancelled:
-                failure = _read(job, record, files, known_models, bounds, clock)
+                failure = _read(job, record, files, known_models, bounds, clock, models_reason)
                 if failure is not None and not job.exists():
                     record_failure(job, failure)
             if not job.exists() and (cancellation := job.cancellation) is not None and not cancellation.is_expiry:
@@ -97,6 +99,7 @@ def _read(
     known_models: frozenset[str] | None,
     bounds: Bounds,
     clock: Callable[[], float],
+    models_reason: bool,
 ) -> BatchFailure | None:
     """Make the job, unless servers have died over its input again and again.
 
@@ -112,6 +115,7 @@ def _read(
         default_model=None,
         params=SamplingParams(),
         known_models=known_models,
+        models_reason=models_reason,
         endpoint=record.endpoint,
         unpack_limits=bounds.limits,
         max_line_bytes=bounds.max_line_bytes,

@@ -48,8 +48,8 @@ class BatchKeeper:
     """Makes a round over all batches every second, and after each `wake`, while the `with` block lasts.
 
     `send` has a job worked on, from any thread; where it raises BrokerError, it is called again. `known_models`
-    gives the models that rows may name, None: any. `bounds` is of inputs; its checkpoint is not used. `clock` gives
-    Unix seconds.
+    gives the models that rows may name, None: any; `models_reason`: one of them may reason. `bounds` is of inputs; its
+    checkpoint is not used. `clock` gives Unix seconds.
     """
 
     def __init__(
@@ -59,6 +59,7 @@ class BatchKeeper:
         *,
         send: Send,
         known_models: Callable[[], frozenset[str] | None],
+        models_reason: bool = False,
         bounds: Bounds = NO_BOUNDS,
         clock: Callable[[], float] = time.time,
         start: Start = start_thread,
@@ -67,6 +68,7 @@ class BatchKeeper:
         self._files = files
         self._send = send
         self._known_models = known_models
+        self._models_reason = models_reason
         self._clock = clock
         self._is_awake = threading.Event()
         self._is_stopping = threading.Event()
@@ -191,6 +193,7 @@ class BatchKeeper:
                 known_models=self._known_models(),
                 bounds=replace(self._bounds, checkpoint=checkpoint),
                 clock=self._clock,
+                models_reason=self._models_reason,
             )
         # Not in its turn: the broker may be away.
         if is_new and finalize(job) is None and not job.is_cancelled:

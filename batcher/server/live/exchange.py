@@ -38,9 +38,11 @@ class _DeltaGroup:
         if len(self.deltas) == 1:
             return first
         logprobs = None
-        if first.logprobs is not None:
+        # Thoughts have none.
+        if any(delta.logprobs is not None for delta in self.deltas):
             logprobs = tuple(chain.from_iterable(delta.logprobs or () for delta in self.deltas))
-        return Delta(first.index, "".join(delta.text for delta in self.deltas), logprobs)
+        text = "".join(delta.text for delta in self.deltas)
+        return Delta(first.index, text, logprobs, "".join(delta.reasoning for delta in self.deltas))
 
 
 class Exchange:

@@ -24,7 +24,8 @@ class Listener:
         self.before_end = len(self.texts)
         self.whole = transcript.finish()
 
-    def hear(self, text: str, logprobs: tuple[TokenLogprob, ...] | None) -> None:
+    def hear(self, text: str, logprobs: tuple[TokenLogprob, ...] | None, thoughts: str) -> None:
+        assert not thoughts
         self.texts.append(text)
         self.logprobs.extend(logprobs or ())
 

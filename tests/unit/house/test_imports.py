@@ -31,6 +31,7 @@ FLOORS: tuple[dict[str, tuple[str, ...]], ...] = (
             "batcher.paths",
             "batcher.rounds",
             "batcher.startup",
+            "batcher.thoughts",
             "batcher.types",
         )
     },
@@ -88,6 +89,7 @@ NARROW = {
         "batcher.machine",
         "batcher.model_kinds",
         "batcher.model_memory",
+        "batcher.thoughts",
         "workers.engines.base",
         "workers.engines.llama",
         "numpy",

@@ -76,6 +76,7 @@ ASKING: dict[str, Any] = {
     "add_generation_prompt": False,
     "continue_final_message": True,
     "chat_template_kwargs": {"enable_thinking": False},
+    "reasoning": "off",
     "reasoning_effort": "low",
     "verbosity": "low",
     "documents": [{"title": "t", "text": "x"}],
@@ -145,7 +146,9 @@ def in_row(body: Mapping[str, Any]) -> Answer:
 
 @cache
 def parser(fields: tuple[str, ...]) -> RowParser:
-    return RowParser(params=SamplingParams(), default_model=None, known_models=frozenset({"m", "k"}), fields=fields)
+    known = frozenset({"m", "k"})
+    # As of a job for a model that reasons, whose thoughts a live request has told apart, too.
+    return RowParser(params=SamplingParams(), default_model=None, known_models=known, fields=fields, reasoning="split")
 
 
 def parse(line: Mapping[str, Any], *, prefix: str, fields: tuple[str, ...] = ()) -> Answer:

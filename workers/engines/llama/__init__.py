@@ -20,6 +20,7 @@ chat_writer.py  writes chats by it, in a process of its own
 chat_process.py that process
 chat_frames.py  what passes between
 echo.py       the prompt in front of its answer
+thinking.py   where its thoughts begin and end
 sampling/     from logits to tokens to text
 binding.py    llama.cpp by llama-cpp-python; the only file that imports it
 kernels.py    whether this build's matrix kernels compute what plain ones do

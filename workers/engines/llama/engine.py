@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 
 from batcher.errors import EngineError, ModelError
-from batcher.types import EngineStats, ErrorCode, FinishReason, RowError, SamplingParams, TokenLogprob
+from batcher.types import EngineStats, ErrorCode, FinishReason, RowError, SamplingParams
 from workers.engines.base import (
     ALL_ABILITIES,
     Ability,
@@ -38,7 +38,7 @@ from workers.engines.llama.prompts import Prompts
 from workers.engines.llama.sampling.logits import Floats
 from workers.engines.llama.sampling.sampler import Sampler
 from workers.engines.llama.sampling.text import decode_text
-from workers.engines.llama.sampling.transcript import transcript_of
+from workers.engines.llama.sampling.transcript import Logprobs, transcript_of
 from workers.engines.llama.scheduler import Scheduler
 from workers.engines.llama.sequence import Sequence
 from workers.engines.llama.step import StepBatch
@@ -208,13 +208,13 @@ class LlamaEngine:
             return None
         if scoring is not None:
             return Sequence(request, prompt, sink, ticket, on_start, scoring=scoring)
-        adjustment = self._prompts.adjust(request.params, prompt)
         transcript = transcript_of(
             request.params,
             piece=self._vocabulary.piece,
             tell=tell,
-            adjustment=adjustment,
+            adjustment=self._prompts.adjust(request.params, prompt),
             is_echoing=request.is_echoing,
+            splitter=self._prompts.split(request, prompt),
         )
         fitted = self._prompts.fit(request, prompt)
         sequence = Sequence(fitted, prompt, sink, ticket, on_start, transcript=transcript)
@@ -364,6 +364,8 @@ class LlamaEngine:
         tokens = np.array(sampled, np.int32)
         is_end = self._vocabulary.is_end[tokens]
         is_stopped = is_end.copy()
+        # As it was for these tokens: one may have ended the thoughts.
+        matchings = [sequence.ruling if is_ruled else None for sequence in batch.ready]
         for at, sequence in enumerate(batch.ready):
             if sequence.transcript is not None:
                 is_stopped[at], is_end[at] = self._note(sequence, sampled[at], logits[at], is_end=bool(is_end[at]))
@@ -372,13 +374,13 @@ class LlamaEngine:
                 is_end[at], is_stopped[at] = True, sequence.scoring.note(logits[at])
         is_full = self._scheduler.advance(batch, tokens, is_end=is_end)
         if is_ruled or any(sequence.scoring for sequence in batch.ready):
-            for at, sequence in enumerate(batch.ready):
+            for at, (sequence, matching) in enumerate(zip(batch.ready, matchings, strict=True)):
                 if sequence.scoring is not None and not is_stopped[at]:
                     is_full[at] = False
                     self._scheduler.go_back(sequence, sequence.scoring.path)
-                elif sequence.matching is not None and not is_stopped[at]:
+                elif matching is not None and not is_stopped[at]:
                     is_stopped[at], is_full[at] = self._follow(
-                        sequence, sequence.matching, sampled[at], logits[at], is_full=bool(is_full[at])
+                        sequence, matching, sampled[at], logits[at], is_full=bool(is_full[at])
                     )
         for at in np.flatnonzero(is_stopped | is_full).tolist():
             self._finish(batch.ready[at], FinishReason.STOP if is_stopped[at] else FinishReason.LENGTH)
@@ -420,7 +422,7 @@ class LlamaEngine:
         if not request.params.max_tokens:
             return False, True
         # A constraint lets a text end only where it may, or where nothing else may come.
-        if not (is_end and (sequence.matching is not None or transcript.ends_at(token))):
+        if not (is_end and (sequence.ruling is not None or transcript.ends_at(token))):
             return transcript.append(token, logits), False
         transcript.append_end(token, logits)
         return True, True
@@ -493,5 +495,5 @@ class LlamaEngine:
             sink(error)
 
 
-def _tell(on_delta: OnDelta, key: tuple[int, int], text: str, logprobs: tuple[TokenLogprob, ...] | None) -> None:
-    on_delta(SequenceDelta(key, text, logprobs))
+def _tell(on_delta: OnDelta, key: tuple[int, int], text: str, logprobs: Logprobs, reasoning: str) -> None:
+    on_delta(SequenceDelta(key, text, logprobs, reasoning))

@@ -30,7 +30,7 @@ class Masks:
         """Begin with those of `ready`; None where none of them has a constraint."""
         if not any(sequence.matching for sequence in ready):
             return None
-        matchings = [sequence.matching for sequence in ready]
+        matchings = [sequence.ruling for sequence in ready]
         due = [(at, each) for at, each in enumerate(matchings) if each is not None and not each.forced]
         parts = [due[start :: self._num_threads] for start in range(min(self._num_threads, len(due)))]
         return Rulings(matchings, self._bits, [self._threads.submit(self._fill, part) for part in parts])

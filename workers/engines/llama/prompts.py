@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from batcher.types import Constraint, ConstraintKind, ErrorCode, RowError, SamplingParams
+from batcher.types import Constraint, ConstraintKind, ErrorCode, Reasoning, RowError, SamplingParams
 from workers.engines.base import SequenceRequest
 from workers.engines.llama.chat_frames import Chat, ChatTemplateError, Source
 from workers.engines.llama.chat_writer import ChatProcessError, ChatWriter, Written
@@ -19,7 +19,9 @@ from workers.engines.llama.kv_cache import Tokens
 from workers.engines.llama.labels import LabelError, Path, Scoring, label_tokens
 from workers.engines.llama.sampling.adjustment import Adjustment, adjustment_of
 from workers.engines.llama.sampling.bad_words import NO_BAD_WORDS, BadWords, bad_words_of
+from workers.engines.llama.sampling.thoughts import ThoughtSplitter
 from workers.engines.llama.sampling.transcript import Tell
+from workers.engines.llama.thinking import thinking_of
 from workers.engines.llama.vocabulary import Vocabulary
 
 #: Characters for each token of the context that are tokenized in a moment, so that nothing need be known of them.
@@ -46,6 +48,8 @@ class Prompts:
         self._limit = limit
         self._bad_words = lru_cache(_MAX_KEPT_BAD_WORDS)(self._tokenize_bad_words)
         self._labels = lru_cache(_MAX_KEPT_LABELS)(self._tokenize_labels)
+        #: None for a model that does not reason.
+        self._thinking = thinking_of(chat_template, vocabulary)
         self._writers: tuple[ChatWriter, ChatWriter] | None = None
         if chat_template is not None:
             source = Source(chat_template, bos_token=vocabulary.bos_text, eos_token=vocabulary.eos_text)
@@ -60,7 +64,7 @@ class Prompts:
     def tokenize_all(self, requests: Sequence[SequenceRequest]) -> Iterator[Tokens | RowError]:
         """As `tokenize` for each. Many chats are written at a time, while others are tokenized."""
         for some in _cut(requests):
-            chats = [_chat_of(request) for request in some if request.is_chat]
+            chats = [self._chat_of(request) for request in some if request.is_chat]
             written = self._writers[0].write_all(chats) if self._writers is not None and len(chats) > 1 else []
             ahead = dict(zip(chats, written, strict=bool(written)))
             for request in some:
@@ -107,6 +111,10 @@ class Prompts:
         params = replace(request.params, max_tokens=scoring.longest, clips_max_tokens=False)
         return replace(request, params=params), scoring
 
+    def split(self, request: SequenceRequest, prompt: Tokens) -> ThoughtSplitter | None:
+        """What tells the thoughts in the completion of a request from its text; None where nobody has to."""
+        return None if self._thinking is None else self._thinking.splitter_for(request, prompt)
+
     def fit(self, request: SequenceRequest, prompt: Tokens) -> SequenceRequest:
         """`request`, to generate no more than there is room for behind its `prompt`, where it allows for that."""
         params, room = request.params, self._limit - len(prompt)
@@ -118,16 +126,35 @@ class Prompts:
     def _write_chat(self, request: SequenceRequest, ahead: Mapping[Chat, Written]) -> str | RowError:
         if self._writers is None:
             return _invalid("messages: the model has no chat template; complete a prompt with /v1/completions instead")
-        chat = _chat_of(request)
+        chat = self._chat_of(request)
         try:
             found = ahead[chat] if chat in ahead else self._writers[_num_chars(request) > _MANY_CHARS].write(chat)
             if isinstance(found, Exception):
                 raise found
-            return found
+            return self._without_thoughts(found, request)
         except ChatTemplateError as exc:
             return _invalid(f"{exc.field}: {exc}")
         except ChatProcessError as exc:
             return RowError(ErrorCode.ENGINE_ERROR, str(exc))
+
+    def _chat_of(self, request: SequenceRequest) -> Chat:
+        params = request.params
+        variables = params.chat_template_kwargs
+        if self._thinking is not None and _is_without_thoughts(params):
+            variables = self._thinking.switch_off(variables)
+        return Chat(
+            request.prompt,
+            adds_generation_prompt=params.add_generation_prompt,
+            continues_final=params.continue_final_message,
+            variables=variables,
+        )
+
+    def _without_thoughts(self, prompt: str, request: SequenceRequest) -> str:
+        """The prompt of a chat, behind which no thoughts begin where there are to be none."""
+        params = request.params
+        if self._thinking is None or not _is_without_thoughts(params) or not params.add_generation_prompt:
+            return prompt
+        return self._thinking.leave_out(prompt)
 
     def _read_ids(self, text: str, *, suffix: str) -> Tokens | RowError:
         """The tokens as they are: no BOS is put before them."""
@@ -216,18 +243,15 @@ class Prompts:
         )
 
 
-def _chat_of(request: SequenceRequest) -> Chat:
-    return Chat(
-        request.prompt,
-        adds_generation_prompt=request.params.add_generation_prompt,
-        continues_final=request.params.continue_final_message,
-        variables=request.params.chat_template_kwargs,
-    )
-
-
 def _num_chars(request: SequenceRequest) -> int:
     """Of what a template is given: messages, and variables, which may be whole documents."""
     return len(request.prompt) + len(request.params.chat_template_kwargs)
+
+
+def _is_without_thoughts(params: SamplingParams) -> bool:
+    # What is scored stands where the text begins.
+    is_scored = params.constraint is not None and params.constraint.kind is ConstraintKind.SCORED_CHOICE
+    return is_scored or params.reasoning == Reasoning.OFF
 
 
 def _cut(requests: Sequence[SequenceRequest]) -> Iterator[list[SequenceRequest]]:

@@ -74,6 +74,11 @@ class Sequence:
         return len(self.prompt) - 1 if self.request.scores_prompt and not self.is_echoed else 0
 
     @property
+    def ruling(self) -> Matching | None:
+        """The matching that its next token has to keep to: thoughts are free."""
+        return None if self.transcript is not None and self.transcript.is_in_thoughts else self.matching
+
+    @property
     def known(self) -> Tokens:
         """The prompt, and what was generated before it left its slot."""
         return np.concatenate((self.prompt, self.generated)) if len(self.generated) else self.prompt
@@ -106,7 +111,12 @@ class Sequence:
     ) -> Choice:
         """What a finished sequence gives."""
         usage = Usage(len(self.prompt), num_completion_tokens, self.num_cached)
-        return Choice(self.request.key[1], text, reason, usage, (now - self.started_at) * 1000, logprobs)
+        reasoning = None
+        if self.transcript is not None:
+            usage = replace(usage, reasoning_tokens=self.transcript.num_reasoning_tokens)
+            reasoning = self.transcript.reasoning
+        latency_ms = (now - self.started_at) * 1000
+        return Choice(self.request.key[1], text, reason, usage, latency_ms, logprobs, reasoning=reasoning)
 
     def constrain(self, matching: Matching) -> None:
         """Hold its text to a constraint. Before it runs.
@@ -130,7 +140,7 @@ class Sequence:
         assert scoring is not None
         best = scoring.best
         if scoring.tell is not None:
-            scoring.tell(constraint.labels[best], None)
+            scoring.tell(constraint.labels[best], None, "")
         num_tokens = scoring.num_tokens[best]
         choice = self.choice(constraint.labels[best], FinishReason.STOP, num_completion_tokens=num_tokens, now=now)
         return replace(choice, label_logprobs=tuple(scoring.logprobs))

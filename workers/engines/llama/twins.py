@@ -88,7 +88,11 @@ class Twins:
 def _num_chars(choice: Choice) -> int:
     """About as many characters as take the room of an answer."""
     listed = choice.logprobs or ()
-    return len(choice.text) + _CHARS_A_LOGPROB * (len(listed) + sum(len(token.top) for token in listed))
+    return (
+        len(choice.text)
+        + len(choice.reasoning or "")
+        + _CHARS_A_LOGPROB * (len(listed) + sum(len(token.top) for token in listed))
+    )
 
 
 def _key(sequence: Sequence) -> TwinKey:
@@ -97,6 +101,8 @@ def _key(sequence: Sequence) -> TwinKey:
     request = sequence.request
     # The same tokens are echoed as the text that they were, or as what they stand for.
     echo = (request.is_token_ids, request.scores_prompt) if request.is_echoing else None
+    # Of chats alone: the same tokens as a plain prompt are answered with one text.
+    thoughts = sequence.transcript.starts_in_thoughts if sequence.transcript is not None else None
     if is_greedy(params) or sequence.scoring is not None:
-        return digest, timeout_s, echo, _shaping_greedy(params)
-    return digest, timeout_s, echo, request.seed, _shaping(params)
+        return digest, timeout_s, echo, thoughts, _shaping_greedy(params)
+    return digest, timeout_s, echo, thoughts, request.seed, _shaping(params)

@@ -8,5 +8,6 @@ narrowing.py   the few tokens that top_k and min_p leave
 sampler.py     greedy, temperature, min_p, top_k, top_p, seeded
 logprobs.py    log-probabilities of generated tokens
 transcript.py  what a request has to know of its tokens one by one
+thoughts.py    thoughts told from text
 text.py        bytes to text, stop strings
 """
