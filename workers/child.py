@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,9 +33,8 @@ from workers.process.logs import set_up_logging
 if TYPE_CHECKING:
     from batcher.jobdir.folder import JobDir
     from workers.engines.base import Engine
+    from workers.engines.pool import CountWaiting, EnginePool
     from workers.shard.runner import WorkerContext
-
-    Engines = dict[str, Engine]
 
 # Not __name__, which is `__main__` here, and so none of those that `set_up_logging` lets speak.
 logger = logging.getLogger("batcher.workers.child")
@@ -50,6 +50,7 @@ EXIT_ENGINE_FAILED = 70
 NEEDED_MODULES = (
     "workers.engines.llama.loader",
     "workers.engines.open",
+    "workers.engines.pool",
     "workers.engines.profile",
     "workers.queue.tasks",
     "workers.queue.consumer",
@@ -99,20 +100,13 @@ def main() -> int:
 
 
 def _work(config: WorkerConfig, reporter: Reporter) -> int:
-    from batcher.model_files import verify_sha256
-    from workers.engines.open import load_engines
+    def on_abort(message: str) -> None:
+        reporter.send(Event(EventKind.ABORTED, message))
 
-    for name, digest in config.model_sha256:
-        verify_sha256(Path(dict(config.models)[name]), digest)
-    loaded = load_engines(
-        *(config.models, config.engine, config.demand),
-        on_abort=lambda message: reporter.send(Event(EventKind.ABORTED, message)),
-    )
-    engines = {each.engine.name: each.engine for each in loaded}
-    for engine in engines.values():
-        engine.start()
-    reporter.send(Event(EventKind.LOADED, "\n".join(each.setup for each in loaded)))
-    threading.Thread(target=_beat, args=(list(engines.values()), reporter), name="beat", daemon=True).start()
+    open_pool = _open_rotating if config.is_loading_on_demand else _open_all
+    engines, setup = open_pool(config, on_abort)
+    reporter.send(Event(EventKind.LOADED, setup))
+    threading.Thread(target=_beat, args=(engines, reporter), name="beat", daemon=True).start()
     failures = EngineFailures()
     if config.live_descriptor is not None:
         _answer_live(config.live_descriptor, engines, reporter, failures)
@@ -121,8 +115,62 @@ def _work(config: WorkerConfig, reporter: Reporter) -> int:
         exit_code = serve(config, engines, reporter, failures)
         return EXIT_ENGINE_FAILED if failures.has_any else exit_code
     finally:
-        for engine in engines.values():
-            engine.close()
+        engines.close()
+
+
+def _open_all(config: WorkerConfig, on_abort: Callable[[str], None]) -> "tuple[EnginePool, str]":
+    """All models in memory, ready to compute, and how they were set up."""
+    from workers.engines.open import load_engines
+    from workers.engines.pool import EnginePool
+
+    for name, _ in config.models:
+        _verify(name, config)
+    loaded = load_engines(config.models, config.engine, config.demand, on_abort=on_abort)
+    for each in loaded:
+        each.engine.start()
+    return EnginePool({each.engine.name: each.engine for each in loaded}), "\n".join(each.setup for each in loaded)
+
+
+def _open_rotating(config: WorkerConfig, on_abort: Callable[[str], None]) -> "tuple[EnginePool, str]":
+    """Models that are loaded when somebody waits for them; none is yet."""
+    from workers.engines.open import EngineLoader
+    from workers.engines.pool import RotatingPool
+
+    loader = EngineLoader(config.models, config.engine, config.demand, on_abort=on_abort)
+
+    def load(name: str) -> "Engine":
+        _verify(name, config)
+        return loader.load(name).engine
+
+    def has_room(name: str, beside: "Mapping[str, Engine]") -> bool:
+        fits = loader.has_room(name, beside=beside)
+        return fits if config.max_loaded is None else len(beside) < config.max_loaded
+
+    names = tuple(name for name, _ in config.models)
+    pool = RotatingPool(
+        names,
+        load=load,
+        has_room=has_room,
+        usual_slots=loader.usual_slots,
+        count_waiting=_waiting_counter(names, config) if config.takes_shards else dict,
+    )
+    pool.start()
+    room = "as many as memory has room for" if config.max_loaded is None else f"{config.max_loaded} at a time"
+    return pool, f"{len(names)} models, each loaded when it is wanted, {room}: {', '.join(names)}"
+
+
+def _waiting_counter(names: Sequence[str], config: WorkerConfig) -> "CountWaiting":
+    from batcher.broker.client import count_waiting, open_client
+
+    client = open_client(config.broker_url)
+    return lambda: count_waiting(client, names, scope=config.scope)
+
+
+def _verify(name: str, config: WorkerConfig) -> None:
+    from batcher.model_files import verify_sha256
+
+    if digest := dict(config.model_sha256).get(name):
+        verify_sha256(Path(dict(config.models)[name]), digest)
 
 
 class EngineFailures:
@@ -138,7 +186,7 @@ class EngineFailures:
         _stop()
 
 
-def _answer_live(descriptor: int, engines: "Engines", reporter: Reporter, failures: EngineFailures) -> None:
+def _answer_live(descriptor: int, engines: "EnginePool", reporter: Reporter, failures: EngineFailures) -> None:
     from workers.live.engine_end import LiveRequests
 
     LiveRequests(
@@ -151,7 +199,7 @@ def _answer_live(descriptor: int, engines: "Engines", reporter: Reporter, failur
     ).start()
 
 
-def _wait_for_stop(config: WorkerConfig, engines: "Engines", reporter: Reporter, failures: EngineFailures) -> int:
+def _wait_for_stop(config: WorkerConfig, engines: "EnginePool", reporter: Reporter, failures: EngineFailures) -> int:
     """Let live requests be answered until SIGTERM comes."""
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: stopping.set())
@@ -160,13 +208,16 @@ def _wait_for_stop(config: WorkerConfig, engines: "Engines", reporter: Reporter,
     return 0
 
 
-def _beat(engines: list["Engine"], reporter: Reporter) -> None:
+def _beat(engines: "EnginePool", reporter: Reporter) -> None:
     """Tell the parent every second how far the engines are, as long as the process lives."""
     given_back_at = time.monotonic()
     while True:
-        steps = tuple(engine.num_steps for engine in engines)
-        is_busy = tuple(engine.is_busy for engine in engines)
-        longest_step_s = max(engine.longest_step_s for engine in engines)
+        loaded = engines.loaded()
+        # Of each model, so that the parent can compare: one that is not loaded has nothing to do.
+        each = [loaded.get(name) for name in engines.names]
+        steps = tuple(engine.num_steps if engine else 0 for engine in each)
+        is_busy = tuple(engine is not None and engine.is_busy for engine in each)
+        longest_step_s = max((engine.longest_step_s for engine in loaded.values()), default=0.0)
         reporter.send(Event(EventKind.BEAT, beat=Beat(steps, is_busy, longest_step_s)))
         if time.monotonic() >= given_back_at + GIVE_BACK_INTERVAL_S:
             give_memory_back()
@@ -178,13 +229,14 @@ def _keep_logging(**_: Any) -> None:
     """A receiver of Celery's signal, which else sets up a logging of its own."""
 
 
-def _take_shards(config: WorkerConfig, engines: "Engines", reporter: Reporter, failures: EngineFailures) -> int:
+def _take_shards(config: WorkerConfig, engines: "EnginePool", reporter: Reporter, failures: EngineFailures) -> int:
     from celery import signals
     from celery.exceptions import SecurityWarning
 
     from batcher.broker.client import queue_name
     from workers.queue.app import WORKER_OPTIONS, concurrency, make_celery
     from workers.queue.tasks import register
+    from workers.queue.transport import IS_OPEN
 
     # Set in a signal handler, which runs in the main thread: safe, as that thread never waits on it.
     stopping = threading.Event()
@@ -200,7 +252,8 @@ def _take_shards(config: WorkerConfig, engines: "Engines", reporter: Reporter, f
     def on_ready(**_: Any) -> None:
         reporter.send(Event(EventKind.READY))
 
-    app = make_celery(config.broker_url)
+    models = {queue_name(name, scope=config.scope): name for name in engines.names}
+    app = make_celery(config.broker_url, **{IS_OPEN: lambda queue: engines.takes_shards(models[queue])})
     register(
         app,
         jobs_root=Path(config.jobs_root),
@@ -215,9 +268,10 @@ def _take_shards(config: WorkerConfig, engines: "Engines", reporter: Reporter, f
     warnings.filterwarnings("ignore", category=SecurityWarning)
     signals.worker_shutting_down.connect(on_stop)
     signals.worker_ready.connect(on_ready)
-    queues = [queue_name(name, scope=config.scope) for name in engines]
-    num_shards = concurrency(max(engine.num_slots for engine in engines.values()))
-    worker = app.Worker(hostname=f"batcher@{config.name}", queues=queues, concurrency=num_shards, **WORKER_OPTIONS)
+    num_shards = concurrency(engines.most_slots)
+    worker = app.Worker(
+        hostname=f"batcher@{config.name}", queues=list(models), concurrency=num_shards, **WORKER_OPTIONS
+    )
     worker.start()
     return int(worker.exitcode or 0)
 

@@ -13,7 +13,7 @@ from batcher.machine import read_memory
 from batcher.model_files import ModelRef, parse_sha256
 from batcher.model_kinds import check_completes_text
 from batcher.model_memory import model_need
-from batcher.models.folder import check_models_dir
+from batcher.models.folder import ModelsFolder, check_models_dir
 from batcher.models.resolver import model_named, our_models, parse_model
 from batcher.models.source import Tell
 from batcher.paths import expand_home
@@ -55,13 +55,15 @@ def choose_models(
     *,
     needed: set[str] | None = None,
     servers: RemoteServers | None = None,
+    takes_all: bool = False,
     tell: Tell | None = None,
 ) -> list[ChosenModel]:
     """The models that `--model` gives; with none given, those `needed` by name, else the only one of ours.
 
-    With `servers` they are models of these (`choose_served`). A model of the hub that is not here is fetched; `tell`
-    takes what is said of it. Raises InputError where nothing says which, ModelError for a model that is not here and
-    can't be fetched, or completes no text.
+    With `servers` they are models of these (`choose_served`). `takes_all`: with none given, all of the folder of models
+    that complete text. A model of the hub that is not here is fetched; `tell` takes what is said of it, and of those
+    that are left out. Raises InputError where nothing says which, ModelError for a model that is not here and can't be
+    fetched, or completes no text.
     """
     if servers is not None:
         return [*choose_served(specs, servers, needed=needed)]
@@ -73,6 +75,8 @@ def choose_models(
         return chosen + [_needed(name) for name in sorted(needed - set(names))]
     if chosen:
         return chosen
+    if takes_all and (found := _all_of_folder(tell)):
+        return [*found]
     ours = our_models()
     if len(ours) == 1:
         check_completes_text(ours[0].path)
@@ -85,6 +89,19 @@ def choose_models(
         else "which model? Give --model NAME, of those that `batcher models` lists, PATH of a GGUF file, or "
         "hf:OWNER/REPO:QUANT to fetch one"
     )
+
+
+def _all_of_folder(tell: Tell | None) -> list[ModelRef]:
+    found = []
+    for model in ModelsFolder().models():
+        try:
+            check_completes_text(model.path)
+        except ModelError as exc:
+            if tell is not None:
+                tell(f"left out: {exc}")
+        else:
+            found.append(ModelRef(model.name, model.path))
+    return found
 
 
 def _needed(name: str) -> ModelRef:
@@ -147,11 +164,14 @@ def worker_config(
     quiet: bool,
     model_sha256: Sequence[str],
     validators: Sequence[str],
+    max_loaded: int | None,
+    is_loading_on_demand: bool = False,
     **options: Any,
 ) -> "WorkerConfig":
     """What a worker of these models needs to know but for its broker; `options` are fields of `WorkerConfig`.
 
-    Imports the modules of `validators`. Raises InputError for one that is not there.
+    With `max_loaded` it loads models when they are wanted, too. Imports the modules of `validators`. Raises InputError
+    for one that is not there, and where the models are not in its own memory.
     """
     from workers.local import default_worker_name
     from workers.process.events import WorkerConfig
@@ -164,6 +184,8 @@ def worker_config(
         jobs_root=str(jobs_root),
         home=str(home),
         quiet=quiet,
+        is_loading_on_demand=is_loading_on_demand or max_loaded is not None,
+        max_loaded=max_loaded,
         model_sha256=parse_sha256(model_sha256, _files(models)),
         validators=tuple((name, find_validator(name).folder) for name in dict.fromkeys(validators)),
         **options,
@@ -194,6 +216,7 @@ def take_engine_options(options: dict[str, Any]) -> dict[str, Any]:
         "stall_timeout_s": options.pop("stall_timeout", None),
         "lease_ttl_s": options.pop("lease_ttl", None) or LEASE_TTL_S,
         "row_timeout_s": options.pop("row_timeout", None),
+        "max_loaded": options.pop("max_loaded", None),
         "model_sha256": (digests,) if isinstance(digests, str) else digests,
         "validators": tuple(options.pop("allow_validator", ())),
     }

@@ -142,6 +142,8 @@ class EngineOptions(TypedDict, total=False):
     micro_batch_tokens: _Count | None
     #: Bytes that a worker may take, with its weights: 2**30, or "1G". [what is free]
     memory: Annotated[int | str, AfterValidator(_size)] | None
+    #: Most models in memory at a time, each loaded when rows wait for it. [all, from the start]
+    max_loaded: _Count | None
     #: Seconds in which a worker stops. [8]
     grace: Annotated[float, Field(ge=0)]
     #: Seconds without a step after which an engine is restarted. [120]

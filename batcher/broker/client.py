@@ -19,6 +19,7 @@ one name, and workers of two scopes can work on one job. The functions below mak
 import os
 import ssl
 import time
+from collections.abc import Sequence
 
 import redis
 from redis.backoff import NoBackoff
@@ -88,6 +89,18 @@ def queue_keys(model: str, *, scope: str) -> tuple[str, ...]:
     """All that a broker holds of `queue_name`: the list, and what kombu notes beside it."""
     name = queue_name(model, scope=scope)
     return queue_key(model, scope=scope), *(f"{KEY_PREFIX}_kombu.{kind}.{name}" for kind in _BINDINGS)
+
+
+def count_waiting(client: redis.Redis, models: Sequence[str], *, scope: str) -> dict[str, int]:
+    """How many shards wait in the queue of each model. One round trip. Raises BrokerError."""
+    try:
+        with client.pipeline(transaction=False) as pipe:
+            for model in models:
+                pipe.llen(queue_key(model, scope=scope))
+            found = pipe.execute()
+    except redis.RedisError as exc:
+        raise BrokerError(f"broker: the queues could not be read: {trouble(exc)}") from exc
+    return dict(zip(models, found, strict=True))
 
 
 def lease_key(job: str, shard: int) -> str:

@@ -1,8 +1,9 @@
 """Options and choices of the commands that load models: run, worker, resume, serve."""
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,7 +20,11 @@ from batcher.cli.options import (
     row_timeout_option,
 )
 from batcher.errors import InputError
+from batcher.models.folder import MODELS_DIR_VARIABLE
 from batcher.types import RemoteServers
+
+if TYPE_CHECKING:
+    from workers.process.events import WorkerConfig
 
 models_option = option(
     "--model",
@@ -48,6 +53,12 @@ server_options = chain(
 )
 _ENGINE_OPTIONS: tuple[Decorator, ...] = (
     server_options,
+    option(
+        "--max-loaded",
+        type=click.IntRange(min=1),
+        help="Load each model when a shard or live request waits for it, and at most so many at a time: the one used "
+        "least lately leaves for another. [default: all models from the start]",
+    ),
     option(
         "--slots",
         type=click.IntRange(min=1),
@@ -114,11 +125,43 @@ def tell(line: str) -> None:
     click.echo(line, err=True)
 
 
+models_dir_option = option(
+    "--models-dir",
+    type=click.Path(path_type=Path),
+    expose_value=False,
+    is_eager=True,
+    callback=lambda ctx, param, value: _name_models_dir(value),
+    help="Folder of GGUF files. Without --model all of them are served, each loaded when a shard or live request waits "
+    "for it, as many at a time as --max-loaded says or memory has room for.",
+)
+
+
+def _name_models_dir(folder: Path | None) -> None:
+    # Whoever looks for models by name asks the environment, and so do the processes that are started from here.
+    if folder is not None:
+        os.environ[MODELS_DIR_VARIABLE] = str(folder)
+
+
 def choose_models(
-    specs: Sequence[str], *, needed: set[str] | None = None, servers: RemoteServers | None = None
+    specs: Sequence[str],
+    *,
+    needed: set[str] | None = None,
+    servers: RemoteServers | None = None,
+    takes_all: bool = False,
 ) -> list[ChosenModel]:
     """As `batcher.api.engines` does it; where nothing says which model, the command's usage is shown."""
     try:
-        return engines.choose_models(specs, needed=needed, servers=servers, tell=tell)
+        return engines.choose_models(specs, needed=needed, servers=servers, takes_all=takes_all, tell=tell)
     except InputError as exc:
         raise click.UsageError(str(exc)) from exc
+
+
+def standing_config(
+    specs: Sequence[str], chosen: Sequence[ChosenModel], jobs_root: Path, engine: Mapping[str, Any]
+) -> "WorkerConfig":
+    """Of a worker or server that stays: where no model was named, the `chosen` are loaded when they are wanted.
+
+    `engine` is of `take_engine_options`.
+    """
+    is_any = not specs and len(chosen) > 1 and engine["engine"].servers is None
+    return engines.worker_config(chosen, jobs_root, home=jobs_root, quiet=False, is_loading_on_demand=is_any, **engine)

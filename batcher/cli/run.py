@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from batcher.api.engines import needed_extras, take_engine_options, where, worker_config
+from batcher.api.engines import needed_extras, take_engine_options, where
 from batcher.cli import EXIT_INTERRUPTED
-from batcher.cli.engines import choose_models, engine_options, models_option
+from batcher.cli.engines import choose_models, engine_options, models_dir_option, models_option, standing_config
 from batcher.cli.options import (
     broker_option,
     find_job,
@@ -171,6 +171,7 @@ def submit_command(
 
 @click.command("worker")
 @models_option
+@models_dir_option
 @engine_options
 @option("--name", help="What stands in the `worker` column of the results. [default: host and process id]")
 @broker_option
@@ -198,11 +199,11 @@ def worker_command(
             "worker needs --broker URL (or BATCHER_BROKER); on one machine, `batcher run` needs none"
         )
     engine = take_engine_options(options)
-    chosen = choose_models(models, servers=engine["engine"].servers)
+    chosen = choose_models(models, servers=engine["engine"].servers, takes_all=True)
     check_takes_jobs(jobs_dir)
     jobs_root = make_root(jobs_dir)
     log_to_stderr(logging.INFO, broker_url=broker)
-    config = worker_config(chosen, jobs_root, home=jobs_root, quiet=False, **engine)
+    config = standing_config(models, chosen, jobs_root, engine)
     config = replace(config, broker_url=broker, name=check_id(name, what="worker name") if name else config.name)
     run_worker(
         config,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from batcher.api.engines import needed_extras, take_engine_options, worker_config
-from batcher.cli.engines import choose_models, engine_options, models_option
+from batcher.api.engines import needed_extras, take_engine_options
+from batcher.cli.engines import choose_models, engine_options, models_dir_option, models_option, standing_config
 from batcher.cli.options import broker_option, jobs_dir_option, option
 from batcher.cli.watch import log_to_stderr
 from batcher.installation import check_installed
@@ -105,6 +105,7 @@ def limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command("serve")
 @models_option
+@models_dir_option
 @option("--host", default="127.0.0.1", help="Address to listen at; 0.0.0.0 is every one of this machine.")
 @option("--port", type=click.IntRange(min=0, max=65535), default=8000, help="Port to listen at; 0 takes a free one.")
 @jobs_dir_option
@@ -180,8 +181,8 @@ def serve_command(
     worker = take_engine_options(options)
     engines, names = None, "files and batches"
     if has_engines:
-        chosen = choose_models(models, servers=worker["engine"].servers)
-        engines = worker_config(chosen, jobs_root, home=jobs_root, quiet=False, **worker)
+        chosen = choose_models(models, servers=worker["engine"].servers, takes_all=True)
+        engines = standing_config(models, chosen, jobs_root, worker)
         names = ", ".join(model.name for model in chosen)
     config = ServerConfig(
         host=host,

@@ -6,12 +6,13 @@ it computed elsewhere, need not have llama.cpp.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from batcher.errors import ModelError
+from batcher.model_memory import model_need
 from batcher.types import Demand, EngineConfig, RemoteServers, RowError
 from workers.engines.base import Engine, SequenceRequest
 
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
     from workers.engines.remote.catalog import Catalog
 
 logger = logging.getLogger(f"batcher.{__name__}")
+
+#: A model that memory leaves fewer slots than these is so slow that another one leaves for it.
+_FEWEST_SLOTS = 4
+#: Tokens of a slot.
+_USUAL_LENGTH = 4096
 
 #: Of each request the number of tokens of its prompt, or why it can't run.
 CountTokens = Callable[[Sequence[SequenceRequest]], Iterable[int | RowError]]
@@ -57,32 +63,78 @@ def load_engines(
     """
     if config.servers is not None:
         return _remote_engines(models, config.servers, num_slots=config.num_slots)
-    from workers.engines.fingerprint import system_fingerprint
-    from workers.engines.llama import loader
-    from workers.engines.llama.gate import Gate
-    from workers.engines.profile import find_tuned
+    loader = EngineLoader(models, config, demand, on_abort=on_abort)
+    return [loader.load(name) for name, _ in models]
 
-    if on_abort is not None:
-        loader.tell_aborts(on_abort)
-    gate = Gate()
-    loaded = []
-    for name, where in models:
-        path = Path(where)
+
+class EngineLoader:
+    """Makes engines for pairs of a model's name and its path, one by one, all for this process."""
+
+    def __init__(
+        self,
+        models: Sequence[tuple[str, str]],
+        config: EngineConfig,
+        demand: Demand,
+        *,
+        on_abort: Callable[[str], None] | None = None,
+    ) -> None:
+        """`on_abort` is as for `load_engines`."""
+        from workers.engines.llama import loader
+        from workers.engines.llama.gate import Gate
+
+        if on_abort is not None:
+            loader.tell_aborts(on_abort)
+        self._paths = {name: Path(where) for name, where in models}
+        self._config = config
+        self._demand = demand
+        self._gate = Gate()
+        #: What each of those takes that are loaded.
+        self._taken: dict[str, int] = {}
+        available = loader.available_memory(on_gpu=loader.uses_gpu(config))
+        self._budget = config.memory or available // demand.num_workers
+
+    @property
+    def usual_slots(self) -> int:
+        """The slots of a model that is not loaded yet; a guess."""
+        from workers.engines.llama import loader
+
+        return loader.usual_slots(self._config)
+
+    def load(self, name: str) -> LoadedEngine:
+        """An engine for one of the models. Blocks while it is read; raises ModelError."""
+        from workers.engines.fingerprint import system_fingerprint
+        from workers.engines.llama import loader
+        from workers.engines.profile import find_tuned
+
+        path, config = self._paths[name], self._config
+        if config.memory is not None:
+            config = replace(config, memory=config.memory - sum(self._taken.values()))
         model = loader.load_model(path, config)
         tuned = find_tuned(path, uses_gpu=loader.uses_gpu(config))
-        settings = loader.choose(model, config, tuned=tuned, demand=demand)
+        settings = loader.choose(model, config, tuned=tuned, demand=self._demand)
         engine = loader.make_engine(
             name,
             model,
             settings,
             is_deduplicating=config.is_deduplicating,
-            gate=gate,
+            gate=self._gate,
             system_fingerprint=system_fingerprint(path, backend=loader.describe_backend(config)),
         )
-        config = loader.beside(model, settings, config)
-        loaded.append(LoadedEngine(engine, f"{name}: {settings}"))
-        logger.info("%s", loaded[-1].setup)
-    return loaded
+        self._taken[name] = loader.bytes_taken(model, settings)
+        setup = f"{name}: {settings}"
+        logger.info("%s", setup)
+        return LoadedEngine(engine, setup)
+
+    def has_room(self, name: str, *, beside: Collection[str]) -> bool:
+        """Whether memory has room for a model beside those, with slots enough to be of use; always for the first."""
+        for gone in self._taken.keys() - set(beside):
+            del self._taken[gone]
+        need = model_need(self._paths[name])
+        if need is None or not beside:
+            return True  # What can't be read fails when it is loaded.
+        slots = min(self._config.num_slots or _FEWEST_SLOTS, _FEWEST_SLOTS)
+        length = self._config.context_length or self._demand.longest_request or _USUAL_LENGTH
+        return sum(self._taken.values()) + need.total(num_slots=slots, context_length=length) <= self._budget
 
 
 def _remote_engines(

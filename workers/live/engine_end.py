@@ -10,12 +10,14 @@ import logging
 import queue
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 
-from batcher.errors import EngineError
+from batcher.errors import EngineError, ModelError
 from batcher.rounds import Rounds
 from batcher.types import Choice, Delta, ErrorCode, RowError
-from workers.engines.base import Engine, SequenceDelta, SequenceResult, Ticket
+from workers.engines.base import SequenceDelta, SequenceResult, Ticket
+from workers.engines.pool import EnginePool, NotLoadedError
 from workers.live.frames import (
     Answer,
     AskStats,
@@ -37,6 +39,9 @@ logger = logging.getLogger(f"batcher.{__name__}")
 #: Answers that are sent in one go.
 _MOST_AT_ONCE = 1024
 
+#: Seconds. How long a request waits for its model to be loaded, another leaving for it perhaps.
+LOAD_PATIENCE_S = 600.0
+
 #: Characters of prompts, and of documents for them, that are tokenized in some tens of milliseconds. Requests with more
 #: wait for each other, and nobody else for them.
 _MANY_CHARS = 65_536
@@ -52,7 +57,7 @@ class LiveRequests:
     def __init__(
         self,
         channel: socket.socket,
-        engines: Mapping[str, Engine],
+        engines: EnginePool,
         *,
         on_answered: Callable[[], None],
         on_engine_failure: Callable[[EngineError], None],
@@ -66,22 +71,33 @@ class LiveRequests:
         self._answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
         #: By number; what is not in it any more needs no answer.
         self._open: dict[int, _Open] = {}
-        #: By model, and whether they are large: what takes long for one model holds up no other.
-        self._queues = {(name, is_large): _Queue() for name in engines for is_large in (False, True)}
-        work: list[tuple[Callable[..., None], tuple[_Queue, ...]]] = [
-            (self._read, ()),
-            (self._write, ()),
-            *((self._submit_all, (waiting,)) for waiting in self._queues.values()),
-        ]
-        self._threads = [
-            threading.Thread(target=run, args=args, name=f"live-{run.__name__.strip('_')}", daemon=True)
-            for run, args in work
-        ]
+        #: By model, and whether they are large: what takes long for one model, as to be loaded, holds up no other.
+        #: Only for the thread that reads.
+        self._queues: dict[tuple[str, bool], _Queue] = {}
+        #: As the server was told last. Guarded by `_lock`.
+        self._fingerprints: dict[str, str | None] = dict.fromkeys(engines.names)
+        self._lock = threading.Lock()
 
     def start(self) -> None:
-        self._answers.put(Hello({name: engine.system_fingerprint for name, engine in self._engines.items()}))
-        for thread in self._threads:
-            thread.start()
+        self._say_hello()
+        self._run(self._read)
+        self._run(self._write)
+
+    def _run(self, target: Callable[..., None], *args: object) -> None:
+        threading.Thread(target=target, args=args, name=f"live-{target.__name__.strip('_')}", daemon=True).start()
+
+    def _say_hello(self) -> None:
+        with self._lock:
+            for name, engine in self._engines.loaded().items():
+                self._fingerprints[name] = engine.system_fingerprint
+            self._answers.put(Hello(dict(self._fingerprints)))
+
+    def _queue_of(self, key: tuple[str, bool]) -> "_Queue":
+        found = self._queues.get(key)
+        if found is None:
+            found = self._queues[key] = _Queue()
+            self._run(self._submit_all, found)
+        return found
 
     def _read(self) -> None:
         try:
@@ -101,13 +117,13 @@ class LiveRequests:
                 entry = self._open[number] = _Open(question, self._answers.put, self._close)
                 num_chars = sum(map(len, request.prompts)) + len(request.params.chat_template_kwargs)
                 is_large = num_chars > _MANY_CHARS
-                self._queues[request.model, is_large].put(question, entry)
+                self._queue_of((request.model, is_large)).put(question, entry)
             case Cancel():
                 cancelled = self._open.pop(question.number, None)
                 if cancelled is not None:
                     cancelled.cancel()
             case AskStats():
-                stats = {name: engine.stats() for name, engine in self._engines.items()}
+                stats = {name: engine.stats() for name, engine in self._engines.loaded().items()}
                 self._answers.put(Stats(question.number, stats))
 
     def _write(self) -> None:
@@ -145,7 +161,16 @@ class LiveRequests:
         )
         on_delta = entry.take_delta if question.is_streaming else None
         try:
-            entry.hold(self._engines[request.model].submit(sequences, entry.take, on_delta=on_delta))
+            engine = self._engines.acquire(request.model, patience_s=LOAD_PATIENCE_S)
+        except (NotLoadedError, ModelError) as exc:
+            logger.warning("a live request for %s has no engine: %s", request.model, exc)
+            entry.refuse(f"the model {request.model} can't be loaded now; the server's log says why")
+            return
+        entry.keep(partial(self._engines.release, request.model))
+        if self._fingerprints[request.model] != engine.system_fingerprint:
+            self._say_hello()
+        try:
+            entry.hold(engine.submit(sequences, entry.take, on_delta=on_delta))
         except EngineError as exc:
             entry.take(exc)
 
@@ -190,11 +215,30 @@ class _Open:
         self._answer = answer
         self._close = close
         self._is_over = False
+        self._releases: list[Callable[[], None]] = []
 
     @property
     def is_over(self) -> bool:
         """Whether nobody waits for it any more."""
         return self._is_over
+
+    def keep(self, release: Callable[[], None]) -> None:
+        """Call `release` when the request is over, which it may be already."""
+        self._releases.append(release)
+        if self._is_over:
+            self._end()
+
+    def refuse(self, message: str) -> None:
+        """Answer that there is no engine for it now."""
+        if not self._is_over:
+            self._fail(RowError(ErrorCode.ENGINE_ERROR, message))
+            self._close(self._number, None)
+
+    def _end(self) -> None:
+        self._is_over = True
+        # In several threads at a time, of which one finds it.
+        with contextlib.suppress(IndexError):
+            self._releases.pop()()
 
     def hold(self, ticket: Ticket) -> None:
         """Keep what the engine gave for the request, which may be over already."""
@@ -203,7 +247,7 @@ class _Open:
             ticket.cancel()
 
     def cancel(self) -> None:
-        self._is_over = True
+        self._end()
         if self._ticket is not None:
             self._ticket.cancel()
 
@@ -232,12 +276,12 @@ class _Open:
             if self._is_drawing_more:
                 for choice in self._gathering.choices():
                     self._finish(choice)
-            self._is_over = True
+            self._end()
             self._close(self._number, None)
 
     def _finish(self, choice: Choice) -> None:
         self._answer(Finished(self._number, choice))
 
     def _fail(self, error: RowError) -> None:
-        self._is_over = True
+        self._end()
         self._answer(Failed(self._number, error))

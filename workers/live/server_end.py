@@ -169,7 +169,7 @@ class ProcessEngines:
                     case Failed(error=error):
                         num_missing = 0
                         if error.code is ErrorCode.ENGINE_ERROR:
-                            raise EngineAwayError(_DIED)
+                            raise EngineAwayError(error.message)
                         param = error_param(error, is_chat=request.is_chat)
                         raise LiveRequestError(replace(error, param=param))
                     case _:

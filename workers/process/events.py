@@ -16,7 +16,8 @@ class WorkerConfig:
     the results. `home` is the folder below which the supervisor keeps its sign of life. `stall_timeout_s` are the
     seconds without a step after which an engine is given up. `row_timeout_s` goes before a job's own. `quiet` leaves
     only warnings in the log. `model_sha256` are pairs of a model's name and the digest that its file must have.
-    `scope` is that of the queues from which it takes them.
+    `scope` is that of the queues from which it takes them. With `is_loading_on_demand` models are loaded when somebody
+    waits for them, `max_loaded` at a time, or as many as memory has room for.
     Unless it `takes_shards` it computes only live requests, and knows no broker. `live_descriptor` is that of the
     socket by which they come. `process` is the child's id, which no other process has: its leases are told by it from
     those of an earlier child, and of another worker of this name. `validators` are pairs of a function's name and the
@@ -41,6 +42,8 @@ class WorkerConfig:
     process: str = ""
     scope: str = ""
     validators: tuple[tuple[str, str], ...] = ()
+    is_loading_on_demand: bool = False
+    max_loaded: int | None = None
 
 
 class EventKind(StrEnum):

@@ -109,10 +109,11 @@ def concurrency(num_slots: int) -> int:
     return min(_MOST_SHARDS, 1 + math.ceil(3 * num_slots / _SMALL_SHARD_ROWS))
 
 
-def make_celery(broker_url: str) -> Celery:
-    """The application on a broker. Does not connect."""
+def make_celery(broker_url: str, **transport_options: object) -> Celery:
+    """The application on a broker. Does not connect. `transport_options` are those of `workers/queue/transport.py`."""
     app = Celery("batcher", broker=celery_url(broker_url), set_as_current=False)
     app.conf.update(_SETTINGS)
+    app.conf.broker_transport_options = {**app.conf.broker_transport_options, **transport_options}
     return app
 
 

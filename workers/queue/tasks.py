@@ -1,7 +1,9 @@
 """The Celery task: a thin view. Checks the message, runs the shard, tells Celery what becomes of the message."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from celery import Celery
@@ -10,10 +12,10 @@ from celery.exceptions import Reject
 from batcher.errors import BatcherError, EngineError
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.root import locate_job
-from workers.engines.base import Engine
+from workers.engines.pool import EnginePool, NotLoadedError
 from workers.queue.app import RUN_SHARD
 from workers.queue.messages import MessageError, ShardMessage
-from workers.shard.runner import RunOutcome, WorkerContext, run_shard
+from workers.shard.runner import AnyOf, RunOutcome, WorkerContext, run_shard
 
 logger = logging.getLogger(f"batcher.{__name__}")
 
@@ -25,21 +27,26 @@ def register(
     app: Celery,
     *,
     jobs_root: Path,
-    engines: Mapping[str, Engine],
+    engines: EnginePool,
     context: WorkerContext,
     on_failure: OnFailure,
     on_engine_failure: Callable[[EngineError], None],
 ) -> None:
-    """Give `app` the task. `engines` are by model name; `on_engine_failure` is to end the process."""
+    """Give `app` the task. `on_engine_failure` is to end the process."""
 
     @app.task(name=RUN_SHARD)  # type: ignore[untyped-decorator]
     def run_shard_task(job_id: object = None, shard: object = None) -> None:
-        found = _resolve(job_id, shard, jobs_root=jobs_root, engines=engines)
+        found = _resolve(job_id, shard, jobs_root=jobs_root, models=engines.names)
         if found is None:
             return
-        job, number, engine = found
+        job, number, model = found
+        stopping = AnyOf(context.stopping.is_set, partial(engines.must_give_back, model))
         try:
-            outcome = run_shard(job, number, engine, context)
+            with engines.using(model) as engine:
+                outcome = run_shard(job, number, engine, replace(context, stopping=stopping))
+        except NotLoadedError as exc:
+            # It was taken from the queue at the moment when its model left.
+            raise Reject(str(exc), requeue=True) from exc
         except EngineError as exc:
             on_engine_failure(exc)
             raise Reject(str(exc), requeue=True) from exc
@@ -53,22 +60,21 @@ def register(
             return
         logger.info("shard %d of %s: %s", number, job.job_id, outcome.value)
         if outcome is RunOutcome.STOPPED:
-            raise Reject("the worker stops", requeue=True)
+            raise Reject("the worker stops, or its model leaves", requeue=True)
 
 
 def _resolve(
-    job_id: object, shard: object, *, jobs_root: Path, engines: Mapping[str, Engine]
-) -> tuple[JobDir, int, Engine] | None:
-    """The job, shard and engine a message means; None, with a line in the log, where it means none of ours."""
+    job_id: object, shard: object, *, jobs_root: Path, models: Collection[str]
+) -> tuple[JobDir, int, str] | None:
+    """The job, shard and model a message means; None, with a line in the log, where it means none of ours."""
     try:
         message = ShardMessage.from_values(job_id, shard)
         job = JobDir.open(locate_job(jobs_root, message.job_id))
     except (MessageError, BatcherError) as exc:
         logger.warning("a message is dropped: %s", exc)
         return None
-    models = {info.shard: info.model for info in job.manifest.shards}
-    engine = engines.get(models.get(message.shard) or "")
-    if engine is None:
+    model = {info.shard: info.model for info in job.manifest.shards}.get(message.shard)
+    if model is None or model not in models:
         logger.warning("a message is dropped: %s has no shard %d for the models here", job.path, message.shard)
         return None
-    return job, message.shard, engine
+    return job, message.shard, model

@@ -14,14 +14,19 @@ kombu has no public place for this. What is overridden here stands in `tests/uni
 import contextlib
 import logging
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import redis
 from kombu.transport import redis as kombu_redis
 from kombu.utils.json import dumps
+from kombu.utils.scheduling import round_robin_cycle
 
 from workers.queue.messages import MessageError, checked
+
+#: Of the transport's options.
+IS_OPEN = "is_open"
 
 logger = logging.getLogger(f"batcher.{__name__}")
 
@@ -73,10 +78,27 @@ class TakenMessages(kombu_redis.QoS):
             client.transaction(put_back, self.unacked_key)
 
 
+class OpenQueues(round_robin_cycle):
+    """kombu's cycle of the queues from which is taken, without those that are not open at the moment."""
+
+    def __init__(self, is_open: Callable[[str], bool]) -> None:
+        super().__init__()
+        self._is_open = is_open
+
+    def consume(self, n: int) -> list[str]:
+        return [queue for queue in super().consume(n) if self._is_open(queue)]
+
+
 class Channel(kombu_redis.Channel):
-    """kombu's channel, with the two classes above."""
+    """kombu's channel, with the classes above. The option `is_open` says of a queue whether it is taken from now."""
 
     QoS = TakenMessages
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        is_open = self.connection.client.transport_options.get(IS_OPEN)
+        if is_open is not None:
+            self._queue_cycle = OpenQueues(is_open)
 
     def _get_client(self) -> Any:
         super()._get_client()

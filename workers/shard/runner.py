@@ -14,12 +14,12 @@ noticing a stop) happens between two results.
 import itertools
 import logging
 import queue
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -69,6 +69,22 @@ class RunOutcome(StrEnum):
     STOPPED = "stopped"
 
 
+class Stopping(Protocol):
+    """Says that the worker is to stop, as an event does."""
+
+    def is_set(self) -> bool: ...
+
+
+class AnyOf:
+    """A `Stopping` for several reasons."""
+
+    def __init__(self, *reasons: Callable[[], bool]) -> None:
+        self._reasons = reasons
+
+    def is_set(self) -> bool:
+        return any(reason() for reason in self._reasons)
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerContext:
     """What all shards of a worker share.
@@ -83,7 +99,7 @@ class WorkerContext:
     worker: str
     process: str
     leases: Leases
-    stopping: threading.Event
+    stopping: Stopping
     on_claim: Callable[[JobDir, int, int], None]
     on_end: Callable[[JobDir, int, int], None]
     on_progress: Callable[[], None]

@@ -81,6 +81,8 @@ class Completions:
                 headers=headers,
             )
         choices = await self._collect(parsed, request)
+        # Of a model that was loaded for this very request, known only now.
+        fingerprint = fingerprint or self._exchanges.system_fingerprint(parsed.request.model)
         completion = Completion(parsed.request, response_id, created, choices, system_fingerprint=fingerprint)
         return JSONAnswer(completion_object(completion), headers=headers)
 

@@ -71,6 +71,7 @@ NARROW = {
         "batcher.errors",
         "batcher.machine",
         "batcher.model_files",
+        "batcher.model_memory",
         "workers.engines",
         "numpy",
         "pydantic",

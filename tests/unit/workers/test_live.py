@@ -12,6 +12,7 @@ from tests.support.fake_model import FakeModel, FakeVocabulary, complete_alone
 from tests.support.waiting import PATIENCE_S
 from workers.engines.llama.engine import LlamaEngine
 from workers.engines.llama.kv_cache import KvCache, Tokens
+from workers.engines.pool import EnginePool
 from workers.live.engine_end import LiveRequests
 from workers.live.frames import (
     AskStats,
@@ -50,7 +51,7 @@ def server() -> Iterator[Server]:
     engine.start()
     LiveRequests(
         theirs,
-        {"fake": engine},
+        EnginePool({"fake": engine}),
         on_answered=lambda: None,
         on_engine_failure=lambda exc: None,
         on_end=server.has_ended.set,

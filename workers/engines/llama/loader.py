@@ -1,7 +1,6 @@
 """From a GGUF path and a few wishes to an engine: model, settings for this machine (`settings`), context, engine."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from batcher.errors import ModelError
@@ -15,6 +14,7 @@ from workers.engines.llama.model import ContextSize, Model
 from workers.engines.llama.sampling.logits import Floats
 from workers.engines.llama.settings import (
     DEFAULT_CONTEXT_LENGTH,
+    DEFAULT_NUM_GPU_SLOTS,
     DEFAULT_NUM_SLOTS,
     MAX_CACHE_SHARE,
     EngineSettings,
@@ -31,7 +31,7 @@ __all__ = [
     "DEFAULT_NUM_SLOTS",
     "MAX_CACHE_SHARE",
     "available_memory",
-    "beside",
+    "bytes_taken",
     "choose",
     "describe_backend",
     "load_engine",
@@ -40,6 +40,7 @@ __all__ = [
     "make_engine",
     "tell_aborts",
     "uses_gpu",
+    "usual_slots",
 ]
 
 #: llama.cpp: every layer that fits.
@@ -114,12 +115,14 @@ def choose(
     return choose_settings(config, situation, tuned=tuned)
 
 
-def beside(model: Model, settings: EngineSettings, config: EngineConfig) -> EngineConfig:
-    """`config` for a further model of the same worker, which may take what `model` leaves of `--memory`."""
-    if config.memory is None:
-        return config
-    slots = settings.num_slots.value * model.cache_need.slot(settings.context_length.value)
-    return replace(config, memory=config.memory - model.num_bytes - slots)
+def bytes_taken(model: Model, settings: EngineSettings) -> int:
+    """What weights and slots take, in bytes."""
+    return model.num_bytes + settings.num_slots.value * model.cache_need.slot(settings.context_length.value)
+
+
+def usual_slots(config: EngineConfig) -> int:
+    """The slots of an engine of which no more is known."""
+    return config.num_slots or (DEFAULT_NUM_GPU_SLOTS if uses_gpu(config) else DEFAULT_NUM_SLOTS)
 
 
 def make_engine(
