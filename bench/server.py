@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,7 +37,19 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
-def run_server(program: Path, rows: list[Row], setup: Setup, *, num_clients: int, environment: dict[str, str]) -> Pass:
+#: What each request has beside its prompt and max_tokens.
+GREEDY: Mapping[str, Any] = {"temperature": 0}
+
+
+def run_server(
+    program: Path,
+    rows: list[Row],
+    setup: Setup,
+    *,
+    num_clients: int,
+    environment: dict[str, str],
+    params: Mapping[str, Any] = GREEDY,
+) -> Pass:
     """Start a server, let the clients take the rows in their order, and end the server. Blocks for minutes."""
     waiting: queue.SimpleQueue[Row] = queue.SimpleQueue()
     for row in rows:
@@ -45,9 +57,9 @@ def run_server(program: Path, rows: list[Row], setup: Setup, *, num_clients: int
     num_clients = min(num_clients, len(rows))
     # The pool outside: where something fails, the server goes first, and so the clients have nothing to wait for.
     with ThreadPoolExecutor(num_clients) as pool, llama_server(program, setup, environment=environment) as port:
-        _complete(_connect(port), WARM_UP)
+        _complete(_connect(port), WARM_UP, params)
         begin = time.perf_counter()
-        usages = list(pool.map(lambda _: _complete_all(port, waiting), range(num_clients)))
+        usages = list(pool.map(lambda _: _complete_all(port, waiting, params), range(num_clients)))
         seconds = time.perf_counter() - begin
     return Pass(sum(prompt for prompt, _ in usages), sum(completion for _, completion in usages), seconds)
 
@@ -96,7 +108,7 @@ def _connect(port: int) -> http.client.HTTPConnection:
     return http.client.HTTPConnection(HOST, port, timeout=PATIENCE_S)
 
 
-def _complete_all(port: int, waiting: "queue.SimpleQueue[Row]") -> tuple[int, int]:
+def _complete_all(port: int, waiting: "queue.SimpleQueue[Row]", params: Mapping[str, Any]) -> tuple[int, int]:
     """One client: takes rows until there are none. Returns its tokens of prompts and of completions."""
     connection = _connect(port)
     prompt_tokens = completion_tokens = 0
@@ -106,14 +118,14 @@ def _complete_all(port: int, waiting: "queue.SimpleQueue[Row]") -> tuple[int, in
         except queue.Empty:
             connection.close()
             return prompt_tokens, completion_tokens
-        usage = _complete(connection, row)
+        usage = _complete(connection, row, params)
         prompt_tokens += usage["prompt_tokens"]
         completion_tokens += usage["completion_tokens"]
 
 
-def _complete(connection: http.client.HTTPConnection, row: Row) -> dict[str, Any]:
+def _complete(connection: http.client.HTTPConnection, row: Row, params: Mapping[str, Any]) -> dict[str, Any]:
     """The usage of one completion. Keeps the connection open. Raises RuntimeError with what the server said."""
-    body = json.dumps({"prompt": row.prompt, "max_tokens": row.max_tokens, "temperature": 0})
+    body = json.dumps({"prompt": row.prompt, "max_tokens": row.max_tokens, **params})
     connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
     response = connection.getresponse()
     answer = response.read()

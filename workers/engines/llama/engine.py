@@ -390,8 +390,10 @@ class LlamaEngine:
     ) -> tuple[bool, bool]:
         """Have a text go on in its constraint behind `token`, and take what is forced there.
 
-        Where log-probabilities are wanted, what is forced comes one token a step, for its own logits. Returns whether
-        the text is at its end, and whether it has reached its max_tokens.
+        Else that comes one token a step: where log-probabilities are wanted, for its own logits, and where many others
+        run beside. llama.cpp computes several tokens of one slot in a pass of their own, which costs what as many steps
+        save as there are sequences that share them. Returns whether the text is at its end, and whether it has
+        reached its max_tokens.
         """
         matching.follow(token)
         if matching.problem:
@@ -401,7 +403,8 @@ class LlamaEngine:
             sequence.fail(RowError(ErrorCode.INVALID_REQUEST, why))
             return False, False
         is_stopped = False
-        while matching.forced and sequence.request.params.logprobs is None and not (is_stopped or is_full):
+        is_at_once = sequence.request.params.logprobs is None and len(matching.forced) > self._scheduler.num_running
+        while matching.forced and is_at_once and not (is_stopped or is_full):
             token = matching.forced[0]
             matching.follow(token)
             is_stopped = is_end = bool(self._vocabulary.is_end[token])
