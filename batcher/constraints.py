@@ -42,7 +42,7 @@ _IS_LARK = re.compile(r"^\s*(%llguidance\b|start\s*:(?!:=))", re.MULTILINE)
 #: What has a regular expression in a schema: the second in llguidance's own `x-guidance`.
 _PATTERNS = ("pattern", "whitespace_pattern")
 
-_SCHEMA_REMEDY = "use a JSON schema: an object, true or false"
+_SCHEMA_REMEDY = "use a JSON schema, which is an object, or true for any JSON"
 
 JSON_OBJECT = Constraint(ConstraintKind.JSON_OBJECT)
 
@@ -56,7 +56,9 @@ def json_schema(schema: Any) -> Constraint:
             schema = json.loads(schema)
         except (ValueError, RecursionError) as exc:
             raise ValueError(f"is no JSON ({exc}); {_SCHEMA_REMEDY}") from exc
-    if not isinstance(schema, dict | bool):
+    if schema is True:
+        schema = {}
+    if not isinstance(schema, dict):
         raise ValueError(f"is {_kind(schema)}; {_SCHEMA_REMEDY}")
     if _is_deeper(schema, MAX_DEPTH):
         raise ValueError(f"has more than {MAX_DEPTH} levels; use $ref and $defs for what repeats")
@@ -172,5 +174,5 @@ def _inside(value: Any) -> list[Any]:
 
 def _kind(value: Any) -> str:
     """What JSON calls a value."""
-    kinds = {type(None): "null", list: "an array", int: "a number", float: "a number", str: "a string"}
+    kinds = {type(None): "null", bool: "false", list: "an array", int: "a number", float: "a number", str: "a string"}
     return kinds.get(type(value), f"of type {type(value).__name__}")

@@ -108,9 +108,8 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
     write_rows(rows, file)
     tools = find_tools(args.tools) if "server" in sides else None
     print(f"llama-cpp-python {llama_version()}, Python {platform.python_version()}; {cpu_model()}")
-    print(
-        f"{setup.model.name}, {setup.threads} threads, {args.rows} rows, {args.slots} slots of {args.ctx} tokens; median of {args.repeats}"
-    )
+    print(f"{setup.model.name}, {setup.threads} threads, {setup.slots} slots of {setup.ctx} tokens, {args.rows} rows")
+    print(f"median of {args.repeats}", flush=True)
     passes: dict[str, list[Pass]] = {side: [] for side in sides}
     for _ in range(args.repeats):
         if "schema" in sides:

@@ -25,6 +25,7 @@ tiny_gguf.py        a real model file, tiny and random
 zoo.py              the same of every architecture that the engine is tried on
 vocabularies.py     and of every kind of vocabulary
 attention_op.py     one attention of llama.cpp's alone, and what it should come to
+schemas.py          JSON schemas over all keywords
 tiny_engine.py      the real engine on it
 plain_decoding.py   decoding by the definitions, to compare with
 bare_llama.py       llama.cpp alone: quantizes, decodes a token of each sequence

@@ -390,17 +390,15 @@ class LlamaEngine:
     ) -> tuple[bool, bool]:
         """Have a text go on in its constraint behind `token`, and take what is forced there.
 
-        Else that comes one token a step: where log-probabilities are wanted, for its own logits, and where many others
-        run beside. llama.cpp computes several tokens of one slot in a pass of their own, which costs what as many steps
-        save as there are sequences that share them. Returns whether the text is at its end, and whether it has
-        reached its max_tokens.
+        Else that comes one token a step: where log-probabilities are wanted, for its own logits, and where many run.
+        llama.cpp computes several tokens of one slot in a pass of their own, which costs what as many steps save as
+        there are sequences that share them. Returns whether the text is at its end, and whether at its max_tokens.
         """
         matching.follow(token)
         if matching.problem:
             self._drop(sequence)
             self._scheduler.finish(sequence)
-            why = f"the text can't be held to its constraint any further: {matching.problem}"
-            sequence.fail(RowError(ErrorCode.INVALID_REQUEST, why))
+            sequence.fail(RowError(ErrorCode.INVALID_REQUEST, f"the constraint can't be kept to: {matching.problem}"))
             return False, False
         is_stopped = False
         is_at_once = sequence.request.params.logprobs is None and len(matching.forced) > self._scheduler.num_running
