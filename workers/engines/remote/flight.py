@@ -116,11 +116,11 @@ class Flight:
     async def _read_stream(self, body: Body, on_delta: OnDelta, timeout_s: float | None, *, began_at: float) -> Choice:
         reader = StreamReader(self.rows[0].request, on_delta)
         try:
-            async with (
-                self.server.stream(body, timeout_s=timeout_s) as chunks,
-                aclosing(read_events(chunks)) as events,
-            ):
-                return await reader.read(events, began_at=began_at)
+            async with self.server.stream(body, timeout_s=timeout_s) as found:
+                if isinstance(found, bytes):
+                    return reader.read_whole(found, began_at=began_at)
+                async with aclosing(read_events(found)) as events:
+                    return await reader.read(events, began_at=began_at)
         except (CutError, BrokenError) as exc:
             if not reader.has_told:
                 raise

@@ -136,10 +136,16 @@ class Server:
             return await self._read(response)
 
     @asynccontextmanager
-    async def stream(self, body: Body, *, timeout_s: float | None) -> AsyncIterator[AsyncIterator[bytes]]:
-        """Send a request and read its answer as it comes. Raises RemoteError."""
+    async def stream(self, body: Body, *, timeout_s: float | None) -> AsyncIterator[AsyncIterator[bytes] | bytes]:
+        """Send a request and read its answer as it comes; as a whole from a server that does not stream.
+
+        Raises RemoteError.
+        """
         async with self._open(body, timeout_s) as response:
-            yield response.aiter_bytes()
+            if response.headers.get("content-type", "").startswith("text/event-stream"):
+                yield response.aiter_bytes()
+            else:
+                yield await self._read(response)
 
     async def _read(self, response: httpx.Response) -> bytes:
         pieces, num_bytes = [], 0

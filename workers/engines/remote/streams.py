@@ -7,6 +7,7 @@ from batcher.types import Choice, TokenLogprob
 from workers.engines.base import OnDelta, SequenceDelta, SequenceRequest
 from workers.engines.remote.answers import (
     Answer,
+    choices_of,
     finish_reason,
     parse_answer,
     read_logprobs,
@@ -49,6 +50,15 @@ class StreamReader:
         latency_ms = (monotonic() - began_at) * 1e3
         text = "".join(self._text)
         return Choice(self._request.key[1], text, reason, usage_of(self._last), latency_ms, logprobs)
+
+    def read_whole(self, body: bytes, *, began_at: float) -> Choice:
+        """Read an answer that is no stream, and tell its text at once."""
+        answer = parse_answer(body)
+        self.fingerprint = answer.fingerprint()
+        found = choices_of(answer, [self._request], latency_ms=(monotonic() - began_at) * 1e3)
+        assert found is not None
+        self._on_delta(SequenceDelta(self._request.key, found[0].text, found[0].logprobs))
+        return found[0]
 
     def _take(self, piece: Answer) -> None:
         self.fingerprint = self.fingerprint or piece.fingerprint()

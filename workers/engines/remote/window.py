@@ -21,7 +21,7 @@ _LEAST_ROUND_S = 1.0
 
 
 class Window:
-    """The number in flight at one server, for its thread. With `fixed` it changes only where the server takes less.
+    """The number in flight at one server, for its thread. With `fixed` it stays so until the server takes less.
 
     A round is the time in which as many answers came as twice the size, all of them at this size.
     """
@@ -73,6 +73,8 @@ class Window:
         if sent_at < self._cut_at:
             return
         self._cut_at = self._clock()
+        self._is_fixed = self._is_searching = False
+        self._tried_from = None
         self._ceiling = self._size
         self._size = max(1.0, self._size * _CUT)
         self._begin_round()
@@ -81,11 +83,10 @@ class Window:
         assert self._ceiling is not None
         if sent_at < self._cut_at:
             return
-        self._size = min(self.most, self._size + 1 / self._size)
-        if self._size >= self._ceiling * (1 if self._is_fixed else (1 + _CUT) / 2):
-            self._ceiling = None
-            self._is_searching = False
-            self._rate = 0.0
+        goal = max(1.0, min(self._ceiling * (1 + _CUT) / 2, self._ceiling - 1))
+        self._size = min(goal, self._size + 1 / self._size)
+        if self._size == goal:
+            self._ceiling, self._rate, self._num_held, self._goes_up = None, 0.0, 0, True
             self._begin_round()
 
     def _end_round(self, rate: float) -> None:
