@@ -84,6 +84,12 @@ def find_tools(folder: Path | None) -> Tools:
     return tools
 
 
+def find_built() -> Path | None:
+    """The folder of programs of the cache that have been built, of whatever options; None where there is none."""
+    ready = sorted(_cache_folder().glob(f"llama-tools/{llama_version()}-*/{_READY}"))
+    return ready[-1].with_name("build") / "bin" if ready else None
+
+
 def build_tools() -> Path:
     """The folder of the programs in the cache; builds them where they are missing, which takes minutes."""
     _need("c++", "g++")

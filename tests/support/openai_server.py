@@ -136,8 +136,8 @@ class OpenAIServer:
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
         try:
-            async for method, path, headers, body in _requests(reader):
-                reply = await self._reply(method, path, headers, body)
+            async for request in read_requests(reader):
+                reply = await self._reply(request)
                 if isinstance(reply, Hold):
                     await asyncio.Event().wait()
                 if not isinstance(reply, Reply) or not await _write(writer, reply):
@@ -148,14 +148,15 @@ class OpenAIServer:
             self._writers.discard(writer)
             writer.transport.abort()
 
-    async def _reply(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Reply | Cut | Hold:
-        if method == "GET":
+    async def _reply(self, request: "RawRequest") -> Reply | Cut | Hold:
+        path = request.path
+        if request.method == "GET":
             found = {"/v1/models": self.listed, "/api/version": self.version}.get(path)
             if isinstance(found, Reply | Cut | Hold):
                 return found
             return Reply({"error": "no such route"}, 404) if found is None else Reply(found)
         route = path.removeprefix("/v1")
-        asked = Asked(route, headers, json.loads(body), sum(each.route == route for each in self.seen))
+        asked = Asked(route, request.headers, json.loads(request.body), sum(each.route == route for each in self.seen))
         self.seen.append(asked)
         self.num_in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.num_in_flight)
@@ -167,12 +168,25 @@ class OpenAIServer:
             self.num_in_flight -= 1
 
 
-async def _requests(reader: asyncio.StreamReader) -> AsyncIterator[tuple[str, str, Mapping[str, str], bytes]]:
+@dataclass(frozen=True, slots=True)
+class RawRequest:
+    """A request as it came over the wire, and what it says."""
+
+    raw: bytes
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: bytes
+
+
+async def read_requests(reader: asyncio.StreamReader) -> AsyncIterator[RawRequest]:
+    """Those of a connection, until it ends. Raises IncompleteReadError at its end."""
     while head := await reader.readuntil(b"\r\n\r\n"):
         first, *lines = head.decode().splitlines()
         method, path, _ = first.split(" ")
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines if line)}
-        yield method, path, headers, await reader.readexactly(int(headers.get("content-length", 0)))
+        body = await reader.readexactly(int(headers.get("content-length", 0)))
+        yield RawRequest(head + body, method, path, headers, body)
 
 
 async def _write(writer: asyncio.StreamWriter, reply: Reply) -> bool:
