@@ -9,16 +9,16 @@ from batcher.errors import EngineError
 from batcher.types import Choice, RemoteServers, RowError, SamplingParams
 from tests.support.openai_server import OpenAIServer
 from tests.support.waiting import PATIENCE_S
-from workers.engines.base import SequenceRequest, SequenceResult
+from workers.engines.base import OnDelta, SequenceRequest, SequenceResult
 from workers.engines.remote.engine import RemoteEngine
 
 GREEDY = SamplingParams(max_tokens=5, temperature=0)
 
 
 @contextlib.contextmanager
-def engine_at(*servers: OpenAIServer, model: str = "tiny", **options: Any) -> Iterator[RemoteEngine]:
+def engine_at(*servers: OpenAIServer, model: str = "tiny", key: str = "", **options: Any) -> Iterator[RemoteEngine]:
     """A started engine, closed in the end."""
-    engine = RemoteEngine("mine", model, RemoteServers(tuple(server.url for server in servers)), **options)
+    engine = RemoteEngine("mine", model, RemoteServers(tuple(server.url for server in servers), key), **options)
     engine.start()
     try:
         yield engine
@@ -26,10 +26,10 @@ def engine_at(*servers: OpenAIServer, model: str = "tiny", **options: Any) -> It
         engine.close()
 
 
-def ask(engine: RemoteEngine, *requests: SequenceRequest) -> list[SequenceResult]:
+def ask(engine: RemoteEngine, *requests: SequenceRequest, on_delta: OnDelta | None = None) -> list[SequenceResult]:
     """Their results, by their keys."""
     inbox: queue.SimpleQueue[SequenceResult | EngineError] = queue.SimpleQueue()
-    engine.submit(requests, inbox.put)
+    engine.submit(requests, inbox.put, on_delta=on_delta)
     found = [inbox.get(timeout=PATIENCE_S) for _ in requests]
     assert all(isinstance(each, SequenceResult) for each in found), found
     results = [each for each in found if isinstance(each, SequenceResult)]

@@ -283,7 +283,8 @@ class RemoteEngine:
         yield first
         if not (server.counts_each and first.can_share):
             return
-        for _ in range(min(MOST_SHARED, server.room // 2) - 1):
+        # Some requests at a time, however few prompts are in flight: one that is slow holds up those beside it.
+        for _ in range(min(MOST_SHARED, server.window.size // 4, server.room) - 1):
             if not self._rows or not first.fits(self._rows[0]):
                 return
             row = self._next_row(server)
