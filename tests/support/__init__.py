@@ -31,6 +31,7 @@ plain_decoding.py   decoding by the definitions, to compare with
 bare_llama.py       llama.cpp alone: quantizes, decodes a token of each sequence
 regret.py           an engine's tokens judged by llama.cpp alone
 openai_server.py    a server of the OpenAI API that answers what a test says, and no answer at all
+dialect_shapes.py   what each kind of server says of itself
 remote_engine.py    the engine behind its URL
 fault_proxy.py      a proxy before any server that answers a share of the requests badly
 

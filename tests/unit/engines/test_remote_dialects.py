@@ -1,79 +1,21 @@
 """What servers of the same API differ in, on answers as they give them: docs/engines.md says where each is from."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from batcher import constraints
-from batcher.types import Constraint, ErrorCode, FinishReason, SamplingParams, TokenLogprob, Usage
-from tests.support.openai_server import Asked, OpenAIServer, Reply, completion, events
+from batcher.types import ErrorCode, FinishReason, SamplingParams, Usage
+from tests.support.dialect_shapes import chat, server_of
+from tests.support.openai_server import Asked, Reply, completion
 from tests.support.remote_engine import GREEDY, ask, choice_of, engine_at, error_of, prompts
 from workers.engines.base import Ability, SequenceDelta, SequenceRequest
 from workers.engines.remote import dialects
 from workers.engines.remote.bodies import COMPLETIONS
-from workers.engines.remote.constraints import constraint_fields
-from workers.engines.remote.dialects import ALL, BATCHER, GENERIC, LLAMA_SERVER, OLLAMA, SGLANG, VLLM, Dialect
+from workers.engines.remote.dialects import ALL, BATCHER, GENERIC, LLAMA_SERVER, OLLAMA, VLLM, Dialect
 
 PAGE = Path(__file__).parents[3] / "docs" / "engines.md"
-
-#: GET /v1/models of each, and Ollama's GET /api/version.
-LISTED: dict[str, dict[str, Any]] = {
-    VLLM.name: {
-        "object": "list",
-        "data": [
-            {
-                "id": "tiny",
-                "object": "model",
-                "created": 1700000000,
-                "owned_by": "vllm",
-                "root": "/models/tiny",
-                "parent": None,
-                "max_model_len": 4096,
-                "permission": [{"id": "modelperm-1", "object": "model_permission"}],
-            }
-        ],
-    },
-    SGLANG.name: {
-        "object": "list",
-        "data": [
-            {
-                "id": "tiny",
-                "object": "model",
-                "created": 1700000000,
-                "owned_by": "sglang",
-                "root": "tiny",
-                "max_model_len": 4096,
-            }
-        ],
-    },
-    LLAMA_SERVER.name: {
-        "models": [{"name": "/models/tiny.gguf", "model": "/models/tiny.gguf", "capabilities": ["completion"]}],
-        "object": "list",
-        "data": [
-            {
-                "id": "/models/tiny.gguf",
-                "aliases": ["/models/tiny.gguf"],
-                "tags": [],
-                "object": "model",
-                "created": 1796053237,
-                "owned_by": "llamacpp",
-                "meta": {"vocab_type": 2, "n_vocab": 49152, "n_ctx": 1024, "n_ctx_train": 8192, "ftype": "Q4_1"},
-            }
-        ],
-    },
-    OLLAMA.name: {
-        "object": "list",
-        "data": [
-            {"id": "tiny", "object": "model", "created": 1700000000, "owned_by": "library"},
-            {"id": "other:7b", "object": "model", "created": 1700000000, "owned_by": "somebody"},
-        ],
-    },
-    BATCHER.name: {"object": "list", "data": [{"id": "tiny", "object": "model", "created": 1, "owned_by": "batcher"}]},
-    GENERIC.name: {"object": "list", "data": [{"id": "tiny", "object": "model", "owned_by": "organization-owner"}]},
-}
 
 EVERYTHING = SamplingParams(
     max_tokens=5,
@@ -93,11 +35,6 @@ EVERYTHING = SamplingParams(
     include_stop_str_in_output=True,
     bad_words=("x",),
 )
-
-
-def server_of(dialect: Dialect, answer: Any = completion) -> OpenAIServer:
-    version = {"version": "0.12.0"} if dialect is OLLAMA else None
-    return OpenAIServer(answer, listed=LISTED[dialect.name], version=version)
 
 
 def sent(dialect: Dialect, *requests: SequenceRequest) -> list[dict[str, Any]]:
@@ -255,10 +192,6 @@ def test_one_bad_prompt_of_several_is_an_error_of_its_own() -> None:
 # -- chats --------------------------------------------------------------------------------------------------------
 
 
-def chat(params: SamplingParams = GREEDY, text: str = "A") -> SequenceRequest:
-    return SequenceRequest((0, 0), json.dumps([{"role": "user", "content": text}]), params, is_chat=True)
-
-
 def test_chat_that_is_as_long_as_the_context_allows_is_ended_by_the_server() -> None:
     def answer(asked: Asked) -> Reply:
         if "max_tokens" in asked.body:
@@ -305,198 +238,6 @@ def test_chat_that_holds_only_thoughts_or_a_call_has_an_empty_text(content: str 
         [result] = ask(engine, chat())
 
     assert (choice_of(result).text, choice_of(result).finish_reason) == ("", FinishReason.STOP)
-
-
-# -- log-probabilities --------------------------------------------------------------------------------------------
-
-#: What three kinds of server say of the text " Paris", for completions and chats.
-LOGPROBS: dict[str, tuple[bool, dict[str, Any]]] = {
-    "vLLM and OpenAI, of prompts": (
-        False,
-        {
-            "text_offset": [0, 6],
-            "tokens": [" Paris", "bytes:\\xe2\\x82"],
-            "token_logprobs": [-0.5, float("-inf")],
-            "top_logprobs": [{" Paris": -0.5, " Rome": -2.0, " Bonn": -3.0}, {"bytes:\\xe2\\x82": -9999.0, "x": -0.1}],
-        },
-    ),
-    "llama-server, of both": (
-        False,
-        {
-            "content": [
-                {
-                    "id": 7042,
-                    "token": " Paris",
-                    "bytes": [32, 80, 97, 114, 105, 115],
-                    "logprob": -0.5,
-                    "top_logprobs": [
-                        {"id": 7042, "token": " Paris", "bytes": [32, 80, 97, 114, 105, 115], "logprob": -0.5},
-                        {"id": 7043, "token": " Rome", "bytes": [32, 82, 111, 109, 101], "logprob": -2.0},
-                    ],
-                },
-                {
-                    "id": 3,
-                    "token": "\ufffd",
-                    "bytes": [226, 130],
-                    "logprob": -9999.0,
-                    "top_logprobs": [{"id": 9, "token": "x", "bytes": [120], "logprob": -0.1}],
-                },
-            ]
-        },
-    ),
-    "OpenAI, vLLM and SGLang, of chats": (
-        True,
-        {
-            "content": [
-                {
-                    "token": " Paris",
-                    "bytes": None,
-                    "logprob": -0.5,
-                    "top_logprobs": [
-                        {"token": " Rome", "bytes": None, "logprob": -2.0},
-                        {"token": " Paris", "bytes": None, "logprob": -0.5},
-                    ],
-                },
-                {
-                    "token": "?",
-                    "bytes": [226, 130],
-                    "logprob": -9999.0,
-                    "top_logprobs": [{"token": "x", "logprob": -0.1}],
-                },
-            ]
-        },
-    ),
-}
-
-
-@pytest.mark.parametrize("shape", LOGPROBS)
-@pytest.mark.parametrize("number", [0, 1, 2])
-@pytest.mark.parametrize("is_streaming", [False, True])
-def test_logprobs_of_either_shape_are_the_same_tokens(shape: str, number: int, is_streaming: bool) -> None:
-    is_chat, logprobs = LOGPROBS[shape]
-
-    def answer(asked: Asked) -> Reply:
-        choice = {"index": 0, "finish_reason": "stop", "logprobs": logprobs}
-        usage = {"prompt_tokens": 3, "completion_tokens": 2}
-        whole = {"message": {"content": " Paris"}} if is_chat else {"text": " Paris"}
-        if not asked.body.get("stream"):
-            return Reply({"choices": [choice | whole], "usage": usage})
-        piece = {"delta": {"content": " Paris"}} if is_chat else {"text": " Paris"}
-        return events({"choices": [choice | piece]}, {"choices": [], "usage": usage}, b"[DONE]")
-
-    server = server_of(GENERIC, answer)
-    request = replace(chat() if is_chat else prompts(["A"])[0], params=replace(GREEDY, logprobs=number))
-    deltas: list[SequenceDelta] = []
-    with server.running(), engine_at(server) as engine:
-        [result] = ask(engine, request, on_delta=deltas.append if is_streaming else None)
-
-    tops = [((b" Paris", -0.5), (b" Rome", -2.0)), ((b"x", -0.1), (b"\xe2\x82", -9999.0))]
-    expected = (
-        TokenLogprob(b" Paris", -0.5, tops[0][:number]),
-        TokenLogprob(b"\xe2\x82", -9999.0, tops[1][: min(number, 2 if "prompts" in shape else 1)]),
-    )
-    assert choice_of(result).logprobs == expected
-    assert server.seen[0].body["top_logprobs" if is_chat else "logprobs"] == max(1, number)
-    if is_streaming:
-        assert [delta.logprobs for delta in deltas] == [expected]
-
-
-def test_logprobs_that_a_server_leaves_out_are_an_error() -> None:
-    server = server_of(OLLAMA)
-    with server.running(), engine_at(server) as engine:
-        [result] = ask(engine, *prompts(["A"], replace(GREEDY, logprobs=2)))
-
-    assert error_of(result).message == "logprobs: the server gave none; leave it out"
-
-
-def test_echo_that_a_server_leaves_out_is_an_error() -> None:
-    server = server_of(GENERIC, lambda asked: completion(asked, text="B"))
-    with server.running(), engine_at(server) as engine:
-        [result] = ask(engine, *prompts(["A"], is_echoing=True))
-
-    assert error_of(result).message.startswith("echo: ")
-
-
-# -- constraints --------------------------------------------------------------------------------------------------
-
-SCHEMA = constraints.json_schema({"type": "object", "properties": {"a": {"type": "integer"}}})
-CHOICE = constraints.choice(["<A>", 'say "no"'])
-REGEX = constraints.regex("[a-z]+")
-GBNF = constraints.grammar('root ::= "a"')
-LARK = constraints.grammar('start: "a"')
-
-#: The field that says it, by dialect, of prompts and of chats; None: it can't be said.
-SAID: dict[str, dict[Constraint, tuple[str | None, str | None]]] = {
-    VLLM.name: {
-        SCHEMA: ("response_format", "response_format"),
-        constraints.JSON_OBJECT: ("response_format", "response_format"),
-        **dict.fromkeys((CHOICE, REGEX, GBNF, LARK), ("structured_outputs", "structured_outputs")),
-    },
-    BATCHER.name: {
-        SCHEMA: ("response_format", "response_format"),
-        constraints.JSON_OBJECT: ("response_format", "response_format"),
-        **dict.fromkeys((CHOICE, REGEX, GBNF, LARK), ("structured_outputs", "structured_outputs")),
-    },
-    SGLANG.name: {
-        SCHEMA: ("json_schema", "response_format"),
-        constraints.JSON_OBJECT: (None, "response_format"),
-        CHOICE: ("regex", "regex"),
-        REGEX: ("regex", "regex"),
-        GBNF: ("ebnf", "ebnf"),
-        LARK: (None, None),
-    },
-    LLAMA_SERVER.name: {
-        SCHEMA: ("json_schema", "json_schema"),
-        constraints.JSON_OBJECT: ("json_schema", "json_schema"),
-        CHOICE: ("grammar", "grammar"),
-        GBNF: ("grammar", "grammar"),
-        **dict.fromkeys((REGEX, LARK), (None, None)),
-    },
-    OLLAMA.name: {
-        SCHEMA: (None, "response_format"),
-        constraints.JSON_OBJECT: (None, "response_format"),
-        **dict.fromkeys((CHOICE, REGEX, GBNF, LARK), (None, None)),
-    },
-    GENERIC.name: {
-        SCHEMA: ("response_format", "response_format"),
-        constraints.JSON_OBJECT: ("response_format", "response_format"),
-        **dict.fromkeys((CHOICE, REGEX, GBNF, LARK), (None, None)),
-    },
-}
-
-
-@pytest.mark.parametrize("dialect", ALL, ids=lambda dialect: dialect.name)
-@pytest.mark.parametrize("is_chat", [False, True])
-def test_constraint_goes_out_in_the_words_of_the_server_or_its_row_is_an_error(dialect: Dialect, is_chat: bool) -> None:
-    server = server_of(dialect)
-    with server.running(), engine_at(server, num_slots=1) as engine:
-        for constraint, fields in SAID[dialect.name].items():
-            params = replace(GREEDY, constraint=constraint)
-            [result] = ask(engine, chat(params) if is_chat else prompts(["A"], params)[0])
-            if fields[is_chat] is None:
-                assert error_of(result).message.startswith(f"{constraint.kind.value}: {dialect.name} at ")
-            else:
-                assert choice_of(result).text == "<A>"
-                assert fields[is_chat] in server.seen[-1].body
-
-
-def test_each_kind_of_constraint_is_in_the_table_of_each_dialect() -> None:
-    assert set(SAID) == {dialect.name for dialect in ALL}
-    kinds = {constraint.kind for constraint in SAID[VLLM.name]}
-    assert all({constraint.kind for constraint in found} == kinds for found in SAID.values())
-    assert kinds == {each.kind for each in (SCHEMA, constraints.JSON_OBJECT, CHOICE, REGEX, GBNF, LARK)}
-
-
-def test_choices_are_quoted_for_the_grammar_of_llama_server() -> None:
-    assert constraint_fields(CHOICE, LLAMA_SERVER, is_chat=False) == {"grammar": r'root ::= "<A>" | "say \x22no\x22"'}
-
-
-def test_text_that_is_none_of_the_choices_is_an_error() -> None:
-    server = server_of(VLLM, lambda asked: completion(asked, text="perhaps"))
-    with server.running(), engine_at(server) as engine:
-        [result] = ask(engine, *prompts(["A"], replace(GREEDY, constraint=CHOICE)))
-
-    assert error_of(result).message.startswith("choice: ")
 
 
 # -- the rest -----------------------------------------------------------------------------------------------------
