@@ -60,7 +60,7 @@ def validate_command(
       batcher validate prompts.jsonl --model smollm2-135m --max-tokens 64
     """
     from batcher.cli import EXIT_ERROR_ROWS
-    from batcher.cli.texts import validation_json, validation_text
+    from batcher.cli.texts import say_json_parts, validation_json, validation_text
     from batcher.errors import InputError
     from batcher.models.resolver import our_models
     from batcher.submission.validation import validate
@@ -81,6 +81,7 @@ def validate_command(
     options = submit_options(
         default_model=default, known_models=known, context_lengths=lengths, models_reason=reasons, **rows
     )
+    say_json_parts(options.params)
     examine = _examiner(here, lengths)
     report = validate(with_stdin(files), options, limit=limit, examine=examine)
     names = ", ".join(model.name for model in here)

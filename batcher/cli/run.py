@@ -25,6 +25,7 @@ from batcher.cli.options import (
     submit_options,
     with_stdin,
 )
+from batcher.cli.texts import say_json_parts
 from batcher.cli.unserved import warn_of_unserved
 from batcher.cli.watch import complete_job, how_far, log_to_stderr, quoted, report_complete, typed_command, wait_for_job
 from batcher.installation import check_installed
@@ -40,9 +41,6 @@ if TYPE_CHECKING:
     from batcher.manage.repair import Damage
     from batcher.submission.source import SubmitOptions
     from batcher.types import RemoteServers
-
-#: Parts of a schema that have no type of their own.
-NUM_PARTS_LISTED = 10
 
 files_argument = click.argument("files", nargs=-1, required=True, metavar="FILE...")
 quiet_option = option("--quiet", "-q", is_flag=True, help="No progress; only the summary, and what went wrong.")
@@ -299,19 +297,8 @@ def _submit(
     elif not quiet:
         refused = f" ({manifest.num_refused:,} refused)" if manifest.num_refused else ""
         click.echo(f"Submitted {manifest.num_rows:,} rows{refused} in {len(manifest.shards):,} shards.", err=True)
-        _say_json_parts(options)
+        say_json_parts(options.params)
     return begun.summary
-
-
-def _say_json_parts(options: "SubmitOptions") -> None:
-    """What of the results' `output` is text, so that nobody looks for fields in it."""
-    from batcher.jobdir.optional_columns import json_parts
-
-    parts = json_parts(options.params)
-    for part in parts[:NUM_PARTS_LISTED]:
-        click.echo(f"Note: JSON text in the results: {part}.", err=True)
-    if len(parts) > NUM_PARTS_LISTED:
-        click.echo(f"Note: so are {len(parts) - NUM_PARTS_LISTED:,} more parts of the schema.", err=True)
 
 
 def _warn_of_damage(damage: "Damage") -> None:

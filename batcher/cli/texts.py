@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from batcher.manage.finish import Summary
     from batcher.manage.status import Status, WorkerStatus
     from batcher.submission.validation import ValidationReport
+    from batcher.types import SamplingParams
 
 #: Columns of plain text. Legible on any terminal, and in a log.
 TEXT_WIDTH = 100
@@ -29,6 +30,9 @@ PROMPT_TAIL, TEXT_HEAD = 160, 600
 
 #: Workers, shards of each, and failed shards that a status names; and the characters of a message in it.
 MAX_WORKERS, MAX_SHARDS, MAX_FAILURES, MESSAGE_HEAD = 20, 8, 3, 300
+
+#: Parts of a schema without a type of their own that are named.
+MAX_PARTS = 10
 
 
 def status_text(job: "JobDir", status: "Status") -> str:
@@ -142,6 +146,17 @@ def print_rows(job: "JobDir", limit: int | None, *, errors_only: bool = False) -
     rows = (row for table in finished_tables(job) for row in json_rows(_errors_of(table) if errors_only else table))
     for row in islice(rows, limit):
         click.echo(json_line(row))
+
+
+def say_json_parts(params: "SamplingParams") -> None:
+    """Say what of `output` will be text, so that nobody looks for fields in it."""
+    from batcher.jobdir.optional_columns import json_parts
+
+    parts = json_parts(params)
+    for part in parts[:MAX_PARTS]:
+        click.echo(f"Note: JSON text in the results: {part}.", err=True)
+    if len(parts) > MAX_PARTS:
+        click.echo(f"Note: so are {len(parts) - MAX_PARTS:,} more parts of the schema.", err=True)
 
 
 def table_text(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

@@ -13,6 +13,7 @@ from pydantic_core import from_json
 from batcher.jobdir.manifest import Manifest
 from batcher.jobdir.optional_columns import ResultRow, misfit
 from batcher.types import (
+    TAKE_ALL,
     Choice,
     ConstraintKind,
     ErrorCode,
@@ -58,6 +59,8 @@ class Tries:
 
         `request` is the row's own, whatever its last try was.
         """
+        if self._rules == TAKE_ALL:
+            return None
         last = self._tries.pop(request.row, _Try())
         if any(choice.finish_reason is FinishReason.LENGTH for choice in choices):
             if self._rules.on_truncation is OnTruncation.FAIL:
