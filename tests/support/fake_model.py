@@ -66,6 +66,9 @@ class FakeModel:
         self.cells[placement.target] = kept
         return self._can_cut or not placement.num_kept
 
+    def clear(self) -> None:
+        self.cells = [[] for _ in self.cells]
+
     def decode(self, batch: StepBatch) -> npt.NDArray[np.float32]:
         assert (np.diff(batch.slots) >= 0).all(), "slots must ascend"
         says = []

@@ -30,7 +30,11 @@ _Floats = npt.NDArray[np.float32]
 class Draft:
     """A model that is being written. Shapes are llama.cpp's: what a matrix takes comes first."""
 
-    def __init__(self, path: Path, architecture: str, vocabulary: Vocabulary, *, seed: int) -> None:
+    def __init__(
+        self, path: Path, architecture: str, vocabulary: Vocabulary, *, seed: int, spoiled_token: int | None = None
+    ) -> None:
+        """`spoiled_token`: one whose embedding is no number, and so all behind it."""
+        self._spoiled_token = spoiled_token
         self._architecture = architecture
         self._writer = gguf.GGUFWriter(path, architecture)
         self._rng = np.random.default_rng(seed)
@@ -51,8 +55,10 @@ class Draft:
 
     def matrix(self, name: str, *shape: int, scale: float = 1.0) -> None:
         """Random numbers that keep the size of what they are multiplied with."""
-        array = self._rng.standard_normal(shape[::-1], np.float32) * np.float32(scale / np.sqrt(shape[0]))
-        self._writer.add_tensor(name, array)
+        self._writer.add_tensor(name, self._random(*shape, scale=scale))
+
+    def _random(self, *shape: int, scale: float) -> _Floats:
+        return self._rng.standard_normal(shape[::-1], np.float32) * np.float32(scale / np.sqrt(shape[0]))
 
     def ones(self, name: str, *shape: int, value: float = 1.0) -> None:
         """A tensor of equal numbers, such as a norm's."""
@@ -70,7 +76,11 @@ class Draft:
 
         Embeddings are then so small that a model does not just repeat its last token.
         """
-        self.matrix("token_embd.weight", WIDTH, self.vocab_size, scale=11.0 if has_output else 0.7)
+        embeddings = self._random(WIDTH, self.vocab_size, scale=11.0 if has_output else 0.7)
+        if self._spoiled_token is not None:
+            assert has_output, "the token's logit would be none in any row"
+            embeddings[self._spoiled_token] = np.nan
+        self.array("token_embd.weight", embeddings)
         self.ones(f"{norm}.weight", WIDTH, value=1.0 if has_output else 8.0)
         if has_output:
             self.matrix("output.weight", WIDTH, self.vocab_size, scale=4.0)
@@ -406,13 +416,19 @@ ZOO: Mapping[str, Callable[[Draft], None]] = {
 
 
 def write_zoo_model(
-    path: Path, architecture: str, *, vocabulary: Vocabulary | None = None, seed: int = 0, like: str | None = None
+    path: Path,
+    architecture: str,
+    *,
+    vocabulary: Vocabulary | None = None,
+    seed: int = 0,
+    like: str | None = None,
+    spoiled_token: int | None = None,
 ) -> Path:
     """Write the model of an architecture and return `path`. The vocabulary is of byte pairs by default.
 
     One that is not in the zoo can have the keys and tensors of one that is.
     """
-    draft = Draft(path, architecture, vocabulary or byte_pairs(), seed=seed)
+    draft = Draft(path, architecture, vocabulary or byte_pairs(), seed=seed, spoiled_token=spoiled_token)
     ZOO[like or architecture](draft)
     draft.write()
     return path

@@ -11,7 +11,6 @@ import llama_cpp
 import numpy as np
 import pytest
 
-from batcher.errors import EngineError
 from batcher.openai.answers import logprobs_object
 from batcher.types import Choice, FinishReason, SamplingParams
 from tests.support.tiny_engine import complete, running
@@ -238,12 +237,12 @@ def test_reduced_rows_have_the_likeliest_tokens_and_the_next(vocab_size: int) ->
         assert (top[count:] == -1).all()
 
 
-def test_logits_that_are_no_numbers_are_an_engine_error() -> None:
+def test_slots_whose_logits_are_no_numbers_are_told() -> None:
     logits = np.zeros((1, 300), np.float32)
     logits[0, 7] = np.nan
     one = np.zeros(1, np.int32)
-    with pytest.raises(EngineError):
-        ScoreTable(num_slots=1, cells=1).put(logits, np.zeros(1, np.intp), slots=one, positions=one, next_tokens=one)
+    table = ScoreTable(num_slots=1, cells=1)
+    assert table.put(logits, np.zeros(1, np.intp), slots=one, positions=one, next_tokens=one) == {0}
 
 
 def test_logits_of_a_step_take_bounded_memory_whatever_the_vocabulary() -> None:

@@ -6,6 +6,8 @@ step.py       a step as it is planned and carried out
 ordering.py   in which order those that wait run
 turns.py      live ones by turns of their clients
 kv_cache.py   slots, and the tokens whose KV cells each of them holds
+trial.py      the first tokens, before any row
+spoiled.py    rows for which the model computes no numbers
 scores.py     log-probabilities of prompts, beside the KV cells
 sequence.py   one prompt being decoded
 twins.py      requests that must get the same answer

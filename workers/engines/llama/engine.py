@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 
 from batcher.errors import EngineError, ModelError
-from batcher.types import EngineStats, ErrorCode, FinishReason, RowError, SamplingParams
+from batcher.types import EngineStats, ErrorCode, FinishReason, RowError
 from workers.engines.base import (
     ALL_ABILITIES,
     Ability,
@@ -31,7 +31,7 @@ from workers.engines.llama.compiling import Compiling
 from workers.engines.llama.echo import echo_of
 from workers.engines.llama.gate import Gate, Right
 from workers.engines.llama.grammars import Grammars, Matching
-from workers.engines.llama.kv_cache import KvCache, Placement
+from workers.engines.llama.kv_cache import KvCache
 from workers.engines.llama.masks import Masks
 from workers.engines.llama.model import Model
 from workers.engines.llama.prompts import Prompts
@@ -41,7 +41,9 @@ from workers.engines.llama.sampling.text import decode_text
 from workers.engines.llama.sampling.transcript import Logprobs, transcript_of
 from workers.engines.llama.scheduler import Scheduler
 from workers.engines.llama.sequence import Sequence
+from workers.engines.llama.spoiled import Spoiled
 from workers.engines.llama.step import StepBatch
+from workers.engines.llama.trial import try_out
 from workers.engines.llama.twins import Twins
 
 #: A caller waits so long for constraints of its requests to be compiled, all in all: mostly they have one in common,
@@ -58,9 +60,6 @@ class LlamaEngine:
     `num_sampling_threads` sample, as many as llama.cpp has: its own sleep meanwhile. Without `is_deduplicating` equal
     requests are decoded each for itself. `system_fingerprint` says what computes.
     """
-
-    #: Tokens that the model is tried out with.
-    TRIAL_TOKENS = 8
 
     def __init__(
         self,
@@ -93,6 +92,7 @@ class LlamaEngine:
         self._max_batch_tokens = max_batch_tokens
         self._scheduler = Scheduler(cache, max_batch_tokens=max_batch_tokens, max_scored_tokens=model.max_scored_tokens)
         self._sampler = Sampler(model.vocabulary.size, num_threads=num_sampling_threads)
+        self._spoiled = Spoiled(model, cache, self._scheduler)
         self._twins = Twins() if is_deduplicating else None
         self._gate = gate or Gate()
         self._right = Right(self._gate)
@@ -286,25 +286,14 @@ class LlamaEngine:
             self._is_tried_out.set()
 
     def _try_out(self) -> None:
-        """Compute a few tokens, and forget them.
+        """See whether the model can compute, and how fast.
 
         In this thread and no other: OpenMP makes a team of threads for each that computes, and with more threads than
         cores it hardly lets them spin (docs/performance.md).
         """
-        params = SamplingParams(max_tokens=1, temperature=0)
-        prompt = np.zeros(min(self.TRIAL_TOKENS, self._cache.cells_per_sequence - 1), np.int32)
-        trial = Sequence(SequenceRequest((0, 0), "", params), prompt, lambda result: None, Ticket())
-        self._scheduler.add([trial])
-        batch = self._scheduler.schedule()
-        assert batch is not None
-        started_at = self._clock()
-        self._place(batch)
-        self._sampler.sample(self._model.decode(batch), [params], [trial.draws])
-        self._cache.is_sharing &= self._model.place(Placement(0, 0, len(prompt) // 2))
-        self._scheduler.finish(trial)
-        self._cache.forget(0)
+        token_s = try_out(self._model, self._cache, self._scheduler, self._sampler, clock=self._clock)
         # More than it takes: many tokens at a time are faster than a few.
-        self.longest_step_s = (self._clock() - started_at) / len(prompt) * self._max_batch_tokens
+        self.longest_step_s = token_s * self._max_batch_tokens
 
     def step(self) -> None:
         """Schedule, decode, sample, postprocess. Raises EngineError; the engine is unusable then."""
@@ -324,8 +313,9 @@ class LlamaEngine:
         self._place(batch)
         masks = self._masks.start(batch.ready)
         logits = self._model.decode(batch)
+        unscored: set[int] = set()
         if (wanted := batch.to_score) is not None:
-            self._cache.scores.put(
+            unscored = self._cache.scores.put(
                 *(logits, wanted.rows),
                 slots=wanted.slots,
                 positions=wanted.positions,
@@ -336,7 +326,8 @@ class LlamaEngine:
         rows = self._adjust(logits, ready) if any(s.transcript for s in ready) else logits
         rulings = None if masks is None else masks.wait(end=self._end_id)
         tokens = self._sampler.sample(rows, [s.request.params for s in ready], [s.draws for s in ready], rulings)
-        self._postprocess(batch, tokens, logits, is_ruled=rulings is not None)
+        spoiled = self._spoiled.find(ready, tokens, unscored=unscored)
+        self._postprocess(batch, tokens, logits, is_ruled=rulings is not None, spoiled=spoiled)
 
     def _adjust(self, logits: Floats, ready: Iterable[Sequence]) -> list[Floats]:
         """The rows of `logits`, those of requests that change something in them replaced."""
@@ -360,14 +351,18 @@ class LlamaEngine:
             self._scheduler.finish(sequence)
             sequence.time_out(num_completion_tokens=num_tokens)
 
-    def _postprocess(self, batch: StepBatch, sampled: list[int], logits: Floats, *, is_ruled: bool) -> None:
+    def _postprocess(
+        self, batch: StepBatch, sampled: list[int], logits: Floats, *, is_ruled: bool, spoiled: set[int]
+    ) -> None:
         tokens = np.array(sampled, np.int32)
         is_end = self._vocabulary.is_end[tokens]
         is_stopped = is_end.copy()
         # As it was for these tokens: one may have ended the thoughts.
         matchings = [sequence.ruling if is_ruled else None for sequence in batch.ready]
         for at, sequence in enumerate(batch.ready):
-            if sequence.transcript is not None:
+            if sequence.slot in spoiled:
+                is_stopped[at] = is_end[at] = True
+            elif sequence.transcript is not None:
                 is_stopped[at], is_end[at] = self._note(sequence, sampled[at], logits[at], is_end=bool(is_end[at]))
             elif sequence.scoring is not None:
                 # What was drawn is no part of it.
@@ -383,7 +378,10 @@ class LlamaEngine:
                         sequence, matching, sampled[at], logits[at], is_full=bool(is_full[at])
                     )
         for at in np.flatnonzero(is_stopped | is_full).tolist():
-            self._finish(batch.ready[at], FinishReason.STOP if is_stopped[at] else FinishReason.LENGTH)
+            if batch.ready[at].slot not in spoiled:
+                self._finish(batch.ready[at], FinishReason.STOP if is_stopped[at] else FinishReason.LENGTH)
+        if spoiled:
+            self._spoiled.fail(spoiled, drop=self._drop)
 
     def _follow(
         self, sequence: Sequence, matching: Matching, token: int, logits: Floats, *, is_full: bool

@@ -132,6 +132,10 @@ class Model:
         start = num_kept if num_kept else -1
         return bool(llama_cpp.llama_memory_seq_rm(self._memory, target, start, -1))
 
+    def clear(self) -> None:
+        """Empty the memory of all sequences: nothing is left of what was in it."""
+        llama_cpp.llama_memory_clear(self._memory, True)
+
     def close(self) -> None:
         """Free context and weights. Idempotent."""
         if self._context:

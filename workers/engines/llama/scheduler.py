@@ -369,6 +369,15 @@ class Scheduler:
         self.finish(sequence)
         self.num_preempted += 1
 
+    def restart_all(self) -> None:
+        """Have all running sequences leave their slots, and be taken up again in their order."""
+        for sequence in reversed(list(self._running.values())):
+            if sequence.request.is_live:
+                self._leave_slot(sequence)
+                self._live.put_back(sequence)
+            else:
+                self._preempt(sequence)
+
     def _is_coming(self, match: Match) -> bool:
         """Whether it is better to wait for a prefix that is being computed."""
         return match.num_coming - match.num_cached >= self._cache.min_shared_tokens

@@ -11,6 +11,7 @@ over with its cells. Plain numpy, no llama.cpp.
 import numpy as np
 import numpy.typing as npt
 
+from workers.engines.llama.sampling.logits import NotANumberError
 from workers.engines.llama.sampling.logprobs import likeliest, log_sum_exp
 
 Tokens = npt.NDArray[np.int32]
@@ -60,19 +61,26 @@ class ScoreTable:
         slots: Tokens,
         positions: Tokens,
         next_tokens: Tokens,
-    ) -> None:
+    ) -> set[int]:
         """Reduce some `rows` of `logits`, and keep what is left at their slots and positions. Mutates.
 
-        Shape of `logits`: (m, vocabulary size); of the others: (n,). Raises EngineError where a row holds no number.
+        Shape of `logits`: (m, vocabulary size); of the others: (n,). Returns the slots of rows that hold what is no
+        number, of which nothing is kept.
         """
+        spoiled = set()
         scratch = np.empty(logits.shape[1], np.float32)
         for at, slot, position, token in zip(
             rows.tolist(), slots.tolist(), positions.tolist(), next_tokens.tolist(), strict=True
         ):
             row = logits[at]
-            log_total = log_sum_exp(row, scratch)
+            try:
+                log_total = log_sum_exp(row, scratch)
+            except NotANumberError:
+                spoiled.add(slot)
+                continue
             top = likeliest(row, NUM_TOP)
             self.logprobs[slot, position] = float(row[token]) - log_total
             self.top_tokens[slot, position] = -1
             self.top_tokens[slot, position, : len(top)] = top
             self.top_logprobs[slot, position, : len(top)] = row[top].astype(np.float64) - log_total
+        return spoiled

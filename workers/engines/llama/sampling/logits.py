@@ -14,10 +14,16 @@ Ids = npt.NDArray[np.intp]
 _BLOCK = 256
 
 
+class NotANumberError(EngineError):
+    """A row of logits holds what is no number: the model, or what it computed of this row, is broken."""
+
+
 def check_finite(highest: float) -> None:
-    """Raises EngineError where the highest logit of a row is no number: the model or its computation is broken."""
+    """Raises NotANumberError where the highest logit of a row is no number."""
     if not math.isfinite(highest):
-        raise EngineError(f"the model computed a logit of {highest}; the GGUF file or the build of llama.cpp is broken")
+        raise NotANumberError(
+            f"the model computed a logit of {highest}; the GGUF file or the build of llama.cpp is broken"
+        )
 
 
 def candidates(logits: Floats, number: int) -> Ids:

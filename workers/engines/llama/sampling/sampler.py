@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batcher.types import SamplingParams, splitmix64
-from workers.engines.llama.sampling.logits import Floats, Ids, check_finite
+from workers.engines.llama.sampling.logits import Floats, Ids, NotANumberError, check_finite
 from workers.engines.llama.sampling.masking import few_allowed, masked
 from workers.engines.llama.sampling.narrowing import Kept, keep_allowed, keep_few, may_leave_few
 
@@ -52,6 +52,9 @@ _MAX_THREADS = 8
 
 #: A nucleus is probed in this many times 1 - top_p of the blocks: four fifths of the draws are then seen to be inside.
 _PROBED = 5.0
+
+#: In place of one that can't be sampled.
+NO_TOKEN = -1
 
 _GAMMA = 0x9E37_79B9_7F4A_7C15
 _MASK_64 = (1 << 64) - 1
@@ -110,7 +113,7 @@ class Sampler:
         """One token for each row of `logits`.
 
         Shape: (n, vocab_size), or n rows; with n entries in `params`, `draws` and, if any is ruled, `rulings`. Advances
-        the draws, but where one token must come, and leaves the logits alone. Raises EngineError where a row holds no
+        the draws, but where one token must come, and leaves the logits alone. NO_TOKEN for a row that holds what is no
         number: the model or its computation is broken.
         """
         rows = list(zip(logits, params, draws, [None] * len(params) if rulings is None else rulings, strict=True))
@@ -145,7 +148,10 @@ def _sample_rows(sampler: "RowSampler", rows: Sequence[_Row], left: deque[int], 
                 at = left.popleft()
             except IndexError:
                 return
-            tokens[at] = sampler.sample(*rows[at])
+            try:
+                tokens[at] = sampler.sample(*rows[at])
+            except NotANumberError:
+                tokens[at] = NO_TOKEN
 
 
 class RowSampler:
