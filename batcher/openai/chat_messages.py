@@ -122,10 +122,7 @@ def _unknown(model: BaseModel, place: str, kind: str) -> Iterator[tuple[str, str
 
 
 def normalize(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """The messages as the prompt of a chat has them: role, content (null beside calls), and what else is given.
-
-    The texts of an array of parts are joined by newlines.
-    """
+    """The messages as the prompt of a chat has them: role, content (null beside calls), and what else is given."""
     return [_normalize(message) for message in messages]
 
 
@@ -133,7 +130,7 @@ def _normalize(message: Message) -> dict[str, Any]:
     content = message.content
     found: dict[str, Any] = {
         "role": _ROLES.get(message.role, message.role),
-        "content": "\n".join(part.text for part in content) if isinstance(content, list) else content,
+        "content": [{"type": "text", "text": part.text} for part in content] if isinstance(content, list) else content,
     }
     if message.name is not None:
         found["name"] = message.name

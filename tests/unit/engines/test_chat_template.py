@@ -91,8 +91,76 @@ def test_variables_reach_the_template() -> None:
 
 def test_variables_replace_none_of_ours() -> None:
     source = "{{ messages | length }}{{ tools }}{{ bos_token }}{{ eos_token }}{{ add_generation_prompt }}"
-    names = ("messages", "tools", "bos_token", "eos_token", "add_generation_prompt", "self")
+    names = ("messages", "bos_token", "eos_token", "add_generation_prompt", "self")
     assert render(source, [USER], variables=json.dumps(dict.fromkeys(names, "x"))) == "1None<bos><eos>True"
+
+
+#: In the manner of Llama 4, Gemma 3 and others of models that see.
+EITHER = (
+    "{% for m in messages %}<{{ m.role }}>{% if m.content is string %}{{ m.content }}{% else %}"
+    "{% for part in m.content %}{% if part.type == 'text' %}({{ part.text }}){% endif %}{% endfor %}{% endif %}"
+    "{% endfor %}"
+)
+#: In the manner of SmolVLM: nothing but parts.
+ONLY_PARTS = (
+    "{% for m in messages %}<{{ m.role }}>{% for part in m.content %}"
+    "{% if part.type == 'text' %}({{ part.text }}){% endif %}{% endfor %}{% endfor %}"
+)
+PARTS = [{"type": "text", "text": "One"}, {"type": "text", "text": "Two"}]
+
+
+@pytest.mark.parametrize(
+    ("source", "parts", "text"),
+    [
+        (EITHER, "<user>(One)(Two)", "<user>Who?"),
+        (ONLY_PARTS, "<user>(One)(Two)", "<user>(Who?)"),
+        (OPEN, "<user>One\nTwo<end>\n<assistant>", "<user>Who?<end>\n<assistant>"),
+        # It would write the list as JSON, or find no text in it.
+        ("{% for m in messages %}{{ m.content | tojson }}{% endfor %}", '"One\\nTwo"', '"Who?"'),
+        ("{{ messages[0].content if messages[0].content is string else '' }}", "One\nTwo", "Who?"),
+        ("{{ messages[0]['content'] + '' }}", "One\nTwo", "Who?"),
+    ],
+)
+def test_content_has_the_form_that_the_template_reads(source: str, parts: str, text: str) -> None:
+    assert render(source, [{"role": "user", "content": PARTS}]) == parts
+    assert render(source, [USER]) == text
+
+
+def test_message_of_parts_is_gone_on_with_at_the_end_of_the_last() -> None:
+    chat = [USER, {"role": "assistant", "content": PARTS}]
+
+    assert render(EITHER, chat, continues_final=True) == "<user>Who?<assistant>(One)(Two"
+    assert render(OPEN, chat, continues_final=True) == "<user>Who?<end>\n<assistant>One\nTwo"
+
+
+def test_template_gets_the_tools_of_the_request() -> None:
+    tool = {"type": "function", "function": {"name": "find", "description": "<b>"}}
+    source = "{% if tools %}{% for tool in tools %}{{ tool | tojson }}{% endfor %}{% endif %}{{ messages[0].content }}"
+
+    assert render(source, [USER], variables=json.dumps({"tools": [tool]})) == f"{json.dumps(tool)}Who?"
+    assert render(source, [USER]) == "Who?"
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking"])
+def test_thoughts_of_the_past_have_the_names_that_templates_know(name: str) -> None:
+    source = "{{ messages[1].reasoning_content }};{{ messages[1].thinking }};{{ messages[0].thinking is defined }}"
+
+    assert render(source, [USER, {"role": "assistant", "content": "I", name: "hm"}]) == "hm;hm;False"
+
+
+def test_json_and_dates_are_written_as_transformers_does() -> None:
+    variables = json.dumps({"value": {"b": "<é>", "a": [1]}})
+    written = {
+        "value | tojson": '{"b": "<é>", "a": [1]}',
+        "value | tojson(ensure_ascii=True)": '{"b": "<\\u00e9>", "a": [1]}',
+        "value | tojson(sort_keys=true, separators=(',', ':'))": '{"a":[1],"b":"<é>"}',
+        "value.a | tojson(indent=1)": "[\n 1\n]",
+        "(strftime_now('%Y') | int) > 2000": "True",
+    }
+
+    for expression, expected in written.items():
+        assert render(f"{{{{ {expression} }}}}", [USER], variables=variables) == expected
+    assert render("a{% generation %}\n b{{ 1 }}{% endgeneration %}\nc", [USER]) == "a b1c"
 
 
 @pytest.mark.parametrize("variables", ["[]", "1", '"x"', "{"])

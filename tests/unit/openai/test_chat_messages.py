@@ -54,7 +54,7 @@ def test_messages_are_normalized_to_what_templates_take() -> None:
     parsed = parse(CHAT | {"messages": messages})
     assert parsed.request.is_chat
     assert parsed.request.prompts == (
-        '[{"role":"system","content":"Be\\nbrief."},{"role":"user","content":"hi","name":"Zoë"},'
+        '[{"role":"system","content":[{"type":"text","text":"Be"},{"type":"text","text":"brief."}]},{"role":"user","content":"hi","name":"Zoë"},'
         '{"role":"assistant","content":""},{"role":"tool","content":"5","tool_call_id":"c"}]',
     )
 

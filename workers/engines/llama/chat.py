@@ -6,13 +6,16 @@ bounds: it runs in a process of its own (`chat_process`). What it may use beyond
 offers to templates (`apply_chat_template`): `raise_exception`, `strftime_now`, `tojson` without escapes,
 `{% generation %}` around what the assistant said.
 
-Templates differ in how they want tool calls of the past. The arguments of a call are an object to most, as transformers
-has them, but JSON text in the API; to some they are that text. A message without content is null in the API, and some
-would write "None". So a template gets what it can use.
+Templates differ in how they want contents. Those of models that see read a list of parts, some nothing else; others
+know texts alone, and get the parts joined by newlines. They differ, too, in how they want tool calls of the past. The
+arguments of a call are an object to most, as transformers has them, but JSON text in the API; to some they are that
+text. A message without content is null in the API, and some would write "None". So a template gets what it can use.
+Thoughts of the past have several names, of which it gets those that transformers gives it.
 """
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator
 from datetime import datetime
 from functools import cached_property
@@ -29,6 +32,14 @@ from workers.engines.llama.chat_frames import ChatTemplateError
 _END_MARK = "CONTINUE_FINAL_MESSAGE_TAG "
 
 Message = dict[str, Any]
+
+#: What thoughts are called in messages; the first is what most templates read.
+_THOUGHTS = ("reasoning_content", "thinking", "reasoning")
+
+#: What a text is found by that a template has written.
+_NEEDLES = ("batcher-needle-1", "batcher-needle-2")
+#: A part that a template has written as it is, as Python's text or as JSON.
+_WRITTEN_PART = re.compile(r"""["']type["']: ?["']text["']""")
 
 #: A call beside no content, its arguments in both forms.
 _NULL_CHATS: list[list[Message]] = [
@@ -62,6 +73,7 @@ class ChatTemplate:
         environment.globals["raise_exception"] = _raise
         environment.globals["strftime_now"] = strftime_now
         self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
+        self._read_parts: dict[object, bool] = {}
         try:
             self._template = environment.from_string(source)
         except MemoryError:
@@ -81,7 +93,7 @@ class ChatTemplate:
         """
         try:
             chat, own = json.loads(messages), json.loads(variables or "{}")
-            known = {**own, "tools": None, "add_generation_prompt": adds_generation_prompt and not continues_final}
+            known = {"tools": None, **own, "add_generation_prompt": adds_generation_prompt and not continues_final}
             if continues_final:
                 return self._render_open(chat, known)
             return self._render_history(chat, known)
@@ -95,9 +107,15 @@ class ChatTemplate:
         """Up to the end of the last message's content, found as transformers does."""
         field = "continue_final_message"
         content = chat[-1].get("content") if chat else None
-        if not isinstance(content, str):
+        marked: str | list[Message]
+        if isinstance(content, list) and content:
+            marked = [*content[:-1], content[-1] | {"text": content[-1]["text"] + _END_MARK}]
+            content = content[-1]["text"]
+        elif isinstance(content, str):
+            marked = content + _END_MARK
+        else:
             raise ChatTemplateError("the last message has no content to go on with; give it some", field=field)
-        text = self._render_history([*chat[:-1], chat[-1] | {"content": content + _END_MARK}], known)
+        text = self._render_history([*chat[:-1], chat[-1] | {"content": marked}], known)
         end = text.rfind(_END_MARK.rstrip())
         if end < 0 or content.strip() not in text:
             raise ChatTemplateError(
@@ -120,6 +138,7 @@ class ChatTemplate:
 
     def _forms(self, chat: list[Message]) -> Iterator[list[Message]]:
         """`chat` as templates may want it, as this one most probably does first."""
+        chat = [self._with_content(_with_thoughts(message)) for message in chat]
         contents = [chat]
         if any(message.get("content") is None for message in chat):
             contents.append([message | {"content": message.get("content") or ""} for message in chat])
@@ -130,6 +149,37 @@ class ChatTemplate:
             yield with_objects
             if with_objects != written:
                 yield written
+
+    def _with_content(self, message: Message) -> Message:
+        """The message with its content in a form that the template can read."""
+        content, role = message.get("content"), message.get("role")
+        if isinstance(content, list) and not self._reads_parts(role):
+            return message | {"content": "\n".join(part["text"] for part in content)}
+        if isinstance(content, str) and not self._reads_texts:
+            return message | {"content": [{"type": "text", "text": content}]}
+        return message
+
+    def _reads_parts(self, role: object) -> bool:
+        """Whether it writes the parts of a message's content, and not the list itself."""
+        known = self._read_parts.get(role)
+        if known is None:
+            parts = [{"type": "text", "text": needle} for needle in _NEEDLES]
+            text = self._try_to_write(_probe(role, parts))
+            known = all(needle in text for needle in _NEEDLES) and not re.search(
+                r"""["']type["']: ?["']text["']""", text
+            )
+            self._read_parts[role] = known
+        return known
+
+    @cached_property
+    def _reads_texts(self) -> bool:
+        """Whether it writes contents that are texts. One that reads parts alone does not."""
+        return _NEEDLES[0] in self._try_to_write(_probe("user", _NEEDLES[0])) or not self._reads_parts("user")
+
+    def _try_to_write(self, chat: list[Message]) -> str:
+        with contextlib.suppress(Exception):
+            return self._write(chat, {"tools": None, "add_generation_prompt": False})
+        return ""
 
     def _write(self, chat: list[Message], known: dict[str, Any]) -> str:
         return self._template.render({**known, **self._tokens, "messages": chat})
@@ -144,6 +194,16 @@ class ChatTemplate:
         return False
 
 
+def _probe(role: object, content: Any) -> list[Message]:
+    """A chat with a message of this role and content, in which others are texts."""
+    user, message = {"role": "user", "content": "x"}, {"role": role, "content": content}
+    if role == "system":
+        return [message, user]
+    if role == "tool":
+        return [*_NULL_CHATS[0][:2], _NULL_CHATS[0][2] | message]
+    return [message] if role == "user" else [user, message]
+
+
 class _Generation(Extension):
     """`{% generation %}`: its body, as if it was not there."""
 
@@ -152,6 +212,14 @@ class _Generation(Extension):
     def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _with_thoughts(message: Message) -> Message:
+    """The message with its thoughts under the names that templates know, as transformers has them."""
+    if not isinstance(message, dict):
+        return message
+    found = next((message[name] for name in _THOUGHTS if message.get(name) is not None), None)
+    return message if found is None else {"thinking": found, **message, "reasoning_content": found}
 
 
 def _with_objects(message: Message) -> Message:

@@ -43,6 +43,8 @@ class Thinking:
     def _is_open(self, request: SequenceRequest, prompt: Tokens) -> bool:
         if request.params.continue_final_message:
             content = json.loads(request.prompt)[-1].get("content")
+            if isinstance(content, list):
+                content = "".join(part["text"] for part in content)
             return isinstance(content, str) and self._marks.are_unclosed(content)
         written = b"".join(map(self._vocabulary.written, prompt[-_NUM_LAST:].tolist()))
         return self._marks.are_open(written.decode(errors="replace"))
