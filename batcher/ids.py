@@ -63,6 +63,11 @@ def response_digits(uid: str, row: int) -> str:
     return hashlib.blake2b(f"{uid} {row}".encode(), digest_size=12).hexdigest()
 
 
+def call_id(response_id: str, index: int) -> str:
+    """The id of the call that choice `index` of a response has: "call_" and 24 hexadecimal digits."""
+    return f"call_{hashlib.blake2b(f'{response_id} {index}'.encode(), digest_size=12).hexdigest()}"
+
+
 def completion_id(digits: str, *, is_chat: bool) -> str:
     """The id of a response, as the API has them: "cmpl-" or, of a chat, "chatcmpl-", and 24 hexadecimal digits."""
     return f"{'chatcmpl' if is_chat else 'cmpl'}-{digits}"

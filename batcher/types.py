@@ -6,6 +6,7 @@ A *request* is one input row; each of its prompts is decoded as one *sequence* a
 import json
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 #: Documented defaults of the legacy `POST /v1/completions` API.
 DEFAULT_MAX_TOKENS = 16
@@ -18,10 +19,12 @@ _MASK_64 = (1 << 64) - 1
 
 
 class FinishReason(StrEnum):
-    """Why a choice ended: a stop string or the model's own end (`stop`), or `max_tokens` reached (`length`)."""
+    """Why a choice ended: a stop string or the model's own end (`stop`), `max_tokens` reached (`length`), or a call of
+    a function, after which the function's answer is due (`tool_calls`)."""
 
     STOP = "stop"
     LENGTH = "length"
+    TOOL_CALLS = "tool_calls"
 
 
 class Reasoning(StrEnum):
@@ -72,7 +75,10 @@ class RowError:
 class ConstraintKind(StrEnum):
     """What the text of a constraint is: a JSON schema, nothing (any JSON object), a JSON array of strings of which the
     completion is one, the same to be scored (the completion is the likeliest, and nothing is drawn), a regular
-    expression, or a context-free grammar by Lark or by llama.cpp (GBNF)."""
+    expression, or a context-free grammar by Lark or by llama.cpp (GBNF).
+
+    TOOLS is no user's: the grammar, by Lark, that an engine makes of functions which may be called.
+    """
 
     JSON_SCHEMA = "json_schema"
     JSON_OBJECT = "json_object"
@@ -80,6 +86,7 @@ class ConstraintKind(StrEnum):
     SCORED_CHOICE = "scored_choice"
     REGEX = "regex"
     LARK = "lark"
+    TOOLS = "tools"
     GBNF = "gbnf"
 
 
@@ -110,6 +117,40 @@ class Constraint:
 
 
 @dataclass(frozen=True, slots=True)
+class Tools:
+    """The functions that an answer may call; it must call one if `is_required`, and that of `name` if there is one.
+
+    `functions` is the JSON text of an array of objects with name, description and parameters, a JSON schema.
+    """
+
+    functions: str
+    is_required: bool = False
+    name: str = ""
+
+    def list_functions(self) -> list[dict[str, Any]]:
+        """The functions as objects."""
+        found: list[dict[str, Any]] = json.loads(self.functions)
+        return found
+
+    @classmethod
+    def parse(cls, text: str) -> "Tools":
+        """The tools whose `str` this is."""
+        choice, _, functions = text.partition(" ")
+        return cls(functions, choice != "auto", choice.removeprefix("=") if choice[:1] == "=" else "")
+
+    def __str__(self) -> str:
+        return f"{'=' + self.name if self.name else 'required' if self.is_required else 'auto'} {self.functions}"
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionCall:
+    """A function that an answer calls. Its arguments are JSON text, as far as it goes where `max_tokens` cut it off."""
+
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How a request is sampled; the documented parameters, with the documented defaults.
 
@@ -127,7 +168,7 @@ class SamplingParams:
     generated. For chats: `add_generation_prompt` opens the answer, `continue_final_message` goes on with the last
     message instead, `chat_template_kwargs` is the JSON text of an object of further variables for the template;
     `reasoning` (see `Reasoning`) says what becomes of the model's thoughts.
-    `constraint` is what every text must be, whatever is drawn.
+    `constraint` is what every text must be, whatever is drawn, and `tools` what may be called in its place.
     """
 
     max_tokens: int = DEFAULT_MAX_TOKENS
@@ -157,6 +198,7 @@ class SamplingParams:
     chat_template_kwargs: str = ""
     reasoning: str = "keep"
     constraint: Constraint | None = None
+    tools: Tools | None = None
 
     @property
     def num_drawn(self) -> int:
@@ -289,12 +331,16 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What a choice has gained since the last one: text that no stop string can take back any more, or thoughts."""
+    """What a choice has gained since the last one: text that no stop string can take back any more, or thoughts.
+
+    `call` is what its call has gained: the name, which comes first and once ("" later), and arguments.
+    """
 
     index: int
     text: str
     logprobs: tuple[TokenLogprob, ...] | None = None
     reasoning: str = ""
+    call: FunctionCall | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,6 +351,7 @@ class Choice:
     first, and the token by which the model ended its text last. Where choices were scored, `label_logprobs` has the
     natural log-probability of each in their order: the sum of its tokens', by the model's own logits. `reasoning` are
     the thoughts before the text, no part of it; None where there were none, or nobody was to tell them apart.
+    `call` is the function that it calls, no part of the text either.
     """
 
     index: int
@@ -315,6 +362,7 @@ class Choice:
     logprobs: tuple[TokenLogprob, ...] | None = None
     label_logprobs: tuple[float, ...] | None = None
     reasoning: str | None = None
+    call: FunctionCall | None = None
 
 
 @dataclass(frozen=True, slots=True)

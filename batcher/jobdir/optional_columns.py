@@ -14,20 +14,24 @@ import pyarrow as pa
 from batcher.arrow.json_schema import TypedColumn, typed_column
 from batcher.arrow.json_texts import JsonColumn
 from batcher.constraints import label_scores
+from batcher.openai.answers import calls_of
 from batcher.types import Choice, Constraint, ConstraintKind, FinishReason, Reasoning, Request, SamplingParams
 
 #: No optional column at all.
 NONE = pa.schema([])
+#: The documented calls of an answer as JSON text; null where it calls nothing.
+TOOL_CALLS = pa.field("tool_calls", pa.string())
 
 _CHOICES = (ConstraintKind.CHOICE, ConstraintKind.SCORED_CHOICE)
 
 
 @dataclass(frozen=True, slots=True)
 class ResultRow:
-    """What a result row is made of; `choice` None where the request failed."""
+    """What a result row is made of; `choice` None where the request failed. `response_id` is that of the response."""
 
     request: Request
     choice: Choice | None
+    response_id: str = ""
 
     @property
     def scores(self) -> dict[str, float] | None:
@@ -54,10 +58,10 @@ class _OptionalColumn:
     refusal: str = ""
 
 
-def optional_schema(params: SamplingParams) -> pa.Schema:
-    """The optional columns of a job with these defaults."""
-    fields = (column.field(params) for column in _COLUMNS.values())
-    return pa.schema([field for field in fields if field is not None])
+def optional_schema(params: SamplingParams, *, has_tools: bool = False) -> pa.Schema:
+    """The optional columns of a job with these defaults, any of whose rows may call functions if it `has_tools`."""
+    fields = [column.field(params) for column in _COLUMNS.values()]
+    return pa.schema([field for field in (*fields, TOOL_CALLS if has_tools else None) if field is not None])
 
 
 def fill(schema: pa.Schema, rows: Sequence[ResultRow]) -> list[pa.Array]:
@@ -152,6 +156,11 @@ def _reasoning_tokens(field: pa.Field, rows: Sequence[ResultRow]) -> pa.Array:
     return pa.array([row.choice and row.choice.usage.reasoning_tokens for row in rows], field.type)
 
 
+def _calls(field: pa.Field, rows: Sequence[ResultRow]) -> pa.Array:
+    found = (calls_of(row.choice, response_id=row.response_id) if row.choice is not None else None for row in rows)
+    return pa.array([None if calls is None else json.dumps(calls, ensure_ascii=False) for calls in found], field.type)
+
+
 #: By name, in their order in the results.
 _COLUMNS = {
     "output": _OptionalColumn(_output_field, _outputs, "it does not fit the type of `output`"),
@@ -160,4 +169,6 @@ _COLUMNS = {
     "scores": _OptionalColumn(_if_scored(pa.field("scores", pa.map_(pa.string(), pa.float64()))), _scores),
     "reasoning": _OptionalColumn(_only_split(pa.string(), "reasoning"), _reasonings),
     "reasoning_tokens": _OptionalColumn(_only_split(pa.int32(), "reasoning_tokens"), _reasoning_tokens),
+    # What no default says: the rows of a job have tools of their own.
+    TOOL_CALLS.name: _OptionalColumn(lambda params: None, _calls),
 }

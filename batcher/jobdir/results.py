@@ -135,7 +135,7 @@ def build_table(
     for position, completion in enumerate(completions):
         new = _result_rows(completion)
         rows.extend(new)
-        sources.extend(ResultRow(completion.request, choice) for choice in completion.choices or (None,))
+        sources.extend(ResultRow(completion.request, choice, completion.id) for choice in completion.choices or (None,))
         positions.extend([position] * len(new))
     columns = {name: pa.array([row.get(name) for row in rows], type_) for name, type_ in _types().items()}
     columns["attempts"] = pa.array([attempt] * len(rows), pa.int32())

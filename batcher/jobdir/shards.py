@@ -6,7 +6,7 @@ input column may have any name. The types of `carried` are those known when the 
 turn out wider later in the file, so readers conform it to the schema of the manifest, which is written last.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import repeat
 from pathlib import Path
@@ -24,16 +24,17 @@ from batcher.jobdir import sealed
 from batcher.jobdir.local_store import LOCAL
 from batcher.jobdir.sealed import MissingFileError
 from batcher.jobdir.store import Store
-from batcher.types import Constraint, ErrorCode, Request, RequestFacts, RowError, SamplingParams
+from batcher.types import Constraint, ErrorCode, Request, RequestFacts, RowError, SamplingParams, Tools
 
-#: The column of a parameter by its type; that of a tuple is a list. Of a constraint the text is kept once, however many
-#: rows have it.
+#: The column of a parameter by its type; that of a tuple is a list. Of a constraint and of tools the text is kept once,
+#: however many rows have it.
 _COLUMN_TYPES = {
     int: pa.int32(),
     float: pa.float64(),
     bool: pa.bool_(),
     str: pa.string(),
     Constraint: pa.dictionary(pa.int32(), pa.string()),
+    Tools: pa.dictionary(pa.int32(), pa.string()),
 }
 
 
@@ -70,6 +71,8 @@ REQUEST_FIELDS = pa.schema(
 
 #: Parameters that have a column of their own name. `logit_bias` is two columns: `biased_tokens` and `biases`.
 _PARAM_NAMES = [param.name for param in fields(SamplingParams) if param.name in REQUEST_FIELDS.names]
+#: Of parameters whose column has them as texts.
+_PARSERS: Mapping[str, Callable[[str], Any]] = {"constraint": Constraint.parse, "tools": Tools.parse}
 _DEFAULTS = {param.name: getattr(SamplingParams(), param.name) for param in fields(SamplingParams)}
 #: Parameters that hardly any job has, from this one on. They have columns only in shards where a row sets them.
 _RARE_NAMES = frozenset(_PARAM_NAMES[_PARAM_NAMES.index("top_k") :])
@@ -204,8 +207,8 @@ def _parameter_columns(params: Sequence[SamplingParams]) -> dict[str, pa.Array]:
     for name in _RARE_NAMES:
         if all(value == _DEFAULTS[name] for value in values[name]):
             del values[name]
-    if "constraint" in values:
-        values["constraint"] = [None if one is None else str(one) for one in values["constraint"]]
+    for name in _PARSERS.keys() & values.keys():
+        values[name] = [None if one is None else str(one) for one in values[name]]
     values["biased_tokens"] = [[token for token, _ in one.logit_bias] for one in distinct]
     values["biases"] = [[bias for _, bias in one.logit_bias] for one in distinct]
     columns = {name: _array(name, column) for name, column in values.items()}
@@ -233,8 +236,8 @@ def _shard_rows(requests: pa.StructArray) -> tuple[ShardRow, ...]:
     found = {requests.type.field(i).name for i in range(requests.type.num_fields)}
     arrays = {name: requests.field(name) for name in REQUEST_FIELDS.names if name in found}
     same = {name: _absent(name) for name in REQUEST_FIELDS.names if name not in found}
-    same |= {name: _values(array.slice(0, 1))[0] for name, array in arrays.items() if _is_same(array)}
-    columns = {name: _values(array) for name, array in arrays.items() if name not in same}
+    same |= {name: _values(name, array.slice(0, 1))[0] for name, array in arrays.items() if _is_same(array)}
+    columns = {name: _values(name, array) for name, array in arrays.items() if name not in same}
 
     def column(name: str) -> Iterable[Any]:
         return columns[name] if name in columns else repeat(same[name], num_rows)
@@ -288,11 +291,11 @@ def _is_same(array: pa.Array) -> bool:
     return len(array) == 1 or bool(array.slice(1).equals(array.slice(0, len(array) - 1)))
 
 
-def _values(array: pa.Array) -> Sequence[Any]:
+def _values(name: str, array: pa.Array) -> Sequence[Any]:
     """The values of a column, lists as tuples."""
     if pa.types.is_dictionary(array.type):
-        constraints = [Constraint.parse(text) for text in array.dictionary.to_pylist()]
-        return [None if at is None else constraints[at] for at in array.indices.to_pylist()]
+        parsed = [_PARSERS[name](text) for text in array.dictionary.to_pylist()]
+        return [None if at is None else parsed[at] for at in array.indices.to_pylist()]
     values: list[Any] = array.to_pylist()
     return [tuple(value) for value in values] if pa.types.is_list(array.type) else values
 

@@ -22,6 +22,7 @@ from batcher.errors import CorruptFileError, InputError, JobError
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.local_store import replacing
 from batcher.jobdir.manifest import ShardInfo
+from batcher.jobdir.optional_columns import TOOL_CALLS
 from batcher.jobdir.results import (
     RESULT_FIELDS,
     Counts,
@@ -294,7 +295,8 @@ def _response_object(rows: list[dict[str, Any]], *, facts: RequestFacts, optiona
     line: dict[str, Any] = {key: first[key] for key in ("row", "custom_id", "status")}
     line |= completion_body(rows, facts=facts)
     for choice, row in zip(line.get("choices", ()), rows, strict=False):
-        choice.update({name: row[name] for name in optional if name not in choice})
+        # The calls are in its message.
+        choice.update({name: row[name] for name in optional if name not in (*choice, TOOL_CALLS.name)})
     own = frozenset((*RESULT_FIELDS.names, *optional))
     for name, value in first.items():
         if name in own:

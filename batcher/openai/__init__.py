@@ -3,6 +3,7 @@
 fields.py              the table of fields: what each means, and what becomes of it
 unsupported_fields.py  fields that change nothing here, and those that are refused
 constraint_fields.py   fields that say what a completion must be
+tool_fields.py         functions that a model may call
 body_field.py          what can be said of a field
 parameters.py          the models of rows, bodies and batch lines, made of the fields
 request_params.py      what the fields of a request say together

@@ -12,8 +12,20 @@ from enum import StrEnum
 from typing import Any
 
 from batcher.constraints import label_scores
+from batcher.ids import call_id
 from batcher.openai.fields import FIELDS
-from batcher.types import Choice, Completion, Delta, ErrorCode, Request, RequestFacts, RowError, RowStatus, TokenLogprob
+from batcher.types import (
+    Choice,
+    Completion,
+    Delta,
+    ErrorCode,
+    FunctionCall,
+    Request,
+    RequestFacts,
+    RowError,
+    RowStatus,
+    TokenLogprob,
+)
 
 COMPLETION_OBJECT = "text_completion"
 CHAT_OBJECT = "chat.completion"
@@ -67,6 +79,7 @@ def completion_object(completion: Completion) -> dict[str, Any]:
             logprobs=logprobs_object(choice.logprobs, is_chat=request.is_chat),
             finish_reason=choice.finish_reason.value,
             scores=label_scores(choice, request.params),
+            calls=calls_of(choice, response_id=completion.id),
         )
         for choice in completion.choices
     ]
@@ -86,6 +99,11 @@ def completion_object(completion: Completion) -> dict[str, Any]:
             reasoning_tokens=sum(choice.usage.reasoning_tokens for choice in completion.choices),
         ),
     }
+
+
+def calls_of(choice: Choice, *, response_id: str) -> list[dict[str, Any]] | None:
+    """The documented `tool_calls` of a choice; None where it calls nothing."""
+    return None if choice.call is None else [_call_object(choice.call, call_id(response_id, choice.index))]
 
 
 def logprobs_object(
@@ -148,6 +166,7 @@ def completion_body(rows: Sequence[Mapping[str, Any]], *, facts: RequestFacts = 
             logprobs=json.loads(row["logprobs"]) if row["logprobs"] is not None else None,
             finish_reason=row["finish_reason"],
             scores=None if row.get("scores") is None else dict(row["scores"]),
+            calls=json.loads(row["tool_calls"]) if row.get("tool_calls") is not None else None,
         )
         for row in rows
     ]
@@ -233,6 +252,7 @@ class ChunkStream:
     ) -> None:
         self._request = request
         self._includes_usage = includes_usage
+        self._completion_id = completion_id
         self._head = {
             "id": completion_id,
             "object": _CHAT_CHUNK_OBJECT if request.is_chat else COMPLETION_OBJECT,
@@ -263,10 +283,7 @@ class ChunkStream:
         self._num_chars[delta.index] += sum(count_chars(token.token) for token in delta.logprobs or ())
         logprobs = logprobs_object(delta.logprobs, is_chat=self._request.is_chat, num_chars_before=before)
         if self._request.is_chat:
-            gained = {"reasoning_content": delta.reasoning} if delta.reasoning else {}
-            if delta.text or logprobs or not gained:
-                gained["content"] = delta.text
-            return self._chat_chunk(delta.index, gained, logprobs=logprobs)
+            return self._chat_chunk(delta.index, _chat_delta(delta, self._completion_id), logprobs=logprobs)
         return self._text_chunk(delta.index, delta.text, logprobs=logprobs)
 
     def end(self, choice: Choice) -> dict[str, Any]:
@@ -302,7 +319,7 @@ class ChunkStream:
     def _chat_chunk(
         self,
         index: int,
-        delta: dict[str, str],
+        delta: dict[str, Any],
         *,
         logprobs: dict[str, Any] | None = None,
         finish_reason: str | None = None,
@@ -322,14 +339,17 @@ def _choice(
     reasoning: str | None,
     logprobs: dict[str, Any] | None,
     finish_reason: str,
-    scores: Mapping[str, float] | None,
+    scores: Mapping[str, float] | None = None,
+    calls: list[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     ending = {"logprobs": logprobs, "finish_reason": finish_reason, **_scores(scores)}
     if is_chat:
-        message = {"role": "assistant", "content": text, "refusal": None}
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
         # The API documents no place for thoughts; its peers and their clients have this one.
         if reasoning is not None:
             message["reasoning_content"] = reasoning
+        if calls is not None:
+            message |= {"content": text or None, "tool_calls": calls}
         return {"index": index, "message": message, **ending}
     return {"text": text, "index": index, **ending}
 
@@ -337,6 +357,23 @@ def _choice(
 def _scores(scores: Mapping[str, float] | None) -> dict[str, Any]:
     """What a choice has beside the documented, where labels were scored: the probability of each."""
     return {} if scores is None else {"scores": scores}
+
+
+def _chat_delta(delta: Delta, completion_id: str) -> dict[str, Any]:
+    """What a chat has gained. The id and the name of a call come once, with the first of its arguments."""
+    gained: dict[str, Any] = {"reasoning_content": delta.reasoning} if delta.reasoning else {}
+    if delta.text or not (gained or delta.call) or (delta.logprobs and not delta.call):
+        gained["content"] = delta.text
+    if delta.call is not None:
+        call: dict[str, Any] = {"function": {"arguments": delta.call.arguments}}
+        if delta.call.name:
+            call = _call_object(delta.call, call_id(completion_id, delta.index))
+        gained["tool_calls"] = [{"index": 0, **call}]
+    return gained
+
+
+def _call_object(call: FunctionCall, id_: str) -> dict[str, Any]:
+    return {"id": id_, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
 def _usage_object(

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Flag, StrEnum
 from types import UnionType
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
-from pydantic import BeforeValidator, Field
+from pydantic import BaseModel, BeforeValidator, Field
 
 
 class Use(StrEnum):
@@ -54,8 +54,8 @@ class BodyField:
     def is_compound(self) -> bool:
         """Whether its values are arrays or objects."""
         kind = get_args(self.annotation)[0] if get_origin(self.annotation) is Annotated else self.annotation
-        kinds = get_args(kind) if get_origin(kind) is UnionType else (kind,)
-        return any(get_origin(each) in (list, dict) for each in kinds)
+        kinds = get_args(kind) if get_origin(kind) in (UnionType, Union) else (kind,)
+        return any(get_origin(each) in (list, dict) or _is_model(each) for each in kinds)
 
     def asks_for_nothing(self, value: Any) -> bool:
         """Whether a refused field may have this value. Takes no longer for a large value."""
@@ -92,6 +92,10 @@ def array(item: Any, max_length: int) -> Any:
     """The type of arrays, which may be empty."""
     # fail_fast: a long array of wrong values must not become a long list of errors.
     return Annotated[list[item], Field(max_length=max_length, fail_fast=True)]
+
+
+def _is_model(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def _exact_int(value: Any) -> Any:

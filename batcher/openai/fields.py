@@ -21,6 +21,7 @@ from pydantic import BeforeValidator, Field
 
 from batcher.openai.body_field import BodyField, Of, Use, array, integer, number, text
 from batcher.openai.constraint_fields import CONSTRAINTS
+from batcher.openai.tool_fields import TOOL_FIELDS
 from batcher.openai.unsupported_fields import HARMLESS, REFUSED
 
 MAX_STOPS = 16
@@ -405,7 +406,7 @@ _OF_CHATS = (
     ),
 )
 
-HONOURED = (*_OF_ROWS, *_OF_BODIES, *_PENALTIES_AND_BIAS, *_EXTENSIONS, *CONSTRAINTS, *_OF_CHATS)
+HONOURED = (*_OF_ROWS, *_OF_BODIES, *_PENALTIES_AND_BIAS, *_EXTENSIONS, *CONSTRAINTS, *_OF_CHATS, *TOOL_FIELDS)
 FIELDS: tuple[BodyField, ...] = (*HONOURED, *HARMLESS, *REFUSED)
 
 

@@ -25,6 +25,7 @@ from pydantic import (
 from batcher.openai.body_field import integer
 from batcher.openai.chat_messages import Message
 from batcher.openai.fields import BY_NAME, MAX_MAX_TOKENS, MAX_MESSAGES, PARAM_FIELDS
+from batcher.openai.tool_fields import TOOL_REMEDIES
 
 #: llama.cpp's ids have 32 bits, signed. Which of them a model has is known where it is loaded.
 MAX_TOKEN_ID = 2**31 - 1
@@ -36,7 +37,6 @@ COMPLETIONS_URL = "/v1/completions"
 CHAT_URL = "/v1/chat/completions"
 
 CONTENT_REMEDY = 'use a string, or an array of parts {"type": "text", "text": "..."}'
-_NO_TOOLS = "tools are not supported; leave it out"
 #: Of what is no field of a body.
 _REMEDIES = {
     "custom_id": "use a non-empty string or a finite number",
@@ -58,6 +58,7 @@ _REMEDIES = {
     "method": 'use "POST"',
     "url": f'use "{COMPLETIONS_URL}" or "{CHAT_URL}"',
     "body": "use an object that holds the parameters of the request",
+    **TOOL_REMEDIES,
 }
 _SHOWN_CHARS = 60
 #: Larger floats have no digits for the places that they would be written with.
@@ -227,6 +228,8 @@ def explain(
     remedy = _REMEDIES.get(f"{field}.{names[-1]}", remedy) if names else remedy
     if errors[0]["type"] == "less_than_equal" and field in ("max_tokens", "max_completion_tokens"):
         remedy = f"use at most {MAX_MAX_TOKENS}"
+    if errors[0]["type"] == "extra_forbidden":
+        remedy = "it is not known here; remove it"
     value: Any = values
     if field == "prompt" and fields and key not in values:
         remedy += ", or say with --prompt-column or --template where it comes from"

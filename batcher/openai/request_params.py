@@ -12,8 +12,9 @@ from batcher.errors import InvalidBodyError
 from batcher.openai.body_field import BodyField
 from batcher.openai.fields import MAX_STOPS, PARAMETERS, variables_text
 from batcher.openai.parameters import shown
+from batcher.openai.tool_fields import read_tools
 from batcher.openai.unsupported_fields import TEMPLATE_FIELDS
-from batcher.types import Constraint, SamplingParams
+from batcher.types import Constraint, ConstraintKind, SamplingParams, Tools
 
 #: Of a constraint in parameters that are kept.
 _MAX_KEPT_CHARS = 16_384
@@ -67,6 +68,8 @@ def _is_small(value: Any) -> bool:
     """Whether a parameter may be kept: what clients send can be large."""
     if isinstance(value, Constraint):
         return len(value.text) <= _MAX_KEPT_CHARS
+    if isinstance(value, Tools):
+        return len(value.functions) <= _MAX_KEPT_CHARS
     return not isinstance(value, str | tuple) or len(value) <= MAX_STOPS
 
 
@@ -116,6 +119,8 @@ def _of_chat(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, A
         if given.get("add_generation_prompt"):
             refuse("continue_final_message", "is true and add_generation_prompt true; give one of them")
         found["add_generation_prompt"] = False
+    if (tools := read_tools(values.get("tools"), values.get("tool_choice"))) is not None:
+        found["tools"] = _check_tools(tools, given)
     variables = _template_variables(values)
     if variables:
         try:
@@ -123,6 +128,17 @@ def _of_chat(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, A
         except ValueError:
             refuse("chat_template_kwargs", "holds a number that is not finite; use one that is")
     return found
+
+
+def _check_tools(tools: Tools, given: Mapping[str, Any]) -> Tools:
+    """Refuse what has no meaning beside tools."""
+    constraint = given.get("constraint")
+    if constraint is not None and constraint.kind not in (ConstraintKind.JSON_SCHEMA, ConstraintKind.JSON_OBJECT):
+        refuse("tools", f"can't be given with a {constraint.kind} that texts must keep to; give one of them")
+    for name in ("continue_final_message", "ignore_eos"):
+        if given.get(name):
+            refuse("tools", f"can't be given with {name}; give one of them")
+    return tools
 
 
 def _template_variables(values: Mapping[str, Any]) -> dict[str, Any]:

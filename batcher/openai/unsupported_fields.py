@@ -20,7 +20,7 @@ HARMLESS = (
     *harmless("caches", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"),
     *harmless("caches", "cache_prompt", "id_slot", "n_cache_reuse", "n_keep", "n_discard", "keep_alive"),
     *harmless("caches", "kv_transfer_params", "ec_transfer_params"),
-    *harmless(_ONLY_WITH_OTHERS, "parallel_tool_calls", "parse_tool_calls"),
+    *harmless("several calls in one answer, of which it has one at most", "parallel_tool_calls"),
     *harmless(_ONLY_WITH_OTHERS, "media_io_kwargs", "mm_processor_kwargs", "return_mm_kwargs"),
     *harmless(_ONLY_WITH_OTHERS, "truncation_side", "spaces_between_special_tokens", "routed_experts_prompt_start"),
     *harmless(_ONLY_WITH_OTHERS, "guided_decoding_backend", "guided_whitespace_pattern"),
@@ -31,7 +31,6 @@ HARMLESS = (
     *harmless("chat templates", *TEMPLATE_FIELDS, of=Of.TEXT),
 )
 
-_NO_TOOLS = "tools are not supported; leave it out"
 _NO_SAMPLER = "this sampler is not supported; leave it out"
 _NOT_GIVEN = "the answer does not hold that; leave it out"
 _IS_FOR_TEXT = "it is for /v1/completions; leave it out"
@@ -41,8 +40,11 @@ _THINKING = 'use chat_template_kwargs, such as {"enable_thinking": false}, if th
 
 REFUSED = (
     # What the output must look like.
-    *refused(_NO_TOOLS, tools=([],), functions=([],)),
-    *refused(_NO_TOOLS, tool_choice=("none", "auto"), function_call=("none", "auto")),
+    *refused("use tools", of=Of.CHAT, functions=([],)),
+    *refused("use tool_choice", of=Of.CHAT, function_call=("none", "auto")),
+    *refused("calls are never left in the text; leave it out", parse_tool_calls=(True,)),
+    *refused(_IS_FOR_CHATS, of=Of.TEXT, tools=([],), functions=([],)),
+    *refused(_IS_FOR_CHATS, of=Of.TEXT, tool_choice=("none", "auto"), function_call=("none", "auto")),
     *refused('only ["text"] is supported', modalities=(["text"],)),
     *refused("audio is not supported; leave it out", audio=()),
     *refused("there is no web search; leave it out", web_search_options=()),

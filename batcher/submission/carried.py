@@ -76,6 +76,18 @@ class CarriedColumns:
         self._taken = set(self._ours)
         self._kinds: dict[str, _Kind] = {}
 
+    def reserve(self, name: str) -> None:
+        """Keep a name for a result column from now on. Raises InputError where a column has it already."""
+        if name in self._ours:
+            return
+        if name in self._taken:
+            raise InputError(
+                f"rows without tools have a column {name}, which is where the calls of later rows belong; give that "
+                "column another name"
+            )
+        self._ours |= {name}
+        self._taken.add(name)
+
     @property
     def schema(self) -> pa.Schema:
         """The columns seen so far, with the types that hold all their values."""

@@ -90,8 +90,8 @@ class SubmitOptions:
 
     @property
     def optional(self) -> pa.Schema:
-        """The optional columns that the results have."""
-        return optional_schema(replace(self.params, reasoning=self.chat_reasoning))
+        """The optional columns that the results have; that of calls also where a batch line has tools."""
+        return optional_schema(replace(self.params, reasoning=self.chat_reasoning), has_tools="tools" in self.fields)
 
 
 def fingerprint(inputs: Sequence[Input], options: SubmitOptions) -> str:

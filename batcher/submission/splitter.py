@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from batcher.arrow.tables import take_rows
 from batcher.jobdir.manifest import ShardInfo
+from batcher.jobdir.optional_columns import TOOL_CALLS
 from batcher.jobdir.shards import Shard, ShardRow
 from batcher.submission.carried import CarriedColumns, CarriedRow, TableRow
 from batcher.submission.rows import RowBatch
@@ -65,6 +66,8 @@ class Splitter:
         self._num_rows = 0
         #: Tokens that no prompt and its completion exceed together; see `_most_tokens`.
         self.longest_request = 0
+        #: Whether any request so far may call functions.
+        self.has_tools = False
 
     def add(self, batch: RowBatch) -> None:
         """Take the next rows of the input."""
@@ -75,6 +78,9 @@ class Splitter:
         else:
             carried = list(batch.carried)
         for row, values, num_bytes in zip(batch.rows, carried, batch.num_bytes, strict=True):
+            if row.request.params.tools is not None and not self.has_tools:
+                self.has_tools = True
+                self._carried.reserve(TOOL_CALLS.name)
             model = None if row.error is not None else row.request.model
             if model is not None:
                 further = row.request.params.max_tokens if self._retries_truncated else 0

@@ -11,7 +11,16 @@ from enum import Flag, auto
 from typing import Protocol
 
 from batcher.errors import EngineError
-from batcher.types import Choice, ConstraintKind, EngineStats, ErrorCode, RowError, SamplingParams, TokenLogprob
+from batcher.types import (
+    Choice,
+    ConstraintKind,
+    EngineStats,
+    ErrorCode,
+    FunctionCall,
+    RowError,
+    SamplingParams,
+    TokenLogprob,
+)
 
 
 class Ability(Flag):
@@ -31,6 +40,8 @@ class Ability(Flag):
     PROMPT_SCORES = auto()
     #: The probabilities of given labels, in place of a text that is drawn.
     LABEL_SCORES = auto()
+    #: Calls of functions.
+    TOOLS = auto()
 
 
 ALL_ABILITIES = ~Ability(0)
@@ -40,6 +51,7 @@ _MISSING = {
     Ability.TOKEN_IDS: "prompt: this engine takes no token ids; send the prompt as text",
     Ability.PROMPT_SCORES: "logprobs: this engine gives none of the prompt's tokens; leave out echo or logprobs",
     Ability.LABEL_SCORES: "scores: this engine can't tell the probabilities of labels; leave scores out",
+    Ability.TOOLS: "tools: this engine can't call functions; leave it out",
     Ability.ECHO: "echo: this engine can't put the prompt before the text; leave it out",
 }
 
@@ -82,6 +94,8 @@ class SequenceRequest:
             needs |= Ability.PROMPT_SCORES
         if (constraint := self.params.constraint) and constraint.kind is ConstraintKind.SCORED_CHOICE:
             needs |= Ability.LABEL_SCORES
+        if self.params.tools is not None:
+            needs |= Ability.TOOLS
         return needs
 
 
@@ -89,13 +103,15 @@ class SequenceRequest:
 class SequenceDelta:
     """What the text of a request has gained, and the log-probabilities of its tokens, if they were asked for.
 
-    `reasoning` is what its thoughts have gained, before the text, where they are told from it.
+    `reasoning` is what its thoughts have gained, before the text, where they are told from it, and `call` what its call
+    has gained, as in `Delta`.
     """
 
     key: tuple[int, int]
     text: str
     logprobs: tuple[TokenLogprob, ...] | None = None
     reasoning: str = ""
+    call: FunctionCall | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,6 +116,7 @@ class LiveRequests:
             case Submit(number=number, request=request):
                 entry = self._open[number] = _Open(question, self._answers.put, self._close)
                 num_chars = sum(map(len, request.prompts)) + len(request.params.chat_template_kwargs)
+                num_chars += len(request.params.tools.functions) if request.params.tools is not None else 0
                 is_large = num_chars > _MANY_CHARS
                 self._queue_of((request.model, is_large)).put(question, entry)
             case Cancel():
@@ -253,7 +254,8 @@ class _Open:
 
     def take_delta(self, delta: SequenceDelta) -> None:
         if not self._is_over:
-            self._answer(Gained(self._number, Delta(delta.key[1], delta.text, delta.logprobs, delta.reasoning)))
+            gained = Delta(delta.key[1], delta.text, delta.logprobs, delta.reasoning, delta.call)
+            self._answer(Gained(self._number, gained))
 
     def take(self, item: SequenceResult | EngineError) -> None:
         if self._is_over:

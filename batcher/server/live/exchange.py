@@ -20,7 +20,7 @@ from batcher.server.guard.answers import RETRY_AWAY_S, ClientGoneError, timeout_
 from batcher.server.guard.clients import Usage
 from batcher.server.guard.errors import ApiError
 from batcher.server.guard.limits import Limits
-from batcher.types import Choice, Delta, Request
+from batcher.types import Choice, Delta, FunctionCall, Request
 
 #: Deltas that may wait for the client one by one. Beyond, those of a choice become one: a client that reads slowly
 #: gets larger pieces, and holds no more memory than its text takes.
@@ -42,7 +42,10 @@ class _DeltaGroup:
         if any(delta.logprobs is not None for delta in self.deltas):
             logprobs = tuple(chain.from_iterable(delta.logprobs or () for delta in self.deltas))
         text = "".join(delta.text for delta in self.deltas)
-        return Delta(first.index, text, logprobs, "".join(delta.reasoning for delta in self.deltas))
+        reasoning = "".join(delta.reasoning for delta in self.deltas)
+        calls = [delta.call for delta in self.deltas if delta.call is not None]
+        call = FunctionCall(calls[0].name, "".join(call.arguments for call in calls)) if calls else None
+        return Delta(first.index, text, logprobs, reasoning, call)
 
 
 class Exchange:

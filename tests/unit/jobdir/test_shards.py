@@ -14,7 +14,17 @@ from batcher.arrow.values import json_text
 from batcher.errors import CorruptFileError
 from batcher.jobdir import local_store, sealed
 from batcher.jobdir.shards import REQUEST_FIELDS, Shard, ShardRow, conform, read_request_facts, read_shard, write_shard
-from batcher.types import Constraint, ConstraintKind, ErrorCode, Request, RequestFacts, RowError, SamplingParams
+from batcher.types import (
+    Constraint,
+    ConstraintKind,
+    ErrorCode,
+    Reasoning,
+    Request,
+    RequestFacts,
+    RowError,
+    SamplingParams,
+    Tools,
+)
 
 NO_COLUMNS = pa.table({"": pa.nulls(1)}).select([])
 
@@ -46,6 +56,10 @@ PARAMS: dict[str, st.SearchStrategy[Any]] = {
     "continue_final_message": st.booleans(),
     "chat_template_kwargs": texts,
     "constraint": st.none() | st.builds(Constraint, st.sampled_from(ConstraintKind), texts),
+    "reasoning": st.sampled_from([each.value for each in Reasoning]),
+    "tools": st.none()
+    | st.builds(Tools, texts, is_required=st.booleans())
+    | st.builds(Tools, texts, is_required=st.just(True), name=st.from_regex(r"[a-z_.:/-]{1,9}", fullmatch=True)),
 }
 requests = st.builds(
     Request,

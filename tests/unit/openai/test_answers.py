@@ -27,11 +27,13 @@ from batcher.types import (
     Delta,
     ErrorCode,
     FinishReason,
+    FunctionCall,
     Request,
     RequestFacts,
     RowError,
     SamplingParams,
     TokenLogprob,
+    Tools,
     Usage,
 )
 from tests.support.job_files import carried_of
@@ -111,6 +113,47 @@ def test_chat_object_has_messages() -> None:
     }
     assert found["choices"][1]["logprobs"]["content"][0]["token"] == "x"
     assert found["usage"] == usage_of(5, 6, cached=1)
+
+
+CALLING = Completion(
+    replace(CHAT, params=SamplingParams(n=2, tools=Tools("[]"))),
+    "chatcmpl-1",
+    5,
+    (
+        Choice(0, "Let me see.", FinishReason.TOOL_CALLS, Usage(2, 3), 1.0, call=FunctionCall("f", '{"a": 1}')),
+        Choice(1, "", FinishReason.LENGTH, Usage(2, 3), 1.0, call=FunctionCall("f", '{"a"')),
+    ),
+)
+
+
+def test_call_is_the_same_in_an_object_in_rows_and_in_chunks() -> None:
+    first, second = completion_object(CALLING)["choices"]
+    schema = optional_schema(SamplingParams(), has_tools=True)
+    table = build_table([CALLING], carried=carried_of([0]), attempt=1, worker="w", optional=schema)
+    chunks = ChunkStream(CALLING.request, completion_id="chatcmpl-1", created=5, includes_usage=False)
+    gained = [
+        Delta(0, "Let me see."),
+        Delta(0, "", call=FunctionCall("f", "")),
+        Delta(0, "", call=FunctionCall("", '{"a"')),
+        Delta(0, "", call=FunctionCall("", ": 1}")),
+    ]
+    pieces = [chunks.delta(delta)["choices"][0]["delta"] for delta in gained]
+    end = chunks.end(CALLING.choices[0])["choices"][0]
+
+    [call] = first["message"]["tool_calls"]
+    assert call["function"] == {"name": "f", "arguments": '{"a": 1}'}
+    assert (first["message"]["content"], first["finish_reason"]) == ("Let me see.", "tool_calls")
+    assert (second["message"]["content"], second["finish_reason"]) == (None, "length")
+    assert second["message"]["tool_calls"][0]["function"]["arguments"] == '{"a"'
+    assert second["message"]["tool_calls"][0]["id"] != call["id"]
+    assert completion_body(table.to_pylist())["choices"] == [first, second]
+    assert pieces == [
+        {"content": "Let me see."},
+        {"tool_calls": [{"index": 0, **call, "function": {"name": "f", "arguments": ""}}]},
+        {"tool_calls": [{"index": 0, "function": {"arguments": '{"a"'}}]},
+        {"tool_calls": [{"index": 0, "function": {"arguments": ": 1}"}}]},
+    ]
+    assert (end["delta"], end["finish_reason"]) == ({}, "tool_calls")
 
 
 def test_object_of_a_failed_completion_is_the_error_object() -> None:

@@ -253,8 +253,9 @@ def test_usage_comes_only_in_a_stream_that_asks_for_it() -> None:
             "max_completion_tokens is 6 and max_tokens 5; give one of them",
         ),
         (CHAT | {"max_completion_tokens": 2**31}, "max_completion_tokens is 2147483648; use at most 2147483647"),
-        (CHAT | {"tools": [{}]}, "tools is [{}]; tools are not supported; leave it out"),
-        (CHAT | {"tool_choice": "required"}, 'tool_choice is "required"; tools are not supported; leave it out'),
+        (CHAT | {"tools": [{}]}, 'tools[0].type is missing; only "function" is supported'),
+        (CHAT | {"tool_choice": "required"}, 'tool_choice is "required" without tools; give tools too'),
+        (TEXT | {"tools": [{}]}, "tools is [{}]; it is for /v1/chat/completions; leave it out"),
         (CHAT | {"audio": {"voice": "v"}}, 'audio is {"voice": "v"}; audio is not supported; leave it out'),
         (CHAT | {"modalities": ["text", "audio"]}, 'modalities is ["text", "audio"]; only ["text"] is supported'),
         (

@@ -34,6 +34,8 @@ BASES: dict[bool, dict[str, Any]] = {
     True: {"model": "m", "messages": [{"role": "user", "content": "x"}]},
 }
 
+TOOL: dict[str, Any] = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+
 #: A value of each field that asks for something, where the field can't be given any value.
 ASKING: dict[str, Any] = {
     "model": "k",
@@ -80,12 +82,15 @@ ASKING: dict[str, Any] = {
     "reasoning_effort": "low",
     "verbosity": "low",
     "documents": [{"title": "t", "text": "x"}],
+    "tools": [TOOL],
+    "tool_choice": "required",
 }
 #: What fields of a request need beside them.
 COMPANIONS: dict[tuple[str, bool], dict[str, Any]] = {
     ("stream_options", False): {"stream": True},
     ("stream_options", True): {"stream": True},
     ("top_logprobs", True): {"logprobs": True},
+    ("tool_choice", True): {"tools": [TOOL]},
 }
 
 #: vllm/entrypoints/openai/completion/protocol.py and chat_completion/protocol.py at 002032e; guided_* are older ones.
@@ -341,7 +346,7 @@ def test_row_has_the_users_own_columns_unless_it_opts_in() -> None:
     [
         ("topk", "--fields topk: there is no such field; did you mean top_k? rows can have "),
         ("colour", "--fields colour: there is no such field; rows can have "),
-        ("tools", "--fields tools: rows can't have that field; they can have "),
+        ("functions", "--fields functions: rows can't have that field; they can have "),
         ("stream", "--fields stream: rows can't have that field; they can have "),
     ],
 )

@@ -118,7 +118,7 @@ def test_chat_line_is_a_request_whose_prompt_is_its_messages() -> None:
 def test_refused_chat_line_keeps_its_messages_for_its_user() -> None:
     body = {"messages": [{"role": "user", "content": "x"}], "model": "x", "tools": [{"type": "function"}]}
     row = parse_line(batch_line(body, url="/v1/chat/completions"))
-    assert message(row) == 'in.jsonl:1: body.tools is [{"type": "function"}]; tools are not supported; leave it out'
+    assert message(row) == "in.jsonl:1: body.tools[0].function is missing; use an object with name and parameters"
     assert (row.request.is_chat, row.request.model) == (True, "x")
     assert row.request.prompts == ('[{"role":"user","content":"x"}]',)
 

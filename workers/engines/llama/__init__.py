@@ -17,6 +17,7 @@ schemas.py    JSON schemas as they are compiled
 compiling.py  sequences that wait for their constraint to be compiled
 masks.py      which tokens constraints allow in a step, found while the model decodes
 labels.py     how likely each of some labels is behind a prompt
+tools/        functions that an answer may call
 prompts.py    a request's prompt and words as tokens
 chat.py       the model's chat template
 chat_writer.py  writes chats by it, in a process of its own

@@ -9,7 +9,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 
 import numpy as np
 
@@ -20,7 +19,6 @@ from workers.engines.base import (
     Ability,
     OnDelta,
     OnStart,
-    SequenceDelta,
     SequenceRequest,
     SequenceResult,
     Sink,
@@ -38,9 +36,9 @@ from workers.engines.llama.prompts import Prompts
 from workers.engines.llama.sampling.logits import Floats
 from workers.engines.llama.sampling.sampler import Sampler
 from workers.engines.llama.sampling.text import decode_text
-from workers.engines.llama.sampling.transcript import Logprobs, transcript_of
+from workers.engines.llama.sampling.transcript import transcript_of
 from workers.engines.llama.scheduler import Scheduler
-from workers.engines.llama.sequence import Sequence
+from workers.engines.llama.sequence import Sequence, teller
 from workers.engines.llama.spoiled import Spoiled
 from workers.engines.llama.step import StepBatch
 from workers.engines.llama.trial import try_out
@@ -200,7 +198,9 @@ class LlamaEngine:
         self, request: SequenceRequest, sink: Sink, ticket: Ticket, *, on_start: OnStart, on_delta: OnDelta | None
     ) -> Sequence | None:
         """Tokenize a request. Returns what is to be computed for it; None where it has its answer already."""
-        tell = None if on_delta is None else partial(_tell, on_delta, request.key)
+        if request.params.tools is not None:
+            sink, on_delta = self._prompts.read_calls(request.params.tools, sink, on_delta)
+        tell = teller(on_delta, request.key)
         request, scoring = self._prompts.score(request, tell=tell)
         prompt = self._prompts.tokenize(request)
         if isinstance(prompt, RowError):
@@ -208,9 +208,10 @@ class LlamaEngine:
             return None
         if scoring is not None:
             return Sequence(request, prompt, sink, ticket, on_start, scoring=scoring)
+        request, piece = self._prompts.hold(request)
         transcript = transcript_of(
             request.params,
-            piece=self._vocabulary.piece,
+            piece=piece,
             tell=tell,
             adjustment=self._prompts.adjust(request.params, prompt),
             is_echoing=request.is_echoing,
@@ -492,7 +493,3 @@ class LlamaEngine:
         sinks = {id(s.owner): s.sink for s in dropped if not s.owner.is_cancelled}
         for sink in sinks.values():
             sink(error)
-
-
-def _tell(on_delta: OnDelta, key: tuple[int, int], text: str, logprobs: Logprobs, reasoning: str) -> None:
-    on_delta(SequenceDelta(key, text, logprobs, reasoning))

@@ -39,6 +39,8 @@ _STEP_LIMITS = {"step_lexer_fuel": 100_000, "step_max_items": 50_000, "max_lexer
 _LEXER_FUEL = 20_000
 _LEXER_FUEL_OF_SCHEMAS = 1_000_000
 
+_OF_SCHEMAS = frozenset((ConstraintKind.JSON_SCHEMA, ConstraintKind.JSON_OBJECT, ConstraintKind.TOOLS))
+
 #: Rules that name each other in a long chain are compiled by recursion, which ends a process whose stack is too small.
 #: Only what is used of it becomes memory.
 _STACK_BYTES = 512 << 20
@@ -209,7 +211,7 @@ class _Returning(threading.Thread):
 
 def _compile(constraint: Constraint, tokenizer: "LLTokenizer") -> _Compiled:
     """Raises GrammarError, also where the first step shows that no text can keep to it."""
-    llguidance, is_schema = _llguidance(), constraint.kind in (ConstraintKind.JSON_SCHEMA, ConstraintKind.JSON_OBJECT)
+    llguidance, is_schema = _llguidance(), constraint.kind in _OF_SCHEMAS
     limits = llguidance.LLParserLimits(
         initial_lexer_fuel=_LEXER_FUEL_OF_SCHEMAS if is_schema else _LEXER_FUEL, verbose_errors=False, **_STEP_LIMITS
     )
@@ -240,7 +242,7 @@ def _grammar_of(constraint: Constraint) -> str:
                 return str(matcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {choices}"))
             case ConstraintKind.REGEX:
                 return str(matcher.grammar_from_regex(text))
-            case ConstraintKind.LARK:
+            case ConstraintKind.LARK | ConstraintKind.TOOLS:
                 return str(matcher.grammar_from_lark(text))
             case ConstraintKind.GBNF:
                 return str(matcher.grammar_from_lark(_gbnf_to_lark()(text)))

@@ -4,15 +4,15 @@ And what its parameters say in words or numbers of tokens, checked and translate
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from types import MappingProxyType
 
 import numpy as np
 
-from batcher.types import Constraint, ConstraintKind, ErrorCode, Reasoning, RowError, SamplingParams
-from workers.engines.base import SequenceRequest
+from batcher.types import Constraint, ConstraintKind, ErrorCode, Reasoning, RowError, SamplingParams, Tools
+from workers.engines.base import OnDelta, SequenceRequest, Sink
 from workers.engines.llama.chat_frames import Chat, ChatTemplateError, Source
 from workers.engines.llama.chat_writer import ChatProcessError, ChatWriter, Written
 from workers.engines.llama.kv_cache import Tokens
@@ -22,6 +22,7 @@ from workers.engines.llama.sampling.bad_words import NO_BAD_WORDS, BadWords, bad
 from workers.engines.llama.sampling.thoughts import ThoughtSplitter
 from workers.engines.llama.sampling.transcript import Tell
 from workers.engines.llama.thinking import thinking_of
+from workers.engines.llama.tools.calling import ToolCalling
 from workers.engines.llama.vocabulary import Vocabulary
 
 #: Characters for each token of the context that are tokenized in a moment, so that nothing need be known of them.
@@ -51,10 +52,12 @@ class Prompts:
         #: None for a model that does not reason.
         self._thinking = thinking_of(chat_template, vocabulary)
         self._writers: tuple[ChatWriter, ChatWriter] | None = None
+        self._calling: ToolCalling | None = None
         if chat_template is not None:
             source = Source(chat_template, bos_token=vocabulary.bos_text, eos_token=vocabulary.eos_text)
             #: For short and for long chats.
             self._writers = (ChatWriter(source), ChatWriter(source))
+            self._calling = ToolCalling(vocabulary, self._writers[0].write)
 
     def close(self) -> None:
         """Have no more chats written; who waits for one gets an EngineError."""
@@ -64,7 +67,7 @@ class Prompts:
     def tokenize_all(self, requests: Sequence[SequenceRequest]) -> Iterator[Tokens | RowError]:
         """As `tokenize` for each. Many chats are written at a time, while others are tokenized."""
         for some in _cut(requests):
-            chats = [self._chat_of(request) for request in some if request.is_chat]
+            chats = [self._chat_of(request) for request in some if request.is_chat and request.params.tools is None]
             written = self._writers[0].write_all(chats) if self._writers is not None and len(chats) > 1 else []
             ahead = dict(zip(chats, written, strict=bool(written)))
             for request in some:
@@ -115,6 +118,16 @@ class Prompts:
         """What tells the thoughts in the completion of a request from its text; None where nobody has to."""
         return None if self._thinking is None else self._thinking.splitter_for(request, prompt)
 
+    def read_calls(self, tools: Tools, sink: Sink, on_delta: OnDelta | None) -> tuple[Sink, OnDelta | None]:
+        """What takes the texts of a request, and gives them on as texts and calls."""
+        return (sink, on_delta) if self._calling is None else self._calling.reading(tools, sink, on_delta)
+
+    def hold(self, request: SequenceRequest) -> tuple[SequenceRequest, Callable[[int], bytes]]:
+        """`request`, whose prompt was tokenized, held to its tools, and what gives the bytes of a token of its text."""
+        if request.params.tools is None or self._calling is None:
+            return request, self._vocabulary.piece
+        return self._calling.hold(request), self._calling.piece
+
     def fit(self, request: SequenceRequest, prompt: Tokens) -> SequenceRequest:
         """`request`, to generate no more than there is room for behind its `prompt`, where it allows for that."""
         params, room = request.params, self._limit - len(prompt)
@@ -124,10 +137,12 @@ class Prompts:
         return replace(request, params=replace(params, max_tokens=room))
 
     def _write_chat(self, request: SequenceRequest, ahead: Mapping[Chat, Written]) -> str | RowError:
-        if self._writers is None:
+        if self._writers is None or self._calling is None:
             return _invalid("messages: the model has no chat template; complete a prompt with /v1/completions instead")
         chat = self._chat_of(request)
         try:
+            if request.params.tools is not None:
+                chat = self._calling.chat(chat, request.params.tools)
             found = ahead[chat] if chat in ahead else self._writers[_num_chars(request) > _MANY_CHARS].write(chat)
             if isinstance(found, Exception):
                 raise found
@@ -244,8 +259,10 @@ class Prompts:
 
 
 def _num_chars(request: SequenceRequest) -> int:
-    """Of what a template is given: messages, and variables, which may be whole documents."""
-    return len(request.prompt) + len(request.params.chat_template_kwargs)
+    """Of what a template is given: messages, tools, and variables, which may be whole documents."""
+    params = request.params
+    num_functions = len(params.tools.functions) if params.tools is not None else 0
+    return len(request.prompt) + len(params.chat_template_kwargs) + num_functions
 
 
 def _is_without_thoughts(params: SamplingParams) -> bool:

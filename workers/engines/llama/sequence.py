@@ -6,18 +6,34 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from batcher.types import Choice, ErrorCode, FinishReason, RowError, TokenLogprob, Usage
-from workers.engines.base import OnStart, SequenceRequest, SequenceResult, Sink, Ticket, ignore_start
+from workers.engines.base import (
+    OnDelta,
+    OnStart,
+    SequenceDelta,
+    SequenceRequest,
+    SequenceResult,
+    Sink,
+    Ticket,
+    ignore_start,
+)
 from workers.engines.llama.grammars import Matching
 from workers.engines.llama.kv_cache import Tokens
 from workers.engines.llama.labels import Scoring
 from workers.engines.llama.sampling.sampler import Draws
-from workers.engines.llama.sampling.transcript import Transcript
+from workers.engines.llama.sampling.transcript import Tell, Transcript
 
 _NO_TOKENS: Tokens = np.zeros(0, np.int32)
 
 
 #: Equal for requests that must get the same answer.
 TwinKey = tuple[object, ...]
+
+
+def teller(on_delta: OnDelta | None, key: tuple[int, int]) -> Tell | None:
+    """What hands on the text of the request `key` as it comes."""
+    if on_delta is None:
+        return None
+    return lambda text, logprobs, reasoning: on_delta(SequenceDelta(key, text, logprobs, reasoning))
 
 
 @dataclass(slots=True, eq=False)

@@ -107,7 +107,7 @@ class RemoteEngine:
     @property
     def abilities(self) -> Ability:
         """What all of its servers can."""
-        found = ALL_ABILITIES & ~(Ability.DEDUPLICATION | Ability.PREFIX_SHARING)
+        found = ALL_ABILITIES & ~(Ability.DEDUPLICATION | Ability.PREFIX_SHARING | Ability.TOOLS)
         for server in self.servers:
             found &= server.dialect.abilities
         return found

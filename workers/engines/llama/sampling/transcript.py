@@ -266,7 +266,7 @@ def transcript_of(
 ) -> Transcript | None:
     """None for a request that can be given its text at the end, all at once."""
     is_plain = not params.stop and not params.stop_token_ids and not params.ignore_eos and not params.min_tokens
-    is_plain = is_plain and not is_echoing and splitter is None
+    is_plain = is_plain and not is_echoing and splitter is None and params.tools is None
     if tell is None and params.logprobs is None and adjustment is None and is_plain:
         return None
     return Transcript(params, piece=piece, tell=tell, adjustment=adjustment, splitter=splitter)
