@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from batcher.errors import ModelError
 from batcher.installation import check_installed
@@ -125,7 +125,7 @@ def _get(wanted: HubName, file: _File, commit: str, *, cache: Path, tell: Tell |
             _check(blob, file, wanted)
     else:
         _download(wanted, file, commit, blob, tell=tell)
-        _record(wanted, file, commit, blob)
+        write_record(blob, file=file.name, commit=commit, checksum=file.checksum, num_bytes=file.num_bytes)
     # Has nothing to fetch any more: it links the blob under the file's name, and notes the revision.
     revision = wanted.revision or MAIN
     path = Path(hf_hub_download(wanted.repository, file.name, revision=revision, cache_dir=cache, endpoint=endpoint()))
@@ -140,12 +140,6 @@ def _download(wanted: HubName, file: _File, commit: str, blob: Path, *, tell: Te
     from huggingface_hub.utils._headers import build_hf_headers
     from huggingface_hub.utils.tqdm import tqdm
 
-    class Silent(tqdm):
-        """A bar that is not shown."""
-
-        def __init__(self, *args: Any, **options: Any) -> None:
-            super().__init__(*args, **options | {"disable": True})  # type: ignore[no-untyped-call]
-
     blob.parent.mkdir(parents=True, exist_ok=True)
     unfinished = blob.with_name(f"{blob.name}.incomplete")
     with _alone(unfinished, tell) as opened:
@@ -159,15 +153,17 @@ def _download(wanted: HubName, file: _File, commit: str, blob: Path, *, tell: Te
         if tell is not None:
             size = f"{size_text(file.num_bytes)}" + (f", of which {size_text(have)} are here" if have else "")
             tell(f"Fetching {wanted.repository}/{file.name} ({size}) to {blob.parent.parent}")
-        http_get(
-            hf_hub_url(wanted.repository, file.name, revision=commit, endpoint=endpoint()),
-            opened,
-            resume_size=have,
-            headers=build_hf_headers(),
-            expected_size=file.num_bytes,
-            displayed_filename=Path(file.name).name,
-            tqdm_class=Silent if tell is None else tqdm,
-        )
+        bar = {"total": file.num_bytes, "initial": have, "unit": "B", "unit_scale": True, "desc": Path(file.name).name}
+        # None: shown on a terminal only.
+        with tqdm(**bar, disable=True if tell is None else None) as shown:  # type: ignore[no-untyped-call]
+            http_get(
+                hf_hub_url(wanted.repository, file.name, revision=commit, endpoint=endpoint()),
+                opened,
+                resume_size=have,
+                headers=build_hf_headers(),
+                expected_size=file.num_bytes,
+                _tqdm_bar=shown,
+            )
         opened.flush()
         _check(unfinished, file, wanted)
         os.fsync(opened.fileno())
@@ -176,16 +172,12 @@ def _download(wanted: HubName, file: _File, commit: str, blob: Path, *, tell: Te
 
 @contextlib.contextmanager
 def _alone(path: Path, tell: Tell | None) -> Iterator[BinaryIO]:
-    """The file opened at its beginning for one process at a time; others wait."""
-    with path.open("ab+") as opened:
-        try:
-            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if tell is not None:
-                tell(f"Another process fetches {path.name}; waiting for it")
-            fcntl.flock(opened, fcntl.LOCK_EX)
-        except OSError:
-            pass  # A file system without locks: the checksum finds what two processes make of it.
+    """The file, opened to be gone on with, for one process at a time; others wait. Empty, it is deleted at the end."""
+    with contextlib.ExitStack() as stack:
+        opened = stack.enter_context(path.open("ab+"))
+        # The process that was waited for may have deleted the file, or given it its name.
+        while not _lock(opened, path, tell):
+            opened = stack.enter_context(path.open("ab+"))
         try:
             yield opened
         finally:
@@ -193,6 +185,21 @@ def _alone(path: Path, tell: Tell | None) -> Iterator[BinaryIO]:
             with contextlib.suppress(FileNotFoundError):
                 if path.stat().st_size == 0:
                     path.unlink()
+
+
+def _lock(opened: BinaryIO, path: Path, tell: Tell | None) -> bool:
+    """Wait for the lock of a file; whether `path` is that file still."""
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if tell is not None:
+            tell(f"Another process fetches {path.name}; waiting for it")
+        fcntl.flock(opened, fcntl.LOCK_EX)
+    except OSError:
+        return True  # A file system without locks: the checksum finds what two processes make of it.
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(opened.fileno()), path.stat())
+    return False
 
 
 def _check_room(file: _File, have: int, blob: Path) -> None:
@@ -219,14 +226,3 @@ def _check(path: Path, file: _File, wanted: HubName) -> None:
             f"{KEY}:{wanted}: {file.name} came with the checksum {hasher.hexdigest()}, and the hub has {expected}; it "
             "was deleted, and the same command fetches it anew. If it comes so again, a proxy or the disk changes it"
         )
-
-
-def _record(wanted: HubName, file: _File, commit: str, blob: Path) -> None:
-    write_record(
-        repository=wanted.repository,
-        file=file.name,
-        commit=commit,
-        checksum=file.checksum,
-        num_bytes=file.num_bytes,
-        blob=blob,
-    )

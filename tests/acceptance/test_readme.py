@@ -11,6 +11,7 @@ import pytest
 from batcher.broker.url import check_url
 from batcher.cli import cli
 from tests.acceptance.conftest import PATIENCE_S, ROOT, clean_environment
+from tests.support.hub_server import Repository, hub_server
 from tests.support.redis_server import free_port
 
 #: A page's name -> its text.
@@ -37,6 +38,12 @@ ELSEWHERE = (
 )
 
 
+def repositories(script: str, model: Path) -> dict[str, Repository]:
+    """The repositories of the hub that a page names, with the test's small model in the place of theirs."""
+    named = re.findall(r"hf:([\w.-]+/([\w.-]+)-GGUF):(\w+)", script)
+    return {name: Repository({f"{stem}-{label}.gguf": model.read_bytes()}) for name, stem, label in named}
+
+
 def bash_blocks(page: str) -> list[str]:
     return re.findall(r"^```bash\n(.*?)^```", PAGES[page], re.DOTALL | re.MULTILINE)
 
@@ -54,17 +61,19 @@ def test_every_bash_block_runs(page: str, tmp_path: Path, redis_url: str, model:
     for command, instead in SETUP_COMMANDS.items():
         script = re.sub(rf"^{command}\b.*$", instead, script, flags=re.MULTILINE)
 
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script],
-        cwd=folder,
-        env=clean_environment()
-        | {"MAKEFLAGS": "", "BATCHER_PROFILES_DIR": str(tmp_path / "profiles"), "BATCHER_PORT": str(port)},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
-    )
+    with hub_server(repositories(script, model)) as hub:
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", script],
+            cwd=folder,
+            env=clean_environment()
+            | {"MAKEFLAGS": "", "BATCHER_PROFILES_DIR": str(tmp_path / "profiles"), "BATCHER_PORT": str(port)}
+            | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hub")},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
 
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "Traceback" not in done.stderr

@@ -123,6 +123,17 @@ def test_each_setting_is_one_of_celery_and_each_option_one_of_kombu() -> None:
     assert (Channel.unacked_key, Channel.keyprefix_queue.partition("%")[0]) == ("unacked", "_kombu.binding.")
 
 
+def test_what_downloads_call_of_the_hubs_client_exists() -> None:
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils._headers import build_hf_headers
+    from huggingface_hub.utils.tqdm import tqdm
+
+    given = {"url", "temp_file", "resume_size", "headers", "expected_size", "_tqdm_bar"}
+    assert given <= set(inspect.signature(http_get).parameters)
+    assert callable(build_hf_headers)
+    assert hasattr(tqdm, "update")
+
+
 def test_versions_that_nobody_has_tried_are_kept_out() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = {found.name: found for found in map(Requirement, project["dependencies"])}

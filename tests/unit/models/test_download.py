@@ -137,7 +137,7 @@ def test_wrong_checksum_is_found_and_nothing_of_it_stays(hub: HubServer, home: P
 def test_pull_finds_damage_in_what_other_programs_fetched(hub: HubServer, home: Path) -> None:
     hub.repositories["Org/Tiny"] = Repository({"tiny-Q8_0.gguf": weights("8")})
     path = pull("hf:Org/Tiny:Q8_0").path
-    for record in home.rglob("batcher/models/*.json"):
+    for record in home.rglob("batcher/*.json"):
         record.unlink()
     path.resolve().write_bytes(weights("9"))
 
@@ -285,3 +285,19 @@ def test_cache_that_huggingface_hub_filled_is_read(hub: HubServer, home: Path) -
 
     assert (found.name, found.problem) == ("Org/Tiny:Q8_0", None)
     assert found.path.read_bytes() == weights("8")
+
+
+def test_hubs_own_tools_take_the_cache_that_we_filled(hub: HubServer, home: Path) -> None:
+    from huggingface_hub import scan_cache_dir
+
+    hub.repositories["Org/Tiny"] = Repository({"a-Q8_0.gguf": weights("8")})
+    parse_model("hf:Org/Tiny:Q8_0")
+
+    found = scan_cache_dir(home / ".cache" / "huggingface" / "hub")
+
+    assert found.warnings == []
+    (repository,) = found.repos
+    (revision,) = repository.revisions
+    assert (repository.repo_id, revision.refs) == ("Org/Tiny", frozenset({"main"}))
+    found.delete_revisions(revision.commit_hash).execute()
+    assert list((home / ".cache" / "huggingface" / "hub").glob("models--*")) == []

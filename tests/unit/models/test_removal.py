@@ -34,7 +34,6 @@ def test_model_that_we_fetched_goes_with_all_its_files(hub: HubServer, home: Pat
 
     assert cached(home) == set()
     assert not list(home.glob(".cache/huggingface/hub/models--*"))
-    assert not list(home.glob(".cache/batcher/models/*"))
 
 
 def test_other_quantization_of_the_repository_stays(hub: HubServer, home: Path) -> None:
@@ -45,7 +44,8 @@ def test_other_quantization_of_the_repository_stays(hub: HubServer, home: Path) 
     remove_named("Org/Tiny:Q8_0")
 
     assert kept.path.read_bytes() == FOUR
-    assert cached(home) == {"a-Q4_0.gguf", kept.path.resolve().name, "main"}
+    blob = kept.path.resolve().name
+    assert cached(home) == {"a-Q4_0.gguf", blob, f"{blob}.json", "main"}
 
 
 def test_blob_that_another_revision_needs_stays(hub: HubServer) -> None:
