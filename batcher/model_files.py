@@ -7,7 +7,7 @@ recognized.
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TypeVar
@@ -30,11 +30,27 @@ _SHA256 = re.compile(r"[0-9A-Fa-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA adapter, a GGUF file of its own, and by how much it changes the model."""
+
+    path: Path
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class ModelRef:
-    """A name and the GGUF file it stands for on this machine."""
+    """A name and the GGUF file it stands for on this machine, with an adapter perhaps."""
 
     name: str
     path: Path
+    adapter: Adapter | None = None
+
+    @property
+    def file_spec(self) -> str:
+        """What `--model NAME=` takes for it."""
+        if self.adapter is None:
+            return str(self.path)
+        return f"{self.path}+{self.adapter.path}:{self.adapter.scale:g}"
 
 
 def parse_sha256(specs: Sequence[str], models: Sequence[ModelRef]) -> tuple[tuple[str, str], ...]:
@@ -112,11 +128,12 @@ def is_gguf(path: Path) -> bool:
         return file.read(len(GGUF_MAGIC)) == GGUF_MAGIC
 
 
-def check_gguf(path: Path) -> Path:
-    """`path`, absolute, if it is a GGUF file of a model that completes text by its beginning; a truncated one is found
-    by the loader.
+def check_gguf(path: Path, *, check_kind: Callable[[Path], None] = check_completes_text) -> Path:
+    """`path`, absolute, if it is a GGUF file by its beginning, by default of a model that completes text; a truncated
+    one is found by the loader.
 
-    Links stay: a file may be one of a split model, which have their names beside it. Raises ModelError with the remedy.
+    `check_kind` raises ModelError for one that is of another kind than is wanted. Links stay: a file may be one of a
+    split model, which have their names beside it. Raises ModelError with the remedy.
     """
     try:
         if path.is_dir():
@@ -131,5 +148,5 @@ def check_gguf(path: Path) -> Path:
     except OSError as exc:
         at = f": {whose(path)}" if isinstance(exc, PermissionError) else ""
         raise ModelError(f"{path}: cannot read the model file: {exc.strerror or exc}{at}") from exc
-    check_completes_text(path)
+    check_kind(path)
     return Path(os.path.abspath(path))  # noqa: PTH100 (Path.absolute would leave .. in it)

@@ -46,6 +46,16 @@ def check_completes_text(path: Path) -> None:
         raise ModelError(f"{path}: {found}; give the GGUF file of a model that writes text")
 
 
+def check_adapter(path: Path) -> None:
+    """Raise ModelError for a file that is no LoRA adapter."""
+    header = read_summary(path)
+    if header is not None and header.kind != "adapter":
+        raise ModelError(
+            f"{path}: no LoRA adapter; give one as GGUF, as llama.cpp's convert_lora_to_gguf.py makes it, in "
+            "NAME=BASE+ADAPTER.gguf"
+        )
+
+
 def other_kind(path: Path) -> str | None:
     """What the file at `path` is instead of a model that completes text, in words; None for such a model.
 

@@ -125,7 +125,7 @@ def _open_all(config: WorkerConfig, on_abort: Callable[[str], None]) -> "tuple[E
 
     for name, _ in config.models:
         _verify(name, config)
-    loaded = load_engines(config.models, config.engine, config.demand, on_abort=on_abort)
+    loaded = load_engines(config.models, config.engine, config.demand, adapters=config.adapters, on_abort=on_abort)
     for each in loaded:
         each.engine.start()
     return EnginePool({each.engine.name: each.engine for each in loaded}), "\n".join(each.setup for each in loaded)
@@ -136,7 +136,7 @@ def _open_rotating(config: WorkerConfig, on_abort: Callable[[str], None]) -> "tu
     from workers.engines.open import EngineLoader
     from workers.engines.pool import RotatingPool
 
-    loader = EngineLoader(config.models, config.engine, config.demand, on_abort=on_abort)
+    loader = EngineLoader(config.models, config.engine, config.demand, adapters=config.adapters, on_abort=on_abort)
 
     def load(name: str) -> "Engine":
         _verify(name, config)

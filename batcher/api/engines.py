@@ -117,6 +117,11 @@ def where(model: ChosenModel) -> str:
     return model.served_name if isinstance(model, RemoteModel) else str(model.path)
 
 
+def model_spec(model: ChosenModel) -> str:
+    """The `--model` that means just this one."""
+    return f"{model.name}={model.file_spec if isinstance(model, ModelRef) else model.served_name}"
+
+
 def context_lengths(models: Sequence[ChosenModel], ctx: int | None) -> dict[str, int]:
     """Tokens that a sequence of each model can hold where `--ctx` is this; without those whose file does not say, or
     whose server."""
@@ -180,6 +185,11 @@ def worker_config(
     return WorkerConfig(
         name=default_worker_name(),
         models=tuple((model.name, where(model)) for model in models),
+        adapters=tuple(
+            (model.name, str(model.adapter.path), model.adapter.scale)
+            for model in _files(models)
+            if model.adapter is not None
+        ),
         broker_url="",  # whoever starts the workers knows it
         jobs_root=str(jobs_root),
         home=str(home),

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Unpack
 
-from batcher.api.engines import ModelSpecs, model_specs, take_engine_options, where
+from batcher.api.engines import ModelSpecs, model_spec, model_specs, take_engine_options
 from batcher.api.job import Job
 from batcher.api.options import RunOptions, SubmitJobOptions, check_options, shows_options, submit_options
 from batcher.api.order import begin, prepare_run
@@ -73,7 +73,7 @@ def run(
         with job_broker(prepared.job, url) as queue:
             if begin(prepared.job, inputs, prepared.submission).summary is None:
                 hands.complete(prepared.job, prepared.config, queue, progress=progress)
-    models = [f"{each.name}={where(each)}" for each in prepared.models]
+    models = [model_spec(each) for each in prepared.models]
     return Job(JobDir.open(prepared.job.path), models=models)
 
 

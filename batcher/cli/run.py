@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from batcher.api.engines import needed_extras, take_engine_options, where
+from batcher.api.engines import model_spec, needed_extras, take_engine_options
 from batcher.cli import EXIT_INTERRUPTED
 from batcher.cli.engines import choose_models, engine_options, models_dir_option, models_option, standing_config
 from batcher.cli.options import (
@@ -318,5 +318,5 @@ def _say_how_far(job: "JobDir", *, quiet: bool) -> None:
 
 def _model_arguments(models: Sequence["ChosenModel"], servers: "RemoteServers | None") -> str:
     urls = servers.urls if servers is not None else ()
-    given = [("--engine", url) for url in urls] + [("--model", f"{model.name}={where(model)}") for model in models]
+    given = [("--engine", url) for url in urls] + [("--model", model_spec(model)) for model in models]
     return "".join(f" {name} {shlex.quote(value)}" for name, value in given)

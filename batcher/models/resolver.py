@@ -1,11 +1,13 @@
 """What `--model` means, for all commands and for Python: one place, so that a name means the same everywhere."""
 
 import difflib
+import re
 from pathlib import Path
 
 from batcher.errors import InputError, ModelError
 from batcher.ids import check_model_name, is_model_name
-from batcher.model_files import ModelRef, check_gguf, safe_name
+from batcher.model_files import Adapter, ModelRef, check_gguf, safe_name
+from batcher.model_kinds import check_adapter
 from batcher.models.folder import MODELS_DIR_VARIABLE, check_models_dir
 from batcher.models.hub import KEY as HUB
 from batcher.models.hub import parse_hub_name
@@ -15,15 +17,17 @@ from batcher.paths import expand_home
 
 #: Names that are told where one is not known.
 _NUM_NEAR = 5
+_WITH_ADAPTER = re.compile(r"(?P<base>.+?)\+(?P<adapter>[^+]+\.gguf)(?::(?P<scale>-?\d+(?:\.\d+)?))?")
 _PATH_BEGINNINGS = ("/", "./", "../", "~")
 
 
 def parse_model(spec: str, *, fetch: bool = True, tell: Tell | None = None) -> ModelRef:
     """The model that `--model` names.
 
-    NAME=PATH or NAME=SOURCE:NAME, a name of the models folder, PATH (named after the file), SOURCE:NAME, or a name that
-    some source of this machine has. Its file must exist and begin like a GGUF file. `hf:OWNER/REPO...` that is not here
-    is fetched, unless `fetch` is False; see `Fetching.fetch`. Raises ModelError with the remedy.
+    NAME=PATH, NAME=SOURCE:NAME, or NAME=BASE+ADAPTER.gguf[:SCALE] of a base model with a LoRA adapter; a name of the
+    models folder, PATH (named after the file), SOURCE:NAME, or a name that some source of this machine has. Its file
+    must exist and begin like a GGUF file. `hf:OWNER/REPO...` that is not here is fetched, unless `fetch` is False; see
+    `Fetching.fetch`. Raises ModelError with the remedy.
     """
     ours = next((model for source in OUR_SOURCES if (model := source.find(spec)) is not None), None)
     if ours is not None:
@@ -34,10 +38,15 @@ def parse_model(spec: str, *, fetch: bool = True, tell: Tell | None = None) -> M
             check_model_name(name)
         except InputError as exc:
             raise ModelError(f"--model {spec}: {exc}; write NAME=PATH") from exc
+        if (adapted := _split_adapter(rest)) is not None:
+            base, adapter = adapted
+            return ModelRef(name, parse_model(base, fetch=fetch, tell=tell).path, adapter)
         source = _source_in(rest)
         path = _of_source(source, rest, fetch, tell).path if source else check_gguf(Path(expand_home(rest)))
         return ModelRef(name, path)
     path = Path(expand_home(spec))
+    if _split_adapter(spec) is not None:
+        raise ModelError(f"--model {spec}: a model with an adapter needs a name of its own; write NAME={spec}")
     if _exists(path):
         return ModelRef(safe_name(path), check_gguf(path))
     source = _source_in(spec)
@@ -118,6 +127,18 @@ def _split_spec(spec: str) -> tuple[str | None, str]:
     splits = [(spec[:end], spec[end + 1 :]) for end in ends]
     first = splits[0] if not spec.startswith(_PATH_BEGINNINGS) else (None, spec)
     return next((split for split in splits if _source_in(split[1]) or _exists(Path(expand_home(split[1])))), first)
+
+
+def _split_adapter(spec: str) -> tuple[str, Adapter] | None:
+    """BASE+ADAPTER.gguf[:SCALE] as the base's own spec and the adapter; None for what is none, or a file so called.
+
+    Raises ModelError where the adapter can't be one.
+    """
+    match = _WITH_ADAPTER.fullmatch(spec)
+    if match is None or _exists(Path(expand_home(spec))):
+        return None
+    path = check_gguf(Path(expand_home(match["adapter"])), check_kind=check_adapter)
+    return match["base"], Adapter(path, float(match["scale"] or 1))
 
 
 def _exists(path: Path) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import batcher
 from batcher.errors import ModelError
-from batcher.model_files import split_files
+from batcher.model_files import Adapter, split_files
 
 #: Bytes and number of the blocks that stand for a file, spread evenly over it. A model of gigabytes is not read for it,
 #: and of two whose weights or templates differ hardly all of these are the same.
@@ -19,13 +19,17 @@ _NUM_BLOCKS = 64
 _NUM_DIGITS = 12
 
 
-def system_fingerprint(path: Path, *, backend: str) -> str:
+def system_fingerprint(path: Path, *, backend: str, adapter: Adapter | None = None) -> str:
     """The fingerprint of the model at `path`, computed by `backend` (its version, and what it was built for).
 
     Reads a megabyte of each of the model's files. Raises ModelError.
     """
     hasher = hashlib.sha256(f"{batcher.__version__}\n{backend}\n".encode())
-    for file in split_files(path):
+    files = split_files(path)
+    if adapter is not None:
+        files.append(adapter.path)
+        hasher.update(f"{adapter.scale}\n".encode())
+    for file in files:
         try:
             _add_file(hasher, file)
         except OSError as exc:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from batcher.errors import ModelError
+from batcher.model_files import Adapter
 from batcher.model_memory import model_need
 from batcher.types import Demand, EngineConfig, RemoteServers, RowError
 from workers.engines.base import Engine, SequenceRequest
@@ -54,16 +55,18 @@ def load_engines(
     config: EngineConfig,
     demand: Demand,
     *,
+    adapters: Sequence[tuple[str, str, float]] = (),
     on_abort: Callable[[str], None] | None = None,
 ) -> list[LoadedEngine]:
     """An engine for each pair of a model's name and its path, or its name at the servers of `config`, all for this
     process. Blocks while models are read.
 
-    `on_abort` hears, in any thread, why an engine is just about to end the process. Raises ModelError.
+    `adapters` are, of models with a LoRA, name, path and scale. `on_abort` hears, in any thread, why an engine is just
+    about to end the process. Raises ModelError.
     """
     if config.servers is not None:
         return _remote_engines(models, config.servers, num_slots=config.num_slots)
-    loader = EngineLoader(models, config, demand, on_abort=on_abort)
+    loader = EngineLoader(models, config, demand, adapters=adapters, on_abort=on_abort)
     return [loader.load(name) for name, _ in models]
 
 
@@ -76,15 +79,17 @@ class EngineLoader:
         config: EngineConfig,
         demand: Demand,
         *,
+        adapters: Sequence[tuple[str, str, float]] = (),
         on_abort: Callable[[str], None] | None = None,
     ) -> None:
-        """`on_abort` is as for `load_engines`."""
+        """`adapters` and `on_abort` are as for `load_engines`."""
         from workers.engines.llama import loader
         from workers.engines.llama.gate import Gate
 
         if on_abort is not None:
             loader.tell_aborts(on_abort)
         self._paths = {name: Path(where) for name, where in models}
+        self._adapters = {name: Adapter(Path(where), scale) for name, where, scale in adapters}
         self._config = config
         self._demand = demand
         self._gate = Gate()
@@ -110,6 +115,8 @@ class EngineLoader:
         if config.memory is not None:
             config = replace(config, memory=config.memory - sum(self._taken.values()))
         model = loader.load_model(path, config)
+        if (adapter := self._adapters.get(name)) is not None:
+            model.add_adapter(adapter.path, scale=adapter.scale)
         tuned = find_tuned(path, uses_gpu=loader.uses_gpu(config))
         settings = loader.choose(model, config, tuned=tuned, demand=self._demand)
         engine = loader.make_engine(
@@ -118,7 +125,7 @@ class EngineLoader:
             settings,
             is_deduplicating=config.is_deduplicating,
             gate=self._gate,
-            system_fingerprint=system_fingerprint(path, backend=loader.describe_backend(config)),
+            system_fingerprint=system_fingerprint(path, backend=loader.describe_backend(config), adapter=adapter),
         )
         self._taken[name] = loader.bytes_taken(model, settings)
         setup = f"{name}: {settings}"

@@ -16,6 +16,7 @@ class WorkerConfig:
     the results. `home` is the folder below which the supervisor keeps its sign of life. `stall_timeout_s` are the
     seconds without a step after which an engine is given up. `row_timeout_s` goes before a job's own. `quiet` leaves
     only warnings in the log. `model_sha256` are pairs of a model's name and the digest that its file must have.
+    `adapters` are, of models with a LoRA, the model's name, the adapter's path and its scale.
     `scope` is that of the queues from which it takes them. With `is_loading_on_demand` models are loaded when somebody
     waits for them, `max_loaded` at a time, or as many as memory has room for.
     Unless it `takes_shards` it computes only live requests, and knows no broker. `live_descriptor` is that of the
@@ -41,6 +42,7 @@ class WorkerConfig:
     live_descriptor: int | None = None
     process: str = ""
     scope: str = ""
+    adapters: tuple[tuple[str, str, float], ...] = ()
     validators: tuple[tuple[str, str], ...] = ()
     is_loading_on_demand: bool = False
     max_loaded: int | None = None

@@ -34,8 +34,10 @@ __all__ = [
     "gpu_libraries",
     "last_errors",
     "llama_cpp",
+    "load_adapter",
     "load_ggml",
     "load_gguf",
+    "set_adapter",
     "supports_gpu",
     "tell_aborts",
 ]
@@ -151,6 +153,21 @@ def load_gguf(path: Path, *, num_gpu_layers: int, vocab_only: bool) -> Any:
     if not model:
         raise ModelError(f"{path}: llama.cpp can't load it: {last_errors()}; check that the GGUF is whole")
     return model
+
+
+def load_adapter(model: Any, path: Path) -> Any:
+    """llama.cpp's handle of a LoRA adapter for a model, with which it is freed. Raises ModelError with its reason."""
+    _log_errors.clear()
+    adapter = llama_cpp.llama_adapter_lora_init(model, str(path).encode())
+    if not adapter:
+        raise ModelError(f"{path}: llama.cpp can't load the adapter: {last_errors()}; is it for this base model?")
+    return adapter
+
+
+def set_adapter(context: Any, adapter: Any, *, scale: float) -> bool:
+    """Have all that a context computes changed by an adapter. Returns whether that was possible."""
+    adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(adapter)
+    return bool(llama_cpp.llama_set_adapters_lora(context, adapters, 1, (ctypes.c_float * 1)(scale)) == 0)
 
 
 def last_errors() -> str:

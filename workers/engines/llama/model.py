@@ -11,7 +11,7 @@ import numpy.typing as npt
 from batcher.errors import EngineError, ModelError
 from batcher.model_kinds import check_completes_text
 from batcher.model_memory import CacheNeed, model_need, whole_cells
-from workers.engines.llama.binding import chat_template, last_errors, llama_cpp, load_gguf
+from workers.engines.llama.binding import chat_template, last_errors, llama_cpp, load_adapter, load_gguf, set_adapter
 from workers.engines.llama.kv_cache import Placement
 from workers.engines.llama.scores import max_scored_tokens
 from workers.engines.llama.step import StepBatch
@@ -37,6 +37,8 @@ class Model:
         check_completes_text(path)
         self._model = load_gguf(path, num_gpu_layers=num_gpu_layers, vocab_only=False)
         self._context: Any = None
+        self._adapter: Any = None
+        self._adapter_scale = 1.0
         self.path = path
         if llama_cpp.llama_model_has_encoder(self._model):
             raise ModelError(f"{path}: encoder models can't complete text; use a decoder-only GGUF")
@@ -47,6 +49,12 @@ class Model:
         self.cache_need = _cache_need(path)
         #: Tokens whose logits one decode may give beside one for each slot.
         self.max_scored_tokens = max_scored_tokens(self.vocabulary.size)
+
+    def add_adapter(self, path: Path, *, scale: float) -> None:
+        """Load a LoRA adapter, by which the context is going to compute. Raises ModelError."""
+        assert self._context is None
+        self._adapter = load_adapter(self._model, path)
+        self._adapter_scale = scale
 
     @property
     def description(self) -> str:
@@ -90,6 +98,8 @@ class Model:
                 f"{size.context_length} tokens ({gib:.1f} GiB of KV cache): {last_errors()}; "
                 "use fewer --slots or a smaller --ctx"
             )
+        if self._adapter is not None and not set_adapter(self._context, self._adapter, scale=self._adapter_scale):
+            raise ModelError(f"{self.path}: llama.cpp can't compute with its adapter: {last_errors()}")
         self._memory = llama_cpp.llama_get_memory(self._context)
         if not self._memory:
             raise ModelError(
