@@ -117,7 +117,12 @@ def test_seed_of_its_own_goes_along_with_each_row_that_is_drawn() -> None:
     bodies = sent(GENERIC, *prompts(["A", "B"], SamplingParams(max_tokens=5)))
 
     assert [body["seed"] for body in bodies] == [0, 1]
-    assert all("seed" not in body for body in sent(GENERIC, *prompts(["A", "B"])))
+
+
+def test_row_that_is_not_drawn_says_nothing_of_how_to_draw() -> None:
+    [body] = sent(GENERIC, *prompts(["A"]))
+
+    assert set(body) == {"model", "prompt", "max_tokens", "temperature", "repetition_penalty"}
 
 
 # -- several prompts in a request ---------------------------------------------------------------------------------

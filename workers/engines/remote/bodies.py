@@ -44,14 +44,17 @@ def asked_of(request: SequenceRequest, dialect: Dialect) -> list[Asked]:
     asked = [
         *_length(params, is_chat=request.is_chat),
         Asked("temperature", params.temperature, params.temperature == 1),
+        Asked("repetition_penalty", params.repetition_penalty, params.repetition_penalty == 1),
+    ]
+    drawing = [
         Asked("top_p", params.top_p, params.top_p == 1),
         Asked("top_k", params.top_k or dialect.every_token, not params.top_k),
         Asked("min_p", params.min_p, not params.min_p),
-        Asked("repetition_penalty", params.repetition_penalty, params.repetition_penalty == 1),
+        Asked("seed", request.seed, params.seed is None),
     ]
-    # Of what is not drawn no seed matters, and drawing by seeds costs vLLM time.
-    if params.temperature or params.seed is not None:
-        asked.append(Asked("seed", request.seed, params.seed is None))
+    # Where nothing is drawn none of them matters, and servers may take the longer for it: llama-server to look at all
+    # tokens rather than at its 40 likeliest, vLLM to draw by seeds.
+    asked += [field for field in drawing if params.temperature or not field.is_neutral]
     asked += [Asked(name, value) for name, value in _others(params).items()]
     if params.logprobs is not None:
         asked += _logprobs(params.logprobs, is_chat=request.is_chat)

@@ -2,6 +2,7 @@
 
 import asyncio
 import difflib
+import ssl
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -88,8 +89,11 @@ class Catalog:
         return AbsentModelError(f"no model {name} there; it serves {', '.join(near)}{more}")
 
 
-def open_client(url: str, key: str, *, num_connections: int = 1) -> httpx.AsyncClient:
-    """Connections to a server, each kept for the next request. For the event loop in which it is used."""
+def open_client(url: str, key: str, *, tls: ssl.SSLContext | None = None) -> httpx.AsyncClient:
+    """One connection to a server, kept for the next request. For the event loop in which it is used.
+
+    `tls` is of `tls_context`, for those who open many.
+    """
     # Unpacked, an answer could be of any size.
     headers = {"accept-encoding": "identity", "user-agent": "batcher"}
     if key:
@@ -97,13 +101,16 @@ def open_client(url: str, key: str, *, num_connections: int = 1) -> httpx.AsyncC
     return httpx.AsyncClient(
         base_url=url,
         headers=headers,
-        # To read all certificates takes a while, and without TLS there are none to check. Redirects are not followed.
-        verify=url.startswith("https:"),
+        verify=tls or tls_context(url) or False,
         timeout=httpx.Timeout(LOOK_TIMEOUT_S, connect=CONNECT_TIMEOUT_S, pool=None),
-        limits=httpx.Limits(
-            max_connections=None, max_keepalive_connections=num_connections, keepalive_expiry=KEEPALIVE_S
-        ),
+        limits=httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=KEEPALIVE_S),
     )
+
+
+def tls_context(url: str) -> ssl.SSLContext | None:
+    """What certificates are checked by; None without TLS: to read all that are trusted takes a while, and redirects
+    are not followed."""
+    return httpx.create_ssl_context() if url.startswith("https:") else None
 
 
 async def look(client: httpx.AsyncClient) -> Catalog:

@@ -3,14 +3,14 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import httpx
 
 from workers.engines.remote import dialects
 from workers.engines.remote.bodies import Body
-from workers.engines.remote.catalog import CONNECT_TIMEOUT_S, look, open_client, refusal, words_of
+from workers.engines.remote.catalog import CONNECT_TIMEOUT_S, look, open_client, refusal, tls_context, words_of
 from workers.engines.remote.failures import (
     AwayError,
     BrokenError,
@@ -52,7 +52,11 @@ class Server:
         self.left_out: set[str] = set()
         self.refused: set[str] = set()
         self.renamed: dict[str, str] = {}
-        self._client = open_client(url, key, num_connections=2 * window.most)
+        self._key = key
+        self._tls = tls_context(url)
+        #: Each of one connection: a client of many looks at all of them for each request.
+        self._clients: set[httpx.AsyncClient] = set()
+        self._idle: list[httpx.AsyncClient] = []
         self._clock = clock
         self._logged_at: dict[str, float] = {}
 
@@ -65,7 +69,8 @@ class Server:
 
     async def look(self) -> None:
         """Ask what it is and note it. Raises RemoteError, also where it has no such model."""
-        catalog = await look(self._client)
+        with self._connection() as client:
+            catalog = await look(client)
         if catalog.find(self.model) is None:
             raise catalog.missing(self.model)
         if catalog.dialect is not self.dialect:
@@ -109,20 +114,32 @@ class Server:
         what = "it is left out" if is_neutral else "rows that ask for it become error rows"
         self.warn(f"field {field}", f"{self.url}: it refuses the field {field} ({words}); {what}")
 
+    @contextmanager
+    def _connection(self) -> Iterator[httpx.AsyncClient]:
+        """One that is not in use."""
+        if self._idle:
+            client = self._idle.pop()
+        else:
+            client = open_client(self.url, self._key, tls=self._tls)
+            self._clients.add(client)
+        try:
+            yield client
+        finally:
+            self._idle.append(client)
+
     @asynccontextmanager
     async def _open(self, body: Body, timeout_s: float | None) -> AsyncIterator[httpx.Response]:
         wait_s = max(ANSWER_TIMEOUT_S, timeout_s or 0.0)
         timeout = httpx.Timeout(wait_s, connect=CONNECT_TIMEOUT_S, pool=None)
         headers = {"content-type": "application/json"}
         try:
-            async with self._client.stream(
-                "POST", body.route, content=body.content, headers=headers, timeout=timeout
-            ) as response:
-                if not response.is_success:
-                    raise failure_of(
-                        response.status_code, response.headers, await self._read(response), sent=body.names
-                    )
-                yield response
+            with self._connection() as client:
+                request = client.stream("POST", body.route, content=body.content, headers=headers, timeout=timeout)
+                async with request as response:
+                    if not response.is_success:
+                        found = await self._read(response)
+                        raise failure_of(response.status_code, response.headers, found, sent=body.names)
+                    yield response
         except (httpx.ConnectError, httpx.ConnectTimeout) as exc:
             raise AwayError(words_of(exc)) from exc
         except httpx.TransportError as exc:
@@ -157,4 +174,5 @@ class Server:
         return b"".join(pieces)
 
     async def close(self) -> None:
-        await self._client.aclose()
+        for client in self._clients:
+            await client.aclose()

@@ -14,7 +14,7 @@ _GAIN, _LOSS = 1.05, 0.98
 #: Of the tokens a second at the last try: less is another load, and all is tried again.
 _FALL = 0.7
 #: Sizes are held for so many rounds before one is tried.
-_HELD_ROUNDS = 10
+_HELD_ROUNDS, _SOON_ROUNDS = 10, 3
 _CUT = 0.7
 #: Seconds that a round takes at least.
 _LEAST_ROUND_S = 1.0
@@ -96,17 +96,16 @@ class Window:
             self._rate = rate
             self._try(self._size * 2)
         elif rate < self._rate * _FALL:
-            self._num_held = 0
-            self._rate = rate
-            self._try(self._size / 2)
+            # Another load: what pays is found out anew, from half on.
+            self._size = max(1.0, self._size / 2)
+            self._is_searching = True
         else:
             self._rate = max(rate, self._rate) if self._num_held else rate
             self._num_held += 1
             if self._num_held > _HELD_ROUNDS:
                 self._num_held = 0
-                self._try(
-                    max(self._size * 1.25, self._size + 1) if self._goes_up else min(self._size * 0.8, self._size - 1)
-                )
+                up, down = max(self._size * 1.5, self._size + 1), min(self._size * 0.8, self._size - 1)
+                self._try(up if self._goes_up else down)
                 self._goes_up = not self._goes_up
         self._begin_round()
 
@@ -129,6 +128,8 @@ class Window:
             if self._is_searching:
                 self._try(self._size * 2)
         else:
+            # One measurement may be wrong: a larger one is tried again soon.
+            self._num_held = _HELD_ROUNDS - _SOON_ROUNDS if self._is_searching else 0
             self._size, self._is_searching = size, False
 
     def _begin_round(self) -> None:
