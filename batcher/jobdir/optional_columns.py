@@ -5,7 +5,7 @@ columns whatever a later Batcher would give it; without any the results are thos
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -62,6 +62,18 @@ def optional_schema(params: SamplingParams, *, has_tools: bool = False) -> pa.Sc
     """The optional columns of a job with these defaults, any of whose rows may call functions if it `has_tools`."""
     fields = [column.field(params) for column in _COLUMNS.values()]
     return pa.schema([field for field in (*fields, TOOL_CALLS if has_tools else None) if field is not None])
+
+
+def asked_fields(params: SamplingParams) -> list[pa.Field]:
+    """The optional columns that a single request asks for, whatever the job's defaults: what else its answer has."""
+    scores = [] if params.constraint is None else [column.field(params) for column in _SCORES.values()]
+    return [field for field in (*scores, TOOL_CALLS if params.tools is not None else None) if field is not None]
+
+
+def extended(schema: pa.Schema, fields: Iterable[pa.Field]) -> pa.Schema:
+    """The optional columns of `schema` and `fields`, in their order in the results."""
+    named = {field.name: field for field in (*fields, *schema)}
+    return pa.schema([named[name] for name in _COLUMNS if name in named])
 
 
 def fill(schema: pa.Schema, rows: Sequence[ResultRow]) -> list[pa.Array]:
@@ -161,12 +173,16 @@ def _calls(field: pa.Field, rows: Sequence[ResultRow]) -> pa.Array:
     return pa.array([None if calls is None else json.dumps(calls, ensure_ascii=False) for calls in found], field.type)
 
 
+_SCORES = {
+    "label_probability": _OptionalColumn(_if_scored(pa.field("label_probability", pa.float64())), _label_probabilities),
+    "scores": _OptionalColumn(_if_scored(pa.field("scores", pa.map_(pa.string(), pa.float64()))), _scores),
+}
+
 #: By name, in their order in the results.
 _COLUMNS = {
     "output": _OptionalColumn(_output_field, _outputs, "it does not fit the type of `output`"),
     "label": _OptionalColumn(_label_field, _labels, "it is none of the choices"),
-    "label_probability": _OptionalColumn(_if_scored(pa.field("label_probability", pa.float64())), _label_probabilities),
-    "scores": _OptionalColumn(_if_scored(pa.field("scores", pa.map_(pa.string(), pa.float64()))), _scores),
+    **_SCORES,
     "reasoning": _OptionalColumn(_only_split(pa.string(), "reasoning"), _reasonings),
     "reasoning_tokens": _OptionalColumn(_only_split(pa.int32(), "reasoning_tokens"), _reasoning_tokens),
     # What no default says: the rows of a job have tools of their own.

@@ -82,7 +82,7 @@ class CarriedColumns:
             return
         if name in self._taken:
             raise InputError(
-                f"rows without tools have a column {name}, which is where the calls of later rows belong; give that "
+                f"rows have a column {name}, which is where a part of the answers to later rows belongs; give that "
                 "column another name"
             )
         self._ours |= {name}

@@ -14,7 +14,7 @@ from batcher.errors import InputError, JobError
 from batcher.ids import check_id
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.manifest import Manifest, encode_schema
-from batcher.jobdir.optional_columns import TOOL_CALLS
+from batcher.jobdir.optional_columns import extended
 from batcher.jobdir.refused import commit_parts
 from batcher.jobdir.root import check_place
 from batcher.jobdir.sending import Send
@@ -121,8 +121,7 @@ def _write_shards(job: JobDir, source: Source, on_progress: Callable[[int], None
     if options.strict and num_refused:
         raise InputError(_strict_message(listed, num_refused=num_refused, num_rows=num_rows))
     _refuse_bad_rows(watch, options)
-    if splitter.has_tools and TOOL_CALLS.name not in optional.names:
-        optional = optional.append(TOOL_CALLS)
+    optional = extended(optional, splitter.asked.values())
     return Manifest(
         job_id=job.job_id,
         created_at=created_at,

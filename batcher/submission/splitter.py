@@ -12,11 +12,11 @@ import pyarrow as pa
 
 from batcher.arrow.tables import take_rows
 from batcher.jobdir.manifest import ShardInfo
-from batcher.jobdir.optional_columns import TOOL_CALLS
+from batcher.jobdir.optional_columns import asked_fields
 from batcher.jobdir.shards import Shard, ShardRow
 from batcher.submission.carried import CarriedColumns, CarriedRow, TableRow
 from batcher.submission.rows import RowBatch
-from batcher.types import Request
+from batcher.types import Request, SamplingParams
 
 MIN_SHARD_ROWS = 32
 MAX_SHARD_ROWS = 512
@@ -66,8 +66,18 @@ class Splitter:
         self._num_rows = 0
         #: Tokens that no prompt and its completion exceed together; see `_most_tokens`.
         self.longest_request = 0
-        #: Whether any request so far may call functions.
-        self.has_tools = False
+        #: By name, the result columns that requests ask for themselves.
+        self.asked: dict[str, pa.Field] = {}
+        self._params: SamplingParams | None = None
+
+    def _note_params(self, params: SamplingParams) -> None:
+        """Have a place in the results for what requests with these parameters ask for."""
+        # Most requests have those of the one before.
+        self._params = params
+        for column in asked_fields(params):
+            if column.name not in self.asked:
+                self.asked[column.name] = column
+                self._carried.reserve(column.name)
 
     def add(self, batch: RowBatch) -> None:
         """Take the next rows of the input."""
@@ -78,9 +88,8 @@ class Splitter:
         else:
             carried = list(batch.carried)
         for row, values, num_bytes in zip(batch.rows, carried, batch.num_bytes, strict=True):
-            if row.request.params.tools is not None and not self.has_tools:
-                self.has_tools = True
-                self._carried.reserve(TOOL_CALLS.name)
+            if row.request.params is not self._params:
+                self._note_params(row.request.params)
             model = None if row.error is not None else row.request.model
             if model is not None:
                 further = row.request.params.max_tokens if self._retries_truncated else 0

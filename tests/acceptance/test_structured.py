@@ -17,6 +17,7 @@ pytestmark = pytest.mark.xdist_group("structured")
 
 MODEL = "smollm2-135m"
 NUM_LINES = 6
+LABELS = ["sunny", "rainy", "very cold"]
 CITY = {
     "type": "object",
     "properties": {
@@ -77,13 +78,16 @@ def test_instructor_has_typed_answers_in_every_mode(server: Server) -> None:
 
 
 def test_batch_file_has_typed_answers_and_calls(batcher: Batcher, tmp_path: Path) -> None:
-    """Given a batch file of which every other line has tools, when it is run, then both keep to their schemas, in the
-    results, in an export and as OpenAI's lines."""
+    """Given a batch file with schemas, tools and labels to be scored in turn, when it is run, then each answer keeps to
+    its own, and OpenAI's lines have what the server answers."""
     lines = []
     for number in range(NUM_LINES):
-        more: dict[str, Any] = (
-            {"tools": TOOLS, "tool_choice": "required"} if number % 2 else {"response_format": FORMAT}
-        )
+        kinds: list[dict[str, Any]] = [
+            {"response_format": FORMAT},
+            {"tools": TOOLS, "tool_choice": "required"},
+            {"structured_outputs": {"choice": LABELS, "scores": True}},
+        ]
+        more = kinds[number % 3]
         message = {"role": "user", "content": f"How is the weather on day {number}?"}
         body = {"model": MODEL, "messages": [message], "max_tokens": 100, **more}
         lines.append({"custom_id": f"id-{number}", "method": "POST", "url": "/v1/chat/completions", "body": body})
@@ -98,7 +102,11 @@ def test_batch_file_has_typed_answers_and_calls(batcher: Batcher, tmp_path: Path
     assert [line["custom_id"] for line in answered] == [f"id-{number}" for number in range(NUM_LINES)]
     for number, line in enumerate(answered):
         [choice] = line["response"]["body"]["choices"]
-        if number % 2:
+        if number % 3 == 2:
+            assert set(choice["scores"]) == set(LABELS)
+            assert sum(choice["scores"].values()) == pytest.approx(1)
+            assert choice["message"]["content"] == max(choice["scores"], key=choice["scores"].__getitem__)
+        elif number % 3:
             [call] = choice["message"]["tool_calls"]
             assert (choice["finish_reason"], choice["message"]["content"]) == ("tool_calls", None)
             assert call["function"]["name"] == "forecast"
