@@ -18,12 +18,12 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from batcher.errors import BatcherError, EngineError
+from batcher.errors import BatcherError, EngineError, ModelError
 from batcher.heap import GIVE_BACK_INTERVAL_S, give_memory_back
 from batcher.startup import start_fast
 from workers.process.events import Beat, Event, EventKind, OpenAttempt, WorkerConfig
@@ -80,6 +80,10 @@ class Reporter:
         except BrokenPipeError:
             pass
 
+    def on_abort(self, message: str) -> None:
+        """Tell why an engine is just about to end the process."""
+        self.send(Event(EventKind.ABORTED, message))
+
 
 def main() -> int:
     """Run the child. Returns its exit code."""
@@ -100,11 +104,8 @@ def main() -> int:
 
 
 def _work(config: WorkerConfig, reporter: Reporter) -> int:
-    def on_abort(message: str) -> None:
-        reporter.send(Event(EventKind.ABORTED, message))
-
     open_pool = _open_rotating if config.is_loading_on_demand else _open_all
-    engines, setup = open_pool(config, on_abort)
+    engines, setup = open_pool(config, reporter)
     reporter.send(Event(EventKind.LOADED, setup))
     threading.Thread(target=_beat, args=(engines, reporter), name="beat", daemon=True).start()
     failures = EngineFailures()
@@ -118,29 +119,44 @@ def _work(config: WorkerConfig, reporter: Reporter) -> int:
         engines.close()
 
 
-def _open_all(config: WorkerConfig, on_abort: Callable[[str], None]) -> "tuple[EnginePool, str]":
+def _open_all(config: WorkerConfig, reporter: Reporter) -> "tuple[EnginePool, str]":
     """All models in memory, ready to compute, and how they were set up."""
     from workers.engines.open import load_engines
     from workers.engines.pool import EnginePool
 
     for name, _ in config.models:
         _verify(name, config)
-    loaded = load_engines(config.models, config.engine, config.demand, adapters=config.adapters, on_abort=on_abort)
+    loaded = load_engines(
+        config.models, config.engine, config.demand, adapters=config.adapters, on_abort=reporter.on_abort
+    )
     for each in loaded:
         each.engine.start()
     return EnginePool({each.engine.name: each.engine for each in loaded}), "\n".join(each.setup for each in loaded)
 
 
-def _open_rotating(config: WorkerConfig, on_abort: Callable[[str], None]) -> "tuple[EnginePool, str]":
+def _open_rotating(config: WorkerConfig, reporter: Reporter) -> "tuple[EnginePool, str]":
     """Models that are loaded when somebody waits for them; none is yet."""
     from workers.engines.open import EngineLoader
     from workers.engines.pool import RotatingPool
 
-    loader = EngineLoader(config.models, config.engine, config.demand, adapters=config.adapters, on_abort=on_abort)
+    loader = EngineLoader(
+        config.models, config.engine, config.demand, adapters=config.adapters, on_abort=reporter.on_abort
+    )
 
     def load(name: str) -> "Engine":
-        _verify(name, config)
-        return loader.load(name).engine
+        # What ends the process meanwhile is the model's fault.
+        reporter.send(Event(EventKind.LOADING, name))
+        try:
+            _verify(name, config)
+            engine = loader.load(name).engine
+            try:
+                engine.start()
+            except ModelError:
+                engine.close()
+                raise
+            return engine
+        finally:
+            reporter.send(Event(EventKind.LOADING))
 
     def has_room(name: str, beside: "Mapping[str, Engine]") -> bool:
         fits = loader.has_room(name, beside=beside)
@@ -152,6 +168,7 @@ def _open_rotating(config: WorkerConfig, on_abort: Callable[[str], None]) -> "tu
         load=load,
         has_room=has_room,
         usual_slots=loader.usual_slots,
+        fatal=config.fatal_models,
         count_waiting=_waiting_counter(names, config) if config.takes_shards else dict,
     )
     pool.start()

@@ -6,9 +6,10 @@ engines, one at a time, by the rule in `rotation`; the others compute meanwhile.
 
 import contextlib
 import logging
+import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from batcher.errors import BatcherError, ModelError
@@ -22,7 +23,7 @@ LOOK_INTERVAL_S = 0.5
 #: Seconds after which a model that could not be loaded is tried again.
 RETRY_INTERVAL_S = 300.0
 
-#: An engine for a model, not started. Blocks while the model is read; raises ModelError.
+#: An engine for a model, which has started. Blocks while the model is read; raises ModelError.
 Load = Callable[[str], Engine]
 
 #: The shards that wait for each of some models. Raises BatcherError where nobody knows.
@@ -142,7 +143,7 @@ class RotatingPool(EnginePool):
     """Engines that are loaded by `load` when somebody waits for them, and leave for others. Call `start` once.
 
     `has_room` says whether a model fits beside those that are loaded, `count_waiting` how many shards wait, and
-    `usual_slots` how many slots an engine has where nothing else is known.
+    `usual_slots` how many slots an engine has where nothing else is known. The `fatal` are never loaded.
     """
 
     def __init__(
@@ -152,12 +153,16 @@ class RotatingPool(EnginePool):
         load: Load,
         has_room: Callable[[str, Mapping[str, Engine]], bool],
         usual_slots: int,
+        fatal: Collection[str] = (),
         count_waiting: CountWaiting = dict,
         stay: Stay = STAY,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__({}, clock=clock)
         self._places = {name: _Place(clock(), clock()) for name in names}
+        for name in fatal:
+            failure = ModelError(f"the model {name} ended an earlier process while it was loaded")
+            self._places[name].failure, self._places[name].failed_s = failure, math.inf
         self._load = load
         self._has_room = has_room
         self._usual_slots = usual_slots
@@ -264,7 +269,6 @@ class RotatingPool(EnginePool):
         engine, failure = None, None
         try:
             engine = self._load(name)
-            engine.start()
         except ModelError as exc:
             failure = exc
             logger.error("%s; tried again after %.0f s", exc, RETRY_INTERVAL_S)
@@ -274,8 +278,6 @@ class RotatingPool(EnginePool):
             if failure is None:
                 self.num_loads += 1
                 self._longest_load_s = max(self._longest_load_s, now_s - began_s)
-            place.engine, place.failure, place.failed_s = (None if failure else engine), failure, now_s
+            place.engine, place.failure, place.failed_s = engine, failure, now_s
             place.since_s = place.used_s = now_s
             self._changed.notify_all()
-        if failure is not None and engine is not None:
-            engine.close()

@@ -18,7 +18,8 @@ class WorkerConfig:
     only warnings in the log. `model_sha256` are pairs of a model's name and the digest that its file must have.
     `adapters` are, of models with a LoRA, the model's name, the adapter's path and its scale.
     `scope` is that of the queues from which it takes them. With `is_loading_on_demand` models are loaded when somebody
-    waits for them, `max_loaded` at a time, or as many as memory has room for.
+    waits for them, `max_loaded` at a time, or as many as memory has room for,
+    but for the `fatal_models`, which ended an earlier child while they were loaded.
     Unless it `takes_shards` it computes only live requests, and knows no broker. `live_descriptor` is that of the
     socket by which they come. `process` is the child's id, which no other process has: its leases are told by it from
     those of an earlier child, and of another worker of this name. `validators` are pairs of a function's name and the
@@ -46,12 +47,14 @@ class WorkerConfig:
     validators: tuple[tuple[str, str], ...] = ()
     is_loading_on_demand: bool = False
     max_loaded: int | None = None
+    fatal_models: tuple[str, ...] = ()
 
 
 class EventKind(StrEnum):
     """What a child tells its parent, in order of its life: `LOADED` comes once, or `REFUSED` instead of it."""
 
     LOADED = "loaded"  # the models are in memory; the message says how they were set up, a line for each
+    LOADING = "loading"  # a model is loaded on demand, whose name is the message; "" when that is over
     READY = "ready"  # connected to the broker and waiting for shards
     BEAT = "beat"  # every second: how far the engines are
     CLAIMED = "claimed"  # an attempt begins

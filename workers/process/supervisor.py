@@ -99,7 +99,7 @@ class Supervisor:
         self._open: list[OpenAttempt] = []
         self._stall = StallMeter(now=clock())
         self._stall_limit_s = stall_limit_s(0.0, config.stall_timeout_s)
-        self._killed_for = self._aborted_for = ""
+        self._killed_for = self._aborted_for = self._loading = ""
         self._oom_kills_at_poll = self._oom_kills_at_beat = 0
         self._num_crashes_in_a_row = 0
         self._num_crashes_without_row = 0
@@ -134,7 +134,7 @@ class Supervisor:
         self._unread = b""
         self._is_loaded = self.is_ready = False
         self._open = []
-        self._killed_for = self._aborted_for = ""
+        self._killed_for = self._aborted_for = self._loading = ""
         self._oom_kills_at_poll = self._oom_kills_at_beat = count_oom_kills()
         with contextlib.ExitStack() as stack:
             self._process = uuid.uuid4().hex[:12]
@@ -223,6 +223,8 @@ class Supervisor:
                 self._is_loaded = self._was_loaded = True
                 self._stall = StallMeter(now=self._clock())
                 self._on_loaded(event.message)
+            case EventKind.LOADING:
+                self._loading = event.message
             case EventKind.READY:
                 self.is_ready = True
             case EventKind.BEAT:
@@ -254,6 +256,10 @@ class Supervisor:
         close_child(child)
         self._forget_child()
         cause, ending = self._explain(child.returncode)
+        if self._loading and cause is not Cause.KILLED:
+            self._leave_out(self._loading, ending)
+            # Of no row in flight.
+            cause = Cause.KILLED
         # Before the leases are given back: whoever takes the shards next must know how this went.
         self._record_crash(cause, ending)
         self._beacon.note_crash(ending)
@@ -283,6 +289,15 @@ class Supervisor:
         # An exit code is no fault of a row's either: Celery or the machine had its reason.
         is_fault = returncode < 0 and -returncode not in _SIGNALS_FROM_OUTSIDE
         return (Cause.FAULT if is_fault else Cause.KILLED), ending
+
+    def _leave_out(self, model: str, ending: str) -> None:
+        """Have no further child load a model."""
+        self._config = replace(self._config, fatal_models=(*self._config.fatal_models, model))
+        logger.error(
+            "worker %s: its process died while it loaded %s (%s); that model is left out until the worker is started "
+            "again: the file may be damaged, or the memory short",
+            *(self.name, model, ending),
+        )
 
     def _record_crash(self, cause: Cause, ending: str) -> None:
         for attempt in self._open:

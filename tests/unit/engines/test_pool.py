@@ -150,6 +150,23 @@ def test_model_that_cannot_be_loaded_is_told_to_who_waits_and_tried_again_later(
     assert pool.takes_shards("ada")
 
 
+def test_model_that_ended_an_earlier_process_is_never_loaded(models: Models, clock: Clock) -> None:
+    pool = RotatingPool(
+        NAMES,
+        load=models.load,
+        has_room=lambda name, beside: True,
+        usual_slots=32,
+        fatal=["ada"],
+        count_waiting=lambda: {"ada": 5},
+        clock=clock,
+    )
+    clock.now += 10 * RETRY_INTERVAL_S
+
+    assert pool.step() == Move()
+    with pytest.raises(ModelError, match="ended an earlier process"):
+        pool.acquire("ada", patience_s=PATIENCE_S)
+
+
 def test_broker_that_is_away_changes_nothing(pool: RotatingPool, models: Models) -> None:
     models.waiting = {"ada": 1}
     pool.step()

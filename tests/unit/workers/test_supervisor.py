@@ -1,5 +1,6 @@
 """The parent of a worker's child, with small real processes in the child's place."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -245,6 +246,25 @@ def claim(job: JobDir) -> str:
 @pytest.fixture
 def job(tmp_path: Path) -> JobDir:
     return make_job(tmp_path / "job", (1,))
+
+
+def test_model_whose_loading_ends_the_process_is_left_out_and_no_row_is_blamed(
+    nursery: Nursery, job: JobDir, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen = tmp_path / "seen"
+    script = (
+        f"config = json.loads(sys.stdin.readline()); open({str(seen)!r}, 'w').write(json.dumps(config)); "
+        f"say('loaded'); say('ready'); fatal = config['fatal_models']; stay() if fatal else None; {claim(job)} "
+        "say('loading', 'good'); say('loading'); say('loading', 'huge'); os.kill(os.getpid(), signal.SIGSEGV)"
+    )
+
+    supervisor = nursery.start(script)
+
+    poll_until(supervisor, lambda: '"huge"' in (seen.read_text() if seen.exists() else ""))
+    (end,) = read_ends(job, 0)
+    assert (end.cause, end.detail) == (Cause.KILLED, "signal SIGSEGV")
+    assert json.loads(seen.read_text())["fatal_models"] == ["huge"]
+    assert "its process died while it loaded huge (signal SIGSEGV); that model is left out" in caplog.text
 
 
 def test_supervisor_takes_a_spare_first_and_launches_its_successor(nursery: Nursery, tmp_path: Path) -> None:
