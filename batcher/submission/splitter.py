@@ -27,6 +27,8 @@ MAX_OPEN_BYTES = 32 << 20
 
 #: Tokens that chat templates add of their own: a system message where there is none, the beginning of the answer.
 CHAT_EXTRA_TOKENS = 256
+#: What they say of functions that may be called, beside these.
+TOOLS_EXTRA_TOKENS = 1536
 #: The marks of prefix, suffix and middle, and a space that a tokenizer may put in front of the suffix.
 INFILL_TOKENS = 4
 
@@ -130,13 +132,16 @@ def _most_tokens(request: Request) -> int:
     """Tokens that none of the request's choices can exceed: a token stands for a byte at least.
 
     Two more, since a tokenizer may put a mark for the beginning and a space in front. Of a chat, the marks that a
-    template puts around a message are fewer than the bytes of JSON that are around it here. Token ids are counted.
+    template puts around a message are fewer than the bytes of JSON that are around it here. Functions may be indented
+    there, which takes twice as much at most. Token ids are counted.
     """
     if request.is_token_ids:
         return max(map(num_token_ids, request.prompts)) + request.params.max_tokens
     num_bytes = max(map(_num_bytes, request.prompts), default=0)
     if request.is_chat:
         num_bytes += CHAT_EXTRA_TOKENS
+    if request.params.tools is not None:
+        num_bytes += 2 * _num_bytes(request.params.tools.functions) + TOOLS_EXTRA_TOKENS
     if request.params.suffix:
         num_bytes += _num_bytes(request.params.suffix) + INFILL_TOKENS
     return num_bytes + 2 + request.params.max_tokens

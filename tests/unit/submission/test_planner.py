@@ -111,6 +111,30 @@ def test_jobs_with_a_schema_have_its_column_also_where_rows_are_refused(tmp_path
     ]
 
 
+def test_batch_lines_with_tools_have_a_column_of_calls(tmp_path: Path, job: JobDir) -> None:
+    def line(number: int, **fields: object) -> dict[str, object]:
+        body = {"messages": [{"role": "user", "content": "x"}], **fields}
+        return {"custom_id": f"{number}", "method": "POST", "url": "/v1/chat/completions", "body": body}
+
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    path = write_lines(tmp_path / "p.jsonl", line(0), line(1, tools=tools) | {"Tool_Calls": "mine"}, b"bad")
+    manifest = submit(job, [path], make_options()).manifest
+
+    assert manifest.optional.names[-1:] == ["tool_calls"]
+    assert manifest.carried.names == ["input_Tool_Calls"]
+    [refused] = [info for info in manifest.shards if info.model is None]
+    assert read_file(job.part_path(refused.shard)).schema == job_schema(manifest)
+
+
+def test_rows_that_may_have_tools_have_a_column_of_calls(tmp_path: Path, job: JobDir) -> None:
+    path = write_lines(tmp_path / "p.jsonl", {"prompt": "a", "tool_calls": 1})
+
+    manifest = submit(job, [path], make_options(fields=("tools",))).manifest
+
+    assert manifest.optional.names == ["tool_calls"]
+    assert manifest.carried.names == ["input_tool_calls"]
+
+
 def test_jobs_without_a_schema_leave_its_names_to_the_input(tmp_path: Path, job: JobDir) -> None:
     path = write_lines(tmp_path / "p.jsonl", {"prompt": "a", "output": 1, "label": "l"})
 

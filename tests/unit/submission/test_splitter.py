@@ -16,7 +16,7 @@ from batcher.submission.carried import CarriedColumns, TableRow
 from batcher.submission.readers.files import Origin
 from batcher.submission.rows import RowBatch
 from batcher.submission.splitter import MAX_OPEN_BYTES, MAX_SHARD_BYTES, Splitter
-from batcher.types import ErrorCode, Request, RowError, SamplingParams
+from batcher.types import ErrorCode, Request, RowError, SamplingParams, Tools
 
 PARAMS = SamplingParams()
 BAD = RowError(ErrorCode.INVALID_REQUEST, "bad")
@@ -166,4 +166,6 @@ def test_longest_request_has_room_for_what_is_put_around_the_prompt() -> None:
     assert longest(is_chat=True) == 14 + splitter.CHAT_EXTRA_TOKENS
     with_suffix = SamplingParams(max_tokens=10, suffix="end")
     assert longest(params=with_suffix) == 14 + 3 + splitter.INFILL_TOKENS
+    with_tools = SamplingParams(max_tokens=10, tools=Tools("[{}]"))
+    assert longest(is_chat=True, params=with_tools) == longest(is_chat=True) + 8 + splitter.TOOLS_EXTRA_TOKENS
     assert longest(is_token_ids=True, prompts=("[100000]", "[1,200000,3]")) == 3 + 10
