@@ -1,10 +1,10 @@
 """The cells of CSV files: text without a type, and what they are as values.
 
 A field of a request is read by what it holds: the cells of `max_tokens`, `temperature` and the like as JSON, those of
-`prompt`, `custom_id`, `model`, `stop` and `suffix` as the text they are. A carried column stays text in the shards and
-gets its type at the end of the input: integers or doubles where each of its cells is written as such a number is,
-else text. So 007, 1.50, 1e5 and integers beyond 64 bits are never changed. An empty cell is null; in a column of
-text, one in quotes is the empty string.
+`prompt`, `custom_id`, `model`, `stop` and `suffix`, regular expressions and grammars as the text they are. A carried
+column stays text in the shards and gets its type at the end of the input: integers or doubles where each of its cells
+is written as such a number is, else text. So 007, 1.50, 1e5 and integers beyond 64 bits are never changed. An empty
+cell is null; in a column of text, one in quotes is the empty string.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,9 @@ from pydantic_core import from_json
 
 #: Marks a field whose values are cells.
 _MARK: Mapping[bytes, bytes] = {b"batcher.cells": b"1"}
-_TEXT_FIELDS = frozenset({"custom_id", "prompt", "model", "stop", "suffix"})
+_TEXT_FIELDS = frozenset(
+    {"custom_id", "prompt", "model", "stop", "suffix", "grammar", "guided_grammar", "guided_regex"}
+)
 _BOOLEANS = {"true": True, "false": False}
 
 _INTEGER = "^(0|-?[1-9][0-9]{0,18})$"

@@ -8,6 +8,7 @@ it computed elsewhere, need not have llama.cpp.
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -191,16 +192,26 @@ def load_token_counter(path: Path, *, limit: int) -> CountTokens:
     """What counts the tokens of prompts as an engine does that has the model at `path` and `limit` tokens a sequence,
     without its weights. Raises ModelError.
     """
+    from workers.engines.llama.grammars import find_problem, refused_constraint
     from workers.engines.llama.loader import load_tokenizer
     from workers.engines.llama.prompts import Prompts
+
+    # Mostly the constraint of all rows.
+    problem_of = lru_cache(find_problem)
 
     # The vocabulary that the prompts are made with lives in it.
     tokenizer = load_tokenizer(path)
     prompts = Prompts(tokenizer, chat_template=tokenizer.chat_template, limit=limit)
 
     def count(requests: Sequence[SequenceRequest]) -> Iterator[int | RowError]:
-        for found in prompts.tokenize_all(requests):
-            yield found if isinstance(found, RowError) else len(found)
+        for request, found in zip(requests, prompts.tokenize_all(requests), strict=True):
+            constraint = request.params.constraint
+            if isinstance(found, RowError):
+                yield found
+            elif constraint is not None and (problem := problem_of(constraint)):
+                yield refused_constraint(constraint, problem)
+            else:
+                yield len(found)
 
     return count
 

@@ -318,6 +318,39 @@ def test_engine_that_closes_answers_those_whose_constraint_is_not_compiled(
     assert inbox.empty()
 
 
+def test_compiled_constraints_are_kept_as_far_as_they_took_little_time(
+    engine: LlamaEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given constraints each of which takes 0.4 s
+    real, compiled = grammars._compile, []
+
+    def slow(constraint: Constraint, tokenizer: Any) -> Any:
+        compiled.append(constraint.text)
+        found = real(constraint, tokenizer)
+        found.seconds = 0.4
+        return found
+
+    monkeypatch.setattr(grammars, "_compile", slow)
+    all_of_them = grammars.Grammars(engine._vocabulary)
+    one, two, three = (constraints.regex(text) for text in ("one", "two", "three"))
+    for constraint in (one, two, one, three, one):
+        all_of_them.compile(constraint)
+        assert all_of_them.find(constraint) is not None
+
+    # Then the one that was used longest ago goes, and what is used now counts
+    assert compiled == ["one", "two", "three"]
+    assert all_of_them.find(two) is None
+    held = [all_of_them.find(one), all_of_them.find(three)]
+    for number in range(3):
+        assert all_of_them.has_room
+        extra = constraints.regex(f"extra {number}")
+        all_of_them.compile(extra)
+        held.append(all_of_them.find(extra))
+    assert not all_of_them.has_room
+    held.clear()
+    assert all_of_them.has_room
+
+
 def test_masked_draws_have_the_renormalised_probabilities() -> None:
     # Given logits by hand, and a constraint that leaves some of the tokens, few or many
     rng = np.random.default_rng(7)

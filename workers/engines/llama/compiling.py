@@ -7,8 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-from batcher.types import Constraint, ErrorCode, RowError
-from workers.engines.llama.grammars import GrammarError, Grammars, large_stack
+from workers.engines.llama.grammars import GrammarError, Grammars, large_stack, refused_constraint
 from workers.engines.llama.sequence import Sequence
 
 #: Seconds after which is looked again whether there is room.
@@ -44,7 +43,7 @@ class Compiling:
                 sequence.constrain(found)
                 return True
         except GrammarError as exc:
-            sequence.fail(_error(constraint, exc))
+            sequence.fail(refused_constraint(constraint, str(exc)))
             return False
         with self._changed:
             (self._live if sequence.request.is_live else self._others).append(sequence)
@@ -103,7 +102,7 @@ class Compiling:
                 self._grammars.compile(constraint)
                 found = self._grammars.find(constraint)
         except GrammarError as exc:
-            error = _error(constraint, exc)
+            error = refused_constraint(constraint, str(exc))
         with self._changed:
             if self._current is not sequence:
                 return
@@ -114,8 +113,3 @@ class Compiling:
             return
         sequence.constrain(found)
         self._on_ready(sequence)
-
-
-def _error(constraint: Constraint, exc: GrammarError) -> RowError:
-    what = constraint.kind.value
-    return RowError(ErrorCode.INVALID_REQUEST, f"the {what} can't be compiled: {exc}")

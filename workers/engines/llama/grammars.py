@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from batcher.errors import MissingPackageError
-from batcher.types import Constraint, ConstraintKind
+from batcher.types import Constraint, ConstraintKind, ErrorCode, RowError
 from workers.engines.llama.schemas import with_real_dates
 
 if TYPE_CHECKING:
@@ -184,6 +184,11 @@ def find_problem(constraint: Constraint) -> str:
         thread.start()
     thread.join()
     return str(thread.error) if isinstance(thread.error, GrammarError) else ""
+
+
+def refused_constraint(constraint: Constraint, problem: str) -> RowError:
+    """The error of a request whose constraint has this problem."""
+    return RowError(ErrorCode.INVALID_REQUEST, f"the {constraint.kind.value} can't be compiled: {problem}")
 
 
 @contextlib.contextmanager
