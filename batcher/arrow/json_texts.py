@@ -5,8 +5,9 @@ what stays JSON text.
 """
 
 import json
+import re
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pyarrow as pa
@@ -75,11 +76,31 @@ def _whole(value: float) -> int:
     return int(value)
 
 
+def _leap_second(text: str) -> datetime:
+    """A time with the second 60, which RFC 3339 has and clocks of computers have not, as the beginning of the next."""
+    earlier, number = _SECOND_60.subn(r"\1:59", text)
+    if not number:
+        raise ValueError("no leap second")
+    try:
+        return _TIMES.validate_json(json.dumps(earlier)) + timedelta(seconds=1)  # type: ignore[no-any-return]
+    except OverflowError as exc:
+        raise ValueError("beyond the year 9999") from exc
+
+
 _INTEGER = core_schema.int_schema(strict=True)
 #: 1.0 and 1e3 are integers to JSON schema.
 _ROUND = core_schema.no_info_after_validator_function(
     _whole, core_schema.float_schema(strict=True, allow_inf_nan=False)
 )
+#: Within the years that Python's own can have also in UTC.
+_TIME = core_schema.datetime_schema(
+    strict=True,
+    tz_constraint="aware",
+    ge=datetime.min.replace(tzinfo=UTC),
+    le=datetime.max.replace(tzinfo=UTC),
+)
+_TIMES = SchemaValidator(_TIME)
+_SECOND_60 = re.compile(r"^(\d{4}-\d\d-\d\d[Tt]\d\d:\d\d):60")
 _SCALARS: dict[pa.DataType, CoreSchema] = {
     pa.string(): core_schema.str_schema(strict=True),
     pa.bool_(): core_schema.bool_schema(strict=True),
@@ -91,11 +112,11 @@ _SCALARS: dict[pa.DataType, CoreSchema] = {
         ]
     ),
     pa.date32(): core_schema.date_schema(strict=True),
-    # Within the years that Python's own can have also in UTC.
-    pa.timestamp("us", tz="UTC"): core_schema.datetime_schema(
-        strict=True,
-        tz_constraint="aware",
-        ge=datetime.min.replace(tzinfo=UTC),
-        le=datetime.max.replace(tzinfo=UTC),
+    pa.timestamp("us", tz="UTC"): core_schema.union_schema(
+        [
+            _TIME,
+            core_schema.no_info_after_validator_function(_leap_second, core_schema.str_schema(strict=True)),
+        ],
+        mode="left_to_right",
     ),
 }

@@ -130,7 +130,8 @@ def _said_of_tries(request: Request, number: int) -> str:
 def _is_greedy(request: Request) -> bool:
     """Whether all seeds give the same text."""
     params = request.params
-    return params.temperature == 0 or params.top_p == 0 or params.top_k == 1
+    is_scored = params.constraint is not None and params.constraint.kind is ConstraintKind.SCORED_CHOICE
+    return is_scored or params.temperature == 0 or params.top_p == 0 or params.top_k == 1
 
 
 def _quoted(text: str) -> str:

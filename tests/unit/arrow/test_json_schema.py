@@ -188,6 +188,10 @@ def test_deep_schemas_are_json_text_where_they_are_too_deep() -> None:
         ({"type": "string", "format": "date-time"}, '"2023-01-01T00:00:00"'),
         ({"type": "string", "format": "date-time"}, '"0001-01-01T00:00:00+10:00"'),
         ({"type": "string", "format": "date-time"}, '"9999-12-31T23:00:00-10:00"'),
+        ({"type": "string", "format": "date-time"}, '"9999-12-31T23:59:60Z"'),
+        ({"type": "string", "format": "date-time"}, '"2016-12-31T23:59:61Z"'),
+        ({"type": "string", "format": "date-time"}, '"2016-12-31T23:59:60"'),
+        ({"type": "string", "format": "date-time"}, "1"),
         (object_of(a=WHOLE), "[]"),
         (object_of(a=WHOLE), '{"a": "x"}'),
     ],
@@ -209,6 +213,13 @@ def test_texts_that_do_not_fit_are_null(schema: Any, text: str) -> None:
         ({}, '{"é": [1, 2.5, null]}', '{"é": [1, 2.5, null]}'),
         ({"type": ["string", "integer"]}, '"1"', '"1"'),
         ({"type": "string", "format": "date"}, '"2024-02-29"', date(2024, 2, 29)),
+        # Leap seconds, as RFC 3339 has them.
+        ({"type": "string", "format": "date-time"}, '"2016-12-31T23:59:60Z"', datetime(2017, 1, 1, tzinfo=UTC)),
+        (
+            {"type": "string", "format": "date-time"},
+            '"2016-12-31t10:14:60.25-10:14"',
+            datetime(2016, 12, 31, 20, 29, 0, 250_000, UTC),
+        ),
         (
             {"type": "string", "format": "date-time"},
             '"2024-02-29T01:02:03.0456789+02:00"',
