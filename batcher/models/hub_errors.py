@@ -29,9 +29,7 @@ def _explain(exc: Exception, wanted: HubName) -> str | None:
 
     page = f"{endpoint()}/{wanted.repository}"
     if isinstance(exc, errors.OfflineModeIsEnabled):
-        return (
-            "not on this machine, and offline mode forbids to fetch it; unset HF_HUB_OFFLINE, or bring its file along"
-        )
+        return "offline mode forbids to ask the hub; unset HF_HUB_OFFLINE, or take what `batcher models` lists"
     if isinstance(exc, errors.GatedRepoError):
         if get_token():
             return f"the repository is gated, and the account of HF_TOKEN has no access: accept its terms at {page}"

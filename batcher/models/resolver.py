@@ -13,6 +13,7 @@ from batcher.models.hub import KEY as HUB
 from batcher.models.hub import parse_hub_name
 from batcher.models.registry import OUR_SOURCES, all_models, find_model, source_of
 from batcher.models.source import Fetching, FoundModel, Source, Tell
+from batcher.models.weights import label_of
 from batcher.paths import expand_home
 
 #: Names that are told where one is not known.
@@ -86,6 +87,18 @@ def model_named(name: str) -> ModelRef | None:
     """
     found = find_model(name)
     return None if found is None else _usable(found)
+
+
+def spec_for(name: str) -> str:
+    """What to give as `--model` for a model that rows call so: its name if it is here, or what gets it."""
+    if find_model(name) is not None:
+        return name
+    try:
+        wanted = parse_hub_name(name)
+    except ModelError:
+        return f"{name}=PATH"
+    is_of_hub = wanted.file is not None or (wanted.label is not None and label_of(wanted.label) == wanted.label)
+    return f"{HUB}:{name}" if is_of_hub else f"{name}=PATH"
 
 
 def served_name(spec: str) -> str:

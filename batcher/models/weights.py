@@ -50,8 +50,12 @@ def names_in(repository: str, found: Iterable[Weights]) -> dict[str, Weights]:
 
 def _label(path: PurePosixPath) -> str | None:
     """By the file's name, else by that of its folder."""
-    for stem in (path.stem, *(parent.name for parent in path.parents)):
-        label = quantization(stem)
-        if label is not None:
-            return f"{_MIXTURE}{label}" if f"{_MIXTURE}{label}" in stem.upper() else label
-    return None
+    return next(
+        (label for stem in (path.stem, *(each.name for each in path.parents)) if (label := label_of(stem))), None
+    )
+
+
+def label_of(stem: str) -> str | None:
+    """The quantization that a name tells, in capitals; None where it tells none."""
+    label = quantization(stem)
+    return f"{_MIXTURE}{label}" if label and f"{_MIXTURE}{label}" in stem.upper() else label

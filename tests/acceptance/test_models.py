@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from tests.acceptance.conftest import PATIENCE_S, clean_environment
 from tests.support.hub_server import Repository, hub_server
 from tests.support.model_stores import OllamaStore
+from tests.support.waiting import wait_for
 
 TICKETS = """id,ticket
 1,The app closes when I press Save.
@@ -44,6 +46,10 @@ def newcomer(tmp_path: Path) -> Newcomer:
     return run
 
 
+def size_of(path: Path) -> int:
+    return path.stat().st_size
+
+
 def listed(newcomer: Newcomer) -> dict[str, dict[str, object]]:
     return {row["name"]: row for row in map(json.loads, newcomer("models", "--json").stdout.splitlines())}
 
@@ -72,6 +78,36 @@ def test_table_is_run_on_a_model_of_the_hub_in_one_command(newcomer: Newcomer, t
     other = newcomer(*command[:5], "out2", *command[6:], "--model", "ORG/REPO:Q4_K_M", HF_ENDPOINT="http://127.0.0.1:1")
     assert other.returncode == 0, other.stderr
     assert listed(newcomer)["ORG/REPO:Q4_K_M"]["source"] == "hf"
+
+
+def test_download_that_is_stopped_goes_on_by_the_same_command(newcomer: Newcomer, tmp_path: Path) -> None:
+    weights = b"GGUF" + bytes(range(256)) * 60_000
+    command = ["batcher", "models", "pull", "hf:ORG/REPO:Q8_0"]
+    with hub_server({"ORG/REPO": Repository({"large-Q8_0.gguf": weights})}) as hub:
+        hub.faults.stall_after = 12_000_000
+        environment = clean_environment() | {"HOME": str(tmp_path / "home"), "HF_ENDPOINT": hub.url}
+        environment["HF_HOME"] = str(tmp_path / "hub")
+        stopped = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        try:
+            wait_for(lambda: sum(size_of(path) for path in tmp_path.rglob("*.incomplete")), what="the first bytes")
+            stopped.send_signal(signal.SIGINT)
+            _, said = stopped.communicate(timeout=PATIENCE_S)
+        finally:
+            stopped.kill()
+            hub.faults.released.set()
+        hub.faults.stall_after = None
+        (kept,) = [size_of(path) for path in tmp_path.rglob("*.incomplete")]
+        again = newcomer(*command[1:], HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "hub"))
+        offline = newcomer(*command[1:], HF_HOME=str(tmp_path / "hub"), HF_HUB_OFFLINE="1")
+
+    assert stopped.returncode == 130, said
+    assert "Traceback" not in said
+    assert again.returncode == 0, again.stderr
+    assert hub.fetched("large-Q8_0.gguf") == [None, f"bytes={kept}-"]
+    (found,) = tmp_path.rglob("large-Q8_0.gguf")
+    assert found.read_bytes() == weights
+    assert offline.returncode == 2
+    assert "offline mode forbids to ask the hub; unset HF_HUB_OFFLINE" in offline.stderr
 
 
 def test_gemma_of_ollama_is_run_by_its_name_without_ollama(

@@ -4,6 +4,7 @@
 `huggingface_hub/hf_api.py` (model_info), `file_download.py` (get_hf_file_metadata, http_get), `utils/_http.py`.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -40,10 +41,13 @@ class Repository:
 @dataclass
 class Faults:
     """What goes wrong. `cut_after`: bytes after which the next so many answers end, one each. `damaged`: files that
-    come with a byte changed. `status`: what every request is answered with."""
+    come with a byte changed. `stall_after`: bytes after which each answer waits until it is `released`. `status`: what
+    every request is answered with."""
 
     cut_after: list[int] = field(default_factory=list)
     damaged: set[str] = field(default_factory=set)
+    stall_after: int | None = None
+    released: threading.Event = field(default_factory=threading.Event)
     status: int | None = None
 
 
@@ -180,7 +184,14 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.flush()
             self.close_connection = True
             return
-        self.wfile.write(body)
+        stall_after = self.hub.faults.stall_after
+        if stall_after is not None and "/resolve/" in self.path:
+            self.wfile.write(body[:stall_after])
+            self.wfile.flush()
+            self.hub.faults.released.wait()
+            body = body[stall_after:]
+        with contextlib.suppress(ConnectionError):  # who asked has been stopped
+            self.wfile.write(body)
 
 
 @functools.lru_cache

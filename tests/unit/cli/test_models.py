@@ -135,3 +135,32 @@ def test_each_command_below_it_has_a_help_that_ends_with_an_example(run: Run, na
 
     assert code == 0
     assert re.search(rf"Example:\n +batcher models {name} \S", out)
+
+
+def test_only_looking_fetches_nothing(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n')
+    with hub_server({}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+
+        validated = run("validate p.jsonl --model hf:Org/Tiny-GGUF:Q8_0")
+        checked = run("doctor --model hf:Org/Tiny-GGUF:Q8_0")
+
+    assert hub.requests == []
+    assert validated[0] == 0
+    assert "the model hf:Org/Tiny-GGUF:Q8_0 is not on this machine, so its tokens are not counted" in validated[2]
+    assert checked[0] == 1
+    lines = r"^FAIL  model hf:\S+: .*not on this machine\n +remedy: `batcher models pull hf:Org/Tiny-GGUF:Q8_0` gets it"
+    assert re.search(lines, checked[1], re.M)
+
+
+def test_name_for_workers_elsewhere_needs_the_quantization(run: Run, broker_url: str, tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n')
+
+    refused = run(f"submit p.jsonl --broker {broker_url} --model hf:Org/Tiny-GGUF")
+    submitted = run(f"submit p.jsonl --broker {broker_url} --model hf:Org/Tiny-GGUF:q8_0 --job-id job")
+
+    assert refused[0] == 2
+    assert "of which quantization do the workers have it? Write hf:Org/Tiny-GGUF:QUANT" in refused[2]
+    assert submitted[:2] == (0, "job\n")
+    assert "for the model Org/Tiny-GGUF:Q8_0, and no worker is alive" in submitted[2]
+    assert "--model hf:Org/Tiny-GGUF:Q8_0 --broker" in submitted[2]

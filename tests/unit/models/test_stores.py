@@ -11,7 +11,7 @@ from batcher.models.hub import HubCache, cache_folder
 from batcher.models.llama_cache import LlamaCache
 from batcher.models.lm_studio import LmStudio
 from batcher.models.registry import all_models
-from batcher.models.resolver import parse_model, served_name
+from batcher.models.resolver import parse_model, served_name, spec_for
 from tests.support.model_stores import OllamaStore, hub_cache
 
 WEIGHTS = b"GGUF\x03\x00\x00\x00w"
@@ -236,3 +236,21 @@ def test_source_without_the_model_says_what_it_has(ollama: OllamaStore) -> None:
 
     with pytest.raises(ModelError, match=r"ollama has no such model here \(it has gemma3:270m\)"):
         parse_model("ollama:qwen3:8b")
+
+
+@pytest.mark.parametrize(
+    ("name", "spec"),
+    [
+        ("gemma3:270m", "gemma3:270m"),
+        ("qwen3:8b", "qwen3:8b=PATH"),
+        ("someone/tuned:latest", "someone/tuned:latest=PATH"),
+        ("Qwen/Qwen3-8B", "Qwen/Qwen3-8B=PATH"),
+        ("Qwen/Qwen3-8B-GGUF:Q4_K_M", "hf:Qwen/Qwen3-8B-GGUF:Q4_K_M"),
+        ("O/R:UD-Q4_K_XL@v1", "hf:O/R:UD-Q4_K_XL@v1"),
+        ("O/R/a.gguf", "hf:O/R/a.gguf"),
+    ],
+)
+def test_model_that_a_job_needs_is_asked_for_in_words_that_get_it(ollama: OllamaStore, name: str, spec: str) -> None:
+    ollama.add("registry.ollama.ai/library/gemma3:270m", ollama.blob(WEIGHTS))
+
+    assert spec_for(name) == spec
