@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batcher.types import FinishReason
-from tests.support.tiny_engine import complete
+from tests.support.tiny_engine import WAIT_S, complete
 from workers.engines.base import SequenceRequest
 from workers.engines.llama.engine import LlamaEngine
 from workers.engines.llama.sequence import Sequence as EngineSequence
@@ -25,14 +25,16 @@ Tokens = npt.NDArray[np.int32]
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """What an engine made of a prompt, in tokens. `num_cached`: of the prompt, those that were copied."""
+    """What an engine made of a prompt, in tokens. `num_cached`: of the prompt, those that were copied. `logprobs`: of
+    the completion's tokens, where the request wanted them."""
 
     prompt: Tokens
     completion: Tokens
     num_cached: int
+    logprobs: tuple[float, ...] = ()
 
 
-def decode(engine: LlamaEngine, requests: Sequence[SequenceRequest]) -> list[Decoded]:
+def decode(engine: LlamaEngine, requests: Sequence[SequenceRequest], *, patience_s: float = WAIT_S) -> list[Decoded]:
     """What becomes of requests, in their order. Each must succeed."""
     found: dict[tuple[int, int], tuple[Tokens, Tokens]] = {}
     finish = engine._finish
@@ -42,12 +44,13 @@ def decode(engine: LlamaEngine, requests: Sequence[SequenceRequest]) -> list[Dec
         finish(sequence, reason)
 
     engine._finish = note  # type: ignore[method-assign]
-    results = complete(engine, requests)
+    results = complete(engine, requests, patience_s=patience_s)
     engine._finish = finish  # type: ignore[method-assign]
     decoded = []
     for result in results:
         assert result.choice is not None, result.error
-        decoded.append(Decoded(*found[result.key], result.choice.usage.cached_tokens))
+        logprobs = tuple(each.logprob or 0.0 for each in result.choice.logprobs or ())
+        decoded.append(Decoded(*found[result.key], result.choice.usage.cached_tokens, logprobs))
     return decoded
 
 
@@ -55,9 +58,7 @@ class Reference:
     """llama-cpp-python as it is: one sequence, no flash attention."""
 
     def __init__(self, path: Path, *, context_length: int) -> None:
-        self._llama = llama_cpp.Llama(
-            str(path), n_ctx=context_length, n_threads=1, n_threads_batch=1, logits_all=True, verbose=False
-        )
+        self._llama = llama_cpp.Llama(str(path), n_ctx=context_length, n_threads=1, n_threads_batch=1, verbose=False)
 
     def regrets(self, decoded: Decoded) -> npt.NDArray[np.float64]:
         """Of each token of a completion. Shape: (tokens,)."""
@@ -68,10 +69,14 @@ class Reference:
 
     def logprobs(self, decoded: Decoded) -> npt.NDArray[np.float64]:
         """Before each token of a completion, of all tokens. Shape: (tokens, vocabulary)."""
-        tokens = [*decoded.prompt.tolist(), *decoded.completion.tolist()]
         self._llama.reset()  # type: ignore[no-untyped-call]
-        self._llama.eval(tokens[:-1])
-        logits = self._llama.scores[len(decoded.prompt) - 1 : len(tokens) - 1].astype(np.float64)
+        self._llama.eval(decoded.prompt.tolist())
+        rows = []
+        for token in decoded.completion.tolist():
+            raw = llama_cpp.llama_get_logits_ith(self._llama.ctx, -1)
+            rows.append(np.ctypeslib.as_array(raw, (self._llama.n_vocab(),)).astype(np.float64))
+            self._llama.eval([token])
+        logits = np.array(rows)
         logits -= logits.max(axis=-1, keepdims=True)
         logprobs: npt.NDArray[np.float64] = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
         return logprobs

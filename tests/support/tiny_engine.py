@@ -29,13 +29,15 @@ def running(
         engine.close()
 
 
-def complete(engine: LlamaEngine, requests: Sequence[SequenceRequest]) -> list[SequenceResult]:
+def complete(
+    engine: LlamaEngine, requests: Sequence[SequenceRequest], *, patience_s: float = WAIT_S
+) -> list[SequenceResult]:
     """The results of `requests`, by their keys."""
     inbox: queue.SimpleQueue[SequenceResult | EngineError] = queue.SimpleQueue()
     engine.submit(requests, inbox.put)
     results = []
     for _ in requests:
-        result = inbox.get(timeout=WAIT_S)
+        result = inbox.get(timeout=patience_s)
         assert isinstance(result, SequenceResult)
         results.append(result)
     return sorted(results, key=lambda result: result.key)
