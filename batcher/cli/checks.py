@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from batcher.api.engines import context_lengths
+from batcher.cli.engines import server_options
 from batcher.cli.options import (
     broker_option,
     context_option,
@@ -134,6 +135,7 @@ def _examiner(models: "Sequence[ModelRef]", lengths: Mapping[str, int]) -> "Exam
 
 @click.command("doctor")
 @option("--model", "models", multiple=True, envvar="BATCHER_MODEL", metavar="NAME|[NAME=]PATH", help="Model to check.")
+@server_options
 @option("--slots", type=click.IntRange(min=1), help="Slots that memory must have room for. [default: as a worker]")
 @option("--ctx", type=click.IntRange(min=1), help="Tokens of each slot. [default: as a worker]")
 @option("--gpu-layers", type=click.IntRange(min=0), help="As for a worker; 0 checks the memory that CPUs need.")
@@ -143,6 +145,8 @@ def _examiner(models: "Sequence[ModelRef]", lengths: Mapping[str, int]) -> "Exam
 def doctor_command(
     *,
     models: tuple[str, ...],
+    engine: tuple[str, ...],
+    engine_key_file: Path | None,
     slots: int | None,
     ctx: int | None,
     gpu_layers: int | None,
@@ -162,18 +166,46 @@ def doctor_command(
                  short, and agrees about the time; without --broker, whether one can be started here
     models       whether each file is there and whole, and memory has room for it and its slots (of the known
                  models, if none is given)
+    engines      with --engine in place of the models: whether each server answers, has the models, and
+                 completes a prompt
 
     \b
     Example:
       batcher doctor --broker redis://queue:6379/0 --jobs-dir /mnt/jobs --model llama=/data/llama.gguf
     """
+    from batcher.api.servers import read_servers
     from batcher.cli import EXIT_CHECK_FAILED
-    from batcher.cli.doctor import Check, Level, run_checks
+    from batcher.cli.doctor import Level, run_checks
+    from batcher.installation import check_installed
+    from batcher.models.resolver import our_models
+
+    if engine:
+        check_installed("doctor --engine", "remote")
+    servers = read_servers(engine, engine_key_file)
+    refs, checks = _find_models(models if servers is None else ())
+    found = run_checks(
+        jobs_dir=jobs_dir,
+        broker=broker,
+        models=refs if models else our_models(),
+        wishes=EngineConfig(num_slots=slots, context_length=ctx, num_gpu_layers=gpu_layers, servers=servers),
+        is_one_worker=bool(models),
+        served=models,
+    )
+    is_failed = False
+    for check in itertools.chain(found, checks):
+        is_failed |= check.level is Level.FAIL
+        click.echo(json.dumps(asdict(check), ensure_ascii=False) if as_json else _check_text(check))
+    return EXIT_CHECK_FAILED if is_failed else 0
+
+
+def _find_models(specs: Sequence[str]) -> "tuple[list[ModelRef], list[Check]]":
+    """The models of this machine that `--model` gives, and what is wrong with the others."""
+    from batcher.cli.doctor import Check, Level
     from batcher.errors import ModelError
-    from batcher.models.resolver import our_models, parse_model
+    from batcher.models.resolver import parse_model
 
     refs, checks = [], []
-    for spec in models:
+    for spec in specs:
         try:
             refs.append(parse_model(spec, fetch=False))
         except ModelError as exc:
@@ -181,18 +213,7 @@ def doctor_command(
             checks.append(
                 Check(f"model {spec}", Level.FAIL, message, remedy or "`batcher models` lists the known ones")
             )
-    found = run_checks(
-        jobs_dir=jobs_dir,
-        broker=broker,
-        models=refs if models else our_models(),
-        wishes=EngineConfig(num_slots=slots, context_length=ctx, num_gpu_layers=gpu_layers),
-        is_one_worker=bool(models),
-    )
-    is_failed = False
-    for check in itertools.chain(found, checks):
-        is_failed |= check.level is Level.FAIL
-        click.echo(json.dumps(asdict(check), ensure_ascii=False) if as_json else _check_text(check))
-    return EXIT_CHECK_FAILED if is_failed else 0
+    return refs, checks
 
 
 def _check_text(check: "Check") -> str:

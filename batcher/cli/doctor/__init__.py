@@ -5,6 +5,7 @@ software.py     packages, llama.cpp's library, the machine
 broker.py       the broker
 jobs_folder.py  the jobs root, and who works there
 models.py       the model files, and whether they fit into memory
+servers.py      servers that compute
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from batcher.cli.doctor.broker import check_broker, check_embedded_broker
 from batcher.cli.doctor.finding import Check, Level
 from batcher.cli.doctor.jobs_folder import check_jobs_dir, check_workers, loaded_models
 from batcher.cli.doctor.models import check_models
+from batcher.cli.doctor.servers import check_servers
 from batcher.cli.doctor.software import check_kernels, check_llama, check_machine, check_packages
 from batcher.model_files import ModelRef
 from batcher.types import EngineConfig
@@ -28,19 +30,25 @@ def run_checks(
     models: Sequence[ModelRef],
     wishes: EngineConfig,
     is_one_worker: bool,
+    served: Sequence[str] = (),
 ) -> Iterator[Check]:
     """All checks, one after the other as they are done.
 
     Touches disk (a probe file, removed again) and the broker (a key, removed again; without a URL a server of its own
-    is started and stopped). Reads the headers of the models, not their weights.
+    is started and stopped). Reads the headers of the models, not their weights. Where `wishes` have servers, these are
+    asked, with the models that are `served`, and there is no model here and no llama.cpp.
     """
-    yield from check_packages()
-    llama = check_llama()
-    yield llama
-    if llama.level is Level.OK:
-        yield check_kernels()
+    yield from check_packages("worker" if wishes.servers is None else "remote")
+    if wishes.servers is None:
+        llama = check_llama()
+        yield llama
+        if llama.level is Level.OK:
+            yield check_kernels()
     yield check_machine()
     yield from check_jobs_dir(jobs_dir)
     yield check_workers(jobs_dir)
     yield from check_broker(broker) if broker else [check_embedded_broker()]
+    if wishes.servers is not None:
+        yield from check_servers(wishes.servers, served)
+        return
     yield from check_models(models, wishes, is_one_worker=is_one_worker, loaded=loaded_models(jobs_dir))

@@ -40,29 +40,31 @@ _BROKEN_KERNELS = (
 )
 
 
-def check_packages() -> Iterator[Check]:
-    """Python and the packages that Batcher declares, with the versions it declares."""
+def check_packages(engine: str = "worker") -> Iterator[Check]:
+    """Python and the packages that Batcher declares, with the versions it declares; `engine` is the extra for what
+    completes prompts.
+    """
     yield Check("python", Level.OK, f"{sys.version.split()[0]} at {sys.executable}")
     try:
         declared = metadata.requires(DISTRIBUTION) or []
     except metadata.PackageNotFoundError:
         message = f"{DISTRIBUTION} is not installed as a package, so its requirements are unknown"
-        yield Check("batcher", Level.WARN, message, install_extras("worker"))
+        yield Check("batcher", Level.WARN, message, install_extras(engine))
         return
     for requirement in map(Requirement, declared):
         is_needed = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
-        is_worker = requirement.marker is not None and requirement.marker.evaluate({"extra": "worker"})
-        if is_needed or is_worker:
-            yield _check_package(requirement, is_needed=is_needed)
+        is_of_engine = requirement.marker is not None and requirement.marker.evaluate({"extra": engine})
+        if is_needed or is_of_engine:
+            yield _check_package(requirement, extra=None if is_needed else engine)
 
 
-def _check_package(requirement: Requirement, *, is_needed: bool) -> Check:
-    """Check a package that all commands need, or only those that complete prompts."""
-    remedy = install_requirement(requirement) if is_needed else install_extras("worker")
+def _check_package(requirement: Requirement, *, extra: str | None) -> Check:
+    """Check a package that all commands need, or only those that complete prompts and need an `extra`."""
+    remedy = install_requirement(requirement) if extra is None else install_extras(extra)
     try:
         version = metadata.version(requirement.name)
     except metadata.PackageNotFoundError:
-        message = "not installed" if is_needed else f"not installed; {_NO_WORKER}"
+        message = "not installed" if extra is None else f"not installed; {_NO_WORKER}"
         return Check(requirement.name, Level.FAIL, message, remedy)
     if not requirement.specifier.contains(version, prereleases=True):
         message = f"{version}, but {requirement.specifier} is needed"
