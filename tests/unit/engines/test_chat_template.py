@@ -208,6 +208,20 @@ def test_tools_that_were_called_are_written_as_the_template_wants_them(
     assert render(source, TOOLS_CALLED) == f"<user>Who?<assistant>[find {call}]<tool>12 °C(call_1)"
 
 
+def test_template_that_wants_short_ids_of_calls_gets_the_same_for_a_call_and_its_answer() -> None:
+    source = (
+        "{% for m in messages %}{% for call in m.tool_calls or [] %}"
+        "{% if call.id | length != 9 %}{{ raise_exception('ids have 9 characters') }}{% endif %}{{ call.id }} "
+        "{% endfor %}{{ m.tool_call_id or '' }}{% endfor %}"
+    )
+    of_call, of_answer = render(source, TOOLS_CALLED).split()
+    kept = [TOOLS_CALLED[1] | {"tool_calls": [CALL | {"id": "abcDEF123"}]}]
+
+    assert of_call == of_answer
+    assert of_call.isalnum()
+    assert render(source, kept) == "abcDEF123 "
+
+
 def test_template_that_tells_calls_by_null_content_gets_null() -> None:
     source = (
         "{% for m in messages %}{% if m.content is none %}call {{ m.tool_calls[0]['function']['name'] + ': ' "

@@ -142,6 +142,16 @@ def test_plain_words_tell_what_there_is_and_what_was_called() -> None:
     assert told[3]["content"] == "<tool_response>\nAda\n</tool_response>\n<tool_response>\nBo\n</tool_response>"
 
 
+def test_plain_words_go_beside_the_parts_of_a_content() -> None:
+    parts = [{"type": "text", "text": "Be"}, {"type": "text", "text": "kind."}]
+    chat = [{"role": "system", "content": parts}, {"role": "user", "content": parts}]
+
+    system, user = json.loads(tell(json.dumps(chat), FUNCTIONS, takes_system=True))
+
+    assert system["content"].startswith("Be\nkind.\n\nYou can call functions.")
+    assert user["content"] == parts
+
+
 def test_plain_words_go_to_the_system_message_or_without_one_to_the_users() -> None:
     chat = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Who?"}]
 

@@ -14,6 +14,7 @@ Thoughts of the past have several names, of which it gets those that transformer
 """
 
 import contextlib
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -32,6 +33,8 @@ from workers.engines.llama.chat_frames import ChatTemplateError
 _END_MARK = "CONTINUE_FINAL_MESSAGE_TAG "
 
 Message = dict[str, Any]
+
+_SHORT_ID = re.compile("[a-zA-Z0-9]{9}")
 
 #: What thoughts are called in messages; the first is what most templates read.
 _THOUGHTS = ("reasoning_content", "thinking", "reasoning")
@@ -158,6 +161,9 @@ class ChatTemplate:
             yield with_objects
             if with_objects != written:
                 yield written
+        with_short_ids = [_with_short_ids(message) for message in chat]
+        if with_short_ids != chat:
+            yield [_with_objects(message) for message in with_short_ids]
 
     def _with_content(self, message: Message) -> Message:
         """The message with its content in a form that the template can read."""
@@ -237,6 +243,24 @@ def _with_objects(message: Message) -> Message:
         return message
     calls = [call | {"function": _with_object(call["function"])} for call in message["tool_calls"]]
     return message | {"tool_calls": calls}
+
+
+def _with_short_ids(message: Message) -> Message:
+    """The message with ids of calls of nine letters and digits: Mistral's templates refuse all others."""
+    if not isinstance(message, dict):
+        return message
+    short = dict(message)
+    if message.get("tool_call_id"):
+        short["tool_call_id"] = _short_id(message["tool_call_id"])
+    if message.get("tool_calls"):
+        short["tool_calls"] = [
+            call | {"id": _short_id(call["id"])} if call.get("id") else call for call in message["tool_calls"]
+        ]
+    return short
+
+
+def _short_id(call_id: str) -> str:
+    return call_id if _SHORT_ID.fullmatch(call_id) else hashlib.blake2b(call_id.encode(), digest_size=5).hexdigest()[:9]
 
 
 def _with_object(function: dict[str, Any]) -> dict[str, Any]:

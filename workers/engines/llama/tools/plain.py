@@ -23,7 +23,7 @@ def tell(messages: str, tools: Tools, *, takes_system: bool) -> str:
         told = _told(message)
         if message["role"] == "tool" and chat and chat[-1]["role"] == "user":
             # Some templates want the user and the assistant to take turns.
-            told["content"] = f"{chat.pop()['content']}\n{told['content']}"
+            told["content"] = f"{_text(chat.pop())}\n{told['content']}"
         chat.append(told)
     functions = [json.dumps(function, ensure_ascii=False) for function in tools.list_functions()]
     text = "\n".join([_BEFORE, *functions, "", _BEHIND, _EXAMPLE])
@@ -32,19 +32,25 @@ def tell(messages: str, tools: Tools, *, takes_system: bool) -> str:
     if at is None:
         chat.insert(0, {"role": role, "content": text})
     else:
-        own = chat[at]["content"]
+        own = _text(chat[at])
         chat[at] = chat[at] | {"content": f"{own}\n\n{text}" if takes_system else f"{text}\n\n{own}"}
     return json.dumps(chat, ensure_ascii=False, separators=(",", ":"))
 
 
 def _told(message: Message) -> Message:
     if message["role"] == "tool":
-        return {"role": "user", "content": f"<tool_response>\n{message['content']}\n</tool_response>"}
+        return {"role": "user", "content": f"<tool_response>\n{_text(message)}\n</tool_response>"}
     if not message.get("tool_calls"):
         return message
     calls = [_call(call["function"]) for call in message["tool_calls"]]
-    texts = [message["content"], *calls] if message["content"] else calls
+    texts = [_text(message), *calls] if message["content"] else calls
     return {name: value for name, value in message.items() if name != "tool_calls"} | {"content": "\n".join(texts)}
+
+
+def _text(message: Message) -> str:
+    """The content of a message, which may be an array of parts."""
+    content = message["content"]
+    return "\n".join(part["text"] for part in content) if isinstance(content, list) else content or ""
 
 
 def _call(function: dict[str, Any]) -> str:
