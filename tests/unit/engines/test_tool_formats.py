@@ -101,7 +101,6 @@ def writer(source: str) -> Any:
             chat.messages,
             adds_generation_prompt=chat.adds_generation_prompt,
             variables=chat.variables,
-            tools=chat.tools,
         )
 
     return write

@@ -86,26 +86,17 @@ class ChatTemplate:
             raise ChatTemplateError(f"the model's chat template can't be read: {exc}") from exc
 
     def render(
-        self,
-        messages: str,
-        *,
-        adds_generation_prompt: bool = True,
-        continues_final: bool = False,
-        variables: str = "",
-        tools: str = "",
+        self, messages: str, *, adds_generation_prompt: bool = True, continues_final: bool = False, variables: str = ""
     ) -> str:
         """The prompt of `messages`, the JSON text of a list of `{"role", "content"}`, up to where the answer begins.
 
         With `continues_final` that is the end of the last message's content, else behind the end of the last message,
         or with `adds_generation_prompt` behind what opens an answer. `variables` is the JSON text of an object of
-        further ones for the template; it can't replace ours. `tools` is that of an array of the functions that may be
-        called, as the API has them. Raises ChatTemplateError, and MemoryError.
+        further ones for the template; it can't replace ours. Raises ChatTemplateError, and MemoryError.
         """
         try:
             chat, own = json.loads(messages), json.loads(variables or "{}")
-            told = {"tools": json.loads(tools)} if tools else {}
-            opens = adds_generation_prompt and not continues_final
-            known = {"tools": None, **own, **told, "add_generation_prompt": opens}
+            known = {"tools": None, **own, "add_generation_prompt": adds_generation_prompt and not continues_final}
             if continues_final:
                 return self._render_open(chat, known)
             return self._render_history(chat, known)

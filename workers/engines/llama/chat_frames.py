@@ -1,8 +1,8 @@
 """What passes between an engine and the process that writes its chats (`chat_writer`, `chat_process`).
 
 Frames over a socket: first the template, answered by an empty text or by why it can't be used; then chats, each
-answered by its prompt or by why there is none. Answers wait while more chats follow. A frame is a head and up to
-three texts. Both sides are of one installation, so there is no version.
+answered by its prompt or by why there is none. Answers wait while more chats follow. A frame is a head and a text or
+two. Both sides are of one installation, so there is no version.
 """
 
 import json
@@ -10,9 +10,8 @@ import struct
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-#: Of a chat: bits, among them how it ends, seconds of computing that it may take, bytes of its messages, variables and
-#: tools.
-_CHAT_HEAD = struct.Struct("<BdQQQ")
+#: Of a chat: bits, among them how it ends, seconds of computing that it may take, bytes of its messages and variables.
+_CHAT_HEAD = struct.Struct("<BdQQ")
 #: Of an answer: whether it is a refusal, bytes of its text.
 _ANSWER_HEAD = struct.Struct("<?Q")
 
@@ -56,18 +55,17 @@ class Chat:
     adds_generation_prompt: bool
     continues_final: bool
     variables: str
-    tools: str = ""
 
 
 def encode_source(source: Source, *, seconds: float) -> bytes:
     """A frame. Compiling may take so many seconds of computing."""
-    return _frame(0, seconds, json.dumps(asdict(source)))
+    return _frame(0, seconds, json.dumps(asdict(source)), "")
 
 
 def encode_chat(chat: Chat, *, seconds: float, is_followed: bool = False) -> bytes:
     """A frame. To write it may take so many seconds of computing; its answer waits if `is_followed` by another."""
     bits = _ADDS_GENERATION_PROMPT * chat.adds_generation_prompt | _CONTINUES_FINAL * chat.continues_final
-    return _frame(bits | _IS_FOLLOWED * is_followed, seconds, chat.messages, chat.variables, chat.tools)
+    return _frame(bits | _IS_FOLLOWED * is_followed, seconds, chat.messages, chat.variables)
 
 
 def decode_source(chat: Chat) -> Source:
@@ -80,9 +78,9 @@ def read_chat(read: Read) -> tuple[Chat, float, bool] | None:
     head = read(_CHAT_HEAD.size)
     if len(head) < _CHAT_HEAD.size:
         return None
-    bits, seconds, *sizes = _CHAT_HEAD.unpack(head)
-    messages, variables, tools = (_decode(read(size)) for size in sizes)
-    chat = Chat(messages, bool(bits & _ADDS_GENERATION_PROMPT), bool(bits & _CONTINUES_FINAL), variables, tools)
+    bits, seconds, num_bytes, num_more = _CHAT_HEAD.unpack(head)
+    messages, variables = _decode(read(num_bytes)), _decode(read(num_more))
+    chat = Chat(messages, bool(bits & _ADDS_GENERATION_PROMPT), bool(bits & _CONTINUES_FINAL), variables)
     return chat, seconds, bool(bits & _IS_FOLLOWED)
 
 
@@ -113,9 +111,9 @@ def read_answer(read: Read) -> str | ChatTemplateError:
     return ChatTemplateError(message, field=field)
 
 
-def _frame(bits: int, seconds: float, messages: str, variables: str = "", tools: str = "") -> bytes:
-    texts = [_encode(text) for text in (messages, variables, tools)]
-    return _CHAT_HEAD.pack(bits, seconds, *map(len, texts)) + b"".join(texts)
+def _frame(bits: int, seconds: float, messages: str, variables: str) -> bytes:
+    first, second = _encode(messages), _encode(variables)
+    return _CHAT_HEAD.pack(bits, seconds, len(first), len(second)) + first + second
 
 
 # Halves of surrogate pairs, which JSON can name, are taken along.

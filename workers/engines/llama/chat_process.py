@@ -89,7 +89,6 @@ def _write(template: ChatTemplate, chat: Chat) -> str:
         adds_generation_prompt=chat.adds_generation_prompt,
         continues_final=chat.continues_final,
         variables=chat.variables,
-        tools=chat.tools,
     )
 
 

@@ -37,7 +37,8 @@ class ToolCalling:
         found = self._find()
         if found.format.is_of_template:
             functions = [{"type": "function", "function": function} for function in tools.list_functions()]
-            return replace(chat, tools=json.dumps(functions, ensure_ascii=False))
+            variables = json.loads(chat.variables or "{}") | {"tools": functions}
+            return replace(chat, variables=json.dumps(variables, ensure_ascii=False))
         return replace(chat, messages=tell(chat.messages, tools, takes_system=found.takes_system))
 
     def hold(self, request: SequenceRequest) -> SequenceRequest:

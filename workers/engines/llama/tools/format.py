@@ -91,15 +91,14 @@ def find_format(write: Write, *, ends: Collection[str]) -> CallFormat | None:
     return _read(_cut(called[len(next(starts)) :], after, ends))
 
 
-def _chat(*messages: dict[str, Any], tools: str | None = None) -> Chat:
-    text = json.dumps([_USER, *messages])
-    return Chat(text, not messages, False, "", json.dumps(_TOOLS) if tools is None else tools)
+def _chat(*messages: dict[str, Any], has_tools: bool = True) -> Chat:
+    return Chat(json.dumps([_USER, *messages]), not messages, False, json.dumps({"tools": _TOOLS}) if has_tools else "")
 
 
 def _ignores_tools(write: Write, asked: str) -> bool:
     """Whether the template does not tell the model what there is to call."""
     try:
-        return write(_chat(tools="")) == asked
+        return write(_chat(has_tools=False)) == asked
     except ChatTemplateError:
         # It insists on tools.
         return False
