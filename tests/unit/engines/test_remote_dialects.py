@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from batcher.types import ErrorCode, FinishReason, SamplingParams, Usage
+from batcher.types import ErrorCode, FinishReason, Reasoning, SamplingParams, Usage
 from tests.support.dialect_shapes import chat, server_of
-from tests.support.openai_server import Asked, Reply, completion
+from tests.support.openai_server import Asked, Reply, completion, events
 from tests.support.remote_engine import GREEDY, ask, choice_of, engine_at, error_of, prompts
 from workers.engines.base import Ability, SequenceDelta, SequenceRequest
 from workers.engines.remote import dialects
@@ -211,6 +211,33 @@ def test_chat_that_is_as_long_as_the_context_allows_is_ended_by_the_server() -> 
 
     assert choice_of(clipped).text == "<A>"
     assert error_of(other).code is ErrorCode.CONTEXT_LENGTH_EXCEEDED
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
+@pytest.mark.parametrize("is_streaming", [False, True])
+def test_thoughts_that_a_server_tells_from_the_text_are_the_reasoning_of_the_choice(
+    name: str, is_streaming: bool
+) -> None:
+    usage = {"prompt_tokens": 3, "completion_tokens": 9, "completion_tokens_details": {"reasoning_tokens": 7}}
+
+    def answer(asked: Asked) -> Reply:
+        said = {"content": "4", name: "2 and 2"}
+        choice: dict[str, Any] = {"index": 0, "finish_reason": "stop"}
+        if asked.body.get("stream"):
+            return events({"choices": [choice | {"delta": said}]}, {"choices": [], "usage": usage}, b"[DONE]")
+        return Reply({"choices": [choice | {"message": said}], "usage": usage})
+
+    server = server_of(VLLM, answer)
+    deltas: list[SequenceDelta] = []
+    with server.running(), engine_at(server) as engine:
+        request = chat(replace(GREEDY, reasoning=Reasoning.SPLIT))
+        [result] = ask(engine, request, on_delta=deltas.append if is_streaming else None)
+        [off] = ask(engine, chat(replace(GREEDY, reasoning=Reasoning.OFF)))
+
+    assert (choice_of(result).text, choice_of(result).reasoning) == ("4", "2 and 2")
+    assert choice_of(result).usage == Usage(3, 9, 0, 7)
+    assert [delta.reasoning for delta in deltas] == ["2 and 2"] * is_streaming
+    assert error_of(off).message.startswith("reasoning: ")
 
 
 def test_max_tokens_is_called_otherwise_for_a_server_that_says_so() -> None:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from batcher.types import Choice, ErrorCode, FinishReason, RowError, TokenLogprob, Usage
+from batcher.types import Choice, ErrorCode, FinishReason, Reasoning, RowError, TokenLogprob, Usage
 from workers.engines.base import SequenceRequest
 from workers.engines.remote.failures import BrokenError, RefusedError, describe
 
@@ -26,12 +26,14 @@ class _Part(BaseModel):
 
 class _Details(_Part):
     cached_tokens: _Count | None = None
+    reasoning_tokens: _Count | None = None
 
 
 class _Usage(_Part):
     prompt_tokens: _Count
     completion_tokens: _Count = 0
     prompt_tokens_details: _Details | None = None
+    completion_tokens_details: _Details | None = None
 
 
 class _Token(_Part):
@@ -52,7 +54,15 @@ class _Logprobs(_Part):
 
 
 class _Message(_Part):
+    """Its thoughts are `reasoning_content`, of newer servers `reasoning`, where a server tells them from the text."""
+
     content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+
+    @property
+    def thoughts(self) -> str | None:
+        return self.reasoning_content or self.reasoning
 
 
 class _Choice(_Part):
@@ -127,7 +137,9 @@ def usage_of(answer: Answer) -> Usage:
         )
     details = usage.prompt_tokens_details
     cached = details.cached_tokens if details is not None and details.cached_tokens is not None else 0
-    return Usage(usage.prompt_tokens, usage.completion_tokens, min(cached, usage.prompt_tokens))
+    details = usage.completion_tokens_details
+    thought = details.reasoning_tokens or 0 if details is not None else 0
+    return Usage(usage.prompt_tokens, usage.completion_tokens, min(cached, usage.prompt_tokens), thought)
 
 
 def _text(choice: _Choice) -> str:
@@ -145,7 +157,9 @@ def to_choice(request: SequenceRequest, choice: _Choice, *, text: str, usage: Us
         logprobs = read_logprobs(choice.logprobs, number=request.params.logprobs)
     _check_echo(request, text, logprobs)
     reason = finish_reason(choice.finish_reason)
-    return Choice(request.key[1], text, reason, usage, latency_ms, logprobs)
+    is_split = request.params.reasoning == Reasoning.SPLIT and choice.message is not None
+    thoughts = choice.message.thoughts if is_split and choice.message is not None else None
+    return Choice(request.key[1], text, reason, usage, latency_ms, logprobs, reasoning=thoughts)
 
 
 def finish_reason(reason: str | None) -> FinishReason:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
-from batcher.types import ErrorCode, RowError, SamplingParams
+from batcher.types import ErrorCode, Reasoning, RowError, SamplingParams
 from workers.engines.base import SequenceRequest
 from workers.engines.remote.constraints import constraint_fields
 from workers.engines.remote.dialects import Dialect
@@ -114,6 +114,9 @@ def find_dropped(request: SequenceRequest, dialect: Dialect, refused: Set[str], 
         if is_dropped or field.name in refused:
             who = f"{dialect.name} at {where}" if is_dropped else f"the server at {where}"
             return RowError(ErrorCode.INVALID_REQUEST, f"{field.name}: {who} can't do it; leave it out", field.name)
+    if request.is_chat and request.params.reasoning == Reasoning.OFF:
+        message = f"reasoning: the server at {where} can't be told to leave thoughts out; leave the field out"
+        return RowError(ErrorCode.INVALID_REQUEST, message, "reasoning")
     constraint = request.params.constraint
     if constraint is not None and constraint_fields(constraint, dialect, is_chat=request.is_chat) is None:
         name = constraint.kind.value

@@ -3,7 +3,7 @@
 from collections.abc import AsyncGenerator, AsyncIterator
 from time import monotonic
 
-from batcher.types import Choice, TokenLogprob
+from batcher.types import Choice, Reasoning, TokenLogprob
 from workers.engines.base import OnDelta, SequenceDelta, SequenceRequest
 from workers.engines.remote.answers import (
     Answer,
@@ -29,6 +29,7 @@ class StreamReader:
         self._request = request
         self._on_delta = on_delta
         self._text: list[str] = []
+        self._thoughts: list[str] = []
         self._logprobs: list[TokenLogprob] = []
         self._reason: str | None = None
         self._last: Answer | None = None
@@ -49,7 +50,9 @@ class StreamReader:
         logprobs = tuple(self._logprobs) if self._request.params.logprobs is not None else None
         latency_ms = (monotonic() - began_at) * 1e3
         text = "".join(self._text)
-        return Choice(self._request.key[1], text, reason, usage_of(self._last), latency_ms, logprobs)
+        thoughts = "".join(self._thoughts) or None
+        usage = usage_of(self._last)
+        return Choice(self._request.key[1], text, reason, usage, latency_ms, logprobs, reasoning=thoughts)
 
     def read_whole(self, body: bytes, *, began_at: float) -> Choice:
         """Read an answer that is no stream, and tell its text at once."""
@@ -72,10 +75,13 @@ class StreamReader:
             if self._request.params.logprobs is not None and choice.logprobs is not None:
                 logprobs = read_logprobs(choice.logprobs, number=self._request.params.logprobs)
                 self._logprobs += logprobs
-            if text or logprobs:
+            is_split = self._request.params.reasoning == Reasoning.SPLIT
+            thoughts = (message.thoughts if is_split and message is not None else None) or ""
+            if text or logprobs or thoughts:
                 self._text.append(text)
+                self._thoughts.append(thoughts)
                 self.has_told = True
-                self._on_delta(SequenceDelta(self._request.key, text, logprobs))
+                self._on_delta(SequenceDelta(self._request.key, text, logprobs, thoughts))
 
 
 async def read_events(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
