@@ -20,6 +20,7 @@ paths.py         what `~` means in front of a path
 machine.py       cores and memory that this process may use
 gguf.py          what a model file says of itself
 model_kinds.py   model files that complete no text
+chat_templates.py templates that are given by name or file
 thoughts.py      the marks around the thoughts of models that reason
 model_memory.py  the memory that a model takes, by its header
 model_files.py   GGUF files: checksums, parts, what their names say

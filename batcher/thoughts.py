@@ -88,6 +88,6 @@ def find_marks(template: str | None) -> ThoughtMarks | None:
     return next((marks for known, marks in _BY_TEMPLATE if all(text in template for text in known)), None)
 
 
-def model_reasons(path: Path) -> bool:
-    """Whether the model in a GGUF file reasons, by the template in it."""
-    return find_marks(chat_template(path)) is not None
+def model_reasons(path: Path, *, template: str | None = None) -> bool:
+    """Whether the model in a GGUF file reasons, by the template in it, or by one that is used in place of that."""
+    return find_marks(template or chat_template(path)) is not None

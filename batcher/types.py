@@ -405,6 +405,7 @@ class EngineConfig:
     """How the user wants an engine to be; None means: choose. `context_length` is in tokens per sequence.
 
     `memory` are the bytes that a worker's weights and all else of it may take.
+    `chat_templates` are pairs of a model's name and the Jinja source that goes before that in its file.
     Without `is_deduplicating` equal requests are decoded each for itself. With `servers` these compute, and of the
     others only the slots matter: the prompts in flight at each server.
     """
@@ -417,6 +418,7 @@ class EngineConfig:
     max_micro_batch_tokens: int | None = None
     memory: int | None = None
     is_deduplicating: bool = True
+    chat_templates: tuple[tuple[str, str], ...] = ()
     servers: RemoteServers | None = None
 
 

@@ -1,12 +1,13 @@
 """Workers of this machine, as whoever starts them chooses: which models they serve, and how."""
 
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batcher.api.servers import choose_served, read_servers
+from batcher.chat_templates import find_template
 from batcher.errors import InputError, ModelError
 from batcher.gguf import trained_context_length
 from batcher.machine import read_memory
@@ -154,11 +155,33 @@ def memory_at_defaults(path: Path) -> DefaultMemory | None:
     return DefaultMemory(num_bytes, DEFAULT_NUM_SLOTS, num_bytes <= read_memory().available)
 
 
-def models_reason(models: Sequence[ChosenModel]) -> bool | None:
-    """Whether one of the models reasons; None where nobody knows, as a server computes."""
+def models_reason(models: Sequence[ChosenModel], templates: Mapping[str, str]) -> bool | None:
+    """Whether one of the models reasons, by these templates; None where nobody knows, as a server computes."""
     if any(isinstance(model, RemoteModel) for model in models):
         return None
-    return any(model_reasons(model.path) for model in models if isinstance(model, ModelRef))
+    return any(model_reasons(model.path, template=templates.get(model.name)) for model in _files(models))
+
+
+def chat_templates(specs: str | Sequence[str], models: Sequence[ChosenModel]) -> dict[str, str]:
+    """The Jinja sources that `--chat-template` gives, by model: [MODEL=]FILE|NAME. Raises InputError."""
+    files = _files(models)
+    found: dict[str, str] = {}
+    for spec in (specs,) if isinstance(specs, str) else specs:
+        name, is_of_one, own = spec.partition("=")
+        some = [model for model in files if is_of_one and model.name == name]
+        for model in some or files:
+            found[model.name] = _compiled(spec, find_template(own if some else spec, model.path))
+        if not files:
+            raise InputError(f"--chat-template {spec}: the server that computes has templates of its own; leave it out")
+    return found
+
+
+def _compiled(spec: str, source: str) -> str:
+    from workers.engines.open import find_template_problem
+
+    if problem := find_template_problem(source):
+        raise InputError(f"--chat-template {spec}: {problem}; correct the template")
+    return source
 
 
 def worker_config(
@@ -168,6 +191,8 @@ def worker_config(
     home: Path,
     quiet: bool,
     model_sha256: Sequence[str],
+    chat_template: str | Sequence[str],
+    engine: EngineConfig,
     validators: Sequence[str],
     max_loaded: int | None,
     is_loading_on_demand: bool = False,
@@ -194,6 +219,7 @@ def worker_config(
         jobs_root=str(jobs_root),
         home=str(home),
         quiet=quiet,
+        engine=replace(engine, chat_templates=tuple(chat_templates(chat_template, models).items())),
         is_loading_on_demand=is_loading_on_demand or max_loaded is not None,
         max_loaded=max_loaded,
         model_sha256=parse_sha256(model_sha256, _files(models)),
@@ -226,6 +252,7 @@ def take_engine_options(options: dict[str, Any]) -> dict[str, Any]:
         "stall_timeout_s": options.pop("stall_timeout", None),
         "lease_ttl_s": options.pop("lease_ttl", None) or LEASE_TTL_S,
         "row_timeout_s": options.pop("row_timeout", None),
+        "chat_template": options.pop("chat_template", ()),
         "max_loaded": options.pop("max_loaded", None),
         "model_sha256": (digests,) if isinstance(digests, str) else digests,
         "validators": tuple(options.pop("allow_validator", ())),

@@ -16,10 +16,11 @@ from pydantic_core import PydanticCustomError
 
 from batcher.api.constraint import read_constraint
 from batcher.constraints import find_unscorable
-from batcher.errors import InputError
+from batcher.errors import InputError, InvalidBodyError
 from batcher.machine import parse_size
 from batcher.openai.fields import MAX_INT32, MAX_MAX_TOKENS, MAX_SEED, MAX_STOPS
 from batcher.openai.parameters import shown
+from batcher.openai.request_params import template_variables
 from batcher.submission.readers.bounds import MAX_RATIO, MAX_UNPACKED_BYTES, UnpackLimits
 from batcher.submission.readers.files import FORMATS, ReadOptions
 from batcher.submission.source import SubmitOptions
@@ -64,6 +65,8 @@ class JobOptions(TypedDict, total=False):
     stop: _Text | Sequence[_Text]
     #: What becomes of a model's thoughts in chats: "split", "keep" or "off". [split where the model is known to reason]
     reasoning: Literal["split", "keep", "off"] | None
+    #: Further variables for chat templates: {"enable_thinking": False}. [none]
+    chat_template_kwargs: dict[str, Any] | None
     #: Of the job, from which each row derives its own. [drawn]
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None
     #: JSON schema that every text keeps to: an object, a pydantic model, a file's path, or JSON text. [none]
@@ -152,6 +155,8 @@ class EngineOptions(TypedDict, total=False):
     lease_ttl: Annotated[float, Field(ge=1)] | None
     #: Seconds that a completion may take once it has begun.
     row_timeout: _Seconds | None
+    #: File with a chat template in Jinja, or the name of one, in place of the model's own; MODEL=FILE for one.
+    chat_template: str | Sequence[str]
     #: SHA-256 that the model's file must have, as HEX or NAME=HEX.
     model_sha256: str | Sequence[str]
     #: Functions, as "module:function", that jobs may have called of their answers. [those of the job]
@@ -246,6 +251,8 @@ def submit_options(
         "seed",
         "reasoning",
     )
+    if variables := options.get("chat_template_kwargs"):
+        given["chat_template_kwargs"] = _variables_text(variables)
     params = SamplingParams(
         **given, stop=stops, top_k=max(0, options.get("top_k", 0)), constraint=read_constraint(options)
     )
@@ -268,6 +275,13 @@ def submit_options(
         ),
         **{"allow_bad_rows": False} | {name: options[name] for name in usual if name in options},
     )
+
+
+def _variables_text(variables: Mapping[str, Any]) -> str:
+    try:
+        return template_variables(variables)
+    except InvalidBodyError as exc:
+        raise InputError(str(exc)) from exc
 
 
 def _answer_rules(options: Mapping[str, Any]) -> AnswerRules:

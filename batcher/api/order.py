@@ -5,7 +5,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from batcher.api.engines import ChosenModel, choose_models, context_lengths, models_reason, worker_config
+from batcher.api.engines import (
+    ChosenModel,
+    chat_templates,
+    choose_models,
+    context_lengths,
+    models_reason,
+    worker_config,
+)
 from batcher.ids import check_id
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.root import check_place
@@ -53,7 +60,7 @@ def prepare_run(
         default_model=chosen[0].name,
         known_models=frozenset(model.name for model in chosen),
         context_lengths=context_lengths(chosen, engine["engine"].context_length),
-        models_reason=models_reason(chosen),
+        models_reason=models_reason(chosen, chat_templates(engine["chat_template"], chosen)),
     )
     own = (submission.answers.validator,) if submission.answers.validator else ()
     engine = {**engine, "validators": (*engine["validators"], *own)}

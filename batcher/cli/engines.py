@@ -103,6 +103,13 @@ _ENGINE_OPTIONS: tuple[Decorator, ...] = (
         help="Seconds after which the shards of a worker that says nothing go to another. [default: 30]",
     ),
     row_timeout_option,
+    option(
+        "--chat-template",
+        multiple=True,
+        metavar="[MODEL=]FILE|NAME",
+        help="File with a chat template in Jinja, or the name of one that the model's file or Batcher has (chatml, "
+        "llama3, gemma, mistral, phi3), in place of the model's own.",
+    ),
     model_sha256_option,
     option(
         "--allow-validator",

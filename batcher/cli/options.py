@@ -295,7 +295,7 @@ _answer_options = chain(
 )
 
 #: Defaults for rows that don't say. Parameters: max_tokens, temperature, top_p, top_k, min_p, repetition_penalty, stop,
-#: reasoning, seed, and those of `_constraint_options` and `_answer_options`.
+#: chat_template_kwargs, reasoning, seed, and those of `_constraint_options` and `_answer_options`.
 sampling_options = chain(
     option(
         "--max-tokens",
@@ -344,6 +344,12 @@ sampling_options = chain(
         metavar="TEXT",
         callback=_no_empty_text,
         help="End before this text; can be given several times. In bash, $'\\n' is a newline.",
+    ),
+    option(
+        "--chat-template-kwargs",
+        metavar="JSON",
+        help="Further variables for the chat template, an object such as '{\"enable_thinking\": false}'; those of "
+        "a row go before them.",
     ),
     option(
         "--reasoning",
@@ -409,6 +415,7 @@ def submit_options(
     allow_bad_rows: bool,
     strict: bool,
     stop: tuple[str, ...],
+    chat_template_kwargs: str | None,
     **others: Any,
 ) -> "SubmitOptions":
     """What the planner takes, from the parameters of `input_options` and `sampling_options` as click gives them.
@@ -433,6 +440,7 @@ def submit_options(
         "allow_bad_rows": allow_bad_rows,
         "strict": strict,
         "stop": stop,
+        "chat_template_kwargs": None if chat_template_kwargs is None else _read_object(chat_template_kwargs),
     }
     return api.submit_options(
         {name: value for name, value in given.items() if value is not None},
@@ -441,6 +449,20 @@ def submit_options(
         context_lengths=context_lengths or {},
         models_reason=models_reason,
     )
+
+
+def _read_object(text: str) -> dict[str, Any]:
+    """The object that `--chat-template-kwargs` gives. Raises InputError."""
+    from batcher.openai.bodies import read_json
+
+    try:
+        value, _ = read_json(text.encode(errors="replace"))
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        example = '{"enable_thinking": false}'
+        raise InputError(f"--chat-template-kwargs {text}: not a JSON object; write one, such as {example}")
+    return value
 
 
 def with_stdin(files: Sequence[str]) -> "list[Input]":

@@ -1,5 +1,6 @@
 """What the fields of a request say together: the parameters that it is sampled with."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -37,7 +38,7 @@ def merge_params(found: BaseModel, defaults: SamplingParams, *, is_chat: bool) -
     """
     given = _given(found, is_chat=is_chat)
     if is_chat:
-        given |= _of_chat(found.__dict__, given)
+        given |= _of_chat(found.__dict__, given, defaults)
     if "max_tokens" in given:
         given["clips_max_tokens"] = False
     if not given:
@@ -107,7 +108,19 @@ def _contradiction(value: Any, other: str, other_value: Any) -> str:
     return f"is {shown(value)} and {other} {shown(other_value)}; give one of them"
 
 
-def _of_chat(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def template_variables(variables: Mapping[str, Any]) -> str:
+    """`SamplingParams.chat_template_kwargs` of what somebody gives. Raises InvalidBodyError."""
+    for name in variables:
+        if name in _VARIABLES_OF_THE_REQUEST:
+            label = f"chat_template_kwargs.{name}"
+            refuse(label, f"is {shown(variables[name])}; the request itself says that, remove it")
+    try:
+        return variables_text(variables)
+    except ValueError:
+        refuse("chat_template_kwargs", "holds a number that is not finite; use one that is")
+
+
+def _of_chat(values: Mapping[str, Any], given: Mapping[str, Any], defaults: SamplingParams) -> dict[str, Any]:
     """What fields of a chat say together."""
     found: dict[str, Any] = {}
     top_logprobs = values.get("top_logprobs")
@@ -123,10 +136,9 @@ def _of_chat(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, A
         found["tools"] = _check_tools(tools, given)
     variables = _template_variables(values)
     if variables:
-        try:
-            found["chat_template_kwargs"] = variables_text(variables)
-        except ValueError:
-            refuse("chat_template_kwargs", "holds a number that is not finite; use one that is")
+        # Over those of the job.
+        of_job = json.loads(defaults.chat_template_kwargs or "{}")
+        found["chat_template_kwargs"] = template_variables(of_job | variables)
     return found
 
 
@@ -146,9 +158,4 @@ def _template_variables(values: Mapping[str, Any]) -> dict[str, Any]:
     variables = {name: values[name] for name in TEMPLATE_FIELDS if values.get(name) is not None}
     if "reasoning_effort" in variables:
         variables["enable_thinking"] = variables["reasoning_effort"] != "none"
-    own = values.get("chat_template_kwargs") or {}
-    for name in own:
-        if name in _VARIABLES_OF_THE_REQUEST:
-            label = f"chat_template_kwargs.{name}"
-            refuse(label, f"is {shown(own[name])}; the request itself says that, remove it")
-    return variables | own
+    return variables | (values.get("chat_template_kwargs") or {})

@@ -312,7 +312,10 @@ async def _give_memory_back() -> None:
 
 def _reasons(config: ServerConfig) -> bool:
     """Whether one of the models that are served reasons."""
-    return config.engines is not None and any(model_reasons(Path(path)) for _, path in config.engines.models)
+    if config.engines is None:
+        return False
+    templates = dict(config.engines.engine.chat_templates)
+    return any(model_reasons(Path(path), template=templates.get(name)) for name, path in config.engines.models)
 
 
 def _bounds(limits: Limits) -> Bounds:

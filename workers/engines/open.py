@@ -118,6 +118,7 @@ class EngineLoader:
         model = loader.load_model(path, config)
         if (adapter := self._adapters.get(name)) is not None:
             model.add_adapter(adapter.path, scale=adapter.scale)
+        model.chat_template = dict(config.chat_templates).get(name, model.chat_template)
         tuned = find_tuned(path, uses_gpu=loader.uses_gpu(config))
         settings = loader.choose(model, config, tuned=tuned, demand=self._demand)
         engine = loader.make_engine(
@@ -221,3 +222,15 @@ def uses_gpu(config: EngineConfig) -> bool:
     from workers.engines.llama import loader
 
     return loader.uses_gpu(config)
+
+
+def find_template_problem(source: str) -> str:
+    """Why a chat template can't be used; "" where it can."""
+    from workers.engines.llama.chat import ChatTemplate
+    from workers.engines.llama.chat_frames import ChatTemplateError
+
+    try:
+        ChatTemplate(source, bos_token="", eos_token="")
+    except ChatTemplateError as exc:
+        return str(exc)
+    return ""

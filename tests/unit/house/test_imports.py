@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[3]
 FLOORS: tuple[dict[str, tuple[str, ...]], ...] = (
     {
         "the ground": (
+            "batcher.chat_templates",
             "batcher.constraints",
             "batcher.endings",
             "batcher.errors",

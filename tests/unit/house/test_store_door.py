@@ -42,6 +42,7 @@ EXCEPTIONS = {
     "batcher/submission/readers/": "the user's input",
     "batcher/manage/export.py": "the user's output",
     "batcher/model_files.py": "model files",
+    "batcher/chat_templates.py": "the user's files with chat templates",
     "batcher/models/": "model files, and the stores and caches of those who put them here",
     "batcher/installation.py": "this installation",
     "batcher/machine.py": "the kernel's files",

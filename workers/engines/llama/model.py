@@ -36,6 +36,8 @@ class Model:
         """Load the weights. Raises ModelError with llama.cpp's own reason."""
         check_completes_text(path)
         self._model = load_gguf(path, num_gpu_layers=num_gpu_layers, vocab_only=False)
+        #: The Jinja source that the GGUF carries; None where it has none. Another can be put in its place.
+        self.chat_template = chat_template(self._model)
         self._context: Any = None
         self._adapter: Any = None
         self._adapter_scale = 1.0
@@ -62,11 +64,6 @@ class Model:
         buffer = ctypes.create_string_buffer(256)
         llama_cpp.llama_model_desc(self._model, buffer, len(buffer))
         return buffer.value.decode("utf-8", errors="replace")
-
-    @property
-    def chat_template(self) -> str | None:
-        """The Jinja source that the GGUF carries; None where it has none."""
-        return chat_template(self._model)
 
     def open_context(self, size: ContextSize) -> None:
         """Allocate KV cache and compute buffers. Raises ModelError where memory does not suffice."""
