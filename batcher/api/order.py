@@ -13,6 +13,7 @@ from batcher.api.engines import (
     models_reason,
     worker_config,
 )
+from batcher.api.servers import check_asked
 from batcher.ids import check_id
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.root import check_place
@@ -62,6 +63,8 @@ def prepare_run(
         context_lengths=context_lengths(chosen, engine["engine"].context_length),
         models_reason=models_reason(chosen, chat_templates(engine["chat_template"], chosen)),
     )
+    if (servers := engine["engine"].servers) is not None:
+        check_asked(submission.params, servers, is_chat=submission.chat)
     own = (submission.answers.validator,) if submission.answers.validator else ()
     engine = {**engine, "validators": (*engine["validators"], *own)}
     return Run(job, chosen, submission, worker_config(chosen, job.path.parent, home=job.path, quiet=quiet, **engine))

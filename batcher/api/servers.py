@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from batcher.errors import InputError, ModelError
 from batcher.ids import check_model_name
 from batcher.paths import expand_home
-from batcher.types import RemoteModel, RemoteServers
+from batcher.types import RemoteModel, RemoteServers, SamplingParams
 
 if TYPE_CHECKING:
     from workers.engines.remote.catalog import Catalog
@@ -68,6 +68,14 @@ def choose_served(specs: Sequence[str], servers: RemoteServers, *, needed: set[s
             raise InputError(f"which model? Give --model NAME; {there}")
         chosen = [(check_model_name(listed[0]), listed[0])]
     return [_look_up(name, served, found) for name, served in chosen]
+
+
+def check_asked(params: SamplingParams, servers: RemoteServers, *, is_chat: bool) -> None:
+    """Raise InputError for an option of the whole job that a server can't do: each of its rows would be an error."""
+    from workers.engines.open import find_dropped
+
+    if problem := find_dropped(params, servers, is_chat=is_chat):
+        raise InputError(problem)
 
 
 def _look_at(servers: RemoteServers) -> "dict[str, Catalog | str]":

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from batcher.errors import ModelError
 from batcher.model_files import Adapter
 from batcher.model_memory import model_need
-from batcher.types import Demand, EngineConfig, RemoteServers, RowError
+from batcher.types import Demand, EngineConfig, RemoteServers, RowError, SamplingParams
 from workers.engines.base import Engine, SequenceRequest
 
 if TYPE_CHECKING:
@@ -174,6 +174,18 @@ def look_at_servers(servers: RemoteServers) -> "dict[str, Catalog | ModelError |
         url: found if isinstance(found, Catalog) else refusal(url, found) or str(found)
         for url, found in look_at_all(servers).items()
     }
+
+
+def find_dropped(params: SamplingParams, servers: RemoteServers, *, is_chat: bool) -> str:
+    """What of `params` a server that answers can't do, in a message; "" for nothing. Blocks as a look does."""
+    from workers.engines.remote import bodies
+    from workers.engines.remote.catalog import Catalog, look_at_all
+
+    request = SequenceRequest((0, 0), "", params, is_chat=is_chat)
+    for url, found in look_at_all(servers).items():
+        if isinstance(found, Catalog) and (error := bodies.find_dropped(request, found.dialect, set(), where=url)):
+            return error.message
+    return ""
 
 
 def load_metered(path: Path, config: EngineConfig, *, on_decoded: Callable[[int], None]) -> MeteredEngine:
