@@ -24,6 +24,7 @@ from tests.acceptance.conftest import PATIENCE_S, ROOT, clean_environment
         (["bench.submit", "--rows", "2000"], "bare pyarrow read"),
         (["bench.overhead", "--steps", "3"], "own share of a step"),
         (["bench.sampling", "--repeats", "1"], "peaked"),
+        (["bench.labels", "--rows", "4", "--repeats", "1"], "scores"),
         (["bench.structured", "--rows", "4", "--repeats", "1", "--sides", "schema,free"], "schema"),
     ],
 )
