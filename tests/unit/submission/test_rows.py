@@ -107,7 +107,7 @@ def test_chat_line_is_a_request_whose_prompt_is_its_messages() -> None:
     batch = parse_lines(*lines, params=defaults, chat_max_tokens=100)
     first = batch.rows[0].request
     assert (first.is_chat, first.is_array, first.custom_id) == (True, False, "a")
-    assert first.prompts == ('[{"role":"user","content":"é"}]',)
+    assert first.prompts == ('[{"role":"user","content":[{"type":"text","text":"é"}]}]',)
     assert [row.request.params.max_tokens for row in batch.rows] == [100, 7, 9]
     assert {row.request.params.temperature for row in batch.rows} == {0.0}
     assert batch.carried == [{}, {}, {}]
