@@ -202,14 +202,15 @@ def _sweep_leftovers(job: JobDir) -> None:
         if success is not None:
             stale_at = success.modified_s - STALE_AFTER_S
             leftovers = job.store.leftovers(job.path)
-            job.store.discard([entry.path for entry in leftovers if not _may_be_a_claim(job, entry, stale_at=stale_at)])
+            job.store.discard([entry.path for entry in leftovers if not _may_be_in_work(job, entry, stale_at=stale_at)])
 
 
-def _may_be_a_claim(job: JobDir, entry: Entry, *, stale_at: float) -> bool:
-    """Whether somebody could be claiming a shard with an unfinished file, who would take it amiss that it is gone."""
+def _may_be_in_work(job: JobDir, entry: Entry, *, stale_at: float) -> bool:
+    """Whether somebody could be claiming a shard with an unfinished file, or making the outputs of the batch that has
+    just ended: they would take it amiss that it is gone."""
     head = entry.head()
     is_fresh = head is not None and head.modified_s >= stale_at
-    return is_fresh and entry.path.is_relative_to(job.attempts_root)
+    return is_fresh and any(entry.path.is_relative_to(folder) for folder in (job.attempts_root, job.batch_dir))
 
 
 def last_commit_at(job: JobDir) -> datetime:

@@ -95,7 +95,7 @@ def test_sound_machine_is_found_sound(
     assert (report.code, report.bad()) == (0, {})
     assert f"1 alive under {family.folder / 'jobs'}" in report.findings["workers"].message
     assert client.keys("batcher:doctor*") == []
-    assert [path.name for path in (family.folder / "jobs").iterdir()] == [".workers"]
+    assert {path.name for path in (family.folder / "jobs").iterdir()} == {".workers", ".scope"}
 
 
 # -- broker -------------------------------------------------------------------------------------------------------

@@ -223,6 +223,17 @@ def test_claim_that_is_being_written_is_not_swept(job: JobDir) -> None:
     assert temp.exists()
 
 
+def test_outputs_of_a_batch_that_are_being_written_are_not_swept(job: JobDir) -> None:
+    """Whoever sees that the batch has ended asks for them at once, while what ended it still sweeps."""
+    file = job.store.begin(job.batch_dir / "output-1.jsonl")
+    file.write(b"{}\n")
+
+    assert finalize(job) is not None
+
+    file.commit()
+    assert (job.batch_dir / "output-1.jsonl").read_bytes() == b"{}\n"
+
+
 def test_proof_reads_footers_only(tmp_path: Path) -> None:
     job = make_job(tmp_path / "job", (1,))
     write_part(job, 0, [ok(0, text="x" * 4000)])
