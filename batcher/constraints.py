@@ -31,7 +31,8 @@ MAX_DEPTH = 100
 _BESIDE_SCORES = frozenset(
     (
         *("constraint", "temperature", "seed", "max_tokens", "clips_max_tokens", "suffix"),
-        *("add_generation_prompt", "continue_final_message", "chat_template_kwargs"),
+        # Behind the prompt of a chat no thoughts come.
+        *("add_generation_prompt", "continue_final_message", "chat_template_kwargs", "reasoning"),
     )
 )
 _USUAL = SamplingParams()

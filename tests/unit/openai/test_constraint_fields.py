@@ -11,6 +11,7 @@ from batcher.openai.bodies import parse_body
 from batcher.types import Constraint, ConstraintKind
 
 TEXT: dict[str, Any] = {"model": "m", "prompt": "x"}
+CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
 SCHEMA = {"type": "object", "properties": {"b": {"type": "string"}, "a": {"enum": [1, None]}}}
 OF_SCHEMA = Constraint(
     ConstraintKind.JSON_SCHEMA, '{"type":"object","properties":{"b":{"type":"string"},"a":{"enum":[1,null]}}}'
@@ -19,12 +20,12 @@ GBNF = 'root ::= "a" | "b"'
 LARK = 'start: "a" | "b"'
 
 
-def constraint_of(fields: dict[str, Any]) -> Constraint | None:
-    return parse_body(
-        json.dumps(TEXT | fields).encode(), is_chat=False, models=("m",), max_prompts=1
-    ).request.params.constraint
+def constraint_of(fields: dict[str, Any], *, is_chat: bool = False) -> Constraint | None:
+    body = json.dumps((CHAT if is_chat else TEXT) | fields).encode()
+    return parse_body(body, is_chat=is_chat, models=("m",), max_prompts=1).request.params.constraint
 
 
+@pytest.mark.parametrize("is_chat", [False, True])
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
@@ -66,8 +67,17 @@ def constraint_of(fields: dict[str, Any]) -> Constraint | None:
         ({"guided_json": SCHEMA, "response_format": {"type": "text"}}, OF_SCHEMA),
     ],
 )
-def test_field_says_what_a_completion_must_be(fields: dict[str, Any], expected: Constraint | None) -> None:
-    assert constraint_of(fields) == expected
+def test_field_says_what_a_completion_must_be(
+    fields: dict[str, Any], expected: Constraint | None, is_chat: bool
+) -> None:
+    assert constraint_of(fields, is_chat=is_chat) == expected
+
+
+@pytest.mark.parametrize("reasoning", ["split", "keep", "off"])
+def test_labels_of_a_chat_are_scored_whatever_becomes_of_thoughts(reasoning: str) -> None:
+    fields = {"structured_outputs": {"choice": ["a", "b"], "scores": True}, "reasoning": reasoning}
+
+    assert constraint_of(fields, is_chat=True) == constraints.scored_choice(["a", "b"])
 
 
 DEEP: dict[str, Any] = {}
