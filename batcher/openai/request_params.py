@@ -133,7 +133,7 @@ def _of_chat(values: Mapping[str, Any], given: Mapping[str, Any], defaults: Samp
             refuse("continue_final_message", "is true and add_generation_prompt true; give one of them")
         found["add_generation_prompt"] = False
     if (tools := read_tools(values.get("tools"), values.get("tool_choice"))) is not None:
-        found["tools"] = _check_tools(tools, given)
+        found["tools"] = _check_tools(tools, given, defaults)
     variables = _template_variables(values)
     if variables:
         # Over those of the job.
@@ -142,9 +142,9 @@ def _of_chat(values: Mapping[str, Any], given: Mapping[str, Any], defaults: Samp
     return found
 
 
-def _check_tools(tools: Tools, given: Mapping[str, Any]) -> Tools:
+def _check_tools(tools: Tools, given: Mapping[str, Any], defaults: SamplingParams) -> Tools:
     """Refuse what has no meaning beside tools."""
-    constraint = given.get("constraint")
+    constraint = given.get("constraint", defaults.constraint)
     if constraint is not None and constraint.kind not in (ConstraintKind.JSON_SCHEMA, ConstraintKind.JSON_OBJECT):
         refuse("tools", f"can't be given with a {constraint.kind} that texts must keep to; give one of them")
     for name in ("continue_final_message", "ignore_eos"):

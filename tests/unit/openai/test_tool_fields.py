@@ -6,6 +6,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from batcher import constraints
 from batcher.errors import InvalidBodyError
 from batcher.openai.bodies import parse_body
 from batcher.submission.readers.files import LineBatch, Origin, TableBatch
@@ -93,6 +94,22 @@ def test_what_is_wrong_is_told_by_its_place(fields: dict[str, Any], param: str, 
     assert caught.value.param == param
     assert str(caught.value).startswith(param)
     assert remedy in str(caught.value)
+
+
+def test_tools_of_a_row_have_no_place_beside_a_choice_of_its_job_unless_it_lifts_that() -> None:
+    params = SamplingParams(constraint=constraints.choice(["a", "b"]))
+    parser = RowParser(params=params, default_model="m", known_models=None, fields=("tools", "response_format"))
+    row = {"messages": CHAT["messages"], "tools": [TOOL]}
+    lines = [row, row | {"response_format": {"type": "text"}}, row | {"response_format": {"type": "json_object"}}]
+
+    refused, *taken = parser.parse(
+        LineBatch(Origin("f", ":", range(1, 4)), [json.dumps(line).encode() for line in lines]), first_row=0
+    ).rows
+
+    assert refused.error is not None
+    assert "tools can't be given with a choice that texts must keep to" in refused.error.message
+    assert [row.error for row in taken] == [None, None]
+    assert [row.request.params.constraint for row in taken] == [None, constraints.JSON_OBJECT]
 
 
 def test_rows_have_tools_as_json_or_its_text_in_lines_and_tables() -> None:
