@@ -53,8 +53,8 @@ def choices(engine: LlamaEngine, constraint: Constraint, **params: Any) -> list[
     return [choice for choice in found if choice is not None]
 
 
-def error(engine: LlamaEngine, constraint: Constraint) -> RowError:
-    [result] = complete(engine, requests(constraint, 1))
+def error(engine: LlamaEngine, constraint: Constraint, **params: Any) -> RowError:
+    [result] = complete(engine, requests(constraint, 1, **params))
     assert result.error is not None
     return result.error
 
@@ -212,6 +212,21 @@ def test_ignored_end_comes_where_nothing_else_may(engine: LlamaEngine) -> None:
     ends = tuple((token, 100.0) for token in np.flatnonzero(engine._vocabulary.is_end).tolist())
 
     assert {c.text for c in choices(engine, constraints.regex("a{3,9}"), logit_bias=ends, ignore_eos=True)} == {"a" * 9}
+
+
+@pytest.mark.parametrize("params", [{}, {"logprobs": 1}, {"ignore_eos": True}, {"stop": ("z",)}])
+def test_text_that_cannot_be_followed_any_further_is_an_error_and_no_whole_text(
+    engine: LlamaEngine, monkeypatch: pytest.MonkeyPatch, params: dict[str, Any]
+) -> None:
+    # Given bounds in which a long text of it can't be followed: each request has a constraint of its own
+    monkeypatch.setattr(grammars, "_STEP_LIMITS", grammars._STEP_LIMITS | {"step_lexer_fuel": 50})
+    constraint = constraints.regex(f"(a|b)*a(a|b){{40}}{len(params)}{next(iter(params), '')}")
+
+    found = error(engine, constraint, **params)
+
+    assert found.code is ErrorCode.INVALID_REQUEST
+    assert found.message.startswith("the constraint can't be kept to: lexer error: ")
+    engine._scheduler.check_integrity()
 
 
 def test_choice_whose_whole_text_is_forced_needs_no_model(engine: LlamaEngine) -> None:

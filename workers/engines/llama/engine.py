@@ -374,7 +374,8 @@ class LlamaEngine:
                 if sequence.scoring is not None and not is_stopped[at]:
                     is_full[at] = False
                     self._scheduler.go_back(sequence, sequence.scoring.path)
-                elif matching is not None and not is_stopped[at]:
+                elif matching is not None and (not is_stopped[at] or matching.problem):
+                    # Where no mask can be computed, only the end is left to come: that is no whole text.
                     is_stopped[at], is_full[at] = self._follow(
                         sequence, matching, sampled[at], logits[at], is_full=bool(is_full[at])
                     )
