@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import llguidance
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -364,6 +365,22 @@ def test_compiled_constraints_are_kept_as_far_as_they_took_little_time(
     assert not all_of_them.has_room
     held.clear()
     assert all_of_them.has_room
+
+
+def test_long_strings_of_a_schema_can_be_followed_to_their_end() -> None:
+    # Given strings whose bounds differ, so that none shares what is known of another
+    properties = {f"p{number}": {"type": "string", "maxLength": 1000 + number} for number in range(15)}
+    schema = {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+    tokenizer = llguidance.LLTokenizer("byte")
+    matching = grammars.Matching(grammars._compile(constraints.json_schema(schema), tokenizer))
+    text = json.dumps(dict.fromkeys(properties, 'é"漢a' * 240), ensure_ascii=False)
+
+    for byte in text.encode():
+        matching.matcher.compute_bitmask()
+        matching.follow(byte)
+        assert not matching.problem
+
+    assert matching.is_complete
 
 
 def test_masked_draws_have_the_renormalised_probabilities() -> None:

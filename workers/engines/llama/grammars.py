@@ -33,7 +33,11 @@ _MAX_KEPT_S = 1.0
 _MAX_USED_S = 2 * _MAX_KEPT_S
 
 #: Bounds of llguidance, in its units: each bounds the time or memory of a compilation or of a step.
-_STEP_LIMITS = {"step_lexer_fuel": 100_000, "step_max_items": 50_000, "max_lexer_states": 50_000}
+_STEP_LIMITS = {"step_lexer_fuel": 100_000, "step_max_items": 50_000}
+#: States of a lexer, which all texts of a constraint share and add to. Strings that may be long have some five for each
+#: character: fifteen of 1,000 have 80,000, which take 60 MB.
+_LEXER_STATES = 50_000
+_LEXER_STATES_OF_SCHEMAS = 250_000
 #: Of terminals and patterns together. Those of a grammar can be written so that their states grow with the square of
 #: it. Those of a schema are bounded by its patterns (`batcher.constraints`), and long lists of properties need more.
 _LEXER_FUEL = 20_000
@@ -218,7 +222,10 @@ def _compile(constraint: Constraint, tokenizer: "LLTokenizer") -> _Compiled:
     """Raises GrammarError, also where the first step shows that no text can keep to it."""
     llguidance, is_schema = _llguidance(), constraint.kind in _OF_SCHEMAS
     limits = llguidance.LLParserLimits(
-        initial_lexer_fuel=_LEXER_FUEL_OF_SCHEMAS if is_schema else _LEXER_FUEL, verbose_errors=False, **_STEP_LIMITS
+        initial_lexer_fuel=_LEXER_FUEL_OF_SCHEMAS if is_schema else _LEXER_FUEL,
+        max_lexer_states=_LEXER_STATES_OF_SCHEMAS if is_schema else _LEXER_STATES,
+        verbose_errors=False,
+        **_STEP_LIMITS,
     )
     started = time.thread_time()
     matcher: LLMatcher = llguidance.LLMatcher(tokenizer, _grammar_of(constraint), log_level=0, limits=limits)
