@@ -311,6 +311,34 @@ def test_slow_constraint_holds_up_nobody_else(engine: LlamaEngine, monkeypatch: 
     assert result.choice is not None
 
 
+def test_request_that_is_cancelled_while_its_constraint_is_compiled_is_never_begun(
+    engine: LlamaEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_go_on, is_at_it = threading.Event(), threading.Event()
+    real = grammars._compile
+
+    def slow(constraint: Constraint, tokenizer: Any) -> Any:
+        if constraint.text == "left|alone":
+            is_at_it.set()
+            assert may_go_on.wait(WAIT_S)
+        return real(constraint, tokenizer)
+
+    monkeypatch.setattr(grammars, "_compile", slow)
+    begun: list[SequenceRequest] = []
+    inbox: queue.SimpleQueue[SequenceResult | EngineError] = queue.SimpleQueue()
+    ticket = engine.submit(requests(constraints.regex("left|alone"), 1), inbox.put, on_start=begun.append)
+    assert is_at_it.wait(WAIT_S)
+    ticket.cancel()
+    # The engine has looked for what is to be dropped, and found nothing.
+    complete(engine, [SequenceRequest((1, 0), "hello", SamplingParams(max_tokens=4))])
+    may_go_on.set()
+
+    # What is compiled behind it comes to the engine behind it
+    assert choices(engine, constraints.regex("behind it"), number=1)
+    assert not begun
+    assert inbox.empty()
+
+
 def test_engine_that_closes_answers_those_whose_constraint_is_not_compiled(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

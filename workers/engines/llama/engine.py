@@ -472,8 +472,10 @@ class LlamaEngine:
         """Queue a sequence whose constraint is compiled."""
         with self._changed:
             if self.failure is None:
-                self._inbox.append(sequence)
-                self._changed.notify()
+                # Who was cancelled meanwhile was nowhere to be dropped from.
+                if sequence.is_wanted:
+                    self._inbox.append(sequence)
+                    self._changed.notify()
                 return
         sequence.sink(self.failure)
 
