@@ -113,6 +113,18 @@ def test_constraint_that_cannot_be_compiled_is_the_requests_fault(
     assert found.message.startswith(message)
 
 
+def test_vocabulary_without_an_end_of_texts_is_an_error_of_each_constraint(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(model) as engine:
+        monkeypatch.setattr(engine._vocabulary, "is_end", np.zeros_like(engine._vocabulary.is_end))
+
+        found = [error(engine, constraints.regex(text)) for text in ("a+", "b+")]
+
+    assert [each.code for each in found] == [ErrorCode.INVALID_REQUEST] * 2
+    assert all(each.message.startswith("the regex can't be compiled: ") for each in found)
+
+
 WORDS = constraints.regex("(alpha|beta|gamma|delta)( (alpha|beta|gamma|delta)){5}")
 
 

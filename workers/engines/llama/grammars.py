@@ -164,6 +164,9 @@ class Grammars:
             found = exc
         except MissingPackageError as exc:
             found = GrammarError(str(exc))
+        except Exception as exc:
+            # Such as of a vocabulary in which nothing ends a text. Nobody else answers those who wait for it.
+            found = GrammarError(_shortened(str(exc)) or type(exc).__name__)
         with self._lock:
             self._keep(constraint, found)
 
