@@ -106,9 +106,9 @@ def label_scores(choice: Choice, params: SamplingParams) -> dict[str, float] | N
     closer to each other. At 0, where the likeliest is taken, they are those of 1."""
     if choice.label_logprobs is None or params.constraint is None:
         return None
-    scaled = [each / (params.temperature or 1.0) for each in choice.label_logprobs]
-    highest = max(scaled)
-    weights = [math.exp(each - highest) for each in scaled]
+    # Divided last: by a very small temperature all would be infinite.
+    highest = max(choice.label_logprobs)
+    weights = [math.exp((each - highest) / (params.temperature or 1.0)) for each in choice.label_logprobs]
     total = sum(weights)
     return {label: weight / total for label, weight in zip(params.constraint.labels, weights, strict=True)}
 

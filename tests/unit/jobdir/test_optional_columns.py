@@ -118,6 +118,9 @@ def test_scored_labels_have_probabilities_that_add_up() -> None:
     assert constraints.label_scores(scored.choices[0], at_zero) == constraints.label_scores(
         scored.choices[0], replace(params, temperature=1)
     )
+    # However cold, they are numbers.
+    coldest = replace(params, temperature=5e-324)
+    assert constraints.label_scores(scored.choices[0], coldest) == {"yes": 0.0, "no": 1.0}
 
 
 @pytest.mark.parametrize(("params", "text", "name"), [(SCHEMA, json.dumps(ADA), "output"), (CHOICE, "yes", "label")])
