@@ -55,7 +55,7 @@ def _json_schema(value: Any) -> Constraint:
         return constraints.json_schema(value.model_json_schema())
     if isinstance(value, dict):
         return constraints.json_schema(value)
-    if isinstance(value, str) and value.lstrip()[:1] in ("{", "[", '"'):
+    if isinstance(value, str) and (value.lstrip()[:1] in ("{", "[", '"') or value.strip() in ("true", "false")):
         return constraints.json_schema(value)
     return constraints.json_schema(_read(value, remedy="or the schema itself, as JSON text that begins with {"))
 

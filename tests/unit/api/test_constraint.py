@@ -34,6 +34,7 @@ def test_schema_is_an_object_its_text_a_file_or_a_model_of_pydantic(tmp_path: Pa
     assert constraint_of(json_schema=str(file)) == expected
     assert constraint_of(json_schema=file) == expected
     assert constraint_of(json_schema=Answer) == constraints.json_schema(Answer.model_json_schema())
+    assert constraint_of(json_schema="true") == constraints.json_schema({})
     assert constraint_of() is None
 
 
@@ -59,6 +60,7 @@ def test_choice_can_be_scored() -> None:
         ({"scores": True, "choice": ["a"], "top_p": 0.5}, "top_p has no effect where labels are scored"),
         ({"json_schema": "nothing.json"}, "json_schema nothing.json: cannot read the file: No such file"),
         ({"json_schema": '{"a"'}, "json_schema is no JSON"),
+        ({"json_schema": "false"}, "json_schema is false; use a JSON schema, which is an object, or true"),
         ({"json_schema": {"type": "objekt"}}, "json_schema can't be compiled: Invalid type: objekt"),
         ({"json_schema": int}, "json_schema is the class int; of classes only models of pydantic have a schema"),
         ({"choice": ["a", ""]}, "choice is "),
