@@ -1,5 +1,6 @@
 """Servers as whoever starts workers chooses them: URLs, the key, the models, and what the whole job asks of them."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,15 @@ def test_models_are_those_of_the_server_by_its_names_or_ours() -> None:
         assert choose_served(["mine=tiny"], servers) == [RemoteModel("mine", "tiny", 4096)]
         with pytest.raises(ModelError, match="it serves tiny"):
             choose_served(["tinny"], servers)
+
+
+def test_servers_are_looked_at_where_an_event_loop_runs_as_in_a_notebook() -> None:
+    async def cell(url: str) -> list[RemoteModel]:
+        return choose_served([], RemoteServers((url,)))
+
+    server = OpenAIServer()
+    with server.running():
+        assert asyncio.run(cell(server.url)) == choose_served([], RemoteServers((server.url,)))
 
 
 def test_server_that_is_away_is_taken_at_the_users_word_and_needs_a_name() -> None:

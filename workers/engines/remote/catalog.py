@@ -3,6 +3,7 @@
 import asyncio
 import difflib
 import ssl
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -191,7 +192,10 @@ def look_at_all(servers: RemoteServers) -> dict[str, "Catalog | RemoteError"]:
     async def all_of_them() -> list[Catalog | RemoteError]:
         return list(await asyncio.gather(*map(one, servers.urls)))
 
-    return dict(zip(servers.urls, asyncio.run(all_of_them()), strict=True))
+    # In a thread of its own: that of a caller may have an event loop that runs, as a notebook's has.
+    with ThreadPoolExecutor(1) as thread:
+        found = thread.submit(lambda: asyncio.run(all_of_them())).result()
+    return dict(zip(servers.urls, found, strict=True))
 
 
 def refusal(url: str, exc: RemoteError) -> ModelError | None:
