@@ -57,6 +57,9 @@ PASSING = {
     "too many requests": Reply({"error": {"message": "slow down"}}, 429),
     "too many requests, with a time": Reply({"error": "slow down"}, 429, {"retry-after": "0"}),
     "too many requests, with a date": Reply({}, 429, {"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}),
+    "too many requests, with a date of another age": Reply(
+        {}, 429, {"retry-after": "Wed, 21 Oct 99999999999 07:28:00 GMT"}
+    ),
     "too many requests, with nonsense": Reply({}, 429, {"retry-after": "soon"}),
     "overloaded": Reply({"error": {"code": 503, "message": "Loading model"}}, 503),
     "a proxy without its server": Reply(HTML, 502, {"content-type": "text/html"}),
@@ -237,6 +240,7 @@ def test_start_waits_for_a_server_that_is_not_there_yet() -> None:
     [
         (Reply({"error": {"message": "no key"}}, 401), "BATCHER_ENGINE_KEY"),
         (Reply(HTML, headers={"content-type": "text/html"}), "Most end in /v1"),
+        (Reply(b"no gzip", headers={"content-encoding": "gzip"}), "Most end in /v1"),
         (Reply(b"", 301, {"location": "https://elsewhere/v1/models"}), "https://elsewhere"),
         ({"object": "list", "data": [{"id": "tiny-2"}, {"id": "large"}]}, "it serves tiny-2"),
     ],
@@ -287,6 +291,28 @@ def test_retry_after_pauses_the_server() -> None:
 
     assert choice_of(result).text == "<A>"
     assert time.monotonic() - began_at >= 0.4
+
+
+@pytest.mark.parametrize("change", [{"is_up": False}, {"pause_until": float("inf")}], ids=["away", "paused"])
+def test_live_request_goes_to_a_server_that_takes_some(change: dict[str, Any]) -> None:
+    """Though another has as many rows in flight that live requests would go beyond."""
+
+    def answer(asked: Asked) -> Reply | Hold:
+        return completion(asked) if asked.body["prompt"] == "live" else Hold()
+
+    first, second = OpenAIServer(lambda asked: Hold()), OpenAIServer(answer)
+    with first.running(), second.running(), engine_at(first, second) as engine:
+        wait_for(lambda: all(server.is_up for server in engine.servers), what="both are up")
+        rows = Caller(engine)
+        rows.submit(*prompts([f"{number}" for number in range(40)]))
+        wait_for(lambda: len(first.seen) == len(second.seen) == 16, what="both are full")
+        for name, value in change.items():
+            setattr(engine.servers[0], name, value)
+
+        live = Caller(engine)
+        live.submit(*prompts(["live"], is_live=True))
+
+        assert choice_of(live.results(1)[0, 0]).text == "<live>"
 
 
 def test_row_that_takes_longer_than_it_may_is_a_timeout_and_hangs_up() -> None:

@@ -241,7 +241,7 @@ class RemoteEngine:
             self._rows.append(row)
 
     def _drop_cancelled(self) -> None:
-        for call in [call for call in self._calls if call.ticket.is_cancelled]:
+        for call in [call for call in tuple(self._calls) if call.ticket.is_cancelled]:
             self._calls.discard(call)
             for flight in call.flights:
                 flight.cancel()
@@ -271,9 +271,13 @@ class RemoteEngine:
 
     def _roomiest(self, *, is_live: bool) -> Server | None:
         """The server with most room. Live requests go beyond the window where rows fill it, as many again."""
-        rooms = [(server.room + (server.num_in_flight - server.num_live) * is_live, server) for server in self.servers]
-        room, server = max(rooms, key=lambda pair: pair[0])
-        return server if room > 0 and server.is_up and not server.is_alone else None
+        rooms = [
+            (server.room + (server.num_in_flight - server.num_live) * is_live, server)
+            for server in self.servers
+            if server.is_open
+        ]
+        room, server = max(rooms, key=lambda pair: pair[0], default=(0, None))
+        return server if room > 0 else None
 
     def _take(self, server: Server) -> Iterator[Row]:
         """The next row, and with it those that can go out in the same request."""

@@ -61,11 +61,14 @@ class Server:
         self._logged_at: dict[str, float] = {}
 
     @property
+    def is_open(self) -> bool:
+        """Whether anything may be sent now."""
+        return self.is_up and not self.is_alone and self._clock() >= self.pause_until
+
+    @property
     def room(self) -> int:
         """How many more rows may be sent."""
-        if not self.is_up or self.is_alone or self._clock() < self.pause_until:
-            return 0
-        return self.window.size - self.num_in_flight
+        return self.window.size - self.num_in_flight if self.is_open else 0
 
     async def look(self) -> None:
         """Ask what it is and note it. Raises RemoteError, also where it has no such model."""
