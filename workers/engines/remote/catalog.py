@@ -122,6 +122,8 @@ async def look(client: httpx.AsyncClient) -> Catalog:
         raise MissingError(str(exc)) from exc
     except httpx.TransportError as exc:
         raise AwayError(words_of(exc)) from exc
+    except httpx.HTTPError as exc:
+        raise BrokenError(words_of(exc)) from exc
     if response.status_code == httpx.codes.NOT_FOUND and str(client.base_url).rstrip("/").endswith("/v1"):
         return Catalog(dialects.GENERIC, ())
     if not response.is_success:
@@ -142,7 +144,7 @@ async def _recognize(client: httpx.AsyncClient, models: list[_Model]) -> Dialect
         response = await client.get(client.base_url.join("/api/version"))
         if response.is_success and "version" in response.json():
             return dialects.OLLAMA
-    except (httpx.TransportError, ValueError, TypeError):
+    except (httpx.HTTPError, ValueError, TypeError):
         pass
     return dialects.GENERIC
 

@@ -156,7 +156,7 @@ def _retry_after_s(value: str | None) -> float | None:
     except ValueError:
         try:
             seconds = parsedate_to_datetime(value).timestamp() - time()
-        except ValueError:
+        except (ValueError, OverflowError):
             return None
     # A NaN is no number of seconds either.
     return min(max(0.0, seconds), MAX_RETRY_AFTER_S) if seconds == seconds else None
