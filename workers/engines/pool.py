@@ -272,6 +272,10 @@ class RotatingPool(EnginePool):
         except ModelError as exc:
             failure = exc
             logger.error("%s; tried again after %.0f s", exc, RETRY_INTERVAL_S)
+        except Exception as exc:
+            # A bug, which must not end the thread: no model would be loaded any more, and all would wait.
+            failure = ModelError(f"{name} could not be loaded: {exc!r}")
+            logger.exception("%s; tried again after %.0f s", failure, RETRY_INTERVAL_S)
         now_s = self._clock()
         place = self._places[name]
         with self._changed:

@@ -22,6 +22,7 @@ class Models:
 
     def __init__(self) -> None:
         self.broken: set[str] = set()
+        self.trouble: Exception = ModelError("ada is damaged")
         self.waiting: dict[str, int] = {}
         self.is_away = False
         self.most_at_once = 0
@@ -29,7 +30,7 @@ class Models:
 
     def load(self, name: str) -> Engine:
         if name in self.broken:
-            raise ModelError(f"{name} is damaged")
+            raise self.trouble
         self.num_open += 1
         self.most_at_once = max(self.most_at_once, self.num_open)
         return CountedEngine(name, self)
@@ -133,10 +134,11 @@ def test_live_request_has_shards_given_back(pool: RotatingPool, models: Models) 
     assert not any(pool.must_give_back(name) for name in NAMES)
 
 
+@pytest.mark.parametrize("trouble", [ModelError("ada is damaged"), MemoryError("ada is damaged")], ids=["known", "bug"])
 def test_model_that_cannot_be_loaded_is_told_to_who_waits_and_tried_again_later(
-    pool: RotatingPool, models: Models, clock: Clock
+    pool: RotatingPool, models: Models, clock: Clock, trouble: Exception
 ) -> None:
-    models.broken = {"ada"}
+    models.broken, models.trouble = {"ada"}, trouble
     models.waiting = {"ada": 1}
 
     assert pool.step() == Move(load="ada")
