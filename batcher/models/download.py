@@ -11,6 +11,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ from batcher.models.weights import Weights, weights_among
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
 
+_CHECKSUM = re.compile(r"sha256:[0-9a-f]{64}|git-sha1:[0-9a-f]{40}")
 _CHUNK_BYTES = 1 << 22
 #: Left free on the disk beside a download.
 _SPARE_BYTES = 1 << 28
@@ -78,11 +80,17 @@ def _look_up(wanted: HubName) -> _Repository:
 
     info = HfApi(endpoint()).model_info(wanted.repository, revision=wanted.revision, files_metadata=True)
     siblings = [each for each in info.siblings or () if each.rfilename.endswith(".gguf")]
-    return _Repository(str(info.sha), {each.rfilename: _file(each) for each in siblings})
+    return _Repository(str(info.sha), {each.rfilename: _file(each, wanted) for each in siblings})
 
 
-def _file(sibling: "RepoSibling") -> _File:
+def _file(sibling: "RepoSibling", wanted: HubName) -> _File:
     checksum = f"sha256:{sibling.lfs.sha256}" if sibling.lfs else f"git-sha1:{sibling.blob_id}"
+    # Both become paths.
+    if _CHECKSUM.fullmatch(checksum) is None or not set(sibling.rfilename.split("/")).isdisjoint(("", ".", "..")):
+        raise ModelError(
+            f"{KEY}:{wanted}: {endpoint()} tells of the file {sibling.rfilename!r} with the checksum {checksum!r}, "
+            "which it can't have; check HF_ENDPOINT, or take the model from another repository"
+        )
     return _File(sibling.rfilename, sibling.size or 0, checksum)
 
 

@@ -169,10 +169,6 @@ def _snapshots(folder: Path) -> list[tuple[Path, str]]:
     return sorted(found, key=lambda pair: pair[1] != MAIN)
 
 
-def _revision(ref: Path, folder: Path) -> str:
-    return ref.relative_to(folder / "refs").as_posix()
-
-
 def _files_in(snapshot: Path) -> list[str]:
     """Also the links whose blobs are gone."""
     try:

@@ -42,13 +42,14 @@ class Repository:
 class Faults:
     """What goes wrong. `cut_after`: bytes after which the next so many answers end, one each. `damaged`: files that
     come with a byte changed. `stall_after`: bytes after which each answer waits until it is `released`. `status`: what
-    every request is answered with."""
+    every request is answered with. `told`: what is told of each file in place of what is true."""
 
     cut_after: list[int] = field(default_factory=list)
     damaged: set[str] = field(default_factory=set)
     stall_after: int | None = None
     released: threading.Event = field(default_factory=threading.Event)
     status: int | None = None
+    told: dict[str, object] = field(default_factory=dict)
 
 
 @dataclass
@@ -142,6 +143,7 @@ class _Handler(BaseHTTPRequestHandler):
         for sibling in siblings:
             if not str(sibling["rfilename"]).endswith(".gguf"):
                 del sibling["lfs"]
+            sibling |= self.hub.faults.told
         body = {"id": name, "modelId": name, "sha": commit, "private": repository.is_private, "siblings": siblings}
         self._send(200, {"Content-Type": "application/json"}, json.dumps(body).encode())
 

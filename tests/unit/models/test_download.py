@@ -134,6 +134,28 @@ def test_wrong_checksum_is_found_and_nothing_of_it_stays(hub: HubServer, home: P
     assert parse_model("hf:Org/Tiny:Q8_0").path.read_bytes() == weights("8")
 
 
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"rfilename": "../../../out-Q8_0.gguf"},
+        {"rfilename": "/out-Q8_0.gguf"},
+        {"lfs": {"sha256": "../../out", "size": 9, "pointerSize": 130}},
+        {"lfs": None, "blobId": None},
+    ],
+)
+def test_names_and_checksums_of_a_hub_lead_to_no_other_folder(
+    hub: HubServer, home: Path, told: dict[str, object]
+) -> None:
+    hub.repositories["Org/Tiny"] = Repository({"tiny-Q8_0.gguf": weights("8")})
+    hub.faults.told = told
+
+    with pytest.raises(ModelError, match="which it can't have; check HF_ENDPOINT"):
+        parse_model("hf:Org/Tiny:Q8_0")
+
+    assert hub.fetched("tiny-Q8_0.gguf") == []
+    assert list(home.rglob("*out*")) == []
+
+
 def test_pull_finds_damage_in_what_other_programs_fetched(hub: HubServer, home: Path) -> None:
     hub.repositories["Org/Tiny"] = Repository({"tiny-Q8_0.gguf": weights("8")})
     path = pull("hf:Org/Tiny:Q8_0").path
