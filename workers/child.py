@@ -170,6 +170,7 @@ def _open_rotating(config: WorkerConfig, reporter: Reporter) -> "tuple[EnginePoo
         usual_slots=loader.usual_slots,
         fatal=config.fatal_models,
         count_waiting=_waiting_counter(names, config) if config.takes_shards else dict,
+        on_failure=lambda exc: reporter.send(Event(EventKind.FAILED, str(exc), exc.exit_code)),
     )
     pool.start()
     room = "as many as memory has room for" if config.max_loaded is None else f"{config.max_loaded} at a time"

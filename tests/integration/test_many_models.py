@@ -88,6 +88,24 @@ def test_run_with_room_for_one_completes_rows_of_three(family: Family, folder: P
     assert_each_row_by_its_model(job)
 
 
+def test_run_whose_model_cannot_be_loaded_ends_with_the_reason_and_is_resumed(family: Family, folder: Path) -> None:
+    whole = (folder / "bob.gguf").read_bytes()
+    (folder / "bob.gguf").write_bytes(whole[: len(whole) // 2])
+    job = JobDir(family.folder / "out")
+    family.jobs.append(job.path)
+    models = [word for name in NAMES for word in ("--model", folder / f"{name}.gguf")]
+    options = ("--max-loaded", 1, "--threads", 1)
+    rows = write_rows(family.folder / "rows.jsonl")
+
+    ended = family.run("run", rows, "-o", job.path, "--shard-rows", 10, *models, *options, code=3)
+
+    assert str(folder / "bob.gguf") in ended.stderr.splitlines()[-1]
+    assert "Traceback" not in ended.stderr
+    (folder / "bob.gguf").write_bytes(whole)
+    family.run("resume", job.path, *models, *options, code=0)
+    assert_each_row_by_its_model(job)
+
+
 def test_live_requests_wait_for_their_model_to_be_loaded(family: Family, folder: Path) -> None:
     options = ("--models-dir", folder, "--max-loaded", 2, "--no-auth", "--threads", 1)
     with serve(family, *options) as server, httpx.Client(base_url=server.base_url, timeout=PATIENCE_S) as client:

@@ -143,7 +143,8 @@ class RotatingPool(EnginePool):
     """Engines that are loaded by `load` when somebody waits for them, and leave for others. Call `start` once.
 
     `has_room` says whether a model fits beside those that are loaded, `count_waiting` how many shards wait, and
-    `usual_slots` how many slots an engine has where nothing else is known. The `fatal` are never loaded.
+    `usual_slots` how many slots an engine has where nothing else is known. The `fatal` are never loaded. `on_failure`
+    hears why a model could not be loaded.
     """
 
     def __init__(
@@ -155,6 +156,7 @@ class RotatingPool(EnginePool):
         usual_slots: int,
         fatal: Collection[str] = (),
         count_waiting: CountWaiting = dict,
+        on_failure: Callable[[ModelError], None] = lambda failure: None,
         stay: Stay = STAY,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -167,6 +169,7 @@ class RotatingPool(EnginePool):
         self._has_room = has_room
         self._usual_slots = usual_slots
         self._count_waiting = count_waiting
+        self._on_failure = on_failure
         self._stay = stay
         self._longest_load_s = 0.0
         self._is_closed = False
@@ -276,6 +279,8 @@ class RotatingPool(EnginePool):
             # A bug, which must not end the thread: no model would be loaded any more, and all would wait.
             failure = ModelError(f"{name} could not be loaded: {exc!r}")
             logger.exception("%s; tried again after %.0f s", failure, RETRY_INTERVAL_S)
+        if failure is not None:
+            self._on_failure(failure)
         now_s = self._clock()
         place = self._places[name]
         with self._changed:

@@ -61,7 +61,7 @@ class EventKind(StrEnum):
     ENDED = "ended"  # an attempt is over, in good order or with its reason recorded
     PROGRESS = "progress"  # completed rows were saved
     SET_ASIDE = "set aside"  # rows were given up that crash the process
-    FAILED = "failed"  # a shard can't be run; the message says why
+    FAILED = "failed"  # a shard can't be run, or the model of some not be loaded; the message says why
     ABORTED = "aborted"  # the process is about to end itself; the message says why
     REFUSED = "refused"  # the child can't work at all; the message says why
 

@@ -59,11 +59,11 @@ class WorkerCrashedError(BatcherError):
 class Supervisor:
     """One child and its successors. Not for several threads; nothing here blocks but `stop_all`.
 
-    `on_shard_failure` hears why a shard could not be run, `on_death` that a child died without being asked to, by the
-    id that it had (`WorkerConfig.process`), `on_loaded` how a child has set up its engines, a line for each. Where
-    there are live requests, `open_channel` is called for each child and gives the end of a socket that is the child's.
-    The first child is one of `spares` where there is any (without `open_channel`). `log` is as for `launch_child`.
-    `clock` is in seconds and only grows.
+    `on_shard_failure` hears why a shard could not be run, or the model of some not be loaded on demand; `on_death` that
+    a child died without being asked to, by the id that it had (`WorkerConfig.process`); `on_loaded` how a child has set
+    up its engines, a line for each. Where there are live requests, `open_channel` is called for each child and gives
+    the end of a socket that is the child's. The first child is one of `spares` where there is any (without
+    `open_channel`). `log` is as for `launch_child`. `clock` is in seconds and only grows.
     """
 
     def __init__(
@@ -293,11 +293,12 @@ class Supervisor:
     def _leave_out(self, model: str, ending: str) -> None:
         """Have no further child load a model."""
         self._config = replace(self._config, fatal_models=(*self._config.fatal_models, model))
-        logger.error(
-            "worker %s: its process died while it loaded %s (%s); that model is left out until the worker is started "
-            "again: the file may be damaged, or the memory short",
-            *(self.name, model, ending),
+        message = (
+            f"worker {self.name}: its process died while it loaded {model} ({ending}); that model is left out until "
+            "the worker is started again: the file may be damaged, or the memory short"
         )
+        logger.error("%s", message)
+        self._on_shard_failure(message)
 
     def _record_crash(self, cause: Cause, ending: str) -> None:
         for attempt in self._open:

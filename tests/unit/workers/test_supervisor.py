@@ -265,6 +265,8 @@ def test_model_whose_loading_ends_the_process_is_left_out_and_no_row_is_blamed(
     assert (end.cause, end.detail) == (Cause.KILLED, "signal SIGSEGV")
     assert json.loads(seen.read_text())["fatal_models"] == ["huge"]
     assert "its process died while it loaded huge (signal SIGSEGV); that model is left out" in caplog.text
+    # A run ends by it, which would wait for the shards of that model.
+    assert "that model is left out" in nursery.failures[0]
 
 
 def test_supervisor_takes_a_spare_first_and_launches_its_successor(nursery: Nursery, tmp_path: Path) -> None:
