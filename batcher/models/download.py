@@ -143,7 +143,7 @@ def _get(wanted: HubName, file: _File, commit: str, *, cache: Path, tell: Tell |
 
 
 def _download(wanted: HubName, file: _File, commit: str, blob: Path, *, tell: Tell | None) -> None:
-    from huggingface_hub import hf_hub_url
+    from huggingface_hub import constants, hf_hub_url
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils._headers import build_hf_headers
     from huggingface_hub.utils.tqdm import tqdm
@@ -158,6 +158,11 @@ def _download(wanted: HubName, file: _File, commit: str, blob: Path, *, tell: Te
             opened.truncate(0)
             have = opened.seek(0)
         _check_room(file, have, blob)
+        if not have and file.num_bytes > constants.MAX_HTTP_DOWNLOAD_SIZE:
+            raise ModelError(
+                f"{KEY}:{wanted}: {file.name} has {size_text(file.num_bytes)}, and files as large come by another "
+                f"protocol: `hf download {wanted.repository} {file.name}` puts it into the same cache"
+            )
         if tell is not None:
             size = f"{size_text(file.num_bytes)}" + (f", of which {size_text(have)} are here" if have else "")
             tell(f"Fetching {wanted.repository}/{file.name} ({size}) to {blob.parent.parent}")

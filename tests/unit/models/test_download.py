@@ -282,6 +282,18 @@ def test_disk_without_room_is_said_before_anything_comes(hub: HubServer, monkeyp
     assert hub.fetched("a-Q8_0.gguf") == []
 
 
+def test_file_that_is_too_large_for_http_is_said_with_what_fetches_it(
+    hub: HubServer, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.repositories["Org/Tiny"] = Repository({"a-Q8_0.gguf": weights("8")})
+    monkeypatch.setattr("huggingface_hub.constants.MAX_HTTP_DOWNLOAD_SIZE", 5)
+
+    with pytest.raises(ModelError, match=r"has 9 bytes, .*: `hf download Org/Tiny a-Q8_0.gguf` puts it into the same"):
+        parse_model("hf:Org/Tiny:Q8_0")
+
+    assert blobs(home) == []
+
+
 def test_who_has_no_client_of_the_hub_gets_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("batcher.installation").installation.MODULES, "hub", ("no_such_module",))
 
