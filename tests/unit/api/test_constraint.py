@@ -73,3 +73,10 @@ def test_choice_can_be_scored() -> None:
 def test_what_no_text_can_be_held_to_is_refused_before_the_job(options: dict[str, Any], problem: str) -> None:
     with pytest.raises(InputError, match="^" + problem.replace("(", r"\(")):
         constraint_of(**options)
+
+
+def test_reason_why_a_regular_expression_is_none_is_told() -> None:
+    with pytest.raises(InputError, match="unclosed group"):
+        constraint_of(regex="(a")
+    with pytest.raises(InputError, match="look-around, including look-ahead"):
+        constraint_of(json_schema={"type": "string", "pattern": "(?=a)b"})

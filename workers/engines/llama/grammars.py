@@ -283,8 +283,10 @@ def _reason(matcher: "LLMatcher") -> str:
 
 
 def _shortened(text: str) -> str:
-    """What an error says first, without the input that it shows behind."""
-    return text.strip().split("\n", 1)[0][:300]
+    """What an error says first, without the input that it shows behind; of a regular expression what is wrong, too."""
+    first, *others = text.strip().split("\n")
+    reason = next((line.removeprefix("error:") for line in others if line.startswith("error: ")), "")
+    return f"{first[:300]}{reason[:100]}"
 
 
 def _llguidance() -> Any:
