@@ -240,6 +240,9 @@ def test_text_that_cannot_be_followed_any_further_is_an_error_and_no_whole_text(
     assert found.code is ErrorCode.INVALID_REQUEST
     assert found.message.startswith("the constraint can't be kept to: lexer error: ")
     engine._scheduler.check_integrity()
+    # Those that come later do not find what has reached its bound.
+    monkeypatch.undo()
+    assert len(choices(engine, constraint, **params)) == 16
 
 
 def test_choice_whose_whole_text_is_forced_needs_no_model(engine: LlamaEngine) -> None:

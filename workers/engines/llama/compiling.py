@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
+from batcher.types import Constraint
 from workers.engines.llama.grammars import GrammarError, Grammars, large_stack, refused_constraint
 from workers.engines.llama.sequence import Sequence
 
@@ -55,6 +56,10 @@ class Compiling:
             if patience_s > 0:
                 self._changed.wait_for(lambda: self._is_closed or self._grammars.has(constraint), patience_s)
         return False
+
+    def forget(self, constraint: Constraint | None) -> None:
+        """Have a constraint compiled anew for those that come later; see `Grammars.forget`."""
+        self._grammars.forget(constraint)
 
     def drop_all(self) -> list[Sequence]:
         """Take out everything that waits, and return it."""

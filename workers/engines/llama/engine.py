@@ -398,6 +398,7 @@ class LlamaEngine:
         if matching.problem:
             self._drop(sequence)
             self._scheduler.finish(sequence)
+            self._compiling.forget(sequence.request.params.constraint)
             sequence.fail(RowError(ErrorCode.INVALID_REQUEST, f"the constraint can't be kept to: {matching.problem}"))
             return False, False
         is_stopped = False

@@ -170,6 +170,13 @@ class Grammars:
         with self._lock:
             self._keep(constraint, found)
 
+    def forget(self, constraint: Constraint | None) -> None:
+        """Have a constraint compiled anew: all that stand in it share what they have learned, and reach one bound."""
+        if constraint is not None:
+            with self._lock:
+                self._kept.pop(constraint, None)
+                self._alive.pop(constraint, None)
+
     def _keep(self, constraint: Constraint, found: _Compiled | GrammarError) -> None:
         self._kept[constraint] = found
         self._kept.move_to_end(constraint)
