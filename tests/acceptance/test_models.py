@@ -1,11 +1,11 @@
 """A newcomer's way from the demo to a model worth running: by the name that people have for it, in one command."""
 
-import contextlib
 import hashlib
 import json
 import signal
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -81,15 +81,6 @@ def test_table_is_run_on_a_model_of_the_hub_in_one_command(newcomer: Newcomer, t
     assert listed(newcomer)["ORG/REPO:Q4_K_M"]["source"] == "hf"
 
 
-def interrupt(process: "subprocess.Popen[str]") -> str:
-    """Press Ctrl-C, and again if nothing comes of it: Python loses one that arrives in a destructor. Returns what the
-    process said."""
-    while True:
-        process.send_signal(signal.SIGINT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return process.communicate(timeout=5)[1]
-
-
 def test_download_that_is_stopped_goes_on_by_the_same_command(newcomer: Newcomer, tmp_path: Path) -> None:
     weights = b"GGUF" + bytes(range(256)) * 60_000
     command = ["batcher", "models", "pull", "hf:ORG/REPO:Q8_0"]
@@ -97,10 +88,13 @@ def test_download_that_is_stopped_goes_on_by_the_same_command(newcomer: Newcomer
         hub.faults.stall_after = 12_000_000
         environment = clean_environment() | {"HOME": str(tmp_path / "home"), "HF_ENDPOINT": hub.url}
         environment["HF_HOME"] = str(tmp_path / "hub")
-        stopped = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        # Where the tests run in the background of a shell, Ctrl-C would be ignored.
+        heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        stopped = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=heeds)
         try:
             wait_for(lambda: sum(size_of(path) for path in tmp_path.rglob("*.incomplete")), what="the first bytes")
-            said = interrupt(stopped)
+            stopped.send_signal(signal.SIGINT)
+            _, said = stopped.communicate(timeout=PATIENCE_S)
         finally:
             stopped.kill()
             hub.faults.released.set()

@@ -3,6 +3,7 @@
 Disks are small tmpfs of their own, so that full is full. They need the right to mount; elsewhere these tests skip.
 """
 
+import contextlib
 import os
 import re
 import subprocess
@@ -42,9 +43,14 @@ class Disk:
 
     def fill(self, *, leave: int = 0) -> None:
         """Take all its space but `leave` bytes."""
-        free = os.statvfs(self.path)
         with self._filler.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize - leave)
+            while True:
+                free = os.statvfs(self.path)
+                # Whoever works there may have taken some meanwhile.
+                with contextlib.suppress(OSError):
+                    os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize - leave)
+                    return
+                file.truncate(0)
 
     def free(self) -> None:
         self._filler.unlink()
