@@ -22,7 +22,7 @@ from tests.support.openai_server import (
     refusal,
 )
 from tests.support.remote_engine import GREEDY, ask, choice_of, engine_at, error_of, prompts
-from tests.support.waiting import wait_for
+from tests.support.waiting import PATIENCE_S, wait_for
 from workers.engines.remote import engine as engine_module
 from workers.engines.remote.engine import MAX_BROKEN, MAX_CUTS, MAX_CUTS_ALONE, RemoteEngine
 
@@ -406,3 +406,19 @@ def test_closing_hangs_up() -> None:
         engine.close()
 
         assert isinstance(caller.received()[0], EngineError)
+
+
+def test_bug_of_ours_while_a_failure_is_judged_ends_the_engine_and_leaves_no_row_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def judge(*_: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(RemoteEngine, "_judge", judge)
+    with OpenAIServer(in_turn(Reply({}, 500))).running() as server, engine_at(server) as engine:
+        caller = Caller(engine)
+        caller.submit(*prompts(["a"]))
+        failure = caller.inbox.get(timeout=PATIENCE_S)
+
+    assert isinstance(failure, EngineError)
+    assert "ZeroDivisionError('a bug')" in str(failure)

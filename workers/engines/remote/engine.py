@@ -220,6 +220,10 @@ class RemoteEngine:
         task.add_done_callback(self._tasks.discard)
         return task
 
+    def _note_flown(self, task: "asyncio.Task[Any]") -> None:
+        if not task.cancelled() and (exc := task.exception()) is not None:
+            self._fail(EngineError(f"the engine of {self.name} failed: {exc!r}"))
+
     async def _beat(self) -> None:
         while True:
             self.num_steps += 1
@@ -313,6 +317,7 @@ class RemoteEngine:
         server.num_in_flight += len(rows)
         server.num_live += rows[0].request.is_live
         task = self._start(self._fly(Flight(rows, server, self._clock())))
+        task.add_done_callback(self._note_flown)
         for call in {row.call for row in rows}:
             # Of several callers' rows none is hung up for one of them.
             if len({row.call for row in rows}) == 1:
@@ -326,11 +331,7 @@ class RemoteEngine:
         except RemoteError as exc:
             self._land(flight)
             await self._judge(flight, exc)
-        except Exception as exc:
-            self._land(flight)
-            self._fail(EngineError(f"the engine of {self.name} failed: {exc!r}"))
-            raise
-        except asyncio.CancelledError:
+        except BaseException:
             self._land(flight)
             raise
         else:
