@@ -3,19 +3,21 @@
 Exit codes: 0 all rows ok, 1 the job ended with error rows, 2 bad usage or input, 3 the job could not finish,
 130 interrupted.
 
-run.py       run, submit, worker, resume
-jobs.py      status, list, results, export, retry, cancel, delete
-checks.py    validate, doctor
-models.py    models
-health.py    health
-tune.py      tune
-serve.py     serve
-options.py   options that several commands share
-engines.py   options of the commands that load models
-watch.py     waiting for a job, and telling how it ended
-texts.py     the live bar, the summary, a sample of the results
-unserved.py  what is said of models that no worker has
-doctor/      the checks of `batcher doctor`
+run.py          run, submit, worker, resume
+jobs.py         status, list, cancel, delete
+results.py      results, export, retry
+checks.py       validate, doctor
+models.py       models
+health.py       health
+tune.py         tune
+serve.py        serve
+options.py      what options are made of, and those that several commands share
+row_options.py  options that say what the rows of a job are
+engines.py      options of the commands that load models
+watch.py        waiting for a job, and telling how it ended
+texts.py        the live bar, the summary, a sample of the results
+unserved.py     what is said of models that no worker has
+doctor/         the checks of `batcher doctor`
 """
 
 import atexit
@@ -45,9 +47,9 @@ _COMMANDS = {
     "serve": "serve",
     "status": "jobs",
     "list": "jobs",
-    "results": "jobs",
-    "export": "jobs",
-    "retry": "jobs",
+    "results": "results",
+    "export": "results",
+    "retry": "results",
     "cancel": "jobs",
     "delete": "jobs",
     "validate": "checks",

@@ -11,17 +11,8 @@ import click
 
 from batcher.api.engines import context_lengths
 from batcher.cli.engines import server_options
-from batcher.cli.options import (
-    broker_option,
-    context_option,
-    input_options,
-    jobs_dir_option,
-    json_option,
-    option,
-    sampling_options,
-    submit_options,
-    with_stdin,
-)
+from batcher.cli.options import broker_option, context_option, jobs_dir_option, json_option, option
+from batcher.cli.row_options import input_options, sampling_options, submit_options, with_stdin
 from batcher.types import EngineConfig
 
 if TYPE_CHECKING:

@@ -14,17 +14,8 @@ import click
 from batcher.api.engines import model_spec, needed_extras, take_engine_options
 from batcher.cli import EXIT_INTERRUPTED
 from batcher.cli.engines import choose_models, engine_options, models_dir_option, models_option, standing_config
-from batcher.cli.options import (
-    broker_option,
-    find_job,
-    input_options,
-    jobs_dir_option,
-    option,
-    row_timeout_option,
-    sampling_options,
-    submit_options,
-    with_stdin,
-)
+from batcher.cli.options import broker_option, find_job, jobs_dir_option, option, row_timeout_option
+from batcher.cli.row_options import input_options, sampling_options, submit_options, with_stdin
 from batcher.cli.texts import say_json_parts
 from batcher.cli.unserved import warn_of_unserved
 from batcher.cli.watch import complete_job, how_far, log_to_stderr, quoted, report_complete, typed_command, wait_for_job

@@ -184,6 +184,11 @@ def shown_path(path: Path) -> str:
         return str(path)
 
 
+def typed_job(job: "JobDir") -> str:
+    """The job as one would type it on a command line."""
+    return shlex.quote(shown_path(job.path))
+
+
 def _errors_of(table: Any) -> Any:
     """The error rows of a result table."""
     import pyarrow.compute as pc
@@ -237,7 +242,7 @@ def _set_aside_text(job: "JobDir", number: int) -> str:
     if not number:
         return ""
     rows = "1 row that crashed its worker" if number == 1 else f"{number:,} rows that crashed their workers"
-    return f"{rows} (worker_crashed); see: batcher results {shlex.quote(shown_path(job.path))} --errors"
+    return f"{rows} (worker_crashed); see: batcher results {typed_job(job)} --errors"
 
 
 def _failures_text(status: "Status") -> str:
@@ -270,7 +275,7 @@ def _workers_text(job: "JobDir", status: "Status") -> str:
         lines.append(f"... and {len(workers) - MAX_WORKERS:,} more; --json shows them")
     is_going_on = status.state in (JobState.WAITING, JobState.RUNNING) and status.num_committed < status.num_shards
     if is_going_on and all(each.health is Health.GONE for each in workers):
-        resume = f"batcher resume {shlex.quote(shown_path(job.path))}"
+        resume = f"batcher resume {typed_job(job)}"
         lines.append(f"none alive for its models; start a `batcher worker`, or go on here with: {resume}")
     return "\n".join(lines)
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from batcher.cli.options import context_option, gpu_layers_option, option, prompt_column_option, template_option
+from batcher.cli.options import context_option, gpu_layers_option, option
+from batcher.cli.row_options import prompt_column_option, template_option
 from batcher.installation import check_installed
 from batcher.types import EngineConfig
 
@@ -162,7 +163,7 @@ def _read_prompts(
     model: "ModelRef", files: tuple[str, ...], *, prompt_column: str | None, template: str | None, max_tokens: int
 ) -> "list[TrialPrompt]":
     """The prompts of the first rows, each with its own parameters. Raises InputError."""
-    from batcher.cli.options import read_template
+    from batcher.cli.row_options import read_template
     from batcher.errors import InputError
     from batcher.submission.source import SubmitOptions, read_requests
     from batcher.types import SamplingParams

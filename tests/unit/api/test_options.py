@@ -11,7 +11,7 @@ import pytest
 import batcher
 from batcher.api.options import EngineOptions, JobOptions, RunOptions, SubmitJobOptions, check_options, submit_options
 from batcher.cli import cli
-from batcher.cli.options import submit_options as options_of_the_command
+from batcher.cli.row_options import submit_options as options_of_the_command
 from batcher.errors import InputError
 from batcher.submission.source import SubmitOptions
 

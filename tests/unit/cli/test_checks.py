@@ -9,7 +9,8 @@ import click
 import pytest
 
 from batcher.cli import cli
-from batcher.cli.options import EnvOption, read_template
+from batcher.cli.options import EnvOption
+from batcher.cli.row_options import read_template
 from tests.support.tiny_gguf import write_tiny_gguf
 from tests.unit.conftest import Run
 

@@ -345,6 +345,7 @@ def test_what_the_rule_allows_is_allowed(file: str, source: str) -> None:
         ("batcher.errors", ["pyarrow", "pydantic", "numpy"]),
         # `--help` looks at every command, and must be instant.
         ("batcher.cli.jobs", ["pyarrow", "pydantic", "celery", "redis", "rich", "llama_cpp"]),
+        ("batcher.cli.results", ["pyarrow", "pydantic", "celery", "redis", "rich", "llama_cpp"]),
         ("batcher.cli.checks", ["pyarrow", "pydantic", "celery", "redis", "rich", "llama_cpp"]),
         ("batcher.cli.tune", ["pyarrow", "pydantic", "celery", "redis", "rich", "llama_cpp"]),
         ("batcher.cli.run", ["pyarrow", "pydantic", "celery", "redis", "rich", "llama_cpp"]),

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batcher.cli import cli
-from batcher.cli.options import read_template
+from batcher.cli.row_options import read_template
 from batcher.submission.source import SubmitOptions
 from batcher.submission.template import parse_template
 from batcher.submission.validation import ValidationReport, validate
