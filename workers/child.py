@@ -19,6 +19,7 @@ import threading
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from batcher.errors import BatcherError, EngineError, ModelError
 from batcher.heap import GIVE_BACK_INTERVAL_S, give_memory_back
 from batcher.startup import start_fast
-from workers.process.events import Beat, Event, EventKind, OpenAttempt, WorkerConfig
+from workers.process.events import Beat, EngineLoad, Event, EventKind, OpenAttempt, WorkerConfig
 from workers.process.lines import decode, encode
 from workers.process.logs import set_up_logging
 
@@ -236,11 +237,17 @@ def _beat(engines: "EnginePool", reporter: Reporter) -> None:
         steps = tuple(engine.num_steps if engine else 0 for engine in each)
         is_busy = tuple(engine is not None and engine.is_busy for engine in each)
         longest_step_s = max((engine.longest_step_s for engine in loaded.values()), default=0.0)
-        reporter.send(Event(EventKind.BEAT, beat=Beat(steps, is_busy, longest_step_s)))
+        loads = tuple(_load_of(engine) if engine else None for engine in each)
+        reporter.send(Event(EventKind.BEAT, beat=Beat(steps, is_busy, longest_step_s, loads)))
         if time.monotonic() >= given_back_at + GIVE_BACK_INTERVAL_S:
             give_memory_back()
             given_back_at = time.monotonic()
         time.sleep(BEAT_INTERVAL_S)
+
+
+def _load_of(engine: "Engine") -> EngineLoad:
+    stats = engine.stats()
+    return EngineLoad(*(getattr(stats, field.name) for field in fields(EngineLoad)))
 
 
 def _keep_logging(**_: Any) -> None:

@@ -43,6 +43,7 @@ FORGET_AFTER_S = 24 * 3600.0
 _Seconds = Annotated[float, Field(ge=0, le=1e9)]
 _Interval = Annotated[float, Field(gt=0, le=1e6)]
 _Number = Annotated[int, Field(ge=0)]
+_Rate = Annotated[float, Field(ge=0, le=1e9)]
 
 
 class Health(StrEnum):
@@ -68,7 +69,9 @@ class WorkerHeartbeat:
 
     The next one follows within `interval_s`. `stalled_s` are seconds since the engine's last step while it has work, 0
     while it moves. `num_crashes` counts deaths of the child since the supervisor started; `last_crash` says how the
-    last one ended (`signal SIGSEGV`), "" before the first. `instance` tells workers of one name apart.
+    last one ended (`signal SIGSEGV`), "" before the first. `instance` tells workers of one name apart. Of the engines
+    in memory `num_slots` are the sequences that they compute at a time, of which `num_running` are taken, by live
+    requests too, and `tokens_per_s` the completion tokens of the last seconds.
     """
 
     name: str
@@ -85,6 +88,9 @@ class WorkerHeartbeat:
     num_crashes: _Number = 0
     last_crash: str = ""
     instance: str = ""
+    num_slots: _Number = 0
+    num_running: _Number = 0
+    tokens_per_s: _Rate = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ events.py       what parent and child say to each other
 logs.py         the log of a worker, and how a parent takes it into its own
 lines.py        dataclasses as lines of JSON
 stall.py        when an engine that makes no step is given up
+load.py         how loaded the engines are: slots, tokens, their rate
 memory.py       whether the kernel killed for lack of memory
 beacon.py       the worker's sign of life
 """

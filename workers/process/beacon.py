@@ -22,6 +22,7 @@ from batcher.jobdir.heartbeats import (
 )
 from batcher.jobdir.pulse import WorkerState
 from workers.process.events import OpenAttempt, WorkerConfig
+from workers.process.load import LoadMeter
 
 logger = logging.getLogger(f"batcher.{__name__}")
 
@@ -49,7 +50,7 @@ class Beacon:
         self._num_crashes += 1
         self._last_crash = ending
 
-    def show(self, state: WorkerState, *, attempts: Sequence[OpenAttempt], stalled_s: float) -> None:
+    def show(self, state: WorkerState, *, attempts: Sequence[OpenAttempt], stalled_s: float, load: LoadMeter) -> None:
         """Replace the file, if it is due or something has changed. One that takes no shards shows none."""
         if not self._config.takes_shards:
             return
@@ -75,6 +76,9 @@ class Beacon:
             num_crashes=self._num_crashes,
             last_crash=self._last_crash,
             instance=self._instance,
+            num_slots=load.num_slots,
+            num_running=load.num_running,
+            tokens_per_s=round(load.tokens_per_s, 1),
         )
         try:
             write_heartbeat(Path(self._config.home), beat)

@@ -76,15 +76,29 @@ class OpenAttempt:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """What an engine has to do, and the tokens that it has counted since it started; as in `EngineStats`."""
+
+    num_slots: int = 0
+    num_running: int = 0
+    num_waiting: int = 0
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_completion_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Beat:
     """How far the engines of a child are, one entry for each: the steps made, and whether there is something to do.
 
-    `longest_step_s` is the longest that a step of any took, or is expected to take.
+    `longest_step_s` is the longest that a step of any took, or is expected to take. `loads` are None where a model is
+    not in memory.
     """
 
     steps: tuple[int, ...]
     is_busy: tuple[bool, ...]
     longest_step_s: float
+    loads: tuple[EngineLoad | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ from workers.process.beacon import Beacon
 from workers.process.events import Event, EventKind, OpenAttempt, WorkerConfig
 from workers.process.launch import CHILD_COMMAND, close_child, kill_child, launch_child
 from workers.process.lines import decode, encode
+from workers.process.load import LoadMeter
 from workers.process.memory import count_oom_kills
 from workers.process.stall import StallMeter, stall_limit_s
 
@@ -99,6 +100,7 @@ class Supervisor:
         self._open: list[OpenAttempt] = []
         self._stall = StallMeter(now=clock())
         self._stall_limit_s = stall_limit_s(0.0, config.stall_timeout_s)
+        self._load = LoadMeter([name for name, _ in config.models])
         self._killed_for = self._aborted_for = self._loading = ""
         self._oom_kills_at_poll = self._oom_kills_at_beat = 0
         self._num_crashes_in_a_row = 0
@@ -192,7 +194,7 @@ class Supervisor:
 
     def show(self) -> None:
         """Keep up the worker's sign of life; `poll` does."""
-        self._beacon.show(self.state, attempts=self._open, stalled_s=self._stall.stalled_s)
+        self._beacon.show(self.state, attempts=self._open, stalled_s=self._stall.stalled_s, load=self._load)
 
     def kill(self) -> None:
         """End the child at once, with whatever it may have started. Waits for it."""
@@ -231,6 +233,7 @@ class Supervisor:
                 assert event.beat is not None
                 self._stall.hear(steps=event.beat.steps, is_busy=event.beat.is_busy)
                 self._stall_limit_s = stall_limit_s(event.beat.longest_step_s, self._config.stall_timeout_s)
+                self._load.hear(event.beat.loads, now=self._clock())
                 # Sent after the last poll had read all there was: the child lived through the kills until then.
                 self._oom_kills_at_beat = self._oom_kills_at_poll
             case EventKind.CLAIMED:
@@ -335,6 +338,7 @@ class Supervisor:
         self._child = None
         self.is_ready = False
         self._stall.stalled_s = 0.0
+        self._load.forget()
 
 
 def end_idle(supervisors: Sequence[Supervisor]) -> list[Supervisor]:

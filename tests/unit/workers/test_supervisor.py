@@ -20,7 +20,7 @@ from batcher.jobdir.pulse import WorkerState
 from batcher.types import EngineConfig
 from tests.support.clock import Clock
 from tests.support.job_files import make_job
-from workers.process.events import Beat, Event, EventKind, OpenAttempt, WorkerConfig
+from workers.process.events import Beat, EngineLoad, Event, EventKind, OpenAttempt, WorkerConfig
 from workers.process.launch import launch_child
 from workers.process.lines import decode, encode
 from workers.process.supervisor import (
@@ -373,12 +373,23 @@ def test_orderly_end_leaves_no_sign_of_life(nursery: Nursery) -> None:
     assert read_heartbeats(Path(nursery.config.home)) == []
 
 
+def test_sign_of_life_says_how_many_slots_are_taken(nursery: Nursery) -> None:
+    load = "{'num_slots': 4, 'num_running': 3, 'num_completion_tokens': 7}"
+    busy = f"say('beat', beat={{'steps': [1], 'is_busy': [True], 'longest_step_s': 0.1, 'loads': [{load}]}})"
+    supervisor = nursery.start(f"say('loaded'); {busy}; say('ready'); stay()")
+
+    poll_until(supervisor, lambda: supervisor.is_ready)
+
+    found = read_heartbeats(Path(nursery.config.home))[0].beat
+    assert (found.num_running, found.num_slots) == (3, 4)
+
+
 def test_event_survives_its_way_to_the_parent() -> None:
     for event in (
         Event(EventKind.READY),
         Event(EventKind.FAILED, "disk full\n", 2),
         Event(EventKind.CLAIMED, attempt=OpenAttempt("/jobs/a", 3, 2)),
-        Event(EventKind.BEAT, beat=Beat((1, 2), (True, False), 0.5)),
+        Event(EventKind.BEAT, beat=Beat((1, 2), (True, False), 0.5, (EngineLoad(4, 3), None))),
     ):
         line = encode(event)
         assert line.count(b"\n") == 1
