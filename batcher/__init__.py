@@ -16,6 +16,7 @@ endings.py       how a process ended, in words
 types.py         the nouns that pass between modules
 constraints.py   what a completion can be held to, checked by its form
 ids.py           what ids and names of models may look like
+counted.py       counts with their nouns
 paths.py         what `~` means in front of a path
 machine.py       cores and memory that this process may use
 gguf.py          what a model file says of itself
