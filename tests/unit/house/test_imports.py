@@ -31,6 +31,7 @@ FLOORS: tuple[dict[str, tuple[str, ...]], ...] = (
             "batcher.model_kinds",
             "batcher.model_memory",
             "batcher.paths",
+            "batcher.words",
             "batcher.rounds",
             "batcher.startup",
             "batcher.thoughts",
