@@ -21,6 +21,7 @@ from batcher.machine import parse_size
 from batcher.openai.fields import MAX_INT32, MAX_MAX_TOKENS, MAX_SEED, MAX_STOPS
 from batcher.openai.parameters import shown
 from batcher.openai.request_params import template_variables
+from batcher.selection import RowSelection
 from batcher.submission.readers.bounds import MAX_RATIO, MAX_UNPACKED_BYTES, UnpackLimits
 from batcher.submission.readers.files import FORMATS, ReadOptions
 from batcher.submission.source import SubmitOptions
@@ -87,6 +88,10 @@ class JobOptions(TypedDict, total=False):
     validate: Callable[[Any], object] | str | None
     #: How often a row is computed again whose answer was refused, or does not fit its schema's type. [0]
     retry_invalid: Annotated[int, Field(ge=0, le=MAX_RETRIES)]
+    #: Take the first so many rows. [all]
+    limit: _Count | None
+    #: Take so many rows, drawn from all by `seed`, or by 0: the same ones each time. [all]
+    sample: _Count | None
     #: Column that holds the prompt. ["prompt"]
     prompt_column: str | None
     #: Column that holds the custom_id. ["custom_id", else the row]
@@ -233,6 +238,9 @@ def submit_options(
     """What the planner takes, of checked options. Raises InputError for those that contradict each other."""
     if options.get("strict") and options.get("allow_bad_rows"):
         raise InputError("strict and allow_bad_rows contradict each other; give one of them")
+    selection = RowSelection(options.get("limit"), options.get("sample"))
+    if selection.limit and selection.sample:
+        raise InputError("limit and sample contradict each other; give one of them")
     stop = options.get("stop", ())
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
     if len(stops) > MAX_STOPS:
@@ -264,6 +272,7 @@ def submit_options(
         known_models=known_models,
         context_lengths=context_lengths,
         models_reason=models_reason,
+        selection=selection,
         row_timeout_s=options.get("row_timeout"),
         # The documented default would cut off most answers of a chat.
         chat_max_tokens=options.get("max_tokens"),

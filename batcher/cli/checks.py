@@ -12,7 +12,7 @@ import click
 from batcher.api.engines import context_lengths
 from batcher.cli.engines import server_options
 from batcher.cli.options import broker_option, context_option, jobs_dir_option, json_option, option
-from batcher.cli.row_options import input_options, sampling_options, submit_options, with_stdin
+from batcher.cli.row_options import input_options, sampling_options, say_shortage, submit_options, with_stdin
 from batcher.types import EngineConfig
 
 if TYPE_CHECKING:
@@ -36,10 +36,12 @@ if TYPE_CHECKING:
 @sampling_options
 @input_options
 @context_option
-@option("--limit", type=click.IntRange(min=0), default=20, help="Most bad rows to list.")
+@option(
+    "--list", "num_listed", envvar="BATCHER_LIST", type=click.IntRange(min=0), default=20, help="Most bad rows to list."
+)
 @json_option
 def validate_command(
-    files: tuple[str, ...], *, models: tuple[str, ...], ctx: int | None, limit: int, as_json: bool, **rows: Any
+    files: tuple[str, ...], *, models: tuple[str, ...], ctx: int | None, num_listed: int, as_json: bool, **rows: Any
 ) -> int:
     """Read and check FILE... as run and submit would, and write nothing.
 
@@ -75,7 +77,8 @@ def validate_command(
     )
     say_json_parts(options.params)
     examine = _examiner(here, lengths)
-    report = validate(with_stdin(files), options, limit=limit, examine=examine)
+    report = validate(with_stdin(files), options, num_listed=num_listed, examine=examine)
+    say_shortage(options.selection, report.num_rows)
     names = ", ".join(model.name for model in here)
     click.echo(validation_json(report) if as_json else validation_text(report, tokenizer=names))
     if report.num_refused and options.strict:

@@ -21,6 +21,7 @@ from batcher.types import (
 )
 
 if TYPE_CHECKING:
+    from batcher.selection import RowSelection
     from batcher.submission.source import Input, SubmitOptions
 
 
@@ -85,9 +86,19 @@ _reading_options = chain(
 )
 
 
-#: How prompts are read from the input files. Parameters: prompt_column, id_column, template, chat, system, fields,
-#: file_column, csv_delimiter, input_format, max_unpacked, max_ratio, allow_bad_rows, strict, shard_rows.
+#: Which rows of the input files are taken, and how their prompts are read. Parameters: limit, sample, prompt_column,
+#: id_column, template, chat, system, fields, file_column, csv_delimiter, input_format, max_unpacked, max_ratio,
+#: allow_bad_rows, strict, shard_rows.
 input_options = chain(
+    option(
+        "--limit", type=click.IntRange(min=1), metavar="N", help="Take the first N rows of the input. [default: all]"
+    ),
+    option(
+        "--sample",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Take N rows, drawn from the whole input: the same ones each time, or others by another --seed.",
+    ),
     prompt_column_option,
     option("--id-column", metavar="NAME", help="Column that holds the custom_id. [default: custom_id, else the row]"),
     template_option,
@@ -291,6 +302,8 @@ def submit_options(
     system: str | None,
     allow_bad_rows: bool,
     strict: bool,
+    limit: int | None,
+    sample: int | None,
     stop: tuple[str, ...],
     chat_template_kwargs: str | None,
     **others: Any,
@@ -305,6 +318,8 @@ def submit_options(
 
     if strict and allow_bad_rows:
         raise click.UsageError("--strict and --allow-bad-rows contradict each other; give one of them")
+    if limit and sample:
+        raise click.UsageError("--limit and --sample contradict each other; give one of them")
     if len(stop) > MAX_STOPS:
         raise click.BadParameter(f"{len(stop)} stop strings; at most {MAX_STOPS}", param_hint="--stop")
     context = click.get_current_context(silent=True)
@@ -316,6 +331,8 @@ def submit_options(
         "system": None if system is None else _read_text("--system", system, what="the message"),
         "allow_bad_rows": allow_bad_rows,
         "strict": strict,
+        "limit": limit,
+        "sample": sample,
         "stop": stop,
         "chat_template_kwargs": None if chat_template_kwargs is None else _read_object(chat_template_kwargs),
     }
@@ -340,6 +357,12 @@ def _read_object(text: str) -> dict[str, Any]:
         example = '{"enable_thinking": false}'
         raise InputError(f"--chat-template-kwargs {text}: not a JSON object; write one, such as {example}")
     return value
+
+
+def say_shortage(selection: "RowSelection", num_rows: int) -> None:
+    """Say where an input gave fewer rows than were asked for."""
+    if shortage := selection.find_shortage(num_rows):
+        click.echo(f"Note: {shortage}.", err=True)
 
 
 def with_stdin(files: Sequence[str]) -> "list[Input]":

@@ -15,12 +15,13 @@ from batcher.api.engines import model_spec, needed_extras, take_engine_options
 from batcher.cli import EXIT_INTERRUPTED
 from batcher.cli.engines import choose_models, engine_options, models_dir_option, models_option, standing_config
 from batcher.cli.options import broker_option, find_job, jobs_dir_option, option, row_timeout_option
-from batcher.cli.row_options import input_options, sampling_options, submit_options, with_stdin
+from batcher.cli.row_options import input_options, sampling_options, say_shortage, submit_options, with_stdin
 from batcher.cli.texts import say_json_parts
 from batcher.cli.unserved import warn_of_unserved
 from batcher.cli.watch import complete_job, how_far, log_to_stderr, quoted, report_complete, typed_command, wait_for_job
 from batcher.installation import check_installed
 from batcher.paths import expand_home
+from batcher.selection import ALL_ROWS
 
 if TYPE_CHECKING:
     import subprocess
@@ -109,7 +110,7 @@ def run_command(
 
 @click.command("submit")
 @files_argument
-@option("--job-id", help="Name of the job. [default: the day and four letters]")
+@option("--job-id", help="Name of the job. [default: from the first file's name and the time]")
 @option("--model", metavar="NAME", help="Model of rows which name none.")
 @sampling_options
 @input_options
@@ -137,7 +138,9 @@ def submit_command(
     Example:
       batcher submit prompts.jsonl --model qwen --broker redis://host:6379/0 --jobs-dir /mnt/jobs
     """
-    from batcher.jobdir.root import place_job
+    from batcher.ids import new_job_id
+    from batcher.jobdir.folder import JobDir
+    from batcher.jobdir.root import locate_job
     from batcher.models.resolver import served_name
     from workers.queue.app import sending
 
@@ -146,8 +149,9 @@ def submit_command(
             "submit needs --broker URL (or BATCHER_BROKER); on one machine, `batcher run` needs none"
         )
     # Before anything is written: a mistyped URL should leave no job.
-    with sending(broker) as send, place_job(jobs_dir, job_id) as job:
+    with sending(broker) as send:
         default_model = None if model is None else served_name(model)
+        job = JobDir(locate_job(jobs_dir, job_id or new_job_id(Path(files[0]).name.partition(".")[0])))
         submission = submit_options(default_model=default_model, known_models=None, **options)
         _submit(job, files, submission, send=send, quiet=quiet)
     click.echo(job.job_id)
@@ -284,7 +288,10 @@ def _submit(
             _say_how_far(job, quiet=quiet)
     elif not quiet:
         refused = f" ({manifest.num_refused:,} refused)" if manifest.num_refused else ""
-        click.echo(f"Submitted {manifest.num_rows:,} rows{refused} in {len(manifest.shards):,} shards.", err=True)
+        is_whole = options.selection == ALL_ROWS or options.selection.find_shortage(manifest.num_rows)
+        rows = f"{manifest.num_rows:,} rows" if is_whole else options.selection
+        click.echo(f"Submitted {rows}{refused} in {len(manifest.shards):,} shards.", err=True)
+        say_shortage(options.selection, manifest.num_rows)
         say_json_parts(options.params)
     return begun.summary
 

@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from batcher.errors import JobError
 from batcher.ids import ID_PATTERN, is_model_name, response_digits
+from batcher.selection import ALL_ROWS, RowSelection
 from batcher.types import TAKE_ALL, AnswerRules, SamplingParams
 
 #: 2: shards hold the parameters beyond the documented ones and chats, results have `logprobs`. 3: shards hold further
@@ -37,7 +38,8 @@ class Manifest:
     command given again is known as a resume. `row_timeout_s` bounds the time of each choice, from its first prefill.
     No choice takes more than `longest_request` tokens, prompt and completion, by the bytes of its prompt. `uid` is of
     this job alone, whatever its name; "" in jobs of version 2. `optional_ipc` is the schema of its optional result
-    columns (see `optional_columns`), likewise; "" where it has none. `answers` says which answers it does not take.
+    columns (see `optional_columns`), likewise; "" where it has none. `answers` says which answers it does not take,
+    `selection` which rows of the inputs it has.
     """
 
     job_id: str
@@ -56,6 +58,7 @@ class Manifest:
     uid: str = ""
     optional_ipc: str = ""
     answers: AnswerRules = TAKE_ALL
+    selection: RowSelection = ALL_ROWS
     version: int = MANIFEST_VERSION
 
     @property

@@ -1,6 +1,7 @@
 """A prompts file becomes a job.
 
 readers/       input files -> batches of raw rows
+sampling.py    raw rows -> those that a job is to have
 rows.py        raw rows -> validated rows
 columns.py     columns as the values of fields, ids and templates
 template.py    prompts from templates

@@ -138,6 +138,7 @@ def _write_shards(job: JobDir, source: Source, on_progress: Callable[[int], None
         longest_request=splitter.longest_request,
         uid=secrets.token_hex(16),
         answers=options.answers,
+        selection=options.selection,
         optional_ipc=encode_schema(optional) if optional.names else "",
     )
 
@@ -168,9 +169,12 @@ def _same_job(job: JobDir, source: Source) -> Manifest:
         )
         if mine != theirs
     ]
+    what = f"with other {' and '.join(differs) or 'input'}"
+    if manifest.selection != source.options.selection:
+        what = f"of {manifest.selection} of the input, and this is one of {source.options.selection}"
     raise JobError(
-        f"{job.path}: holds a job with other {' and '.join(differs) or 'input'}; "
-        f"`batcher resume` continues that one, for a new one choose another folder or job id"
+        f"{job.path}: holds a job {what}; `batcher resume` continues that one, for a new one choose another folder or "
+        "job id"
     )
 
 

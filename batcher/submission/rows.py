@@ -6,7 +6,7 @@ Every input row gives exactly one `ShardRow`: a request, or what is known of it 
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,14 +128,14 @@ class RowParser:
         batch_model = parameters.batch_line_model(id_column=self._id_column)
         self._validate_batch_line = batch_model.__pydantic_validator__.validate_python
 
-    def parse(self, batch: LineBatch | TableBatch, *, first_row: int) -> RowBatch:
-        """The rows of a batch, numbered from `first_row`. Raises InputError for a table that lacks a needed column."""
+    def parse(self, batch: LineBatch | TableBatch, *, numbers: Iterable[int]) -> RowBatch:
+        """The rows of a batch, `numbers` being theirs in the input. Raises InputError for a table that lacks a needed
+        column."""
         if isinstance(batch, TableBatch):
-            return self._parse_table(batch, first_row=first_row)
+            return self._parse_table(batch, numbers=numbers)
         rows: list[ShardRow] = []
         carried: list[dict[str, Any]] = []
-        for position, line in enumerate(batch.lines):
-            row = first_row + position
+        for (position, line), row in zip(enumerate(batch.lines), numbers, strict=False):
             try:
                 if line is None:
                     raise too_long(batch.max_bytes, what="line")
@@ -226,7 +226,7 @@ class RowParser:
 
     # -- tables -------------------------------------------------------------------------------------------------------
 
-    def _parse_table(self, batch: TableBatch, *, first_row: int) -> RowBatch:
+    def _parse_table(self, batch: TableBatch, *, numbers: Iterable[int]) -> RowBatch:
         origin = batch.origin
         self._check_table(origin.file, batch.table.column_names)
         try:
@@ -246,9 +246,8 @@ class RowParser:
         for name, column in zip(names, columns, strict=True):
             unreadable |= bad_positions(name, column)
         rows = []
-        for position, row_values in enumerate(zip(*columns, strict=True)):
+        for (position, row_values), row in zip(enumerate(zip(*columns, strict=True)), numbers, strict=False):
             values = dict(zip(names, row_values, strict=True))
-            row = first_row + position
             try:
                 if position in batch.broken:
                     raise batch.broken[position]

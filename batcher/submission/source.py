@@ -13,11 +13,13 @@ from batcher.errors import InputError
 from batcher.ids import check_model_name
 from batcher.jobdir.optional_columns import optional_schema
 from batcher.openai.parameters import ROW_FIELDS
+from batcher.selection import ALL_ROWS, RowSelection
 from batcher.submission.custom_ids import CustomIds
 from batcher.submission.readers.bounds import MAX_LINE_BYTES, Bounds, Checkpoint, UnpackLimits, go_on
 from batcher.submission.readers.files import InputStream, ReadOptions, file_columns, read_batches
 from batcher.submission.readers.paths import STREAM, InputFile, expand, is_pipe, shown_path
 from batcher.submission.rows import RowBatch, RowParser
+from batcher.submission.sampling import select_rows
 from batcher.submission.template import parse_template
 from batcher.types import TAKE_ALL, AnswerRules, Reasoning, Request, SamplingParams
 
@@ -55,6 +57,8 @@ class SubmitOptions:
     whole. `context_lengths` are those of the models that will run, in tokens, as far as they are known: a mistake is
     also a max_tokens that leaves no room for a prompt.
 
+    `selection` says which rows of the input are wanted; a sample is drawn by `seed`, None: by 0.
+
     `reasoning` is what becomes of the thoughts in chats (see `types.Reasoning`). None: they are split where one of the
     models that will run reasons (`models_reason`; None: nobody knows), else kept.
     """
@@ -82,6 +86,7 @@ class SubmitOptions:
     answers: AnswerRules = TAKE_ALL
     reasoning: str | None = None
     models_reason: bool | None = None
+    selection: RowSelection = ALL_ROWS
 
     @property
     def chat_reasoning(self) -> str:
@@ -140,13 +145,12 @@ class Source:
 
         `checkpoint` is called before each block that is read, unpacked or checked; what it raises ends the reading.
         """
-        num_rows = 0
         bounds = Bounds(checkpoint, self.options.unpack_limits, self.options.max_line_bytes)
         with CustomIds() as ids:
-            for raw in read_batches(self._files, self.options.reading, bounds):
+            raw_batches = read_batches(self._files, self.options.reading, bounds)
+            for raw in select_rows(raw_batches, self.options.selection, seed=self.options.seed or 0):
                 checkpoint()
-                batch = self._parser.parse(raw, first_row=num_rows)
-                num_rows += len(batch.rows)
+                batch = self._parser.parse(raw.batch, numbers=raw.rows)
                 ids.add([row.request.custom_id for row in batch.rows], batch.origin)
                 yield batch
             if self.options.id_column is not None and not self._parser.has_ids:
@@ -188,6 +192,8 @@ class Source:
             settings.append({"fields": sorted(set(options.fields))})
         if options.answers != TAKE_ALL:
             settings.append({"answers": asdict(options.answers)})
+        if options.selection != ALL_ROWS:
+            settings.append({"selection": asdict(options.selection)})
         if options.reading != ReadOptions():
             settings.append(asdict(options.reading))
         halves = (json.dumps(half).encode() for half in (digests, settings))

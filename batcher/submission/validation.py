@@ -52,17 +52,17 @@ def validate(
     inputs: Sequence[Input],
     options: SubmitOptions,
     *,
-    limit: int = NUM_LISTED,
+    num_listed: int = NUM_LISTED,
     examine: Examine | None = None,
 ) -> ValidationReport:
-    """Read and check `inputs` as submit would, and write nothing. Lists the first `limit` bad rows.
+    """Read and check `inputs` as submit would, and write nothing. Lists the first `num_listed` bad rows.
 
     Raises InputError for what would refuse the whole input, but for rows that all have the same mistake.
     """
     carried = CarriedColumns(optional=options.optional.names)
     splitter = Splitter(lambda number, shard: None, carried=carried, shard_rows=options.shard_rows)
     watch = BadRowsWatch(options.context_lengths)
-    count = _Count(limit, examine)
+    count = _Count(num_listed, examine)
     for batch in Source(inputs, options).scan():
         splitter.add(batch)
         watch.add(batch)
@@ -87,8 +87,8 @@ def validate(
 class _Count:
     """What the rows add up to. Mutable."""
 
-    def __init__(self, limit: int, examine: Examine | None) -> None:
-        self._limit = limit
+    def __init__(self, num_listed: int, examine: Examine | None) -> None:
+        self._num_listed = num_listed
         self._examine = examine
         self.num_rows = self.num_ok = self.num_refused = self.num_choices = self.num_chars = 0
         self.num_prompt_tokens = self.num_at_most = self.longest = 0
@@ -120,5 +120,5 @@ class _Count:
 
     def _add_bad(self, error: RowError, message: str) -> None:
         self.codes[error.code.value] += 1
-        if len(self.bad) < self._limit:
+        if len(self.bad) < self._num_listed:
             self.bad.append(message)

@@ -48,22 +48,21 @@ def test_frame_becomes_a_frame_in_its_order_and_nothing_is_printed(
     assert repr(job) == "<Job 'out': complete, 40 of 40 rows>"
 
 
-def test_run_leaves_no_thread_that_could_end_the_program_after_its_work(family: Family, model: Path) -> None:
-    TICKETS.to_parquet(family.folder / "tickets.parquet")
-    script = f"""
-        import os, threading, numpy, pyarrow.parquet, batcher, batcher.api.work
-        # Those of libraries, which Python does not know. Pyarrow's pool can end a process that ends with SIGABRT.
-        strangers = lambda: len(os.listdir("/proc/self/task")) - threading.active_count()
-        before = strangers()
-        job = batcher.run("tickets.parquet", "out", model={str(model)!r}, prompt_column="text", max_tokens=4)
-        assert len(list(job.results())) == 40
-        print(strangers() - before)
-    """
+def test_a_sample_comes_first_and_its_rows_are_found_again_among_all(
+    tmp_path: Path, model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options: dict[str, Any] = {"model": str(model), "template": "{text}:", "max_tokens": 4, "seed": 7}
 
-    command = family.start_script(textwrap.dedent(script))
+    sample = batcher.run(TICKETS, tmp_path / "sample", sample=5, **options).results().to_pandas()
+    first = batcher.run(TICKETS, tmp_path / "first", limit=41, **options).results().to_pandas()
 
-    assert command.wait() == 0, command.stderr
-    assert command.stdout == "0\n"
+    again = first.set_index("custom_id").loc[list(sample["custom_id"])]
+    assert (len(sample), len(first)) == (5, 40)
+    assert list(sample["text"]) == list(again["text"])
+    assert list(sample["row"]) == list(again["row"]) == sorted(sample["row"])
+    assert "first: the input has 40 rows, fewer than 41" in caplog.text
+    with pytest.raises(JobError, match="of a sample of 5 rows of the input, and this is one of all rows"):
+        batcher.run(TICKETS, tmp_path / "sample", **options)
 
 
 def test_same_call_finds_its_job_and_another_does_not_touch_it(tmp_path: Path, model: Path) -> None:

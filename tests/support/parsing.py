@@ -1,6 +1,7 @@
 """Parses raw rows for tests: lines as bytes or as what JSON makes of them, tables by their columns."""
 
 import json
+from itertools import count
 from typing import Any
 
 import pyarrow as pa
@@ -22,7 +23,7 @@ def make_parser(**options: Any) -> RowParser:
 def parse_lines(*lines: bytes | dict[str, Any] | None, **options: Any) -> RowBatch:
     data = [json.dumps(line).encode() if isinstance(line, dict) else line for line in lines]
     origin = Origin("in.jsonl", ":", range(1, len(data) + 1))
-    return make_parser(**options).parse(LineBatch(origin, data), first_row=0)
+    return make_parser(**options).parse(LineBatch(origin, data), numbers=count())
 
 
 def parse_line(line: bytes | dict[str, Any], **options: Any) -> ShardRow:
@@ -32,7 +33,7 @@ def parse_line(line: bytes | dict[str, Any], **options: Any) -> ShardRow:
 def parse_table(columns: dict[str, Any], **options: Any) -> RowBatch:
     table = pa.table(columns)
     origin = Origin("in.parquet", ": row ", range(1, table.num_rows + 1))
-    return make_parser(**options).parse(TableBatch(origin, table), first_row=0)
+    return make_parser(**options).parse(TableBatch(origin, table), numbers=count())
 
 
 def message(row: ShardRow) -> str:

@@ -117,11 +117,14 @@ class ArrowRows:
         self._names = unique_names(self._reader.schema.names)
         self._num_read = 0
         self._columns = [hashlib.sha256() for _ in self._names]
+        #: What is left, also after somebody had enough of it.
+        self._pieces = self._rows(NO_BOUNDS)
 
     def batches(self, options: ReadOptions, bounds: Bounds) -> Iterator[TableBatch]:
         """See `InputStream`."""
         _refuse_reading(options)
-        for piece in self._rows(bounds):
+        self._pieces = self._rows(bounds)
+        for piece in self._pieces:
             bounds.checkpoint()
             numbers = range(self._num_read, self._num_read + piece.rows.num_rows)
             self._num_read += piece.rows.num_rows
@@ -131,7 +134,7 @@ class ArrowRows:
 
     def digest(self) -> str:
         """See `InputStream`. Of names, types and values; not of how the values are stored."""
-        for _ in self._rows(NO_BOUNDS):
+        for _ in self._pieces:
             pass
         said = [
             (name, str(field.type), column.hexdigest())

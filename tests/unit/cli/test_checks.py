@@ -70,7 +70,7 @@ def test_validate_counts_and_lists_bad_rows_by_line(run: Run, prompts: Path, tmp
 
 
 def test_validate_json_has_the_same(run: Run, prompts: Path) -> None:
-    code, out, _ = run("validate prompts.jsonl --model qwen --json --limit 0")
+    code, out, _ = run("validate prompts.jsonl --model qwen --json --list 0")
 
     found = json.loads(out)
     assert code == 1

@@ -18,7 +18,6 @@ FLOORS: tuple[dict[str, tuple[str, ...]], ...] = (
         "the ground": (
             "batcher.chat_templates",
             "batcher.constraints",
-            "batcher.counted",
             "batcher.endings",
             "batcher.errors",
             "batcher.gguf",
@@ -31,8 +30,8 @@ FLOORS: tuple[dict[str, tuple[str, ...]], ...] = (
             "batcher.model_kinds",
             "batcher.model_memory",
             "batcher.paths",
-            "batcher.words",
             "batcher.rounds",
+            "batcher.selection",
             "batcher.startup",
             "batcher.thoughts",
             "batcher.types",

@@ -4,6 +4,7 @@ import io
 import json
 import math
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 import pytest
@@ -130,7 +131,7 @@ def line_of_bytes(line: bytes, *, columns: dict[str, Any] | None = None) -> dict
     [batch] = read_batches([NamedStream(io.BytesIO(line + b"\n"))])
     assert isinstance(batch, LineBatch)
     batch = replace(batch, columns=columns or {})
-    [row] = parser.parse(batch, first_row=0).rows
+    [row] = parser.parse(batch, numbers=count()).rows
     assert row.error is not None
     table = build_table(
         [Completion(row.request, "", 5, error=row.error)], carried=carried_of([0]), attempt=1, worker="w"

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cache
+from itertools import count
 from typing import Any, get_args
 
 import pyarrow as pa
@@ -158,7 +159,7 @@ def parser(fields: tuple[str, ...]) -> RowParser:
 
 def parse(line: Mapping[str, Any], *, prefix: str, fields: tuple[str, ...] = ()) -> Answer:
     batch = LineBatch(Origin("f", ":", range(1, 2)), [json.dumps(line).encode()])
-    [row] = parser(fields).parse(batch, first_row=0).rows
+    [row] = parser(fields).parse(batch, numbers=count()).rows
     if row.error is None:
         return Answer(row.request)
     return Answer(None, row.error.message.removeprefix(prefix), row.error.param)
@@ -378,7 +379,7 @@ def test_defaults_of_the_job_stay_where_a_row_says_something_else() -> None:
     of_job = RowParser(params=defaults, default_model="m", fields=("min_p",))
     lines: list[bytes | None] = [json.dumps({"prompt": "x"} | more).encode() for more in changes]
 
-    rows = of_job.parse(LineBatch(Origin("f", ":", range(1, 4)), lines), first_row=0).rows
+    rows = of_job.parse(LineBatch(Origin("f", ":", range(1, 4)), lines), numbers=count()).rows
 
     expected = [defaults, replace(defaults, seed=1), replace(defaults, min_p=0.1)]
     assert [row.request.params for row in rows] == expected
@@ -430,7 +431,9 @@ def test_text_that_is_no_array_is_refused_as_it_is() -> None:
 
 def of_table(columns: dict[str, pa.Array], *, num_rows: int) -> list[ShardRow]:
     table = pa.table({"prompt": pa.array(["x"] * num_rows), "model": pa.array(["m"] * num_rows), **columns})
-    batch = parser(OPTIONAL_ROW_FIELDS).parse(TableBatch(Origin("f", ":", range(1, num_rows + 1)), table), first_row=0)
+    batch = parser(OPTIONAL_ROW_FIELDS).parse(
+        TableBatch(Origin("f", ":", range(1, num_rows + 1)), table), numbers=count()
+    )
     assert isinstance(batch.carried, pa.Table)
     assert batch.carried.num_columns == 0
     return batch.rows

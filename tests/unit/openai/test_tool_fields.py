@@ -1,6 +1,7 @@
 """What bodies say of functions: checked by its place, and the same live, in a line and in a row."""
 
 import json
+from itertools import count
 from typing import Any
 
 import pyarrow as pa
@@ -103,7 +104,7 @@ def test_tools_of_a_row_have_no_place_beside_a_choice_of_its_job_unless_it_lifts
     lines = [row, row | {"response_format": {"type": "text"}}, row | {"response_format": {"type": "json_object"}}]
 
     refused, *taken = parser.parse(
-        LineBatch(Origin("f", ":", range(1, 4)), [json.dumps(line).encode() for line in lines]), first_row=0
+        LineBatch(Origin("f", ":", range(1, 4)), [json.dumps(line).encode() for line in lines]), numbers=count()
     ).rows
 
     assert refused.error is not None
@@ -123,10 +124,10 @@ def test_rows_have_tools_as_json_or_its_text_in_lines_and_tables() -> None:
     columns = list(table)
 
     in_lines = parser.parse(
-        LineBatch(Origin("f", ":", range(1, 3)), [json.dumps(line).encode() for line in lines]), first_row=0
+        LineBatch(Origin("f", ":", range(1, 3)), [json.dumps(line).encode() for line in lines]), numbers=count()
     ).rows
     in_table = parser.parse(
-        TableBatch(Origin("f", ": row ", range(3)), pa.table(list(table.values()), columns)), first_row=0
+        TableBatch(Origin("f", ": row ", range(3)), pa.table(list(table.values()), columns)), numbers=count()
     ).rows
 
     named, required = Tools(TOLD, is_required=True, name="find"), Tools(TOLD, is_required=True)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def test_prompt_means_the_same_wherever_it_stands(
 
     # When
     live = parse_body(json.dumps(body).encode(), is_chat=False, models=("m",), max_prompts=2).request
-    rows = [*parser.parse(lines, first_row=0).rows, *parser.parse(table, first_row=0).rows]
+    rows = [*parser.parse(lines, numbers=count()).rows, *parser.parse(table, numbers=count()).rows]
 
     # Then
     assert [row.error for row in rows] == [None] * 3
@@ -77,7 +78,7 @@ def test_limit_of_prompts_does_not_count_the_ids_of_one() -> None:
 def test_refused_row_keeps_its_ids() -> None:
     line = {"custom_id": "a", "prompt": [[1, 2], [3]], "max_tokens": -1}
     lines = LineBatch(Origin("in", ":", range(1, 2)), [json.dumps(line).encode()])
-    (row,) = RowParser(params=SamplingParams(), default_model="m").parse(lines, first_row=0).rows
+    (row,) = RowParser(params=SamplingParams(), default_model="m").parse(lines, numbers=count()).rows
     assert row.error is not None
     assert row.request == Request(0, "a", "m", ("[1,2]", "[3]"), True, SamplingParams(), is_token_ids=True)
 

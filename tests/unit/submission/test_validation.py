@@ -27,7 +27,7 @@ def test_validate_counts_what_submit_would_make_and_writes_nothing(tmp_path: Pat
     path = write_lines(tmp_path / "p.jsonl", *lines)
     before = names_in(tmp_path)
 
-    report = validate([path], make_options(), limit=1, examine=lambda requests: map(count_words, requests))
+    report = validate([path], make_options(), num_listed=1, examine=lambda requests: map(count_words, requests))
 
     assert names_in(tmp_path) == before
     assert (report.num_rows, report.num_ok, report.num_bad, report.num_choices) == (4, 2, 2, 3)
