@@ -74,6 +74,12 @@ class JobCancelledError(JobError):
     exit_code = 3
 
 
+class JobPausedError(JobError):
+    """The job was paused while workers of this machine worked on it."""
+
+    exit_code = 3
+
+
 class ShardGivenUpError(JobError):
     """A shard failed or crashed so often, no row being to blame, that it waits for a user's `resume`."""
 

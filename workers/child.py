@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from batcher.jobdir.folder import JobDir
     from workers.engines.base import Engine
     from workers.engines.pool import CountWaiting, EnginePool
-    from workers.shard.runner import WorkerContext
+    from workers.shard.context import WorkerContext
 
 # Not __name__, which is `__main__` here, and so none of those that `set_up_logging` lets speak.
 logger = logging.getLogger("batcher.workers.child")
@@ -305,7 +305,7 @@ def _worker_context(config: WorkerConfig, reporter: Reporter, stopping: threadin
     from batcher.broker.client import open_client
     from batcher.broker.leases import BackgroundLeases
     from batcher.manage.finish import finalize
-    from workers.shard.runner import WorkerContext
+    from workers.shard.context import WorkerContext
     from workers.shard.validators import ValidatorRef
 
     def on_attempt(kind: EventKind, job: "JobDir", shard: int, attempt: int) -> None:

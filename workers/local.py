@@ -25,7 +25,7 @@ from typing import Any, Self
 from batcher.broker.client import connect
 from batcher.broker.embedded import embedded_broker, own_folder
 from batcher.broker.leases import LEASE_TTL_S, Pace
-from batcher.errors import BatcherError, BrokerError, JobCancelledError
+from batcher.errors import BatcherError, BrokerError, JobCancelledError, JobPausedError
 from batcher.jobdir.folder import JobDir, Watch
 from batcher.jobdir.heartbeats import sweep_heartbeats
 from batcher.jobdir.scope import scope_of
@@ -150,8 +150,8 @@ def complete(
     have set up their engines, once if they agree. `log` is the descriptor of the workers' stderr; None: that of this
     process.
 
-    Raises StoppedError on SIGINT or SIGTERM (in the main thread), JobCancelledError if somebody cancelled the job, and
-    another BatcherError if the workers can't go on. Finished rows are kept in any case.
+    Raises StoppedError on SIGINT or SIGTERM (in the main thread), JobCancelledError or JobPausedError if somebody has
+    the job stopped, and another BatcherError if the workers can't go on. Finished rows are kept in any case.
     """
     summary = finalize(job)
     if summary is not None:
@@ -182,7 +182,7 @@ def complete(
                 # Their messages are for a broker that ends now, too.
                 supervisors = end_idle(supervisors)
             return summary
-        except JobCancelledError:
+        except (JobCancelledError, JobPausedError):
             stop_all(supervisors, grace_s=config.grace_s, is_urgent=stop.is_urgent)
             supervisors = []
             # What was on its way to its commit can have been the rest.
@@ -196,7 +196,8 @@ def complete(
 def wait(
     job: JobDir, broker_url: str, *, on_status: Callable[[Status], None], lease_ttl_s: float = LEASE_TTL_S
 ) -> Summary:
-    """Wait until workers elsewhere have completed `job`, sweeping it meanwhile. Raises like `complete`."""
+    """Wait until workers elsewhere have completed `job`, sweeping it meanwhile. Raises like `complete`; a pause is
+    waited out."""
     watch = Watch(job)
     scope = scope_of(job.path.parent, store=job.store)
     sweeping = _job_sweeper(watch, broker_url, scope=scope, sends_first=False, lease_ttl_s=lease_ttl_s)
@@ -311,4 +312,7 @@ def _watch(
                 return summary
             if status.state is JobState.CANCELLED:
                 raise JobCancelledError(f"{job.path}: the job was cancelled")
+            if status.state is JobState.PAUSED and supervisors:
+                # Who only waits for others waits until they go on.
+                raise JobPausedError(f"{job.path}: the job was paused; Job.resume() or `batcher resume` has it go on")
         time.sleep(TICK_S)

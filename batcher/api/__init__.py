@@ -1,7 +1,7 @@
 """The public Python API that `import batcher` offers, made of the functions of the rooms below.
 
 jobs.py      jobs begin: run, submit, open
-job.py       a job: status, wait, results, retry, resume, cancel, export
+job.py       a job: status, wait, results, retry, resume, pause, cancel, export
 source.py    paths, dicts and tables as inputs
 options.py   the options of jobs and workers, checked
 constraint.py  those of them that say what every text must be

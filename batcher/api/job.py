@@ -18,6 +18,7 @@ from batcher.manage.cancel import CancelResult, cancel
 from batcher.manage.delete import delete_job
 from batcher.manage.export import ExportFormat, export
 from batcher.manage.finish import Summary, finalize, read_summary
+from batcher.manage.pause import PauseResult, pause
 from batcher.manage.retry import retry
 from batcher.manage.status import Status, StatusReader
 from batcher.paths import expand_home
@@ -75,9 +76,9 @@ class Job:
         """Block until the job is complete; returns it.
 
         With `progress` a bar on the terminal or in the notebook, elsewhere a JSON line every few seconds on stderr.
-        Waiting starts no workers: `resume` does. Ctrl-C ends the waiting, not the job. Raises TimeoutError after
-        `timeout` seconds, JobCancelledError if the job is cancelled, BrokerError if the broker that it was submitted to
-        is away for 30 seconds.
+        Waiting starts no workers: `resume` does. A pause is waited out. Ctrl-C ends the waiting, not the job. Raises
+        TimeoutError after `timeout` seconds, JobCancelledError if the job is cancelled, BrokerError if the broker that
+        it was submitted to is away for 30 seconds.
         """
         from batcher.api.work import wait_for
 
@@ -141,8 +142,9 @@ class Job:
         progress: bool = False,
         **options: Unpack[EngineOptions],
     ) -> Self:
-        """Go on with what is unfinished, cancelled or was opened by `retry`; what is finished is kept. Returns the job.
+        """Go on with what is unfinished, paused, cancelled or opened by `retry`; what is finished is kept.
 
+        Returns the job.
         With `broker`, or if the job was submitted to one, its shards are sent there, and this returns at once; `wait`
         waits. Else it blocks while `workers` processes of this machine complete the job, as `batcher.run` does, which
         has the parameters and errors. `model` are the models that they load, by default those of `run` or of the same
@@ -159,6 +161,14 @@ class Job:
         specs = self._models if model is None else model_specs(model)
         resume_here(self._here, specs, num_workers=workers, progress=progress, options=checked)
         return self
+
+    def pause(self) -> bool:
+        """Have the workers of the job stop at their next row and take other work; finished rows stay.
+
+        Waiting goes on meanwhile; `resume` has the job go on. A `batcher.run` of it raises JobPausedError. Returns
+        whether it is paused now; False: it is complete or cancelled.
+        """
+        return pause(self._here) in (PauseResult.PAUSED, PauseResult.ALREADY_PAUSED)
 
     def cancel(self) -> bool:
         """Stop the job: its workers end at their next row, and finished rows stay. `resume` takes it up again.

@@ -59,7 +59,8 @@ def run(
     The same call again, also after Ctrl-C (KeyboardInterrupt) or a crash, goes on with the job in `out`. Rows that fail
     are results too; `Job.errors` has them. Raises InputError for the arguments, or an input that is wrong as a whole,
     ModelError where a model can't be loaded, JobError where `out` holds another job, MissingPackageError without the
-    extra `worker`, BrokerBusyError while another run works on it, JobCancelledError if somebody cancels it.
+    extra `worker`, BrokerBusyError while another run works on it, JobCancelledError or JobPausedError if somebody has
+    it stopped.
     """
     from workers.local import job_broker
 

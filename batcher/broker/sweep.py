@@ -198,4 +198,4 @@ class Sweep:
 
 
 def _is_over(listing: Listing) -> bool:
-    return listing.is_cancelled or listing.is_complete
+    return listing.is_halted or listing.is_complete

@@ -4,7 +4,7 @@ Exit codes: 0 all rows ok, 1 the job ended with error rows, 2 bad usage or input
 130 interrupted.
 
 run.py          run, submit, worker, resume
-jobs.py         status, list, cancel, delete
+jobs.py         status, list, pause, cancel, delete
 results.py      results, export, retry
 checks.py       validate, doctor
 models.py       models
@@ -50,6 +50,7 @@ _COMMANDS = {
     "results": "results",
     "export": "results",
     "retry": "results",
+    "pause": "jobs",
     "cancel": "jobs",
     "delete": "jobs",
     "validate": "checks",

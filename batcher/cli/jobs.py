@@ -1,4 +1,4 @@
-"""Commands on jobs that exist: status, list, cancel, delete."""
+"""Commands on jobs that exist: status, list, pause, cancel, delete."""
 
 import sys
 import time
@@ -72,6 +72,35 @@ def list_command(*, as_json: bool, jobs_dir: Path) -> int:
         click.echo(table_text(("JOB", "STATE", "ROWS", "DONE", "ERRORS", "CREATED"), rows))
     else:
         click.echo(f"No jobs under {jobs_dir}.", err=True)
+    return 0
+
+
+@click.command("pause")
+@job_argument
+@jobs_dir_option
+def pause_command(job: str, *, jobs_dir: Path) -> int:
+    """Pause JOB: its workers stop at their next row and take other work. `batcher resume` has it go on.
+
+    What is finished stays, and who waits for the job (`submit --wait`) waits on. A `run` of it ends, with exit code 3.
+
+    \b
+    Example:
+      batcher pause nightly --jobs-dir /mnt/jobs
+    """
+    from batcher.cli.texts import typed_job
+    from batcher.manage.pause import PauseResult, pause
+
+    found = find_job(job, jobs_dir)
+    again = f"batcher resume {typed_job(found)}"
+    match pause(found):
+        case PauseResult.PAUSED:
+            click.echo(f"Paused. Finished rows are kept; have it go on with: {again}")
+        case PauseResult.ALREADY_PAUSED:
+            click.echo(f"The job is paused already; have it go on with: {again}")
+        case PauseResult.CANCELLED:
+            click.echo(f"The job is cancelled: nobody works on it; take it up again with: {again}")
+        case PauseResult.TOO_LATE:
+            click.echo("The job is complete; there is nothing to pause.")
     return 0
 
 

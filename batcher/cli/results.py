@@ -118,6 +118,9 @@ def retry_command(job: str, *, where: tuple[str, ...], broker: str | None, jobs_
         click.echo("Nothing to retry.")
         return 0
     click.echo(f"Reopened {selection.num_rows:,} rows in {len(selection.shards):,} shards.")
+    if found.is_paused:
+        click.echo(f"The job is paused; have it go on with: batcher resume {typed_job(found)}")
+        return 0
     if broker is not None:
         click.echo(f"Enqueued {retried.num_sent:,} shards.")
         return 0

@@ -224,7 +224,7 @@ def resume_command(
     quiet: bool,
     **options: Any,
 ) -> int:
-    """Take JOB up again: what is finished is kept, also where the job was cancelled or the broker lost.
+    """Take JOB up again: what is finished is kept, also where the job was paused, cancelled or the broker lost.
 
     With --broker its shards go to the workers there. Without, workers of this machine complete it, as `run` does.
 

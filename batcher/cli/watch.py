@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from batcher.cli import EXIT_ERROR_ROWS, EXIT_INTERRUPTED
-from batcher.errors import BatcherError
+from batcher.errors import BatcherError, JobPausedError
 
 if TYPE_CHECKING:
     import subprocess
@@ -55,6 +55,9 @@ def complete_job(
     except StoppedError:
         click.echo(f"Stopped: {how_far(job)} are done and kept. Resume with:\n  {again}", err=True)
         return EXIT_INTERRUPTED
+    except JobPausedError as exc:
+        click.echo(f"Paused: {how_far(job)} are done and kept. Go on with:\n  {again}", err=True)
+        return exc.exit_code
     except BatcherError as exc:
         click.echo(f"Error: {exc}", err=True)
         if job.exists():

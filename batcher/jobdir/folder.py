@@ -9,6 +9,7 @@
     JOB/results/part-00007.parquet             the shard's commit: created if absent, never overwritten
     JOB/results/_SUCCESS, JOB/summary.json     written when every part exists and the count proves it
     JOB/CANCELLED                              present while the job is cancelled
+    JOB/PAUSED                                 present while the job is paused
     JOB/batch.json                             what was asked for, if it was made by the server (see `server.batches`)
     JOB/batch/                                 what became of that, and its output files for download
     JOB/DELETED                                the manifest of a job that is being deleted: there is no job any more
@@ -36,6 +37,7 @@ from batcher.jobdir.listing import (
     CHUNKS_NAME,
     DAMAGED_NAME,
     MANIFEST_NAME,
+    PAUSED_NAME,
     RESULTS_NAME,
     SHARDS_NAME,
     SUCCESS_NAME,
@@ -135,6 +137,10 @@ class JobDir:
     @property
     def cancelled_path(self) -> Path:
         return self.path / CANCELLED_NAME
+
+    @property
+    def paused_path(self) -> Path:
+        return self.path / PAUSED_NAME
 
     @property
     def batch_path(self) -> Path:
@@ -318,7 +324,7 @@ class JobDir:
         """The shards that are not among `committed`, in order."""
         return [info for info in self.manifest.shards if info.shard not in committed]
 
-    # -- cancelling ---------------------------------------------------------------------------------------------
+    # -- cancelling and pausing ---------------------------------------------------------------------------------
 
     @property
     def is_cancelled(self) -> bool:
@@ -349,8 +355,23 @@ class JobDir:
             at = datetime.fromtimestamp(found.modified_s, UTC)
         return Cancellation(at if at.tzinfo else at.replace(tzinfo=UTC), text.endswith(_EXPIRY_MARK))
 
-    def uncancel(self) -> None:
-        self.store.delete_many([self.cancelled_path])
+    @property
+    def is_paused(self) -> bool:
+        return self.has(self.paused_path)
+
+    def pause(self) -> bool:
+        """Mark the job as paused; workers stop at their next row. Returns False where it was already."""
+        mark = datetime.now(UTC).isoformat()
+        return self.store.create(self.paused_path, mark.encode(), guard=self.check_exists)
+
+    @property
+    def is_halted(self) -> bool:
+        """Cancelled or paused: nobody is to work on the job."""
+        return self.is_cancelled or self.is_paused
+
+    def unhalt(self) -> None:
+        """Take back the marks of a cancellation and of a pause."""
+        self.store.delete_many([self.cancelled_path, self.paused_path])
 
     @property
     def is_complete(self) -> bool:

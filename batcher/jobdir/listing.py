@@ -13,6 +13,7 @@ from batcher.jobdir.store import Entry
 
 MANIFEST_NAME = "manifest.json"
 CANCELLED_NAME = "CANCELLED"
+PAUSED_NAME = "PAUSED"
 RESULTS_NAME = "results"
 ATTEMPTS_NAME = "attempts"
 CHUNKS_NAME = "chunks"
@@ -87,11 +88,17 @@ class Listing:
 
     exists: bool
     is_cancelled: bool
+    is_paused: bool
     is_complete: bool
     parts: frozenset[int]
     attempts_by_shard: Mapping[int, AttemptFiles]
     chunks_by_shard: Mapping[int, tuple[ChunkFile, ...]]
     workers: tuple[Entry, ...]
+
+    @property
+    def is_halted(self) -> bool:
+        """Cancelled or paused: nobody is to work on the job."""
+        return self.is_cancelled or self.is_paused
 
     def attempts(self, shard: int) -> AttemptFiles:
         return self.attempts_by_shard.get(shard, _NO_ATTEMPTS)
@@ -125,6 +132,7 @@ class Listing:
         return cls(
             exists=MANIFEST_NAME in names,
             is_cancelled=CANCELLED_NAME in names,
+            is_paused=PAUSED_NAME in names,
             is_complete=SUCCESS_NAME in results,
             parts=frozenset(number for name in results if (number := part_number(name)) is not None),
             attempts_by_shard={shard: AttemptFiles.of(paths) for shard, paths in files[ATTEMPTS_NAME].items()},

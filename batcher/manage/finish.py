@@ -10,9 +10,9 @@ as a crash right after the last commit leaves the proof to somebody else:
 
 - the worker that has committed a part (`workers.child`): the usual way;
 - who waits for the job (`workers.local`, `Job.wait`), at the beginning, at each look that finds all parts there, and
-  once more where the job was cancelled while a commit was on its way;
+  once more where the job was cancelled or paused while a commit was on its way;
 - who waits for none: the sweep of a jobs root (`workers.queue.sweeper`), and the server's rounds, for batches;
-- who would change the job: `resume` and `cancel`, which leave a finished one as it is;
+- who would change the job: `resume`, `cancel` and `pause`, which leave a finished one as it is;
 - who wants all of its results: `export`, and `Job` where a Python program asks.
 """
 
@@ -106,9 +106,9 @@ def finalize(job: JobDir, *, listing: Listing | None = None) -> Summary | None:
                 continue
             if is_first:
                 _sweep_leftovers(job)
-        if job.is_cancelled:
-            # It came too late.
-            job.uncancel()
+        if job.is_halted:
+            # That came too late.
+            job.unhalt()
         return summary
     return None
 

@@ -1,12 +1,12 @@
-"""A job is taken up again: after a stop, a crash, a cancellation, a lost broker, or by the command that made it.
+"""A job is taken up again: after a stop, a crash, a pause, a cancellation, a lost broker, or by what made it.
 
 Each step leaves what the next resume begins with, so it may be interrupted between any two:
 
 1. Parts that went bad are moved aside, and their shards are pending again.
 2. Lost parts of refused rows are written, as no worker writes them.
 3. A job without pending shards is finished, and nothing else changes. Not before 1 and 2, which open and close shards.
-4. The mark of a cancellation goes, and what made workers give up shards is forgotten.
-5. The pending shards are sent. Not before 4: a worker drops the message of a job that is cancelled.
+4. The mark of a cancellation or a pause goes, and what made workers give up shards is forgotten.
+5. The pending shards are sent. Not before 4: a worker drops the message of a job that is cancelled or paused.
 """
 
 import logging
@@ -48,7 +48,7 @@ def resume(job: JobDir, *, send: Send | None = None, on_damage: Callable[[Damage
     summary = finalize(job)
     if summary is not None:
         return Resumed(summary, num_sent=0)
-    job.uncancel()
+    job.unhalt()
     for info in job.pending_shards():
         forgive(job, info.shard)
     return Resumed(None, num_sent=0 if send is None else send(job, job.pending_shards()))

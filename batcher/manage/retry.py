@@ -100,15 +100,17 @@ def select(job: JobDir, *, where: Mapping[str, str]) -> Selection:
 def retry(job: JobDir, *, where: Mapping[str, str], send: Send | None = None) -> Retried:
     """Run the failed rows of `job` again that meet all conditions of `where`, of which `parse_where` tells the keys.
 
-    `send` has the opened shards worked on; None: who works on the job finds them, or `resume` does. Raises InputError
-    for a condition that no row can meet, JobError for a job that is cancelled, JobBusyError while another command
-    changes it, StorageError where the disk says no, BrokerError of `send`, when the shards are open.
+    `send` has the opened shards worked on, unless the job is paused; None: who works on the job finds them, or `resume`
+    does. Raises InputError for a condition that no row can meet, JobError for a job that is cancelled, JobBusyError
+    while another command changes it, StorageError where the disk says no, BrokerError of `send`, when the shards are
+    open.
     """
     with exclusive(job):
         was_complete = job.is_complete
         selection = select(job, where=where)
         shards = reopen_selection(job, selection)
-    num_sent = send(job, shards) if send is not None and shards else 0
+    # Of a job that is paused they would be dropped: `resume` sends them.
+    num_sent = send(job, shards) if send is not None and shards and not job.is_paused else 0
     return Retried(selection, was_complete=was_complete, num_sent=num_sent)
 
 

@@ -34,6 +34,7 @@ class JobState(StrEnum):
 
     WAITING = "waiting"
     RUNNING = "running"
+    PAUSED = "paused"
     CANCELLED = "cancelled"
     COMPLETE = "complete"
 
@@ -276,7 +277,9 @@ class StatusReader:
             held = [each for each in report.beat.shards if each.job_id == self._job.job_id]
             # Not `==`: it may have claimed one since the attempts were listed.
             shards = [each.shard for each in held if each.attempt >= last_attempts.get(each.shard, each.attempt + 1)]
-            could_help = state is not JobState.CANCELLED and not models.isdisjoint(report.beat.models)
+            could_help = state not in (JobState.CANCELLED, JobState.PAUSED) and not models.isdisjoint(
+                report.beat.models
+            )
             if shards or (could_help and report.health is not Health.GONE):
                 found.append(_worker_status(report, shards, is_busy_elsewhere=len(held) < len(report.beat.shards)))
         return tuple(found)
@@ -286,6 +289,8 @@ class StatusReader:
             return JobState.COMPLETE
         if listing.is_cancelled:
             return JobState.CANCELLED
+        if listing.is_paused:
+            return JobState.PAUSED
         return JobState.WAITING if self._started_at is None and pending else JobState.RUNNING
 
     def _read_parts(self, listing: Listing) -> None:

@@ -203,6 +203,34 @@ def test_cancel_at_any_moment_leaves_a_cancelled_job_or_a_complete_one(
     assert_every_row_once(job, 20)
 
 
+# -- pause --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("distance_s", [0.0, 0.5, 1.0])
+def test_pause_at_any_moment_leaves_a_paused_job_or_a_complete_one(
+    family: Family, model: Path, distance_s: float
+) -> None:
+    job = JobDir(family.folder / "out")
+    prompts = prompts_of(family, 20)
+    run = family.start(*run_line(family, model, job, prompts, *SHORT, "--shard-rows", 5))
+    wait_for(lambda: job.exists() and job.num_attempts(0), what="the first claim")
+    time.sleep(distance_s)
+
+    pause = family.run("pause", job.path)
+
+    code = run.wait()
+    assert "Traceback" not in run.stderr + pause.stderr
+    if job.is_complete:
+        assert not job.is_paused
+    else:
+        assert job.is_paused
+        assert code == 3
+        assert "Paused: " in run.stderr
+    family.run(*resume_line(job, model), code=0)
+    assert not job.is_paused
+    assert_every_row_once(job, 20)
+
+
 # -- retry --------------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shlex
 import signal
 import time
 from pathlib import Path
@@ -181,6 +182,29 @@ def test_cancelled_run_ends_with_its_rows_kept_and_can_be_resumed(family: Family
     assert saved
 
     family.run("resume", job.path, "--model", f"tiny={model}", "--threads", 1, code=0)
+
+    assert_every_row_once(job, ROWS)
+    results = {row["row"]: row for row in result_rows(job)}
+    assert {number: results[number] for number in saved} == saved
+
+
+def test_paused_run_ends_with_the_line_that_goes_on(family: Family, model: Path) -> None:
+    job = JobDir(family.folder / "out")
+    run = family.start(*start_run(family, model, job, *LONG))
+    wait_for(lambda: has_chunks(job), what="a chunk")
+
+    pause = family.run("pause", job.path, code=0)
+
+    assert pause.stdout.startswith("Paused. Finished rows are kept")
+    assert run.wait() == 3
+    said = run.stderr.splitlines()
+    assert said[-2].startswith("Paused: ")
+    assert "Error" not in run.stderr
+    assert_nothing_left(family, job)
+    saved = chunk_rows(job)
+    assert saved
+
+    family.run(*shlex.split(said[-1])[1:], code=0)
 
     assert_every_row_once(job, ROWS)
     results = {row["row"]: row for row in result_rows(job)}

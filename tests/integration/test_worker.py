@@ -9,7 +9,15 @@ import pytest
 
 from batcher.broker.client import connect, queue_key, queue_name
 from batcher.jobdir.scope import scope_of
-from tests.support.family import Family, chunk_rows, has_chunks, start_worker, submit, wait_until_ready
+from tests.support.family import (
+    Family,
+    assert_every_row_once,
+    chunk_rows,
+    has_chunks,
+    start_worker,
+    submit,
+    wait_until_ready,
+)
 from tests.support.job_files import result_rows
 from tests.support.waiting import wait_for
 
@@ -88,6 +96,30 @@ def test_lost_messages_are_healed_by_the_sweep(family: Family, model: Path, redi
 
     wait_for(lambda: job.is_complete, what="the job is complete")
     assert [row["row"] for row in result_rows(job)] == list(range(20))
+
+
+def test_worker_of_a_paused_job_takes_other_work_until_it_goes_on(family: Family, model: Path, redis_url: str) -> None:
+    first = submit(family, redis_url, rows=ROWS // 2, shard_rows=ROWS // 2)
+    start_worker(family, redis_url, model, "w1")
+    wait_for(lambda: has_chunks(first), what="a chunk")
+
+    family.run("pause", first.path, code=0)
+    second = submit(family, redis_url, rows=4, shard_rows=4, options=("--max-tokens", 2))
+    wait_for(lambda: second.is_complete, what="the other job is complete")
+
+    saved = chunk_rows(first)
+    assert saved
+    assert not first.is_complete
+    client = connect(redis_url)
+    assert client.keys("batcher:lease:*") == []
+    assert client.llen(queue_key("tiny", scope=scope_of(first.path.parent))) == 0
+    client.close()
+
+    family.run("resume", first.path, "--broker", redis_url, code=0)
+    wait_for(lambda: first.is_complete, what="the job is complete")
+
+    results = {row["row"]: row for row in assert_every_row_once(first, ROWS // 2)}
+    assert {number: results[number] for number in saved} == saved
 
 
 def test_submit_waits_and_reports_like_run(family: Family, model: Path, redis_url: str) -> None:

@@ -6,7 +6,8 @@ from batcher.broker.leases import Lease, Leases, Pace
 from batcher.jobdir.folder import JobDir
 from batcher.manage.finish import Summary, finalize
 from tests.support.manual_engine import ManualEngine
-from workers.shard.runner import RunOutcome, WorkerContext, run_shard
+from workers.shard.context import WorkerContext
+from workers.shard.runner import RunOutcome, run_shard
 
 
 class SoleLeases(Leases):

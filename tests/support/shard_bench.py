@@ -15,7 +15,8 @@ from tests.support.clock import Clock
 from tests.support.job_files import make_job
 from tests.support.manual_engine import Answer, ManualEngine
 from tests.support.waiting import wait_for
-from workers.shard.runner import RunOutcome, WorkerContext, run_shard
+from workers.shard.context import WorkerContext
+from workers.shard.runner import RunOutcome, run_shard
 
 ROWS = 6
 

@@ -218,7 +218,7 @@ class RootSweep:
     def _unfinished(self) -> Iterator[tuple[tuple[Path, str], Sweep]]:
         for job in list_jobs(self._root):
             try:
-                if job.is_complete or job.is_cancelled:
+                if job.is_complete or job.is_halted:
                     continue
                 found = job.store.head(job.manifest_path)
             except StorageError as exc:

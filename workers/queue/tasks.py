@@ -15,7 +15,8 @@ from batcher.jobdir.root import locate_job
 from workers.engines.pool import EnginePool, NotLoadedError
 from workers.queue.app import RUN_SHARD
 from workers.queue.messages import MessageError, ShardMessage
-from workers.shard.runner import AnyOf, RunOutcome, WorkerContext, run_shard
+from workers.shard.context import AnyOf, WorkerContext
+from workers.shard.runner import RunOutcome, run_shard
 
 logger = logging.getLogger(f"batcher.{__name__}")
 

@@ -16,16 +16,14 @@ import logging
 import queue
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
-from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from batcher.arrow.tables import take_rows
-from batcher.broker.leases import Lease, Leases, new_lease
+from batcher.broker.leases import Lease, new_lease
 from batcher.errors import (
     BatcherError,
     BrokerError,
@@ -46,8 +44,9 @@ from batcher.types import Choice, Completion, Request, RowError
 from workers.engines.base import Engine, SequenceRequest, SequenceResult, Ticket
 from workers.process.stall import stall_limit_s
 from workers.shard.choices import Gathering, sequence_requests
+from workers.shard.context import WorkerContext
 from workers.shard.tries import Tries, Validator
-from workers.shard.validators import ValidatorRef, load_validator
+from workers.shard.validators import load_validator
 
 logger = logging.getLogger(f"batcher.{__name__}")
 
@@ -66,49 +65,8 @@ class RunOutcome(StrEnum):
     ALREADY_COMMITTED = "already committed"
     LEASED_ELSEWHERE = "leased elsewhere"
     CANCELLED = "cancelled"
+    PAUSED = "paused"
     STOPPED = "stopped"
-
-
-class Stopping(Protocol):
-    """Says that the worker is to stop, as an event does."""
-
-    def is_set(self) -> bool: ...
-
-
-class AnyOf:
-    """A `Stopping` for several reasons."""
-
-    def __init__(self, *reasons: Callable[[], bool]) -> None:
-        self._reasons = reasons
-
-    def is_set(self) -> bool:
-        return any(reason() for reason in self._reasons)
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerContext:
-    """What all shards of a worker share.
-
-    `stopping` is set when the worker is to stop. In the runner's thread are called: `on_claim` and `on_end` (job,
-    shard, attempt) around all that could take the process down, `on_progress` after each durable write of completed
-    rows, `on_set_aside` after that of rows that crash the process, and `on_commit` after a part exists.
-    `stall_timeout_s` None: by the engine's pace; `row_timeout_s` None: the job's own. `validators` are those that jobs
-    may have called.
-    """
-
-    worker: str
-    process: str
-    leases: Leases
-    stopping: Stopping
-    on_claim: Callable[[JobDir, int, int], None]
-    on_end: Callable[[JobDir, int, int], None]
-    on_progress: Callable[[], None]
-    on_set_aside: Callable[[], None]
-    on_commit: Callable[[JobDir], object]
-    stall_timeout_s: float | None = None
-    row_timeout_s: float | None = None
-    validators: tuple[ValidatorRef, ...] = ()
-    clock: Callable[[], float] = time.monotonic
 
 
 def run_shard(job: JobDir, shard: int, engine: Engine, context: WorkerContext) -> RunOutcome:
@@ -117,10 +75,19 @@ def run_shard(job: JobDir, shard: int, engine: Engine, context: WorkerContext) -
     Raises EngineError when the engine died (finished rows are saved), CorruptFileError or JobError where the job
     directory is damaged, StorageError where it can't be written, ShardGivenUpError where that was so too often.
     """
+    outcome = _run_leased(job, shard, engine, context)
+    if outcome in (RunOutcome.CANCELLED, RunOutcome.PAUSED) and not job.is_halted:
+        # The job was taken up again meanwhile, when its message could not claim what was still leased here.
+        return RunOutcome.STOPPED
+    return outcome
+
+
+def _run_leased(job: JobDir, shard: int, engine: Engine, context: WorkerContext) -> RunOutcome:
+    """Run one shard under its lease, if that can be had."""
     if job.has(job.part_path(shard)):
         return RunOutcome.ALREADY_COMMITTED
-    if job.is_cancelled:
-        return RunOutcome.CANCELLED
+    if (halted := _halted(job)) is not None:
+        return halted
     lease = new_lease(
         job.manifest.identity, shard, worker=context.worker, process=context.process, pace=context.leases.pace
     )
@@ -145,6 +112,13 @@ def run_shard(job: JobDir, shard: int, engine: Engine, context: WorkerContext) -
             context.leases.release(lease)
         except BrokerError as exc:
             logger.warning("the lease of shard %d of %s is left to expire: %s", shard, job.job_id, exc)
+
+
+def _halted(job: JobDir) -> RunOutcome | None:
+    """Why nobody is to work on the job now, if so."""
+    if job.is_cancelled:
+        return RunOutcome.CANCELLED
+    return RunOutcome.PAUSED if job.is_paused else None
 
 
 def _run_attempt(
@@ -424,8 +398,8 @@ class _ShardRun:
         if now >= self._next_flush or len(self._finished) >= FLUSH_ROWS:
             self._next_flush = now + FLUSH_INTERVAL_S
             self._flush()
-            if self._job.is_cancelled:
-                return RunOutcome.CANCELLED
+            if (halted := _halted(self._job)) is not None:
+                return halted
             if self._job.has(self._job.part_path(self._number)):
                 return RunOutcome.ALREADY_COMMITTED
         if now >= self._next_renewal:

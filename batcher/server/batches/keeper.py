@@ -169,7 +169,7 @@ class BatchKeeper:
             self._rest_if_over(job)
         elif cancellation is not None:
             self._end_cancelled(job, cancellation, is_expired=is_expired)
-        elif self._is_unsent(job):
+        elif self._is_unsent(job) and not job.is_paused:
             self._send_job(job)
 
     def _begin_input(self, job: JobDir) -> None:
@@ -196,7 +196,7 @@ class BatchKeeper:
                 models_reason=self._models_reason,
             )
         # Not in its turn: the broker may be away.
-        if is_new and finalize(job) is None and not job.is_cancelled:
+        if is_new and finalize(job) is None and not job.is_halted:
             self._send_job(job)
 
     def _on_read(self, job: JobDir) -> None:

@@ -72,7 +72,16 @@ def test_job_whose_folder_has_gone_is_an_error_and_not_waited_for(tmp_path: Path
     assert job.status().num_rows == 2
     job.path.rename(tmp_path / "elsewhere")
 
-    for use in (job.status, job.wait, job.summary, job.errors, job.retry, job.cancel, lambda: job.is_complete):
+    for use in (
+        job.status,
+        job.wait,
+        job.summary,
+        job.errors,
+        job.retry,
+        job.pause,
+        job.cancel,
+        lambda: job.is_complete,
+    ):
         with pytest.raises(JobError, match="no job here any more"):
             use()
     assert not job.path.exists()
@@ -155,8 +164,21 @@ def test_cancelled_job_ends_the_waiting(tmp_path: Path) -> None:
         job.wait()
 
 
-def test_complete_job_cannot_be_cancelled(finished: JobDir) -> None:
-    assert not batcher.open(finished.path).cancel()
+def test_pause_is_waited_out(tmp_path: Path) -> None:
+    job = batcher.open(make_job(tmp_path / "job", (1,)).path)
+    assert job.pause()
+    assert job.pause()
+
+    with pytest.raises(TimeoutError):
+        job.wait(timeout=0)
+
+    assert job.status().state.value == "paused"
+
+
+def test_complete_job_can_be_neither_cancelled_nor_paused(finished: JobDir) -> None:
+    job = batcher.open(finished.path)
+    assert not job.cancel()
+    assert not job.pause()
     assert batcher.open(finished.path).is_complete
 
 

@@ -1,7 +1,7 @@
 """The sweep: sends the shards that nobody works on, as soon as that is sure, and no more often than that."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -187,11 +187,14 @@ def test_shard_that_makes_progress_is_sent_soon_again(job: JobDir, client: redis
     assert sweep.look() == 1
 
 
-def test_cancelled_job_is_not_swept(job: JobDir, client: redis.Redis, sent: Sent) -> None:
+@pytest.mark.parametrize("halt", [JobDir.cancel, JobDir.pause])
+def test_cancelled_and_paused_jobs_are_not_swept(
+    job: JobDir, client: redis.Redis, sent: Sent, halt: Callable[[JobDir], object]
+) -> None:
     sweep = Sweep(job, client, send=sent, scope=SCOPE)
     sweep.look()
     expire(client, claim(client, job, 1))
-    job.cancel()
+    halt(job)
 
     sweep.look()
     sweep.reap()

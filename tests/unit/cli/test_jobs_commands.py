@@ -340,6 +340,27 @@ def test_cancel_is_said_once(run: Run, tmp_path: Path, finished: JobDir) -> None
     assert not finished.is_cancelled
 
 
+def test_pause_is_said_once_and_never_of_what_is_over(run: Run, tmp_path: Path, finished: JobDir) -> None:
+    job = make_job(tmp_path / "my job", (1,))
+
+    assert run("pause 'my job'")[1].endswith("have it go on with: batcher resume 'my job'\n")
+    assert job.is_paused
+    assert run("pause 'my job'")[1].startswith("The job is paused already; have it go on with: batcher resume")
+    assert ": paused\n" in run("status 'my job'")[1]
+    job.cancel()
+    assert run("pause 'my job'")[1].startswith("The job is cancelled: nobody works on it")
+    assert run("pause demo") == (0, "The job is complete; there is nothing to pause.\n", "")
+    assert not finished.is_paused
+
+
+def test_retry_of_a_paused_job_says_what_has_it_go_on(run: Run, tmp_path: Path) -> None:
+    job = make_job(tmp_path / "job", (1, 1))
+    write_part(job, 0, [failed(0)])
+    job.pause()
+
+    assert run("retry job")[1].splitlines()[1] == "The job is paused; have it go on with: batcher resume job"
+
+
 def test_retry_of_a_job_that_goes_on_says_who_takes_it_up(run: Run, tmp_path: Path) -> None:
     job = make_job(tmp_path / "job", (1, 1))
     write_part(job, 0, [failed(0)])
@@ -426,7 +447,7 @@ def test_deletion_that_was_interrupted_can_be_repeated(
 # -- errors -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["status", "results", "export -o x.csv", "retry", "cancel", "delete --yes"])
+@pytest.mark.parametrize("name", ["status", "results", "export -o x.csv", "retry", "pause", "cancel", "delete --yes"])
 @pytest.mark.parametrize(
     ("job", "message"),
     [

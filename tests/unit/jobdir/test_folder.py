@@ -121,6 +121,7 @@ def test_deleted_job_is_not_brought_back_by_who_writes_to_it(tmp_path: Path) -> 
 
     writes: list[Callable[[], object]] = [
         job.cancel,
+        job.pause,
         lambda: write_summary(job, b"{}"),
         lambda: job.claim_attempt(0, worker="w"),
     ]
@@ -247,15 +248,15 @@ def test_shard_numbers_may_outgrow_five_digits(tmp_path: Path) -> None:
     assert job.committed_shards() == {123456}
 
 
-def test_cancel_and_uncancel(tmp_path: Path) -> None:
+def test_cancel_and_unhalt(tmp_path: Path) -> None:
     job = make_job(tmp_path / "job")
 
     assert job.cancel()
     assert job.is_cancelled
     assert not job.cancel()
-    job.uncancel()
+    job.unhalt()
     assert not job.is_cancelled
-    job.uncancel()
+    job.unhalt()
 
 
 def test_jobs_are_listed_by_name_without_other_folders(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ def make_full_job(path: Path) -> JobDir:
     job = finished_job(path)
     write_chunk(job, 0, [ok(0)])
     job.cancel()
+    job.pause()
     for extra in (job.damaged_dir / "part-00000-x.parquet", workers_dir(path) / "w1.json", path / ".tmp-abc"):
         extra.parent.mkdir(exist_ok=True)
         extra.touch()

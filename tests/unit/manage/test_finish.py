@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -159,12 +160,15 @@ def test_damaged_summary_is_written_again(job: JobDir) -> None:
     assert read_summary(job) == first
 
 
-def test_mark_of_a_cancellation_that_came_too_late_is_taken_back(job: JobDir) -> None:
-    job.cancel()
+@pytest.mark.parametrize("halt", [JobDir.cancel, JobDir.pause])
+def test_mark_of_a_cancellation_or_pause_that_came_too_late_is_taken_back(
+    job: JobDir, halt: Callable[[JobDir], object]
+) -> None:
+    halt(job)
 
     assert finalize(job) is not None
 
-    assert not job.is_cancelled
+    assert not job.is_halted
     assert job.is_complete
 
 

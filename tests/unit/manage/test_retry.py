@@ -233,6 +233,16 @@ def test_cancelled_job_is_not_reopened(job: JobDir) -> None:
     assert job.pending_shards() == []
 
 
+def test_rows_of_a_paused_job_are_opened_and_wait_for_its_resume(job: JobDir) -> None:
+    job.pause()
+
+    retried = retry(job, where={}, send=lambda job, shards: pytest.fail("nobody is to work on it"))
+
+    assert retried.num_sent == 0
+    assert {info.shard for info, _ in retried.selection.shards} <= {info.shard for info in job.pending_shards()}
+    assert retried.selection.shards
+
+
 def test_unreadable_part_is_named_and_nothing_changed(job: JobDir) -> None:
     part = job.part_path(1)
     part.write_bytes(part.read_bytes()[:-20])

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -93,8 +94,11 @@ def test_shard_claimed_since_the_attempts_were_listed_is_held(running: JobDir) -
     assert shards_by_worker(running) == {"w": (1,)}
 
 
-def test_cancelled_job_shows_only_who_still_holds_its_shards(running: JobDir) -> None:
-    running.cancel()
+@pytest.mark.parametrize("halt", [JobDir.cancel, JobDir.pause])
+def test_cancelled_and_paused_jobs_show_only_who_still_holds_their_shards(
+    running: JobDir, halt: Callable[[JobDir], object]
+) -> None:
+    halt(running)
     give_sign(running.path.parent, "idle", state=WorkerState.IDLE)
     give_sign(running.path.parent, "holder", ("job", 1, 2))
 
@@ -158,7 +162,7 @@ def test_worker_that_lives_serves_its_models_whatever_it_does(mixed: JobDir, sta
 def test_nothing_is_unserved_once_nothing_is_to_be_done(mixed: JobDir) -> None:
     mixed.cancel()
     assert read_status(mixed).unserved_models == {}
-    mixed.uncancel()
+    mixed.unhalt()
     write_part(mixed, 0, [ok(0), ok(1)])
     write_part(mixed, 1, [ok(2), ok(3), ok(4)])
     assert read_status(mixed).unserved_models == {}

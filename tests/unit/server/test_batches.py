@@ -316,7 +316,7 @@ def test_requests_that_never_ran_leave_the_error_file_when_the_batch_is_taken_up
     assert (cancelled.output_file_id, cancelled.counts.failed) == (None, 3)
     assert len(output_lines(bench, cancelled.error_file_id)) == 3
 
-    bench.job(batch.id).uncancel()
+    bench.job(batch.id).unhalt()
     assert bench.get(batch.id).counts.failed == 0
     work(bench.job(batch.id))
     bench.keeper.make_round()
@@ -414,7 +414,7 @@ def test_batch_that_is_resumed_after_its_window_goes_on(bench: BatchBench, end: 
     bench.make_round_after(121)
     assert bench.get(batch.id).status == end
 
-    bench.job(batch.id).uncancel()
+    bench.job(batch.id).unhalt()
     bench.make_round_after(60)
     assert bench.get(batch.id).status is BatchStatus.IN_PROGRESS
     work(bench.job(batch.id))
@@ -449,7 +449,7 @@ def test_cancelled_batch_that_is_resumed_and_cancelled_again_has_new_times(bench
     bench.batches.cancel(batch.id)
     bench.keeper.make_round()
 
-    bench.job(batch.id).uncancel()
+    bench.job(batch.id).unhalt()
     resumed = bench.get(batch.id)
     assert (resumed.status, resumed.cancelled_at) == (BatchStatus.IN_PROGRESS, None)
     bench.batches.cancel(batch.id)

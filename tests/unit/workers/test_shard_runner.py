@@ -285,6 +285,37 @@ def test_cancelled_job_stops_with_its_finished_rows_saved(bench: Bench) -> None:
     assert bench.run(ManualEngine()) is RunOutcome.CANCELLED
 
 
+def test_paused_job_stops_with_its_finished_rows_saved_and_goes_on_with_them(bench: Bench) -> None:
+    _engine, running = bench.begin(2)
+
+    bench.job.pause()
+    bench.clock.now += FLUSH_INTERVAL_S
+
+    assert running.result(timeout=10) is RunOutcome.PAUSED
+    assert bench.chunk_rows() == [0, 1]
+    assert bench.lease is None
+    assert bench.run(ManualEngine()) is RunOutcome.PAUSED
+    assert bench.job.num_attempts(0) == 1
+
+    bench.job.unhalt()
+    second = ManualEngine()
+    assert bench.run(second) is RunOutcome.COMMITTED
+    assert len(second.seen) == ROWS - 2
+    assert bench.part()["row"] == list(range(ROWS))
+
+
+def test_shard_of_a_job_that_goes_on_while_it_stops_is_given_back(bench: Bench) -> None:
+    """Given a run that stops as its job is paused, when the job goes on before that has ended, its message stays."""
+    bench.context = replace(bench.context, on_end=lambda job, shard, attempt: job.unhalt())
+    _engine, running = bench.begin(2)
+
+    bench.job.pause()
+    bench.clock.now += FLUSH_INTERVAL_S
+
+    assert running.result(timeout=10) is RunOutcome.STOPPED
+    assert bench.chunk_rows() == [0, 1]
+
+
 def test_torn_chunk_is_ignored_and_its_rows_are_computed_again(bench: Bench) -> None:
     _engine, running = bench.begin(3)
     bench.stopping.set()
