@@ -39,6 +39,39 @@ def of_strings(**more: Any) -> dict[str, Any]:
     return {"type": "string", "maxLength": 12, **more}
 
 
+_NULL = {"type": "null"}
+_A = {"properties": {"a": _NULL}, "required": ["a"]}
+_B = {"properties": {"b": _NULL}, "required": ["b"]}
+_OBJECT = {"type": "object", **_A}
+_X = "#/$defs/x"
+#: Schemas that allow properties which they do not name by saying nothing about them, and a text that keeps to each.
+NAMING: list[tuple[dict[str, Any], str]] = [
+    (_OBJECT, '{"a": null}'),
+    ({**_A, "type": ["object", "null"]}, '{"a": null}'),
+    ({"type": "object", "properties": {}}, "{}"),
+    ({"type": "object", "properties": {"default": _OBJECT, "enum": _NULL}}, '{"default": {"a": null}}'),
+    ({"type": "array", "items": _OBJECT, "minItems": 1, "maxItems": 2}, '[{"a": null}]'),
+    ({"type": "array", "prefixItems": [_OBJECT], "items": False, "minItems": 1}, '[{"a": null}]'),
+    ({"type": "object", "additionalProperties": _OBJECT, "maxProperties": 1}, '{"k": {"a": null}}'),
+    ({"$defs": {"x": _OBJECT}, "anyOf": [{"$ref": _X}, _NULL]}, '{"a": null}'),
+    ({"$defs": {"x": _OBJECT}, "allOf": [{"$ref": _X}], "description": "D"}, '{"a": null}'),
+    ({"$defs": {"x": {"$anchor": "x", **_OBJECT}}, "$ref": "#x"}, '{"a": null}'),
+    ({"anyOf": [_OBJECT, {"type": "object", **_B}]}, '{"b": null}'),
+]
+#: Those that allow others by saying so, or as what they are made of would allow nothing else, and a text with another.
+OPEN: list[tuple[dict[str, Any], str]] = [
+    ({**_OBJECT, "additionalProperties": True}, '{"a": null, "z": null}'),
+    ({**_OBJECT, "patternProperties": {"^x": _NULL}}, '{"a": null, "x1": null, "z": 1}'),
+    ({"type": "object"}, '{"z": null}'),
+    ({"type": "object", "properties": {"a": _NULL}, "required": ["a", "b"]}, '{"a": null, "b": 1}'),
+    ({"type": "object", "properties": {"a": _NULL}, "required": ["a"], "minProperties": 2}, '{"a": null, "z": 1}'),
+    ({"type": "object", "allOf": [_A, _B]}, '{"a": null, "b": null}'),
+    ({"$defs": {"x": _OBJECT}, "$ref": _X, **_B}, '{"a": null, "b": null}'),
+    ({"$defs": {"x~/y": _OBJECT}, "allOf": [{"$ref": "#/$defs/x~0~1y"}, _B]}, '{"a": null, "b": null}'),
+    ({"$defs": {"x": {"$anchor": "x", **_OBJECT}}, "allOf": [{"$ref": "#x"}, _B]}, '{"a": null, "b": null}'),
+    ({**_OBJECT, "anyOf": [_B, {"properties": {"c": _NULL}, "required": ["c"]}]}, '{"a": null, "b": null}'),
+]
+
 #: Schemas that texts are held to, by the keyword that they are about.
 SCHEMAS: dict[str, list[Schema]] = {
     "type": [
@@ -55,6 +88,7 @@ SCHEMAS: dict[str, list[Schema]] = {
     "const": [{"const": "fixed"}, {"const": 42}, {"const": None}, {"const": {"a": [1, 2]}}],
     "properties": [
         closed(a={"type": "integer"}),
+        *(schema for schema, _ in NAMING),
         closed(b={"type": "boolean"}, a={"type": "null"}),
         {"type": "object", "properties": {}, "additionalProperties": False},
         closed([], a={"type": "integer"}, b={"type": "boolean"}),

@@ -9,13 +9,15 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+from llguidance import LLTokenizer
 
 from batcher import constraints
 from batcher.types import ErrorCode, FinishReason, SamplingParams
-from tests.support.schemas import NUM_SCHEMAS, REFUSED, SCHEMAS, Schema
+from tests.support.schemas import NAMING, NUM_SCHEMAS, OPEN, REFUSED, SCHEMAS, Schema
 from tests.support.tiny_engine import complete, running
 from workers.engines.base import SequenceRequest, SequenceResult
 from workers.engines.llama.engine import LlamaEngine
+from workers.engines.llama.grammars import Matching, _compile
 
 VALIDATOR = jsonschema.Draft202012Validator
 NUM_TEXTS = 12
@@ -49,6 +51,29 @@ def test_texts_keep_to_the_schema(engine: LlamaEngine, schema: Schema) -> None:
     validator = VALIDATOR(schema, format_checker=VALIDATOR.FORMAT_CHECKER)
     for text in ended:
         assert list(validator.iter_errors(json.loads(text))) == []
+
+
+def is_allowed(schema: Schema, text: str) -> bool:
+    """Whether a text keeps to a schema as it is compiled."""
+    matching = Matching(_compile(constraints.json_schema(schema), LLTokenizer("byte")))
+    return all(matching.matcher.try_consume_tokens([byte]) for byte in text.encode()[len(matching.forced) :]) and bool(
+        matching.matcher.is_accepting()
+    )
+
+
+@pytest.mark.parametrize(("schema", "text"), NAMING, ids=lambda value: str(value)[:90])
+def test_object_has_no_properties_that_its_schema_does_not_name(schema: Schema, text: str) -> None:
+    more = text.replace("}", ', "z": null}', 1) if "null" in text else '{"z": null}'
+
+    assert VALIDATOR(schema).is_valid(json.loads(more))
+    assert is_allowed(schema, text)
+    assert not is_allowed(schema, more)
+
+
+@pytest.mark.parametrize(("schema", "text"), OPEN, ids=lambda value: str(value)[:90])
+def test_object_has_others_where_its_schema_says_so_or_needs_them(schema: Schema, text: str) -> None:
+    assert VALIDATOR(schema).is_valid(json.loads(text))
+    assert is_allowed(schema, text)
 
 
 @pytest.mark.parametrize(

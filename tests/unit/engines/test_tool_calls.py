@@ -23,10 +23,17 @@ from workers.engines.llama.engine import LlamaEngine
 from workers.engines.llama.tools.format import PLAIN, CallFormat, Slot
 from workers.engines.llama.tools.reader import CallReader, Read
 
-CITY = {
+CITY: dict[str, Any] = {
     "type": "object",
-    "properties": {"city": {"type": "string", "maxLength": 8}, "days": {"type": "integer", "minimum": 1, "maximum": 9}},
-    "required": ["city", "days"],
+    "properties": {
+        "city": {"type": "string", "maxLength": 8},
+        "default": {
+            "type": "object",
+            "properties": {"days": {"type": "integer", "minimum": 1, "maximum": 9}},
+            "required": ["days"],
+        },
+    },
+    "required": ["city", "default"],
 }
 FUNCTIONS = [
     {"name": "forecast", "description": "", "parameters": CITY},
@@ -34,7 +41,11 @@ FUNCTIONS = [
 ]
 #: An argument that no schema names is none.
 CLOSED: dict[str, Any] = {
-    "forecast": {**CITY, "additionalProperties": False},
+    "forecast": {
+        **CITY,
+        "properties": {key: {**value, "additionalProperties": False} for key, value in CITY["properties"].items()},
+        "additionalProperties": False,
+    },
     "now": {"type": "object", "additionalProperties": False},
 }
 REQUIRED = Tools(json.dumps(FUNCTIONS), is_required=True)
@@ -81,6 +92,15 @@ def test_named_function_is_called(engine: LlamaEngine) -> None:
     assert [choice.call for choice in found] == [FunctionCall("now", "{}")] * 3
 
 
+@pytest.mark.parametrize("more", [{}, {"parameters": {}}, {"parameters": {"type": "object"}}], ids=str)
+def test_function_that_says_nothing_of_arguments_gets_none(engine: LlamaEngine, more: dict[str, Any]) -> None:
+    functions = [{"name": "now", "description": "", **more}]
+
+    [found] = choices(engine, Tools(json.dumps(functions), is_required=True), number=1)
+
+    assert found.call == FunctionCall("now", "{}")
+
+
 def test_answer_that_need_not_call_may_be_text(engine: LlamaEngine) -> None:
     for choice in choices(engine, AUTO, max_tokens=20):
         # The model's words are random: none is the mark of a call.
@@ -90,11 +110,11 @@ def test_answer_that_need_not_call_may_be_text(engine: LlamaEngine) -> None:
 
 
 def test_answer_that_is_no_call_keeps_to_a_schema(engine: LlamaEngine) -> None:
-    for choice in choices(engine, AUTO, constraint=constraints.json_schema({**CITY, "additionalProperties": False})):
+    for choice in choices(engine, AUTO, constraint=constraints.json_schema(CITY)):
         if choice.call is not None:
             check_call(choice.call)
         else:
-            jsonschema.validate(json.loads(choice.text), CITY)
+            jsonschema.validate(json.loads(choice.text), CLOSED["forecast"])
 
 
 def test_call_that_is_cut_off_has_what_there_is(engine: LlamaEngine) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from batcher.errors import MissingPackageError
 from batcher.types import Constraint, ConstraintKind, ErrorCode, RowError
-from workers.engines.llama.schemas import with_real_dates
+from workers.engines.llama.schemas import as_written
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -257,7 +257,7 @@ def _grammar_of(constraint: Constraint) -> str:
             case ConstraintKind.JSON_OBJECT:
                 return str(matcher.grammar_from_json_schema('{"type":"object"}', defaults=_JSON_FORM))
             case ConstraintKind.JSON_SCHEMA:
-                return str(matcher.grammar_from_json_schema(with_real_dates(text), defaults=_JSON_FORM))
+                return str(matcher.grammar_from_json_schema(as_written(text), defaults=_JSON_FORM))
             case ConstraintKind.CHOICE | ConstraintKind.SCORED_CHOICE:
                 # One terminal: each alternative of a rule would be an item of the parser.
                 choices = " | ".join(json.dumps(each) for each in json.loads(text))

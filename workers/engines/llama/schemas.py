@@ -1,13 +1,37 @@
-"""JSON schemas as they are given to llguidance: its dates are made those of the calendar.
+"""JSON schemas as they are given to llguidance: dates are those of the calendar, and objects have what is named.
 
-By its own `date` and `date-time` there is a year 0, and a 29th of February in each year, which validators refuse.
+By llguidance's own `date` and `date-time` there is a year 0, and a 29th of February in each year, which validators
+refuse. And an object may have any properties that its schema does not forbid, as the standard has it: small models make
+some up until max_tokens. Here one whose schema names its `properties` has no others, unless the schema says so.
 """
 
 import json
+from collections.abc import Iterator
 from typing import Any
+from urllib.parse import unquote
 
-#: Where values lie that are no schemas.
-_DATA = frozenset({"const", "enum", "default", "examples"})
+#: Where schemas lie in a schema: as the value, in a list, by name. `items` is a list in older drafts.
+_SINGLE = ("additionalProperties", "items", "contains", "propertyNames", "unevaluatedItems", "unevaluatedProperties")
+_LISTS = ("prefixItems", "items")
+_NAMED = ("properties", "patternProperties", "$defs", "definitions")
+#: Which of them hold for the same value as the schema itself.
+_SAME_SINGLE = ("not", "if", "then", "else")
+_SAME_LISTS = ("allOf", "anyOf", "oneOf")
+_SAME_NAMED = ("dependentSchemas",)
+#: What a schema itself says of an object.
+_OF_OBJECTS = frozenset(
+    (
+        *("properties", "patternProperties", "additionalProperties", "unevaluatedProperties", "propertyNames"),
+        *("required", "minProperties", "maxProperties", "dependentRequired"),
+    )
+)
+#: What says, beside its `properties`, which an object may have.
+_OPENING = frozenset(
+    (
+        *("patternProperties", "additionalProperties", "unevaluatedProperties", "$ref", "$dynamicRef"),
+        *(*_SAME_SINGLE, *_SAME_LISTS, *_SAME_NAMED),
+    )
+)
 
 _YEAR = "(?:[1-9][0-9]{3}|0[1-9][0-9]{2}|00[1-9][0-9]|000[1-9])"
 _LEAP_YEAR = "(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:0[48]|[2468][048]|[13579][26])00)"
@@ -15,22 +39,90 @@ _LEAP_YEAR = "(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:0[48]|[2468][048]|
 _REAL_DATE = f"^(?:{_YEAR}-(?:0[13-9]|1[0-2]|02-(?:[01]|2[0-8]))|{_LEAP_YEAR}-02-29)"
 
 
-def with_real_dates(text: str) -> str:
-    """The JSON text of a schema, whose dates there are."""
-    if '"date' not in text:
+def as_written(text: str) -> str:
+    """The JSON text of a schema that texts are held to."""
+    if '"properties"' not in text and '"date' not in text:
         return text
     schema = json.loads(text)
-    waiting = [schema]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, list):
-            waiting += value
-        elif isinstance(value, dict):
-            waiting += _inner(value)
-            if value.get("format") in ("date", "date-time") and "pattern" not in value:
-                value["pattern"] = _REAL_DATE
+    narrow(schema)
     return json.dumps(schema, ensure_ascii=False, separators=(",", ":"))
 
 
-def _inner(schema: dict[str, Any]) -> list[Any]:
-    return [item for key, item in schema.items() if key not in _DATA and isinstance(item, dict | list)]
+def narrow(schema: Any) -> None:
+    """Have a schema, as a value, allow real dates alone, and no properties that it does not name. Mutates."""
+    anchors = {value["$anchor"]: value for value in _values(schema) if isinstance(value.get("$anchor"), str)}
+    #: By identity: each schema in it, and whether its values have to keep to another one as well.
+    found: dict[int, tuple[dict[str, Any], bool]] = {}
+    waiting: list[tuple[Any, bool]] = [(schema, False)]
+    while waiting:
+        value, is_joined = waiting.pop()
+        if not isinstance(value, dict) or (id(value) in found and found[id(value)][1] >= is_joined):
+            continue
+        found[id(value)] = value, is_joined
+        waiting += [(inner, is_joined) for inner in _parts(value)]
+        same = [*_same_parts(value)]
+        if isinstance(ref := value.get("$ref"), str):
+            same.append(_target(schema, anchors, ref))
+        # Two that hold for the same value, each without the properties of the other, would allow none of them.
+        num_together = len(value.get("allOf") or ()) + sum(
+            key in value for key in ("anyOf", "oneOf", "$ref", "not", "if")
+        )
+        is_joined = is_joined or num_together + bool(_OF_OBJECTS & value.keys()) > 1
+        waiting += [(inner, is_joined) for inner in same]
+    for value, is_joined in found.values():
+        if value.get("format") in ("date", "date-time") and "pattern" not in value:
+            value["pattern"] = _REAL_DATE
+        if not is_joined and _names_all(value):
+            value["additionalProperties"] = False
+
+
+def _names_all(schema: dict[str, Any]) -> bool:
+    """Whether an object keeps to a schema with the properties that this names, and it does not say otherwise."""
+    named, required, least = schema.get("properties"), schema.get("required", []), schema.get("minProperties", 0)
+    if not isinstance(named, dict) or _OPENING & schema.keys():
+        return False
+    return isinstance(required, list) and {*map(str, required)} <= named.keys() and least in range(len(named) + 1)
+
+
+def _parts(schema: dict[str, Any]) -> Iterator[Any]:
+    """The schemas in one, of which each holds for some other value."""
+    yield from (schema[key] for key in _SINGLE if key in schema)
+    yield from (inner for key in _LISTS if isinstance(schema.get(key), list) for inner in schema[key])
+    yield from (inner for key in _NAMED if isinstance(schema.get(key), dict) for inner in schema[key].values())
+
+
+def _same_parts(schema: dict[str, Any]) -> Iterator[Any]:
+    """The schemas in one, of which each holds for the same value."""
+    yield from (schema[key] for key in _SAME_SINGLE if key in schema)
+    yield from (inner for key in _SAME_LISTS if isinstance(schema.get(key), list) for inner in schema[key])
+    yield from (inner for key in _SAME_NAMED if isinstance(schema.get(key), dict) for inner in schema[key].values())
+
+
+def _target(schema: Any, anchors: dict[str, Any], ref: str) -> Any:
+    """What a reference within a schema means; None where there is no such."""
+    if not ref.startswith("#"):
+        return None
+    if ref[1:] and not ref.startswith("#/"):
+        return anchors.get(ref[1:])
+    value = schema
+    for key in unquote(ref[1:]).split("/")[1:]:
+        key = key.replace("~1", "/").replace("~0", "~")
+        if isinstance(value, list) and key.isdecimal() and int(key) < len(value):
+            value = value[int(key)]
+        elif isinstance(value, dict):
+            value = value.get(key)
+        else:
+            return None
+    return value
+
+
+def _values(value: Any) -> Iterator[dict[str, Any]]:
+    """All objects in a value of JSON."""
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            yield value
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value

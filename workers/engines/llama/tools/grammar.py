@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from batcher.types import Constraint, ConstraintKind, Tools
+from workers.engines.llama.schemas import as_written, narrow
 from workers.engines.llama.tools.format import CallFormat, Slot
 
-_NO_PARAMETERS = {"type": "object", "properties": {}}
-#: What says, beside its `properties`, which an object may have.
-_OPENING = frozenset(
-    {"additionalProperties", "unevaluatedProperties", "patternProperties", "allOf", "anyOf", "oneOf", "$ref"}
+#: What says that a function has parameters.
+_PARAMETERS = frozenset(
+    {"properties", "additionalProperties", "patternProperties", "allOf", "anyOf", "oneOf", "$ref", "enum", "const"}
 )
 _ID = "/[a-zA-Z0-9]{9}/"
 _ANY = r"/(.|\n)*/"
@@ -88,7 +88,7 @@ def _choice_lines(found: CallFormat, head: str, special: SpecialTokens, text: Co
             yield f"opening: {before}mark"
             yield f"mark[lazy]: ANY {special.term(first)}"
     if text is not None:
-        schema = text.text if text.kind is ConstraintKind.JSON_SCHEMA else '{"type": "object"}'
+        schema = as_written(text.text) if text.kind is ConstraintKind.JSON_SCHEMA else '{"type": "object"}'
         yield f"text: %json {json.dumps(_with_form(json.loads(schema), is_compact=False), ensure_ascii=False)}"
     else:
         more = f" ({token} ANY)*" if token else ""
@@ -112,10 +112,12 @@ def _rest(found: CallFormat, name: str, at: int, special: SpecialTokens) -> str:
 
 
 def _schema(function: Mapping[str, Any], *, is_compact: bool) -> Any:
-    """The schema of the arguments of a function. An object has no other properties than the schema names, unless it
-    says so: a function has no use for them."""
-    parameters = _closed(function.get("parameters") or _NO_PARAMETERS)
-    return _with_form({"type": "object", **parameters}, is_compact=is_compact)
+    """The schema of the arguments of a function: none, where it does not say which."""
+    parameters = {"type": "object", **json.loads(json.dumps(function.get("parameters") or {}))}
+    if not _PARAMETERS & parameters.keys():
+        parameters["properties"] = {}
+    narrow(parameters)
+    return _with_form(parameters, is_compact=is_compact)
 
 
 def _with_form(schema: Any, *, is_compact: bool) -> Any:
@@ -125,17 +127,3 @@ def _with_form(schema: Any, *, is_compact: bool) -> Any:
     comma, colon = (",", ":") if is_compact else (", ", ": ")
     form = {"whitespace_flexible": False, "item_separator": comma, "key_separator": colon}
     return {"x-guidance": form, **schema}
-
-
-def _closed(schema: Any) -> Any:
-    if isinstance(schema, list):
-        return [_closed(each) for each in schema]
-    if not isinstance(schema, dict):
-        return schema
-    inner = {
-        key: value if key in ("enum", "const", "default", "examples") else _closed(value)
-        for key, value in schema.items()
-    }
-    if isinstance(schema.get("properties"), dict) and schema.get("type") == "object" and not _OPENING & schema.keys():
-        inner["additionalProperties"] = False
-    return inner
