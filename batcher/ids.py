@@ -18,6 +18,10 @@ ID_PATTERN = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}\Z")
 MAX_MODEL_NAME_CHARS = 256
 MODEL_NAME_REMEDY = f"use 1 to {MAX_MODEL_NAME_CHARS} printable characters without blanks"
 
+#: Those of ids that we draw: no vowels, so no words, and no l, which looks like a 1.
+_ID_LETTERS = "bcdfghjkmnpqrstvwxyz"
+_NUM_ID_LETTERS = 4
+
 #: A name in a message; a bad one can be of any length.
 _SHOWN_CHARS = 60
 
@@ -32,10 +36,12 @@ def check_id(value: str, *, what: str) -> str:
     return value
 
 
-def new_job_id(name: str) -> str:
-    """A job id that says what, by a name of any letters, and when, with a tail for two made in the same second."""
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-_") or "job"
-    return f"{stem[:64]}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+def new_job_id() -> str:
+    """A job id that is short enough to be typed: the day, and letters that make no words, as `20261130-qxkv`.
+
+    Two can be the same: whoever makes a job of it draws until its folder is new (`jobdir.root.place_job`).
+    """
+    return f"{datetime.now(UTC):%Y%m%d}-{''.join(secrets.choice(_ID_LETTERS) for _ in range(_NUM_ID_LETTERS))}"
 
 
 def is_model_name(value: str) -> bool:

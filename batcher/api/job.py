@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Literal, Self, Unpack
 
 from batcher.api.engines import ModelSpecs, model_specs
 from batcher.api.options import EngineOptions, check_options, shows_options
-from batcher.api.progress import duration_text
 from batcher.api.work import check_here
 from batcher.errors import BatcherError, InputError, JobError
 from batcher.jobdir.folder import JobDir
@@ -22,6 +21,7 @@ from batcher.manage.pause import PauseResult, pause
 from batcher.manage.retry import retry
 from batcher.manage.status import Status, StatusReader
 from batcher.paths import expand_home
+from batcher.words import counted, duration_text
 
 if TYPE_CHECKING:
     from batcher.api.results import Results
@@ -221,6 +221,6 @@ class Job:
         except BatcherError as exc:
             return str(exc)
         texts = [status.state.value, f"{status.num_done:,} of {status.num_rows:,} rows"]
-        texts += [f"{status.num_errors:,} errors"] if status.num_errors else []
+        texts += [counted(status.num_errors, "error")] if status.num_errors else []
         texts += [f"ETA {duration_text(status.eta_s)}"] if status.eta_s is not None else []
         return ", ".join(texts)

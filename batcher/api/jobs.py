@@ -11,12 +11,11 @@ from batcher.api.job import Job
 from batcher.api.options import RunOptions, SubmitJobOptions, check_options, shows_options, submit_options
 from batcher.api.order import Begun, begin, prepare_run
 from batcher.api.progress import print_line
-from batcher.api.source import Source, inputs_of, name_of
+from batcher.api.source import Source, inputs_of
 from batcher.api.work import crew, find_broker, is_quiet, warn_of_unserved
 from batcher.errors import InputError
-from batcher.ids import new_job_id
 from batcher.jobdir.folder import JobDir
-from batcher.jobdir.root import find_job, locate_job
+from batcher.jobdir.root import find_job, place_job
 from batcher.manage.status import read_status
 from batcher.models.resolver import served_name
 from batcher.paths import expand_home
@@ -102,7 +101,7 @@ def submit(
 
     Workers need the same broker and the same `jobs_dir`, on several machines a shared folder. `broker` is by default
     BATCHER_BROKER of the environment, which is the place for a URL with a password, and `jobs_dir` BATCHER_JOBS_DIR,
-    else "batcher-jobs". `job_id` is by default made of the file's name and the time; a job of that id is found again
+    else "batcher-jobs". `job_id` is by default the day and four letters; a job of that id is found again
     if source and options are the same, and goes on. `source` and `options` are as for `run`, without those of engines.
 
     Raises InputError, JobError as `run` does, and BrokerError where the broker can't be reached: then there is no job.
@@ -114,10 +113,9 @@ def submit(
     if url is None:
         raise InputError("submit needs a broker: give its URL, or set BATCHER_BROKER; on one machine, run() needs none")
     default_model = None if model is None else served_name(model)
-    folder = JobDir(locate_job(_jobs_dir(jobs_dir), job_id or new_job_id(name_of(source))))
     submission = submit_options(checked, default_model=default_model, known_models=None, context_lengths={})
     # Before anything is written: a mistyped URL should leave no job.
-    with sending(url) as send:
+    with sending(url) as send, place_job(_jobs_dir(jobs_dir), job_id) as folder:
         begun = begin(folder, inputs_of(source), submission, send=send)
     _note_shortage(begun, submission)
     warn_of_unserved(read_status(folder))

@@ -13,6 +13,8 @@ from dataclasses import asdict
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from batcher.words import counted, duration_text
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as RichProgress
@@ -180,25 +182,11 @@ def status_json(status: "Status") -> str:
     return json.dumps(asdict(status), default=_iso)
 
 
-def duration_text(seconds: float | None) -> str:
-    """Seconds as a person says them: `8.2 s`, `3 min 05 s`, `2 h 10 min`, `3 d 04 h`; `-` for None."""
-    if seconds is None:
-        return "-"
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    if whole < 86400:
-        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-    return f"{whole // 86400} d {whole % 86400 // 3600:02d} h"
-
-
 def _trouble_text(status: "Status") -> str:
     """What the live bar says of errors and crashes; nothing where there are none."""
-    texts = [f"{status.num_errors:,} errors"] if status.num_errors else []
+    texts = [counted(status.num_errors, "error")] if status.num_errors else []
     if status.num_crashes:
-        texts.append("1 crash" if status.num_crashes == 1 else f"{status.num_crashes:,} crashes")
+        texts.append(counted(status.num_crashes, "crash", "crashes"))
     return ", ".join(texts)
 
 

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 from batcher.errors import InputError
@@ -37,13 +36,6 @@ def inputs_of(source: Source) -> list[Input]:
     if isinstance(first, str | os.PathLike):
         return _paths([first, *items])
     return [DictRows(chain([first], items))]
-
-
-def name_of(source: Source) -> str:
-    """What a job of this source is called after: the first file's name without suffix, "" for rows in memory."""
-    if isinstance(source, Sequence) and not isinstance(source, str) and source:
-        source = source[0]
-    return Path(source).name.partition(".")[0] if isinstance(source, str | os.PathLike) else ""
 
 
 def _paths(items: Sequence[Any]) -> list[Input]:

@@ -7,6 +7,7 @@ and as many digits as it needs; fractions of a second have as many digits as the
 import re
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
+from decimal import Decimal
 from functools import lru_cache
 from zoneinfo import ZoneInfo
 
@@ -19,6 +20,19 @@ _DAY_S = 86_400
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _OFFSET = re.compile(r"([+-])(\d\d):?(\d\d)\Z")
+
+#: By unit of time.
+TICKS_PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
+
+_DATE = r"([+-]?\d{4,})-(\d\d)-(\d\d)"
+_TIME = r"(\d\d):(\d\d)(?::(\d\d)(?:\.(\d{1,9}))?)?"
+_DATE_TEXT = re.compile(_DATE, re.ASCII)
+_TIME_TEXT = re.compile(_TIME, re.ASCII)
+_TIMESTAMP_TEXT = re.compile(rf"{_DATE}(?:[T ]{_TIME}(Z|[+-]\d\d:?\d\d(?::\d\d)?)?)?", re.ASCII)
+_DURATION_TEXT = re.compile(
+    r"(-)?P(?=.)(?:(\d+)D)?(?:T(?=.)(?:(\d+)H)?(?:(\d+)M)?(?:(\d+)(?:\.(\d{1,9}))?S)?)?", re.ASCII
+)
+_MAX_SECONDS = 2**63
 
 
 def date_text(days: int) -> str:
@@ -69,6 +83,96 @@ def interval_text(months: int, days: int, nanoseconds: int) -> str:
     sign = "-" if nanoseconds < 0 else ""
     clock = f"T{sign}{seconds}{_fraction(rest, 1_000_000_000)}S" if nanoseconds else ""
     return f"P{_parts((f'{months}M', months), (f'{days}D', days)) + clock or 'T0S'}"
+
+
+def date_ticks(text: str, per_day: int) -> Decimal | None:
+    """The ticks after 1970 of a date as `date_text` writes it; None for no such text, as for those below."""
+    found = _DATE_TEXT.fullmatch(text)
+    days = None if found is None else _days(*found.groups())
+    return None if days is None else Decimal(days * per_day)
+
+
+def time_ticks(text: str, per_second: int) -> Decimal | None:
+    """The ticks after midnight, exact also between two of them. Seconds may be left out."""
+    found = _TIME_TEXT.fullmatch(text)
+    return None if found is None else _ticks(_clock_ns(*found.groups()), per_second)
+
+
+def timestamp_ticks(text: str, per_second: int, *, zone: str | None) -> Decimal | None:
+    """The ticks after 1970 of a moment, or of the midnight with which a date begins.
+
+    Without an offset it is one of the clocks of `zone`; with one, where there is no zone, None.
+    """
+    found = _TIMESTAMP_TEXT.fullmatch(text)
+    if found is None:
+        return None
+    year, month, day, *clock, offset = found.groups()
+    days, of_day = _days(year, month, day), _clock_ns(*clock) if clock[0] else 0
+    if days is None or of_day is None or (offset and zone is None):
+        return None
+    local = days * _DAY_S * 10**9 + of_day
+    east = _offset_at(offset) if offset else _local_offset(local // 10**9, zone)
+    return _ticks(local - east * 10**9, per_second)
+
+
+def duration_ticks(text: str, per_second: int) -> Decimal | None:
+    """The ticks of a duration as `duration_text` writes it."""
+    found = _DURATION_TEXT.fullmatch(text)
+    if found is None:
+        return None
+    sign, days, hours, minutes, seconds, fraction = found.groups()
+    total = int(days or 0) * _DAY_S + int(hours or 0) * 3600 + int(minutes or 0) * 60 + int(seconds or 0)
+    if total > _MAX_SECONDS:
+        return None
+    return _ticks((total * 10**9 + _nanoseconds(fraction)) * (-1 if sign else 1), per_second)
+
+
+def _days(year: str, month: str, day: str) -> int | None:
+    """After 1970-01-01; None for a day that the calendar does not have."""
+    # As many digits as the seconds of an Arrow timestamp reach.
+    if len(year) > 13:
+        return None
+    cycles, rest = divmod(int(year), _CYCLE_YEARS)
+    try:
+        found = date(rest + _CYCLE_YEARS, int(month), int(day))
+    except ValueError:
+        return None
+    return found.toordinal() + (cycles - 1) * _CYCLE_DAYS - _EPOCH_ORDINAL
+
+
+def _clock_ns(hour: str, minute: str, second: str | None, fraction: str | None) -> int | None:
+    """Nanoseconds after midnight; None for a time that no clock shows."""
+    if int(hour) > 23 or int(minute) > 59 or int(second or 0) > 59:
+        return None
+    return (int(hour) * 3600 + int(minute) * 60 + int(second or 0)) * 10**9 + _nanoseconds(fraction)
+
+
+def _nanoseconds(fraction: str | None) -> int:
+    return int((fraction or "").ljust(9, "0"))
+
+
+def _ticks(nanoseconds: int | None, per_second: int) -> Decimal | None:
+    # Made of its digits, since operations round.
+    return None if nanoseconds is None else Decimal(f"{nanoseconds}E-{9 - (len(str(per_second)) - 1)}")
+
+
+def _offset_at(text: str) -> int:
+    """Seconds east of UTC."""
+    if text == "Z":
+        return 0
+    hours, minutes, *seconds = text[1:3], text[3:].lstrip(":")[:2], *text[7:].split(":")
+    east = int(hours) * 3600 + int(minutes) * 60 + int(seconds[0] or 0 if seconds else 0)
+    return -east if text[0] == "-" else east
+
+
+def _local_offset(seconds: int, zone: str | None) -> int:
+    """How many seconds east of UTC the clocks of a zone are when they show this moment."""
+    rules = None if zone is None else _zone(zone)
+    try:
+        moment = (_EPOCH + timedelta(seconds=seconds)).replace(tzinfo=rules)
+        return (moment.utcoffset() or timedelta(0)) // timedelta(seconds=1) if rules is not None else 0
+    except (OverflowError, ValueError):
+        return 0
 
 
 def _timestamp_text(ticks: int, per_second: int, zone: str | None, rules: tzinfo | None) -> str:

@@ -15,13 +15,17 @@ from uuid import UUID
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batcher.arrow.times import date_text, duration_text, interval_text, time_text, timestamp_texts
+from batcher.arrow.times import (
+    TICKS_PER_SECOND,
+    date_text,
+    duration_text,
+    interval_text,
+    time_text,
+    timestamp_texts,
+)
 
 #: Characters that JSON may hold as they are, but at which many readers of lines end a line, as `str.splitlines` does.
 _LINE_ENDS = re.compile("[\u2028\u2029\x85]")
-
-#: Of a unit of time in a second.
-_PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 
 
 def json_line(value: Any) -> str:
@@ -152,17 +156,17 @@ def _dates(array: pa.Array) -> list[Any]:
 
 
 def _times(array: pa.Array) -> list[Any]:
-    per_second = _PER_SECOND[array.type.unit]
+    per_second = TICKS_PER_SECOND[array.type.unit]
     ticks = array.cast(pa.int32() if pa.types.is_time32(array.type) else pa.int64())
     return _each(lambda value: time_text(value, per_second), ticks.to_pylist())
 
 
 def _timestamps(array: pa.Array) -> list[Any]:
-    return timestamp_texts(array.cast(pa.int64()).to_pylist(), _PER_SECOND[array.type.unit], zone=array.type.tz)
+    return timestamp_texts(array.cast(pa.int64()).to_pylist(), TICKS_PER_SECOND[array.type.unit], zone=array.type.tz)
 
 
 def _durations(array: pa.Array) -> list[Any]:
-    per_second = _PER_SECOND[array.type.unit]
+    per_second = TICKS_PER_SECOND[array.type.unit]
     return _each(lambda value: duration_text(value, per_second), array.cast(pa.int64()).to_pylist())
 
 

@@ -16,6 +16,7 @@ row_options.py  options that say what the rows of a job are
 engines.py      options of the commands that load models
 watch.py        waiting for a job, and telling how it ended
 texts.py        the live bar, the summary, a sample of the results
+job_table.py    the table of `batcher list`
 unserved.py     what is said of models that no worker has
 doctor/         the checks of `batcher doctor`
 """

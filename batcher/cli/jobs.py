@@ -50,14 +50,16 @@ def status_command(job: str, *, watch: bool, as_json: bool, jobs_dir: Path) -> i
 @json_option
 @jobs_dir_option
 def list_command(*, as_json: bool, jobs_dir: Path) -> int:
-    """List the jobs under --jobs-dir, oldest first.
+    """List the jobs under --jobs-dir, oldest first: state, how much is done, errors, tokens/s, ETA, models.
+
+    A terminal has as much of it as fits; elsewhere, nothing is shortened.
 
     \b
     Example:
       batcher list --jobs-dir /data/jobs
     """
     from batcher.api.progress import status_json
-    from batcher.cli.texts import table_text, utc_text
+    from batcher.cli.job_table import find_screen, jobs_text
     from batcher.manage.status import read_all
 
     statuses = read_all(jobs_dir, on_damaged=lambda exc: click.echo(f"Warning: {exc}", err=True))
@@ -65,11 +67,7 @@ def list_command(*, as_json: bool, jobs_dir: Path) -> int:
         for status in statuses:
             click.echo(status_json(status))
     elif statuses:
-        rows = [
-            (s.job_id, s.state.value, f"{s.num_rows:,}", f"{s.num_done:,}", f"{s.num_errors:,}", utc_text(s.created_at))
-            for s in statuses
-        ]
-        click.echo(table_text(("JOB", "STATE", "ROWS", "DONE", "ERRORS", "CREATED"), rows))
+        click.echo(jobs_text(statuses, find_screen()))
     else:
         click.echo(f"No jobs under {jobs_dir}.", err=True)
     return 0

@@ -110,7 +110,7 @@ def run_command(
 
 @click.command("submit")
 @files_argument
-@option("--job-id", help="Name of the job. [default: from the first file's name and the time]")
+@option("--job-id", help="Name of the job. [default: the day and four letters]")
 @option("--model", metavar="NAME", help="Model of rows which name none.")
 @sampling_options
 @input_options
@@ -138,9 +138,7 @@ def submit_command(
     Example:
       batcher submit prompts.jsonl --model qwen --broker redis://host:6379/0 --jobs-dir /mnt/jobs
     """
-    from batcher.ids import new_job_id
-    from batcher.jobdir.folder import JobDir
-    from batcher.jobdir.root import locate_job
+    from batcher.jobdir.root import place_job
     from batcher.models.resolver import served_name
     from workers.queue.app import sending
 
@@ -149,9 +147,8 @@ def submit_command(
             "submit needs --broker URL (or BATCHER_BROKER); on one machine, `batcher run` needs none"
         )
     # Before anything is written: a mistyped URL should leave no job.
-    with sending(broker) as send:
+    with sending(broker) as send, place_job(jobs_dir, job_id) as job:
         default_model = None if model is None else served_name(model)
-        job = JobDir(locate_job(jobs_dir, job_id or new_job_id(Path(files[0]).name.partition(".")[0])))
         submission = submit_options(default_model=default_model, known_models=None, **options)
         _submit(job, files, submission, send=send, quiet=quiet)
     click.echo(job.job_id)

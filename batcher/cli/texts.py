@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from batcher.api.progress import duration_text
 from batcher.cli.unserved import is_at_rest, unserved_text
+from batcher.words import counted, duration_text, percent_text
 
 if TYPE_CHECKING:
     from batcher.jobdir.folder import JobDir
@@ -43,12 +43,11 @@ def status_text(job: "JobDir", status: "Status") -> str:
     attempts = f"{status.num_attempts:,}" if status.num_attempts else ""
     if status.num_crashes:
         attempts += f", of which {status.num_crashes:,} crashed"
-    percent = 100 * status.num_done / status.num_rows if status.num_rows else 100.0
     lines = {
         "Job": f"{status.job_id}: {status.state.value}"
         + (", but no worker shows a sign of life" if is_at_rest(status) else ""),
-        "Rows": f"{status.num_done:,} of {status.num_rows:,} done ({percent:.0f}%): "
-        f"{status.num_ok:,} ok, {status.num_errors:,} errors",
+        "Rows": f"{status.num_done:,} of {status.num_rows:,} done ({percent_text(status.num_done, status.num_rows)}): "
+        f"{status.num_ok:,} ok, {counted(status.num_errors, 'error')}",
         "Errors": _counts_text(status.error_codes),
         "Set aside": _set_aside_text(job, status.num_quarantined),
         "Tokens": _tokens_text(status.prompt_tokens, status.cached_tokens, status.completion_tokens),
@@ -84,7 +83,7 @@ def print_summary(job: "JobDir", summary: "Summary") -> None:
         "Speed": f"{summary.tokens_per_s:,.1f} tokens/s",
         "Finish": _counts_text(summary.finish_reasons),
         "Elapsed": duration_text(summary.elapsed_s),
-        "Results": f"{pattern} ({summary.num_parts:,} {'part' if summary.num_parts == 1 else 'parts'})",
+        "Results": f"{pattern} ({counted(summary.num_parts, 'part')})",
         "Read them": f"batcher results {shlex.quote(where)} --limit 5",
         "": f"python -c {shlex.quote(reader)}",
     }
@@ -287,7 +286,7 @@ def _worker_text(worker: "WorkerStatus") -> str:
 
     shards = ", ".join(str(shard) for shard in worker.shards[:MAX_SHARDS])
     if worker.shards:
-        shards = f"shard{'s' if len(worker.shards) > 1 else ''} {shards}"
+        shards = f"{'shard' if len(worker.shards) == 1 else 'shards'} {shards}"
     if len(worker.shards) > MAX_SHARDS:
         shards += ", ..."
     match worker.health:

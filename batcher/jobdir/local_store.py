@@ -281,17 +281,19 @@ class LocalStore:
 
     def make_folder(self, folder: Path, *, parents: bool = True) -> bool:
         try:
-            is_new = not folder.exists()
-            if is_new and parents:
-                _close_to_strangers(folder)
-            folder.mkdir(parents=parents, exist_ok=True)
-            if is_new:
-                _fsync(folder.parent)
+            if folder.is_dir():
+                return False
+            if parents and not folder.parent.exists():
+                self.make_folder(folder.parent)
+            folder.mkdir(mode=0o700 if parents and _is_of_strangers(folder.parent) else 0o777)
+            _fsync(folder.parent)
         except (FileExistsError, NotADirectoryError) as exc:
+            if folder.is_dir():
+                return False
             raise JobError(f"{folder}: is not a folder; choose another folder or job id") from exc
         except OSError as exc:
             raise StorageError(f"{folder}: cannot create the folder: {reason(exc)}") from exc
-        return is_new
+        return True
 
     def hold(self, folder: Path) -> Hold | None:
         while True:
@@ -394,14 +396,10 @@ class _Hold:
         os.close(self._descriptor)
 
 
-def _close_to_strangers(folder: Path) -> None:
-    """Make the first new folder on the way to `folder` for this user alone, if it is to lie in one like /tmp."""
-    missing = [folder]
-    while not (above := missing[-1].parent).exists():
-        missing.append(above)
+def _is_of_strangers(folder: Path) -> bool:
+    """Whether `folder` is one like /tmp, in which a new folder is for this user alone."""
     # Writable by everyone, and sticky: who shares it are strangers. Without that it is shared on purpose.
-    if above.stat().st_mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH | stat.S_ISVTX:
-        missing[-1].mkdir(mode=0o700, exist_ok=True)
+    return folder.stat().st_mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH | stat.S_ISVTX
 
 
 def _open_folder(folder: Path) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from batcher.errors import InputError, JobError, StorageError
-from batcher.ids import ID_PATTERN, check_id
+from batcher.ids import ID_PATTERN, check_id, new_job_id
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.local_store import LOCAL
 from batcher.jobdir.store import Store
@@ -48,6 +48,26 @@ def find_job(job: str, root: Path) -> JobDir:
     if as_path.name != job:
         raise JobDir(as_path).missing()
     return JobDir.open(locate_job(root, job))
+
+
+@contextlib.contextmanager
+def place_job(root: Path, job_id: str | None) -> Iterator[JobDir]:
+    """Where a job under `root` is to be made: by the id `job_id`, or for None by a new one that nobody else has.
+
+    The folder of a new id is made here, which only the first to draw it can, and goes at the end of the block if
+    nothing is in it. Raises what `locate_job` raises, and JobError or StorageError where no folder can be made.
+    """
+    if job_id is not None:
+        yield JobDir(locate_job(root, job_id))
+        return
+    job = JobDir(locate_job(root, new_job_id()))
+    while not job.store.make_folder(job.path):
+        job = JobDir(locate_job(root, new_job_id()))
+    try:
+        yield job
+    finally:
+        with contextlib.suppress(StorageError):
+            job.store.drop_folder(job.path)
 
 
 def check_place(job: JobDir) -> None:

@@ -67,7 +67,10 @@ def read_table(path: Path, columns: Sequence[str] | None = None, *, store: Store
         if zlib.crc32(memoryview(data)[:start]) != body_sum:
             raise ValueError("the checksum of its content is wrong")
         file = pq.ParquetFile(pa.BufferReader(data))
-        return _as_written(file.read(), file.metadata.metadata) if columns is None else file.read(columns)
+        # In this thread: for files of this size it is faster, and pyarrow's own ones can end a process with SIGABRT
+        # that has done its work (apache/arrow#34314).
+        table = file.read(columns, use_threads=False)
+        return _as_written(table, file.metadata.metadata) if columns is None else table
     except (ValueError, OSError, pa.ArrowException) as exc:
         raise CorruptFileError(f"{path}: cannot read: {exc}") from exc
 

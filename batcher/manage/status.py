@@ -75,7 +75,8 @@ class ShardFailure:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """A job at one moment. `num_done` = `num_ok` + `num_errors`, of `num_rows`; it counts rows in chunks too.
+    """A job at one moment. `job_id` is the name of its folder, by which commands find it. `num_done` = `num_ok` +
+    `num_errors`, of `num_rows`; it counts rows in chunks too.
 
     Shards: `num_committed` have their part, `num_claimed` were claimed and have none, `num_waiting` were never
     claimed. `num_attempts` counts the claims of all shards, `num_crashes` those that ended with their worker,
@@ -83,8 +84,8 @@ class Status:
     again since. `workers` are those that hold shards of the job, and while it goes on those that could. `tokens_per_s`
     counts completion tokens over the last seconds (over the whole job at the first reading, and once it is complete).
     `unserved_models` are those that rows wait for and no worker has that is alive, with the number of these rows;
-    `served_models` are those that such workers have. `eta_s` is None where nothing is known to progress, and
-    where rows wait for a model that is not served.
+    `served_models` are those that such workers have, `models` those of the job's rows. `eta_s` is None where nothing is
+    known to progress, and where rows wait for a model that is not served.
     """
 
     job_id: str
@@ -115,6 +116,7 @@ class Status:
     failures: tuple[ShardFailure, ...]
     unserved_models: dict[str, int]
     served_models: tuple[str, ...]
+    models: tuple[str, ...]
 
     @property
     def is_complete(self) -> bool:
@@ -181,7 +183,8 @@ class StatusReader:
         unserved = self._rows_waiting(pending, served) if is_going_on else {}
         has_eta = rows_per_s and state is JobState.RUNNING and not unserved
         return Status(
-            job_id=manifest.job_id,
+            # A folder may have been renamed since; `.` has no name.
+            job_id=job.job_id or manifest.job_id,
             state=state,
             num_rows=manifest.num_rows,
             num_done=counts.num_rows,
@@ -209,6 +212,7 @@ class StatusReader:
             failures=tuple(failure for info in pending if (failure := self._failure(info.shard)) is not None),
             unserved_models=unserved,
             served_models=tuple(sorted(served)),
+            models=manifest.models,
         )
 
     def _look(self) -> Listing:

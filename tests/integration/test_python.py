@@ -48,6 +48,24 @@ def test_frame_becomes_a_frame_in_its_order_and_nothing_is_printed(
     assert repr(job) == "<Job 'out': complete, 40 of 40 rows>"
 
 
+def test_run_leaves_no_thread_that_could_end_the_program_after_its_work(family: Family, model: Path) -> None:
+    TICKETS.to_parquet(family.folder / "tickets.parquet")
+    script = f"""
+        import os, threading, numpy, pyarrow.parquet, batcher, batcher.api.work
+        # Those of libraries, which Python does not know. Pyarrow's pool can end a process that ends with SIGABRT.
+        strangers = lambda: len(os.listdir("/proc/self/task")) - threading.active_count()
+        before = strangers()
+        job = batcher.run("tickets.parquet", "out", model={str(model)!r}, prompt_column="text", max_tokens=4)
+        assert len(list(job.results())) == 40
+        print(strangers() - before)
+    """
+
+    command = family.start_script(textwrap.dedent(script))
+
+    assert command.wait() == 0, command.stderr
+    assert command.stdout == "0\n"
+
+
 def test_a_sample_comes_first_and_its_rows_are_found_again_among_all(
     tmp_path: Path, model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

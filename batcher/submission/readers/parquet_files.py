@@ -178,7 +178,10 @@ def _read(parquet: pq.ParquetFile, columns: list[str] | None = None) -> Iterator
     is_nested = any(_is_text(leaf) and (leaf.max_repetition_level or "." in leaf.path) for leaf in _leaves(metadata))
     groups = range(metadata.num_row_groups)
     for some in [[group] for group in groups] if is_nested else [list(groups)]:
-        yield from parquet.iter_batches(batch_size=_rows_at_once(metadata), row_groups=some, columns=columns)
+        # In this thread, as sealed files are read.
+        yield from parquet.iter_batches(
+            batch_size=_rows_at_once(metadata), row_groups=some, columns=columns, use_threads=False
+        )
 
 
 def _unreadable_column(parquet: pq.ParquetFile) -> str | None:

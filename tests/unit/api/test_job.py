@@ -188,7 +188,7 @@ def test_failed_rows_are_opened_again(finished: JobDir) -> None:
     assert job.retry(error_code="timeout") == 1
     assert job.retry(custom_id="id-0") == 0
     assert not job.is_complete
-    assert repr(job) == "<Job 'job-1': running, 5 of 6 rows, 1 errors>"
+    assert repr(job) == "<Job 'job-1': running, 5 of 6 rows, 1 error>"
     with pytest.raises(InputError, match="error_code=nonsense: no such code"):
         job.retry(error_code="nonsense")
 

@@ -1,4 +1,4 @@
-"""The progress display: a bar, a notebook's cell or lines; and how durations are written."""
+"""The progress display: a bar, a notebook's cell or lines."""
 
 import io
 from dataclasses import replace
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from batcher.api.progress import Progress, duration_text, status_json
+from batcher.api.progress import Progress, status_json
 from batcher.errors import InputError
 from batcher.manage.finish import finalize
 from batcher.manage.status import Status, read_status
@@ -64,13 +64,13 @@ def test_progress_on_a_terminal_is_a_bar(tmp_path: Path, width: int) -> None:
     assert "{" not in shown
     if width >= 80:
         last = next(line for line in reversed(shown.splitlines()) if "rows" in line)
-        for text in ("2/2 rows", "100%", "1 errors", "complete", "tokens/s"):
+        for text in ("2/2 rows", "100%", "1 error", "complete", "tokens/s"):
             assert text in last
 
 
 @pytest.mark.parametrize(
     ("num_errors", "num_crashes", "text"),
-    [(0, 0, ""), (3, 0, "3 errors"), (0, 1, "1 crash"), (3, 1200, "3 errors, 1,200 crashes")],
+    [(0, 0, ""), (1, 0, "1 error"), (3, 0, "3 errors"), (0, 1, "1 crash"), (3, 1200, "3 errors, 1,200 crashes")],
 )
 def test_bar_mentions_errors_and_crashes_where_there_are_some(
     tmp_path: Path, num_errors: int, num_crashes: int, text: str
@@ -96,20 +96,3 @@ def test_progress_ends_its_bar_when_the_work_fails(tmp_path: Path, monkeypatch: 
         raise InputError("stop")
 
     assert "\x1b[?25h" in terminal.getvalue()  # the cursor is shown again
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (None, "-"),
-        (0, "0.0 s"),
-        (8.24, "8.2 s"),
-        (59.96, "1 min 00 s"),
-        (185, "3 min 05 s"),
-        (3599.6, "1 h 00 min"),
-        (7800, "2 h 10 min"),
-        (277200, "3 d 05 h"),
-    ],
-)
-def test_durations_read_as_one_says_them(seconds: float | None, text: str) -> None:
-    assert duration_text(seconds) == text

@@ -75,7 +75,7 @@ def test_status_json_is_one_line_with_stable_keys(run: Run, finished: JobDir) ->
         "completion_tokens", "cached_tokens", "error_codes", "num_shards", "num_committed", "num_claimed",
         "num_waiting", "num_attempts", "num_crashes", "num_quarantined", "tokens_per_s", "rows_per_s", "eta_s",
         "created_at", "started_at", "elapsed_s", "workers", "failures",
-        "unserved_models", "served_models",
+        "unserved_models", "served_models", "models",
     ]  # fmt: skip
     assert (found["state"], found["num_done"]) == ("complete", 6)
     assert found["created_at"] == "2026-01-01T00:00:00Z"
@@ -116,13 +116,22 @@ def test_list_shows_all_jobs_and_warns_of_a_damaged_one(run: Run, finished: JobD
 
     assert code == 0
     header, *lines = out.splitlines()
-    assert header.split() == ["JOB", "STATE", "ROWS", "DONE", "ERRORS", "CREATED"]
-    assert sorted(line.split()[:5] for line in lines) == [
-        ["demo", "complete", "6", "6", "2"],
-        ["waiting", "waiting", "3", "0", "0"],
+    assert header.split() == ["JOB", "STATE", "DONE", "ROWS", "ERRORS", "TOK/S", "ETA", "MODEL", "CREATED"]
+    demo, waiting = sorted(lines)
+    assert float(demo.split()[5].replace(",", "")) > 0
+    assert [[*line.split()[:5], *line.split()[6:]] for line in (demo, waiting)] == [
+        ["demo", "complete", "100%", "6", "2", "-", "tiny", "2026-01-01", "00:00:00", "UTC"],
+        ["waiting", "waiting", "0%", "3", "0", "-", "tiny", "2026-01-01", "00:00:00", "UTC"],
     ]
     assert "damaged/manifest.json: damaged" in err
     assert [json.loads(line)["job_id"] for line in run("list --json")[1].splitlines()] == ["demo", "waiting"]
+
+
+def test_job_whose_folder_was_renamed_has_the_name_by_which_commands_find_it(run: Run, finished: JobDir) -> None:
+    finished.path.rename(finished.path.parent / "renamed")
+
+    assert run("list")[1].splitlines()[1].split()[:2] == ["renamed", "complete"]
+    assert "Job       renamed: complete\n" in run("status renamed")[1]
 
 
 def test_list_of_nothing_says_where_it_looked(run: Run) -> None:

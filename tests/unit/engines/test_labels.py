@@ -141,14 +141,38 @@ def test_labels_need_room_for_the_longest(model: Path) -> None:
     assert result.error.code is ErrorCode.CONTEXT_LENGTH_EXCEEDED
 
 
+def test_long_labels_take_a_step_each_of_as_many_tokens_as_there_is_room_for(model: Path) -> None:
+    """More places at once than llama.cpp has rows for their logits."""
+    labels = ["a" * 90, "b" * 90, "a" * 45 + "c" * 45]
+    params = SamplingParams(constraint=constraints.scored_choice(labels))
+    requests = [SequenceRequest((row, 0), text, params) for row, text in enumerate(PROMPTS)]
+
+    with running(model, num_slots=6, context_length=512, is_deduplicating=False) as engine:
+        before = engine.num_steps
+        complete(engine, requests[:1])
+        num_steps_alone = engine.num_steps - before
+        results = complete(engine, requests)
+        tokens = tokens_of(labels, engine)
+        prompts = [engine._prompts.tokenize(request) for request in requests]
+
+    assert num_steps_alone == len(labels)
+    assert sum(map(len, tokens)) > 256
+    with Reference(model, context_length=512) as reference:
+        for prompt, result in zip(prompts, results, strict=True):
+            assert isinstance(prompt, np.ndarray)
+            assert result.choice is not None
+            expected = [logprob(reference, prompt, label) for label in tokens]
+            assert result.choice.label_logprobs == pytest.approx(expected, abs=0.02)
+
+
 def test_each_place_is_looked_at_once_and_after_what_lies_before_it() -> None:
     scoring = Scoring([(1,), (1, 2), (1, 2, 3), (2, 1), (1, 3, 1)])
-    places = []
-    is_done = False
-    while not is_done:
-        places.append(scoring.path)
-        is_done = scoring.note(np.zeros(4, np.float32))
+    paths = []
+    while not scoring.is_done:
+        paths.append((scoring.path, scoring.num_wanted))
+        for _ in range(scoring.num_wanted):
+            scoring.note(np.zeros(4, np.float32))
 
-    assert places == [(), (1,), (1, 2), (1, 3), (2,)]
+    assert paths == [((1, 2), 3), ((1, 3), 1), ((2,), 1)]
     assert scoring.logprobs == pytest.approx([-np.log(4) * n for n in (1, 2, 3, 2, 3)])
     assert scoring.longest == 2

@@ -18,6 +18,7 @@ FLOORS: tuple[dict[str, tuple[str, ...]], ...] = (
         "the ground": (
             "batcher.chat_templates",
             "batcher.constraints",
+            "batcher.counted",
             "batcher.endings",
             "batcher.errors",
             "batcher.gguf",
@@ -30,6 +31,7 @@ FLOORS: tuple[dict[str, tuple[str, ...]], ...] = (
             "batcher.model_kinds",
             "batcher.model_memory",
             "batcher.paths",
+            "batcher.words",
             "batcher.rounds",
             "batcher.selection",
             "batcher.startup",

@@ -6,7 +6,7 @@ import pytest
 
 from batcher.errors import InputError, JobError
 from batcher.jobdir.folder import JobDir
-from batcher.jobdir.root import check_place, find_job, list_batches, list_jobs, locate_job
+from batcher.jobdir.root import check_place, find_job, list_batches, list_jobs, locate_job, place_job
 from tests.support.job_files import make_job
 
 
@@ -104,3 +104,23 @@ def test_job_beside_another_or_in_a_folder_with_somebodys_manifest_has_its_place
     check_place(JobDir(tmp_path / "out-2"))
     # What lies inside another already can be gone on with.
     check_place(make_job(tmp_path / "out" / "inner", (1,)))
+
+
+def test_new_job_has_a_folder_that_nobody_else_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = iter(["20261130-aaaa", "20261130-aaaa", "20261130-bbbb"])
+    monkeypatch.setattr("batcher.jobdir.root.new_job_id", lambda: next(drawn))
+
+    with place_job(tmp_path / "jobs", None) as first, place_job(tmp_path / "jobs", None) as second:
+        assert (first.job_id, second.job_id) == ("20261130-aaaa", "20261130-bbbb")
+        make_job(second.path)
+
+    assert [path.name for path in (tmp_path / "jobs").iterdir()] == ["20261130-bbbb"]
+
+
+def test_job_that_has_an_id_is_placed_by_it(tmp_path: Path) -> None:
+    with place_job(tmp_path, "demo") as job:
+        assert job.path == tmp_path / "demo"
+
+    assert not job.path.exists()
+    with pytest.raises(InputError, match="job id"), place_job(tmp_path, "../demo"):
+        pytest.fail("it was placed outside")

@@ -207,7 +207,8 @@ class LlamaEngine:
             sink(SequenceResult(request.key, error=prompt))
             return None
         if scoring is not None:
-            return Sequence(request, prompt, sink, ticket, on_start, scoring=scoring)
+            path = np.array(scoring.path, np.int32)
+            return Sequence(request, prompt, sink, ticket, on_start, scoring=scoring, generated=path)
         request, piece = self._prompts.hold(request)
         transcript = transcript_of(
             request.params,
@@ -314,15 +315,9 @@ class LlamaEngine:
         self._place(batch)
         masks = self._masks.start(batch.ready)
         logits = self._model.decode(batch)
-        unscored: set[int] = set()
-        if (wanted := batch.to_score) is not None:
-            unscored = self._cache.scores.put(
-                *(logits, wanted.rows),
-                slots=wanted.slots,
-                positions=wanted.positions,
-                next_tokens=wanted.next_tokens,
-            )
-            logits = logits[wanted.ready_rows]
+        unscored = batch.score(logits, self._cache.scores)
+        if batch.ready_rows is not None:
+            logits = logits[batch.ready_rows]
         ready = batch.ready
         rows = self._adjust(logits, ready) if any(s.transcript for s in ready) else logits
         rulings = None if masks is None else masks.wait(end=self._end_id)
@@ -367,13 +362,13 @@ class LlamaEngine:
                 is_stopped[at], is_end[at] = self._note(sequence, sampled[at], logits[at], is_end=bool(is_end[at]))
             elif sequence.scoring is not None:
                 # What was drawn is no part of it.
-                is_end[at], is_stopped[at] = True, sequence.scoring.note(logits[at])
+                is_end[at], is_stopped[at] = True, sequence.scoring.is_done
         is_full = self._scheduler.advance(batch, tokens, is_end=is_end)
         if is_ruled or any(sequence.scoring for sequence in batch.ready):
             for at, (sequence, matching) in enumerate(zip(batch.ready, matchings, strict=True)):
                 if sequence.scoring is not None and not is_stopped[at]:
                     is_full[at] = False
-                    self._scheduler.go_back(sequence, sequence.scoring.path)
+                    self._scheduler.go_back(sequence)
                 elif matching is not None and (not is_stopped[at] or matching.problem):
                     # Where no mask can be computed, only the end is left to come: that is no whole text.
                     is_stopped[at], is_full[at] = self._follow(

@@ -70,6 +70,8 @@ class KvCache:
     limit         prompt and max_tokens of the running sequence
     num_to_score  how many tokens of the running sequence's prompt are to have scores: all but the last, or none
     num_scored    how many have: `[0, num_scored)`
+    first_wanted  from which position on the logits behind each token are wanted, for labels; `cells_per_sequence` where
+                  none are but those behind the last
 
     Without `is_sharing` no prompt starts from another's cells: llama.cpp can't cut the memory of some models.
     """
@@ -86,6 +88,7 @@ class KvCache:
         self.limit: Tokens = np.zeros(num_slots, np.int32)
         self.num_to_score: Tokens = np.zeros(num_slots, np.int32)
         self.num_scored: Tokens = np.zeros(num_slots, np.int32)
+        self.first_wanted: Tokens = np.full(num_slots, cells_per_sequence, np.int32)
         self.scores = ScoreTable(num_slots=num_slots, cells=cells_per_sequence)
         self._free = list(range(num_slots))
         #: By slot, the number of the admission that last wrote or copied its cells.
@@ -95,6 +98,11 @@ class KvCache:
     @property
     def num_free_slots(self) -> int:
         return len(self._free)
+
+    def wants_scores(self, slots: Tokens) -> bool:
+        """Whether in any of `slots` a prompt is to be scored, or labels."""
+        wants_labels = self.first_wanted[slots] < self.cells_per_sequence
+        return bool((wants_labels | (self.num_to_score[slots] > 0)).any())
 
     def match(self, prompt: Tokens, *, is_scoring: bool = False) -> Match:
         """Where the beginning of `prompt` is. Never all of it: the last token is computed anew, for its logits.
@@ -131,15 +139,16 @@ class KvCache:
         limit: int,
         num_generated: int = 0,
         num_to_score: int = 0,
+        num_wanted: int = 0,
         match: Match = NO_MATCH,
         takes_any: bool = False,
     ) -> Placement:
         """Give a sequence a slot, its cells taken over from where `match` found them. Mutates.
 
         Of its `known` tokens the last `num_generated` are no prompt; it has at most `limit` in all. The first
-        `num_to_score` are to be scored; `match` was found accordingly. The slot is the
-        lowest free one. With `takes_any` it is the matching one if that is free, as no copy is needed there, else the
-        free one whose cells were of no use for longest.
+        `num_to_score` are to be scored, and the logits behind the last `num_wanted` are for labels; `match` was found
+        accordingly. The slot is the lowest free one. With `takes_any` it is the matching one if that is free, as no
+        copy is needed there, else the free one whose cells were of no use for longest.
         """
         num_known = len(known)
         assert num_known <= limit <= self.cells_per_sequence
@@ -158,6 +167,7 @@ class KvCache:
         self.limit[target] = limit
         self.num_to_score[target] = num_to_score
         self.num_scored[target] = match.num_cached if num_to_score else 0
+        self.first_wanted[target] = num_known - num_wanted if num_wanted else self.cells_per_sequence
         self.scores.copy(source, target, int(self.num_scored[target]))
         return Placement(source, target, match.num_cached)
 
@@ -166,11 +176,12 @@ class KvCache:
         assert self.num_prompt[slot]
         self.num_tokens[slot] = self.num_computed[slot]
         self.num_prompt[slot] = self.limit[slot] = self.num_to_score[slot] = 0
+        self.first_wanted[slot] = self.cells_per_sequence
         bisect.insort(self._free, slot)
 
-    def go_back(self, slot: int, completion: Sequence[int]) -> Placement | None:
-        """Have a running sequence go on with `completion` behind its prompt, which has a token that is not computed.
-        Mutates. Returns what is to be done to its cells, if anything is."""
+    def go_back(self, slot: int, completion: Sequence[int], *, num_wanted: int) -> Placement | None:
+        """Have a running sequence go on with `completion` behind its prompt, for the logits behind its last
+        `num_wanted` tokens, none of which is computed. Mutates. Returns what is to be done to its cells, if any."""
         start = int(self.num_prompt[slot])
         num_computed = int(self.num_computed[slot])
         end = start + len(completion)
@@ -178,6 +189,7 @@ class KvCache:
         num_kept = start + sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
         self.tokens[slot, start:end] = completion
         self.num_tokens[slot] = end
+        self.first_wanted[slot] = end - num_wanted
         if num_kept == num_computed:
             return None
         # What is to be kept can't be where llama.cpp can't cut.
@@ -198,7 +210,7 @@ class KvCache:
         target = self._free.pop(0)
         for column in (
             *(self.tokens, self.num_tokens, self.num_computed, self.num_prompt, self.limit),
-            *(self.num_to_score, self.num_scored),
+            *(self.num_to_score, self.num_scored, self.first_wanted),
         ):
             column[target] = column[source]
         self.scores.copy(source, target, int(self.num_scored[target]))
@@ -218,6 +230,7 @@ class KvCache:
         assert (self.num_tokens <= self.limit)[running].all()
         assert (self.limit <= self.cells_per_sequence).all()
         assert (self.num_scored <= self.num_computed).all()
+        assert (self.first_wanted[self.num_prompt == 0] == self.cells_per_sequence).all()
         assert (self.num_to_score <= np.maximum(self.num_prompt - 1, 0)).all()
         is_right = self.num_scored == np.minimum(self.num_to_score, self.num_computed)
         assert is_right[running].all()

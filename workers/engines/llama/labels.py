@@ -2,8 +2,9 @@
 
 A label's tokens form a path from the prompt on, and labels that begin alike share its beginning. At each place where a
 label goes on, the logits say how likely its next token is, so every place is computed once, with the cells of what lies
-before it: a prompt and five labels of one token take no more than the prompt. One sequence goes to the places in turn,
-depth first, in its own slot. Plain numpy, no llama.cpp.
+before it: a prompt and five labels of one token take no more than the prompt. One sequence goes to the places depth
+first, in its own slot: all on one path are computed at once, those of the first along with the prompt. Plain numpy, no
+llama.cpp.
 """
 
 import itertools
@@ -58,28 +59,34 @@ class Scoring:
         for number, tokens in enumerate(labels):
             for length, token in enumerate(tokens):
                 going_on[tokens[:length]].append((number, token))
-        # In this order each place lies behind the one before it, or behind one of those before which that lies.
+        # The next is the last. Each lies behind the one before it, or behind one of those behind which that lies.
         self._places = sorted(going_on.items(), reverse=True)
         #: Tokens of the longest path to a place.
         self.longest = max(map(len, going_on))
 
     @property
+    def num_wanted(self) -> int:
+        """How many places lie on one path, whose logits are wanted next."""
+        pairs = itertools.pairwise(place for place, _ in reversed(self._places))
+        return 1 + sum(1 for _ in itertools.takewhile(lambda pair: pair[1][: len(pair[0])] == pair[0], pairs))
+
+    @property
     def path(self) -> Path:
-        """The place whose logits are wanted next."""
-        return self._places[-1][0]
+        """The last of them: the others are its beginnings, each a token shorter."""
+        return self._places[-self.num_wanted][0]
+
+    @property
+    def is_done(self) -> bool:
+        return not self._places
 
     @property
     def best(self) -> int:
         """Which label is the likeliest, of equal ones the first."""
         return self.logprobs.index(max(self.logprobs))
 
-    def note(self, logits: Floats) -> bool:
-        """Take the logits at `path`, shape (vocabulary size,). Returns whether they were the last.
-
-        Raises EngineError where one is no number.
-        """
-        _, nexts = self._places.pop()
+    def note(self, logits: Floats) -> None:
+        """Take the logits at the next place, shape (vocabulary size,). Raises NotANumberError; it is the next still."""
         log_total = log_sum_exp(logits)
+        _, nexts = self._places.pop()
         for number, token in nexts:
             self.logprobs[number] += float(logits[token]) - log_total
-        return not self._places

@@ -111,7 +111,8 @@ class Prompts:
         if isinstance(labels, RowError):
             return request, None
         scoring = Scoring(labels, tell=tell)
-        params = replace(request.params, max_tokens=scoring.longest, clips_max_tokens=False)
+        # Of what is drawn nothing is used: at 0 that is no work.
+        params = replace(request.params, max_tokens=scoring.longest, clips_max_tokens=False, temperature=0.0)
         return replace(request, params=params), scoring
 
     def split(self, request: SequenceRequest, prompt: Tokens) -> ThoughtSplitter | None:

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from workers.engines.llama.kv_cache import NO_MATCH, KvCache, Match, Placement, Tokens
 from workers.engines.llama.ordering import order
 from workers.engines.llama.sequence import Sequence
-from workers.engines.llama.step import PromptLogits, StepBatch
+from workers.engines.llama.step import LabelLogits, PromptLogits, StepBatch
 from workers.engines.llama.turns import Turns
 
 #: Sequences are overtaken by those of later arrivals, but no longer by those that came so many arrivals later.
@@ -66,7 +66,7 @@ class Scheduler:
         self._is_changed = False
         #: Cells that `go_back` has given up.
         self._cuts: list[Placement] = []
-        #: Whether any of them has a prompt to be scored.
+        #: Whether any of them has a prompt to be scored, or labels.
         self._is_scoring = False
 
     @property
@@ -132,7 +132,7 @@ class Scheduler:
             self._is_changed = False
             self._slots = np.array(sorted(self._running), np.int32)
             self._by_slot = [self._running[slot] for slot in self._slots.tolist()]
-            self._is_scoring = bool(self._cache.num_to_score[self._slots].any())
+            self._is_scoring = self._cache.wants_scores(self._slots)
         started = tuple(sequence for sequence, _ in admitted if not sequence.was_preempted)
         cuts, self._cuts = self._cuts, []
         return self._lay_out(started, tuple(cuts + [p for _, p in admitted] + moves))
@@ -152,14 +152,17 @@ class Scheduler:
         wants_logits = np.zeros(len(positions), np.int8)
         ready_at = ends[is_ready] - 1
         wants_logits[ready_at] = 1
-        to_score = None
+        ready_rows = to_score = to_label = None
         if self._is_scoring:
             scored_at = np.flatnonzero(positions < cache.num_to_score[token_slots])
-            wants_logits[scored_at] = 1
+            labelled_at = np.flatnonzero(positions >= cache.first_wanted[token_slots])
+            wants_logits[scored_at] = wants_logits[labelled_at] = 1
             rows = np.cumsum(wants_logits, dtype=np.intp) - 1
+            ready_rows = rows[ready_at]
             at_slots, at_positions = token_slots[scored_at], positions[scored_at]
-            next_tokens = cache.tokens[at_slots, at_positions + 1]
-            to_score = PromptLogits(rows[scored_at], at_slots, at_positions, next_tokens, rows[ready_at])
+            to_score = PromptLogits(rows[scored_at], at_slots, at_positions, cache.tokens[at_slots, at_positions + 1])
+            whose = tuple(self._running[slot] for slot in token_slots[labelled_at].tolist())
+            to_label = LabelLogits(tuple(rows[labelled_at].tolist()), whose)
         return StepBatch(
             tokens=cache.tokens[token_slots, positions],
             positions=positions,
@@ -169,7 +172,9 @@ class Scheduler:
             ready=tuple(itertools.compress(self._by_slot, is_ready)),
             started=started,
             placements=placements,
+            ready_rows=ready_rows,
             to_score=to_score,
+            to_label=to_label,
         )
 
     def _share(self, pending: Tokens) -> Tokens:
@@ -191,6 +196,10 @@ class Scheduler:
             if self._is_scoring and self._cache.num_to_score[sequence.slot] > self._cache.num_computed[sequence.slot]:
                 count = min(count, score_budget)
                 score_budget -= count
+            elif sequence.scoring is not None:
+                num_unwanted = int(pending[position]) - sequence.scoring.num_wanted
+                count = min(count, num_unwanted + score_budget)
+                score_budget -= max(0, count - num_unwanted)
             extra[position] = count
             budget -= count
         return extra
@@ -227,10 +236,11 @@ class Scheduler:
         slot = sequence.slot
         return self._cache.tokens[slot, self._cache.num_prompt[slot] : self._cache.num_tokens[slot]]
 
-    def go_back(self, sequence: Sequence, completion: tuple[int, ...]) -> None:
-        """Have a running sequence, all of whose tokens are computed, go on as if it had generated `completion`, which
-        they don't begin with. Mutates."""
-        cut = self._cache.go_back(sequence.slot, completion)
+    def go_back(self, sequence: Sequence) -> None:
+        """Have a running sequence, all of whose tokens are computed, go on as if it had generated the path to the next
+        places of its labels. Mutates."""
+        assert sequence.scoring is not None
+        cut = self._cache.go_back(sequence.slot, sequence.scoring.path, num_wanted=sequence.scoring.num_wanted)
         if cut is not None:
             self._cuts.append(cut)
 
@@ -332,7 +342,7 @@ class Scheduler:
             leaver = None if has_room else _find_leaver(live, num_held, client=sequence.request.client)
             if not has_room and leaver is None:
                 break
-            match = cache.match(sequence.known, is_scoring=sequence.num_to_score > 0)
+            match = self._match(sequence)
             if self._is_coming(match):
                 continue
             if leaver is not None:
@@ -378,6 +388,13 @@ class Scheduler:
             else:
                 self._preempt(sequence)
 
+    def _match(self, sequence: Sequence) -> Match:
+        """Where the beginning of a sequence is, up to the first token whose logits are wanted."""
+        known = sequence.known
+        if sequence.scoring is not None:
+            known = known[: len(known) - sequence.scoring.num_wanted + 1]
+        return self._cache.match(known, is_scoring=sequence.num_to_score > 0)
+
     def _is_coming(self, match: Match) -> bool:
         """Whether it is better to wait for a prefix that is being computed."""
         return match.num_coming - match.num_cached >= self._cache.min_shared_tokens
@@ -408,7 +425,7 @@ class Scheduler:
         # Not beyond those that fill all slots a step later: the first of another prefix would be computed now, and its
         # cells overwritten before its own followers come.
         while at < min(len(group), cache.num_free_slots):
-            match = cache.match(group[at].known, is_scoring=group[at].num_to_score > 0)
+            match = self._match(group[at])
             if self._is_coming(match):
                 at += 1
             else:
@@ -422,6 +439,7 @@ class Scheduler:
             sequence.known,
             num_generated=len(sequence.generated),
             num_to_score=sequence.num_to_score,
+            num_wanted=0 if sequence.scoring is None else sequence.scoring.num_wanted,
             limit=sequence.num_cells,
             match=match,
             takes_any=takes_any,
