@@ -12,7 +12,7 @@ import pyarrow.dataset as ds
 from batcher.errors import InputError, MissingPackageError
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.results import job_schema
-from batcher.manage.export import finished_counts, finished_tables
+from batcher.manage.finished import finished_counts, finished_tables
 from batcher.types import RowStatus
 
 if TYPE_CHECKING:

@@ -123,7 +123,7 @@ def validation_json(report: "ValidationReport") -> str:
 
 def print_sample(job: "JobDir", limit: int, *, errors_only: bool = False) -> None:
     """Print the first `limit` result rows that exist, legibly: the tail of the prompt, then the text or the error."""
-    from batcher.manage.export import finished_tables, json_rows
+    from batcher.manage.finished import finished_tables, json_rows
 
     rows = (row for table in finished_tables(job) for row in json_rows(_errors_of(table) if errors_only else table))
     shown = 0
@@ -140,7 +140,7 @@ def print_sample(job: "JobDir", limit: int, *, errors_only: bool = False) -> Non
 def print_rows(job: "JobDir", limit: int | None, *, errors_only: bool = False) -> None:
     """Print result rows as JSON lines, whole."""
     from batcher.arrow.values import json_line
-    from batcher.manage.export import finished_tables, json_rows
+    from batcher.manage.finished import finished_tables, json_rows
 
     rows = (row for table in finished_tables(job) for row in json_rows(_errors_of(table) if errors_only else table))
     for row in islice(rows, limit):

@@ -172,9 +172,16 @@ def read_counts(path: Path, *, store: Store = LOCAL) -> Counts:
         raise CorruptFileError(f"{path}: not a result file of Batcher: {exc}") from exc
 
 
-def read_rows(path: Path, schema: pa.Schema, *, store: Store = LOCAL) -> pa.Table:
-    """Read a chunk or part of the job whose result schema is `schema`. Raises like `read_file`, also for another's."""
-    table = read_file(path, store=store)
+def read_rows(path: Path, schema: pa.Schema, *, columns: Sequence[str] | None = None, store: Store = LOCAL) -> pa.Table:
+    """Read a chunk or part of the job whose result schema is `schema`, or these columns of it, at least one.
+
+    Raises like `read_file`, also for another's.
+    """
+    if columns is None:
+        table = read_file(path, store=store)
+    else:
+        table = sealed.read_columns(path, columns, store=store)
+        schema = pa.schema([schema.field(name) for name in columns])
     if not table.schema.equals(schema):
         differing = sorted({*table.schema} ^ {*schema}, key=lambda field: field.name)
         names = ", ".join(dict.fromkeys(field.name for field in differing)) or "their order"

@@ -14,7 +14,7 @@ or not there at all.
 
 import base64
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -60,17 +60,33 @@ def read_table(path: Path, columns: Sequence[str] | None = None, *, store: Store
     With `columns` only these, with Parquet's types. Raises CorruptFileError for a file that is not whole, or is gone
     (MissingFileError), and another StorageError for one that can't be read.
     """
+    if columns is not None:
+        return _read_checked(path, lambda file: _read_file(file, columns), store)
+    return _read_checked(path, lambda file: _as_written(_read_file(file), _written_schema(file)), store)
+
+
+def read_columns(path: Path, names: Sequence[str], *, store: Store = LOCAL) -> pa.Table:
+    """Those of these columns that the file has, in their order, their types as they were written. Raises likewise."""
+
+    def read(file: pq.ParquetFile) -> pa.Table:
+        schema = _written_schema(file)
+        found = [name for name in names if name in schema.names]
+        # A point in a name is none to Parquet, which may read more for it, but never less.
+        table = _read_file(file, found)
+        return _as_written(table.select(found), pa.schema([schema.field(name) for name in found]))
+
+    return _read_checked(path, read, store)
+
+
+def _read_checked(path: Path, read: Callable[[pq.ParquetFile], pa.Table], store: Store) -> pa.Table:
+    """What `read` reads of a file that is whole. Raises as `read_table`."""
     data = _read(path, store)
     try:
         start = _footer_start(data[-_TAIL_SIZE:], size=len(data))
         body_sum = _check_footer(data[start:])
         if zlib.crc32(memoryview(data)[:start]) != body_sum:
             raise ValueError("the checksum of its content is wrong")
-        file = pq.ParquetFile(pa.BufferReader(data))
-        # In this thread: for files of this size it is faster, and pyarrow's own ones can end a process with SIGABRT
-        # that has done its work (apache/arrow#34314).
-        table = file.read(columns, use_threads=False)
-        return _as_written(table, file.metadata.metadata) if columns is None else table
+        return read(pq.ParquetFile(pa.BufferReader(data)))
     except (ValueError, OSError, pa.ArrowException) as exc:
         raise CorruptFileError(f"{path}: cannot read: {exc}") from exc
 
@@ -123,9 +139,19 @@ def _check_footer(footer: bytes) -> int:
     return int(body, 16)
 
 
-def _as_written(table: pa.Table, metadata: Mapping[bytes, bytes]) -> pa.Table:
+def _read_file(file: pq.ParquetFile, columns: Sequence[str] | None = None) -> pa.Table:
+    # In this thread: for files of this size it is faster, and pyarrow's own ones can end a process with SIGABRT
+    # that has done its work (apache/arrow#34314).
+    return file.read(columns, use_threads=False)
+
+
+def _written_schema(file: pq.ParquetFile) -> pa.Schema:
+    """The schema of the table that was written into a file."""
+    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(file.metadata.metadata[b"ARROW:schema"]))).remove_metadata()
+
+
+def _as_written(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """`table` with the types it was written with: Parquet knows no seconds, and gives them back as milliseconds."""
-    schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(metadata[b"ARROW:schema"]))).remove_metadata()
     table = table.replace_schema_metadata(None)
     return table if table.schema.equals(schema) else table.cast(schema)
 

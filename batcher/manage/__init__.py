@@ -1,12 +1,13 @@
 """What is done to a job that exists.
 
-status.py  where it stands: rows, rates, workers
-finish.py  the proof that all rows have results, and the summary
-repair.py  parts that went bad after their commit
-resume.py  a job is taken up again
-cancel.py  workers stop, what is finished stays
-pause.py   the same for a while
-retry.py   failed rows run again
-export.py  results in other forms
-delete.py  the job goes, also while it is worked on
+status.py   where it stands: rows, rates, workers
+finish.py   the proof that all rows have results, and the summary
+repair.py   parts that went bad after their commit
+resume.py   a job is taken up again
+cancel.py   workers stop, what is finished stays
+pause.py    the same for a while
+retry.py    failed rows run again
+finished.py the result rows that exist now
+export.py   results in other forms
+delete.py   the job goes, also while it is worked on
 """

@@ -1,8 +1,7 @@
 """Results in other forms: one Parquet or CSV file of flat rows, JSONL of response objects, OpenAI batch output lines.
 
-Works shard by shard, so memory is bounded by one shard. A shard without a part is read from its chunks, each row once:
-so a running job can be looked into. The file is written under a temporary name and then renamed: whoever sees it
-sees it whole.
+Works shard by shard, so memory is bounded by one shard. The file is written under a temporary name and then renamed:
+whoever sees it sees it whole.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,24 +16,17 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from batcher.arrow.values import json_line, json_values, text_values
-from batcher.errors import CorruptFileError, InputError, JobError
+from batcher.arrow.values import json_line, text_values
+from batcher.errors import InputError, JobError
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.local_store import replacing
 from batcher.jobdir.manifest import ShardInfo
 from batcher.jobdir.optional_columns import TOOL_CALLS
-from batcher.jobdir.results import (
-    RESULT_FIELDS,
-    Counts,
-    job_schema,
-    join_tables,
-    read_chunks,
-    read_counts,
-)
+from batcher.jobdir.results import RESULT_FIELDS, job_schema
 from batcher.jobdir.shards import read_custom_ids, read_request_facts
 from batcher.manage.delete import own_names
 from batcher.manage.finish import finalize
-from batcher.manage.repair import read_part, with_remedy
+from batcher.manage.finished import finished_shards, finished_table, finished_tables, json_rows
 from batcher.openai.answers import Unrun, batch_output_line, completion_body, unrun_line
 from batcher.types import RequestFacts, RowStatus
 
@@ -89,55 +81,6 @@ def export(
             return _write_jsonl(temp, job, layout=layout)
         tables = finished_tables(job)
         return (_write_parquet if suffix == ".parquet" else _write_csv)(temp, tables, schema=schema)
-
-
-def finished_tables(job: JobDir) -> Iterator[pa.Table]:
-    """The result rows that exist now, a table a shard, in order: of its part, else the union of its chunks.
-
-    Every input row appears at most once. Raises CorruptFileError for a part that can't be read; chunks that can't be
-    are left out, as workers do.
-    """
-    return (table for _, table in _finished_shards(job))
-
-
-def finished_counts(job: JobDir) -> Counts:
-    """What the result rows that exist now add up to, of parts by their footers alone. Raises as `finished_tables`."""
-    schema = job_schema(job.manifest)
-    total = Counts()
-    for info in job.manifest.shards:
-        part = job.part_path(info.shard)
-        if not job.has(part):
-            total += Counts.of(_finished_table(job, info, schema))
-            continue
-        try:
-            total += read_counts(part, store=job.store)
-        except CorruptFileError as exc:
-            raise with_remedy(exc, job) from exc
-    return total
-
-
-def _finished_shards(job: JobDir) -> Iterator[tuple[ShardInfo, pa.Table]]:
-    schema = job_schema(job.manifest)
-    for info in job.manifest.shards:
-        table = _finished_table(job, info, schema)
-        if table.num_rows:
-            yield info, table
-
-
-def _finished_table(job: JobDir, info: ShardInfo, schema: pa.Schema) -> pa.Table:
-    part = job.part_path(info.shard)
-    if not job.has(part):
-        tables = read_chunks([chunk.path for chunk in job.chunks(info.shard)], schema, store=job.store)
-        # Chunks vanish only after the part exists: then the part is what counts.
-        if not job.has(part):
-            return join_tables(tables, schema)
-    return read_part(job, info.shard)
-
-
-def json_rows(table: pa.Table) -> Iterator[dict[str, Any]]:
-    """The rows of a result table as JSON can hold them."""
-    columns = [json_values(column) for column in table.columns]
-    return (dict(zip(table.column_names, row, strict=True)) for row in zip(*columns, strict=True))
 
 
 def _write_parquet(path: Path, tables: Iterable[pa.Table], *, schema: pa.Schema) -> int:
@@ -200,10 +143,9 @@ def write_batch_output(
     With `unrun`, the reason, rows that are not finished have lines among the failed, so that every custom_id is in one
     of the two. One pass, shard by shard. Returns the lines in each.
     """
-    schema = job_schema(job.manifest)
     num_ok = num_failed = 0
     for info in job.manifest.shards:
-        table = _finished_table(job, info, schema).select(_response_columns(job))
+        table = finished_table(job, info).select(_response_columns(job))
         for rows, facts in _shard_requests(job, info, table):
             is_ok = rows[0]["status"] == RowStatus.OK.value
             line = _batch_line(job, rows, facts=facts)
@@ -232,7 +174,7 @@ def _batch_line(job: JobDir, rows: list[dict[str, Any]], *, facts: RequestFacts)
 
 def _finished_requests(job: JobDir, *, with_carried: bool) -> Iterator[tuple[list[dict[str, Any]], RequestFacts]]:
     """The result rows of each request that is finished now, in order, and what they do not say of it."""
-    for info, table in _finished_shards(job):
+    for info, table in finished_shards(job):
         yield from _shard_requests(job, info, table if with_carried else table.select(_response_columns(job)))
 
 
@@ -292,17 +234,16 @@ def _response_object(rows: list[dict[str, Any]], *, facts: RequestFacts, optiona
     Of the columns `optional` each choice has its own values.
     """
     first = rows[0]
+    ours = (*RESULT_FIELDS.names, *optional)
     line: dict[str, Any] = {key: first[key] for key in ("row", "custom_id", "status")}
-    line |= completion_body(rows, facts=facts)
+    # Without the carried columns, which can have the name of an optional one that this job has not.
+    line |= completion_body([{name: row[name] for name in ours} for row in rows], facts=facts)
     for choice, row in zip(line.get("choices", ()), rows, strict=False):
         # The calls are in its message.
         choice.update({name: row[name] for name in optional if name not in (*choice, TOOL_CALLS.name)})
-    own = frozenset((*RESULT_FIELDS.names, *optional))
-    for name, value in first.items():
-        if name in own:
-            continue
+    for name in [*first][len(ours) :]:
         key = name
         while key in _BODY_KEYS or key in line:
             key = f"input_{key}"
-        line[key] = value
+        line[key] = first[name]
     return line

@@ -9,7 +9,7 @@ what was moved is looked at once more, and put back if it is whole.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -66,10 +66,13 @@ def sound_counts(job: JobDir, info: ShardInfo) -> Counts | None:
     return counts
 
 
-def read_part(job: JobDir, shard: int) -> pa.Table:
-    """Read a part whole. Raises CorruptFileError with the remedy, another StorageError where it can't be read."""
+def read_part(job: JobDir, shard: int, *, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a part whole, or these columns of it after checking every bit.
+
+    Raises CorruptFileError with the remedy, another StorageError where it can't be read.
+    """
     try:
-        return read_rows(job.part_path(shard), job_schema(job.manifest), store=job.store)
+        return read_rows(job.part_path(shard), job_schema(job.manifest), columns=columns, store=job.store)
     except CorruptFileError as exc:
         raise with_remedy(exc, job) from exc
 

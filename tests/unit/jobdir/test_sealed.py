@@ -8,8 +8,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from batcher.arrow.plain import plain_table
 from batcher.errors import CorruptFileError, StorageError
-from batcher.jobdir.sealed import MissingFileError, read_metadata, read_table, seal
+from batcher.jobdir.sealed import MissingFileError, read_columns, read_metadata, read_table, seal
+from tests.support.any_arrays import arrays, names
 from tests.support.job_files import failed, ok, result_table
 
 TABLE = result_table([ok(row, num_choices=1 + row % 2) if row % 5 else failed(row) for row in range(20)])
@@ -41,6 +43,23 @@ def test_types_that_parquet_does_not_know_come_back_too(tmp_path: Path) -> None:
 
     assert read_table(path) == table
     assert read_table(path, ["nested.at"])["nested"].to_pylist()[1]["at"].second == 5
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_some_columns_are_those_that_all_would_have_been(tmp_path: Path, data: st.DataObject) -> None:
+    """Whatever their types and names, points in these too."""
+    own = data.draw(
+        st.lists(names | st.sampled_from(["a", "a.b", "b", ".", "a."]), min_size=1, max_size=4, unique=True)
+    )
+    path = tmp_path / "file.parquet"
+    path.write_bytes(seal(plain_table(pa.table({name: data.draw(arrays(num_rows=2, depth=2)) for name in own}))))
+    asked = data.draw(st.lists(st.sampled_from(own), min_size=1, unique=True))
+
+    found = read_columns(path, [*asked, "no column"])
+
+    # By their texts, as NaN is not equal to itself.
+    assert str(found) == str(read_table(path).select(asked))
 
 
 @pytest.mark.parametrize("text", ["batcher.seal", "crc32:00000000:00000000", "batcher.seal crc32:12345678:12345678"])

@@ -19,8 +19,9 @@ from batcher.jobdir.folder import JobDir
 from batcher.jobdir.manifest import encode_schema
 from batcher.jobdir.results import build_table, result_schema, write_file
 from batcher.manage import export as export_module
-from batcher.manage.export import ExportFormat, export, finished_tables, json_rows
+from batcher.manage.export import ExportFormat, export
 from batcher.manage.finish import finalize
+from batcher.manage.finished import finished_tables, json_rows
 from batcher.types import ErrorCode, FinishReason, Request, SamplingParams
 from tests.support.job_files import (
     CARRIED,
@@ -97,6 +98,17 @@ def test_csv_has_a_row_a_choice_with_nested_columns_as_json(tmp_path: Path, job:
     assert rows[0]["created"] == "2026-01-01T00:00:00Z"
     assert rows[0]["text"] == "text 0.0"
     assert (rows[1]["text"], rows[1]["error_code"]) == ("", "timeout")
+
+
+def test_column_of_the_input_with_the_name_of_a_part_of_other_answers_is_no_part_of_these(tmp_path: Path) -> None:
+    """Given a job that calls nothing and an input with tool_calls, when it is exported, then it is the input's."""
+    job = job_with_column(tmp_path / "job", "tool_calls", pa.array(["none", None]))
+
+    export(job, tmp_path / "out.jsonl")
+
+    first, second = read_lines(tmp_path / "out.jsonl")
+    assert (first["tool_calls"], second["tool_calls"]) == ("none", None)
+    assert "tool_calls" not in first["choices"][0]
 
 
 def test_answers_to_a_schema_are_values_of_their_choices(tmp_path: Path) -> None:

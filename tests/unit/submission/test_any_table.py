@@ -24,7 +24,8 @@ from batcher.cli.texts import print_rows, print_sample
 from batcher.errors import InputError
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.results import RESULT_FIELDS
-from batcher.manage.export import ExportFormat, export, finished_tables, json_rows
+from batcher.manage.export import ExportFormat, export
+from batcher.manage.finished import finished_tables, json_rows
 from batcher.server.batches.outputs import make_outputs
 from batcher.submission.carried import CarriedColumns
 from batcher.submission.planner import submit
