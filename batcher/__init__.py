@@ -49,6 +49,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from batcher import errors as errors
+    from batcher.api.fleet import Worker, workers
     from batcher.api.job import Job
     from batcher.api.jobs import open_job as open  # noqa: A004 (like gzip.open: said with the name of the package)
     from batcher.api.jobs import run, submit
@@ -66,11 +67,13 @@ __all__ = [
     "Results",
     "Status",
     "Summary",
+    "Worker",
     "__version__",
     "errors",
     "open",
     "run",
     "submit",
+    "workers",
 ]
 
 #: Name -> the module that has it, and how it is called there.
@@ -81,9 +84,11 @@ _OFFERED = {
     "Results": ("batcher.api.results", "Results"),
     "Status": ("batcher.manage.status", "Status"),
     "Summary": ("batcher.manage.finish", "Summary"),
+    "Worker": ("batcher.api.fleet", "Worker"),
     "open": ("batcher.api.jobs", "open_job"),
     "run": ("batcher.api.jobs", "run"),
     "submit": ("batcher.api.jobs", "submit"),
+    "workers": ("batcher.api.fleet", "workers"),
 }
 
 

@@ -221,8 +221,7 @@ def run_worker(config: WorkerConfig, *, on_ready: Callable[[], None]) -> None:
     connect(config.broker_url).close()
     sweep_heartbeats(Path(config.home))
     config = replace(config, scope=scope_of(Path(config.jobs_root)))
-    sweeper = root_sweeper(config)
-    with StopSignals() as stop, sweeper:
+    with StopSignals() as stop, root_sweeper(config) as sweeper:
         # The child has logged why a shard could not be run; the worker has other shards to do.
         supervisor = Supervisor(config, on_shard_failure=lambda message: None, on_death=sweeper.on_death)
         try:

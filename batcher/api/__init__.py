@@ -2,6 +2,7 @@
 
 jobs.py      jobs begin: run, submit, open
 job.py       a job: status, wait, results, retry, resume, pause, cancel, export
+fleet.py     the workers of a jobs folder, and those of its broker that work elsewhere
 source.py    paths, dicts and tables as inputs
 options.py   the options of jobs and workers, checked
 constraint.py  those of them that say what every text must be

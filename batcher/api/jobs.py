@@ -115,10 +115,10 @@ def submit(
     default_model = None if model is None else served_name(model)
     submission = submit_options(checked, default_model=default_model, known_models=None, context_lengths={})
     # Before anything is written: a mistyped URL should leave no job.
-    with sending(url) as send, place_job(_jobs_dir(jobs_dir), job_id) as folder:
+    with sending(url) as send, place_job(jobs_folder(jobs_dir), job_id) as folder:
         begun = begin(folder, inputs_of(source), submission, send=send)
     _note_shortage(begun, submission)
-    warn_of_unserved(read_status(folder))
+    warn_of_unserved(folder, read_status(folder), broker=url)
     return Job(JobDir.open(folder.path), broker=url)
 
 
@@ -133,7 +133,7 @@ def open_job(
     `broker` and `jobs_dir` are as for `submit`. With a broker, lost shards are sent again while `Job.wait` waits,
     and `Job.retry` and `Job.resume` send there. Raises JobError where there is no job.
     """
-    return Job(find_job(expand_home(job), _jobs_dir(jobs_dir)), broker=find_broker(broker))
+    return Job(find_job(expand_home(job), jobs_folder(jobs_dir)), broker=find_broker(broker))
 
 
 def _note_shortage(begun: Begun, options: SubmitOptions) -> None:
@@ -141,5 +141,6 @@ def _note_shortage(begun: Begun, options: SubmitOptions) -> None:
         logger.warning("%s: %s", begun.manifest.job_id, shortage)
 
 
-def _jobs_dir(given: str | os.PathLike[str] | None) -> Path:
+def jobs_folder(given: str | os.PathLike[str] | None) -> Path:
+    """The jobs folder that was given, or that of the environment, as for the command line."""
     return Path(expand_home(given if given is not None else os.environ.get("BATCHER_JOBS_DIR") or JOBS_DIR))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import batcher
 from batcher.api.engines import needed_extras, take_engine_options
+from batcher.api.fleet import find_elsewhere_with
 from batcher.api.order import reopen
 from batcher.api.progress import showing
 from batcher.errors import InputError, JobCancelledError, JobError, MissingPackageError
@@ -131,7 +132,7 @@ def resume_elsewhere(job: JobDir, broker: str) -> None:
 
     with sending(broker) as send:
         resume(job, send=send)
-    warn_of_unserved(StatusReader(job).read())
+    warn_of_unserved(job, StatusReader(job).read(), broker=broker)
 
 
 def check_here(job: JobDir) -> None:
@@ -156,7 +157,7 @@ def wait_for(job: JobDir, broker: str | None, *, progress: bool, timeout_s: floa
 
         # Its own, as others may ask for the status meanwhile.
         reader = StatusReader(job)
-        warn_of_unserved(reader.read())
+        warn_of_unserved(job, reader.read(), broker=broker)
         if broker is None:
             _look_on(job, reader, on_status)
         else:
@@ -180,12 +181,14 @@ def _sweep_on(job: JobDir, broker: str, on_status: Callable[[Status], None]) -> 
         wait(job, broker, on_status=on_status)
 
 
-def warn_of_unserved(status: Status) -> None:
-    """Log which rows wait for a model that no worker has."""
+def warn_of_unserved(job: JobDir, status: Status, *, broker: str | None) -> None:
+    """Log which rows wait for a model that no worker has, and who has it in another jobs folder."""
     for model, num_rows in status.unserved_models.items():
         logger.warning(
             "%s: %d rows wait for the model %s, and no worker is alive that has it", *(status.job_id, num_rows, model)
         )
+        for worker in find_elsewhere_with(model, job.path.absolute().parent, broker) if broker is not None else ():
+            logger.warning("%s on %s has it, and works in %s", worker.name, worker.host, worker.folder)
 
 
 def is_quiet() -> bool:

@@ -10,6 +10,8 @@ Every key that Batcher uses begins with `KEY_PREFIX`:
     batcher:lease:<job>:<shard>            string, who works on a shard now; see `leases`
     batcher:claimed:<job>                  set of the shards that were taken and not given back; see `leases`
     batcher:swept:<job>:<shard>            hash, when a message was last sent for an orphaned shard; see `sweep`
+    batcher:worker:<scope>:<worker>        string, who works there, and in which folder; see `presence`
+    batcher:workers                        set of these keys
 
 <scope> is that of a jobs folder (`batcher/jobdir/scope.py`), so that workers of several folders can share a broker, or
 of one job, where its own workers complete it. <job> is a job's `Manifest.identity`: in two folders there can be jobs of
@@ -116,6 +118,15 @@ def claimed_key(job: str) -> str:
 def swept_key(job: str, shard: int) -> str:
     """The key of the mark that a message was sent for an orphaned shard."""
     return f"{KEY_PREFIX}swept:{job}:{shard}"
+
+
+#: The key of the set of all `worker_key`s.
+WORKERS_KEY = f"{KEY_PREFIX}workers"
+
+
+def worker_key(scope: str, worker: str) -> str:
+    """The key of what a worker says of itself. `worker` is an id that no other has."""
+    return f"{KEY_PREFIX}worker:{scope}:{worker}"
 
 
 def open_client(url: str, *, timeout_s: float = SOCKET_TIMEOUT_S) -> redis.Redis:

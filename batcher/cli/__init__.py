@@ -5,6 +5,7 @@ Exit codes: 0 all rows ok, 1 the job ended with error rows, 2 bad usage or input
 
 run.py          run, submit, worker, resume
 jobs.py         status, list, pause, cancel, delete
+workers.py      workers
 results.py      results, export, retry
 checks.py       validate, doctor
 models.py       models
@@ -48,6 +49,7 @@ _COMMANDS = {
     "serve": "serve",
     "status": "jobs",
     "list": "jobs",
+    "workers": "workers",
     "results": "results",
     "export": "results",
     "retry": "results",

@@ -34,7 +34,9 @@ def unserved_text(status: "Status", *, jobs_dir: str) -> str:
 
 def warn_of_unserved(job: "JobDir", broker: str) -> None:
     """Say on stderr which rows of a job wait for a model that no worker has, and the line that starts one."""
+    from batcher.api.fleet import find_elsewhere_with
     from batcher.broker.url import has_secret
+    from batcher.cli.workers import where_text
     from batcher.manage.status import read_status
 
     status = read_status(job)
@@ -43,6 +45,8 @@ def warn_of_unserved(job: "JobDir", broker: str) -> None:
         # A password may not stand on a command line: it comes from the environment or a file there, too.
         line = worker_line(model, broker=None if has_secret(broker) else broker, jobs_dir=root)
         click.echo(f"Warning: {problem}; start one with:\n  {line}", err=True)
+        for worker in find_elsewhere_with(model, job.path.absolute().parent, broker)[:MAX_NAMED]:
+            click.echo(f"In another jobs folder, and so of no use to it, is {where_text(worker)}", err=True)
     if len(status.unserved_models) > MAX_NAMED:
         click.echo(
             f"... and {len(status.unserved_models) - MAX_NAMED:,} more models; `batcher status --json` shows them.",

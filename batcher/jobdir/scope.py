@@ -11,7 +11,7 @@ import os
 import secrets
 from pathlib import Path
 
-from batcher.errors import InputError, JobError
+from batcher.errors import InputError, JobError, StorageError
 from batcher.ids import ID_PATTERN, check_id
 from batcher.jobdir.local_store import LOCAL
 from batcher.jobdir.store import Store
@@ -44,3 +44,12 @@ def scope_of(root: Path, *, store: Store = LOCAL) -> str:
             "delete the file and start the workers and servers of this folder again"
         )
     return scope
+
+
+def known_scope(root: Path, *, store: Store = LOCAL) -> str | None:
+    """The scope that a jobs folder has; None where it has none yet, or nobody can say. Writes nothing."""
+    try:
+        scope = store.read(root / SCOPE_NAME).decode(errors="replace").strip()
+    except (OSError, StorageError):
+        return None
+    return scope if ID_PATTERN.match(scope) else None

@@ -6,7 +6,9 @@ A thread of its own talks to the broker, so that a broker that hangs holds up ne
 import contextlib
 import logging
 import math
+import os
 import queue
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,8 +19,10 @@ from typing import Self
 
 import redis
 
+from batcher import __version__
 from batcher.broker.client import open_client, queue_keys, trouble
 from batcher.broker.leases import Pace
+from batcher.broker.presence import MAX_MODELS, Announcer, Presence
 from batcher.broker.sweep import LOOK_AGE_S, Every, Sweep
 from batcher.errors import BatcherError, BrokerError, StorageError
 from batcher.jobdir.folder import JobDir, Watch
@@ -239,12 +243,53 @@ class RootSweep:
         )
 
 
-def root_sweeper(config: WorkerConfig) -> Sweeper:
-    """What sweeps the jobs under the jobs root of a worker."""
+@contextlib.contextmanager
+def root_sweeper(config: WorkerConfig) -> Iterator[Sweeper]:
+    """What sweeps the jobs under the jobs root of a worker, and meanwhile announces the worker at its broker."""
+    pause_s = Pace(config.lease_ttl_s).sweep_interval_s
     sweep = RootSweep(
         *(Path(config.jobs_root), config.broker_url),
         scope=config.scope,
         models=frozenset(name for name, _ in config.models),
         lease_ttl_s=config.lease_ttl_s,
     )
-    return Sweeper(sweep.tick, patience_s=None, retry_interval_s=Pace(config.lease_ttl_s).sweep_interval_s)
+    announcer = Announcer(config.broker_url, _presence(config), pause_s=pause_s)
+
+    def tick(deaths: Sequence[str]) -> float:
+        wait_s = sweep.tick(deaths)
+        announcer.renew()
+        return wait_s
+
+    def look_around() -> None:
+        announcer.renew()
+        _warn_of_other_folders(announcer)
+
+    with Sweeper(tick, first=look_around, patience_s=None, retry_interval_s=pause_s) as sweeper:
+        try:
+            yield sweeper
+        finally:
+            announcer.withdraw()
+
+
+def _presence(config: WorkerConfig) -> Presence:
+    return Presence(
+        name=config.name,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        version=__version__,
+        scope=config.scope,
+        folder=config.jobs_root,
+        models=tuple(name for name, _ in config.models[:MAX_MODELS]),
+    )
+
+
+def _warn_of_other_folders(announcer: Announcer) -> None:
+    """Say where others of the same models work, if none works in this worker's jobs folder."""
+    me, others = announcer.presence, announcer.others()
+    kin = [each for each in others if not set(me.models).isdisjoint(each.models)]
+    if kin and all(each.scope != me.scope for each in others):
+        logger.warning(
+            "no other worker at this broker works in the jobs folder %s; %s on %s works in %s: if this worker is to "
+            "help there, start it with the --jobs-dir that leads to that folder",
+            *(me.folder, kin[0].name, kin[0].host, kin[0].folder),
+        )

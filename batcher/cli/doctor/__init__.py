@@ -13,7 +13,7 @@ from pathlib import Path
 
 from batcher.cli.doctor.broker import check_broker, check_embedded_broker
 from batcher.cli.doctor.finding import Check, Level
-from batcher.cli.doctor.jobs_folder import check_jobs_dir, check_workers, loaded_models
+from batcher.cli.doctor.jobs_folder import check_elsewhere, check_jobs_dir, check_workers, loaded_models
 from batcher.cli.doctor.models import check_models
 from batcher.cli.doctor.servers import check_servers
 from batcher.cli.doctor.software import check_kernels, check_llama, check_machine, check_packages
@@ -47,8 +47,20 @@ def run_checks(
     yield check_machine()
     yield from check_jobs_dir(jobs_dir)
     yield check_workers(jobs_dir)
-    yield from check_broker(broker) if broker else [check_embedded_broker()]
+    if broker:
+        yield from _check_broker(broker, jobs_dir)
+    else:
+        yield check_embedded_broker()
     if wishes.servers is not None:
         yield from check_servers(wishes.servers, served)
         return
     yield from check_models(models, wishes, is_one_worker=is_one_worker, loaded=loaded_models(jobs_dir))
+
+
+def _check_broker(url: str, jobs_dir: Path) -> Iterator[Check]:
+    is_well = True
+    for check in check_broker(url):
+        is_well &= check.level is not Level.FAIL
+        yield check
+    if is_well:
+        yield check_elsewhere(jobs_dir, url)

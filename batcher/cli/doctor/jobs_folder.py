@@ -8,7 +8,9 @@ from pathlib import Path
 from packaging.version import InvalidVersion, Version
 
 import batcher
+from batcher.api.fleet import workers
 from batcher.cli.doctor.finding import Check, Level, size_text
+from batcher.cli.workers import remedy_text, where_text
 from batcher.jobdir.heartbeats import Health, WorkerHeartbeat, read_heartbeats
 from batcher.jobdir.probe import probe
 
@@ -16,6 +18,8 @@ from batcher.jobdir.probe import probe
 LOW_DISK = 1 << 30
 #: Seconds. Times in summaries come from several machines; beyond this they visibly disagree.
 CLOCK_SKEW_S = 5.0
+#: Workers in other folders that are named.
+MAX_ELSEWHERE = 5
 
 
 def check_jobs_dir(jobs_dir: Path) -> Iterator[Check]:
@@ -67,6 +71,22 @@ def check_workers(jobs_dir: Path) -> Check:
     )
 
 
+def check_elsewhere(jobs_dir: Path, broker: str) -> Check:
+    """Whether workers of the broker work in another jobs folder. Raises BrokerError."""
+    name = "workers elsewhere"
+    found = [worker for worker in workers(jobs_dir=jobs_dir, broker=broker) if worker.is_elsewhere]
+    if not found:
+        return Check(name, Level.OK, f"none at the broker works in another folder than {jobs_dir}")
+    shown = "; ".join(map(where_text, found[:MAX_ELSEWHERE]))
+    more = f" and {len(found) - MAX_ELSEWHERE:,} more" if len(found) > MAX_ELSEWHERE else ""
+    return Check(
+        name,
+        Level.WARN,
+        f"of the broker's workers these are not in {jobs_dir}: {shown}{more}",
+        f"where that is not meant, {remedy_text(found, jobs_dir)}",
+    )
+
+
 def loaded_models(jobs_dir: Path) -> dict[str, str]:
     """The models that workers of this machine or container have in memory, each with the name of one of them."""
     host = socket.gethostname()
@@ -77,8 +97,8 @@ def loaded_models(jobs_dir: Path) -> dict[str, str]:
 
 def _by_version(beats: list[WorkerHeartbeat]) -> Iterator[str]:
     for version in sorted({beat.version for beat in beats}, key=_order):
-        workers = [f"{beat.name} on {beat.host}" for beat in beats if beat.version == version]
-        shown = ", ".join(workers[:5]) + (f" and {len(workers) - 5:,} more" if len(workers) > 5 else "")
+        names = [f"{beat.name} on {beat.host}" for beat in beats if beat.version == version]
+        shown = ", ".join(names[:5]) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")
         yield f"{version} by {shown}"
 
 

@@ -1,0 +1,106 @@
+"""A fleet at work as its operator sees it: `batcher workers`, and workers that work where they should not."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import batcher
+from tests.support.family import Command, Family, assert_every_row_once, start_worker, submit, wait_until_ready
+from tests.support.waiting import wait_for
+
+ROWS = 96
+#: So that signs of life come every second.
+HASTY = ("--lease-ttl", 6)
+
+
+def workers_of(family: Family, jobs: Path, *options: object) -> dict[str, dict[str, Any]]:
+    """What `batcher workers --json` says, by name."""
+    command = family.run("workers", "--json", "--jobs-dir", jobs, *options, code=0)
+    return {each["name"]: each for each in map(json.loads, command.stdout.splitlines())}
+
+
+def test_workers_at_work_show_their_shards_slots_and_rate_and_their_crashes(
+    family: Family, model: Path, redis_url: str
+) -> None:
+    jobs = family.folder / "jobs"
+    workers = [start_worker(family, redis_url, model, name, *HASTY) for name in ("w1", "w2")]
+    wait_until_ready(*workers)
+    job = submit(family, redis_url, rows=ROWS, shard_rows=ROWS // 8)
+
+    def busy() -> dict[str, batcher.Worker]:
+        found = {each.name: each for each in batcher.workers(jobs_dir=jobs)}
+        is_at_work = all(each.num_running and each.tokens_per_s and each.shards for each in found.values())
+        return found if len(found) == 2 and is_at_work else {}
+
+    found = wait_for(busy, what="both work, and have said so")
+    for worker in found.values():
+        assert worker.state == "alive"
+        assert 0 < worker.num_running <= worker.num_slots
+        assert {held.job_id for held in worker.shards} == {job.job_id}
+
+    child = wait_for(lambda: family.child_of(workers[0]), what="the child of w1")
+    os.kill(child, signal.SIGKILL)
+    crashed = wait_for(
+        lambda: (each := workers_of(family, jobs)["w1"])["num_crashes"] and each, what="the crash is counted"
+    )
+    assert "SIGKILL" in crashed["last_crash"]
+
+    wait_for(lambda: job.is_complete, what="the job is complete")
+    assert_every_row_once(job, ROWS)
+
+
+def test_worker_in_a_wrong_folder_is_named_and_takes_no_message_of_others(
+    family: Family, model: Path, redis_url: str
+) -> None:
+    jobs, wrong = family.folder / "jobs", family.folder / "wrong"
+    stray = start_worker(family, redis_url, model, "stray", "--jobs-dir", wrong)
+    wait_until_ready(stray)
+
+    prompts = family.folder / "prompts.jsonl"
+    prompts.write_text('{"prompt": "a"}\n' * 40)
+    command = family.run(
+        *("submit", prompts, "--model", "tiny", "--max-tokens", 8, "--shard-rows", 4, "--job-id", "job"),
+        *("--broker", redis_url, "--jobs-dir", jobs),
+        code=0,
+    )
+    assert "40 rows wait for the model tiny, and no worker is alive" in command.stderr
+    assert f"In another jobs folder, and so of no use to it, is stray on {os.uname().nodename}: in {wrong}" in (
+        command.stderr
+    )
+
+    right = start_worker(family, redis_url, model, "right")
+    wait_until_ready(right)
+    job = batcher.open("job", jobs_dir=jobs)
+    job.wait(timeout=120)
+
+    found = workers_of(family, jobs, "--broker", redis_url)
+    assert {name: each["state"] for name, each in found.items()} == {"right": "alive", "stray": "elsewhere"}
+    assert found["stray"]["folder"] == str(wrong)
+    assert {row["worker"] for row in job.results().to_table().to_pylist()} == {"right"}
+    assert "dropped" not in stray.stderr
+    # Who comes second to a broker is told that the other is elsewhere.
+    wait_for(lambda: f"stray on {os.uname().nodename} works in {wrong}" in right.stderr, what="the log names the stray")
+    doctor = family.run("doctor", "--broker", redis_url, "--jobs-dir", jobs)
+    assert f"stray on {os.uname().nodename}: in {wrong} (tiny)" in doctor.stdout
+
+    stop(stray)
+    assert set(workers_of(family, jobs, "--broker", redis_url)) == {"right"}
+
+
+def test_worker_in_a_copy_of_the_folder_is_named(family: Family, model: Path, redis_url: str) -> None:
+    jobs, copy = family.folder / "jobs", family.folder / "copy"
+    wait_until_ready(start_worker(family, redis_url, model, "right"))
+    copy.mkdir()
+    (copy / ".scope").write_bytes((jobs / ".scope").read_bytes())
+    wait_until_ready(start_worker(family, redis_url, model, "copied", "--jobs-dir", copy))
+
+    found = workers_of(family, jobs, "--broker", redis_url)
+
+    assert {name: each["state"] for name, each in found.items()} == {"right": "alive", "copied": "in a copy"}
+
+
+def stop(worker: Command) -> None:
+    os.kill(worker.pid, signal.SIGTERM)
+    assert worker.wait() == 0
