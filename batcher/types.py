@@ -315,6 +315,12 @@ class Usage:
     def total_tokens(self) -> int:
         return self.prompt_tokens + self.completion_tokens
 
+    @property
+    def is_copied(self) -> bool:
+        """Whether nothing was computed for it: it has the answer of an equal request. Else the prompt's last token is
+        computed, whatever else of it was cached."""
+        return self.prompt_tokens > 0 and self.cached_tokens == self.prompt_tokens
+
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
@@ -446,7 +452,8 @@ class EngineStats:
     """An engine at a moment. Cells are those of the KV cache; totals count from the start of its process.
 
     `num_running` and `num_waiting` count sequences, of live requests (`num_live_...`) and of batch rows together.
-    `longest_step_s` is the longest that a step took so far.
+    `num_completion_tokens` are of those that are finished, `num_tokens_in_flight` of those that run. `longest_step_s`
+    is the longest that a step took so far.
     """
 
     num_slots: int
@@ -462,6 +469,7 @@ class EngineStats:
     num_completion_tokens: int
     num_preempted: int
     longest_step_s: float
+    num_tokens_in_flight: int = 0
 
 
 def splitmix64(x: int) -> int:

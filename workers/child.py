@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from workers.engines.base import Engine
     from workers.engines.pool import CountWaiting, EnginePool
     from workers.shard.context import WorkerContext
+    from workers.shard.progress import Board
 
 # Not __name__, which is `__main__` here, and so none of those that `set_up_logging` lets speak.
 logger = logging.getLogger("batcher.workers.child")
@@ -106,15 +107,18 @@ def main() -> int:
 
 def _work(config: WorkerConfig, reporter: Reporter) -> int:
     open_pool = _open_rotating if config.is_loading_on_demand else _open_all
+    from workers.shard.progress import Board
+
     engines, setup = open_pool(config, reporter)
     reporter.send(Event(EventKind.LOADED, setup))
-    threading.Thread(target=_beat, args=(engines, reporter), name="beat", daemon=True).start()
+    board = Board()
+    threading.Thread(target=_beat, args=(engines, board, reporter), name="beat", daemon=True).start()
     failures = EngineFailures()
     if config.live_descriptor is not None:
         _answer_live(config.live_descriptor, engines, reporter, failures)
     try:
         serve = _take_shards if config.takes_shards else _wait_for_stop
-        exit_code = serve(config, engines, reporter, failures)
+        exit_code = serve(config, engines, board, reporter, failures)
         return EXIT_ENGINE_FAILED if failures.has_any else exit_code
     finally:
         engines.close()
@@ -218,7 +222,9 @@ def _answer_live(descriptor: int, engines: "EnginePool", reporter: Reporter, fai
     ).start()
 
 
-def _wait_for_stop(config: WorkerConfig, engines: "EnginePool", reporter: Reporter, failures: EngineFailures) -> int:
+def _wait_for_stop(
+    config: WorkerConfig, engines: "EnginePool", board: "Board", reporter: Reporter, failures: EngineFailures
+) -> int:
     """Let live requests be answered until SIGTERM comes."""
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: stopping.set())
@@ -227,8 +233,8 @@ def _wait_for_stop(config: WorkerConfig, engines: "EnginePool", reporter: Report
     return 0
 
 
-def _beat(engines: "EnginePool", reporter: Reporter) -> None:
-    """Tell the parent every second how far the engines are, as long as the process lives."""
+def _beat(engines: "EnginePool", board: "Board", reporter: Reporter) -> None:
+    """Tell the parent every second how far the engines and attempts are, as long as the process lives."""
     given_back_at = time.monotonic()
     while True:
         loaded = engines.loaded()
@@ -238,7 +244,7 @@ def _beat(engines: "EnginePool", reporter: Reporter) -> None:
         is_busy = tuple(engine is not None and engine.is_busy for engine in each)
         longest_step_s = max((engine.longest_step_s for engine in loaded.values()), default=0.0)
         loads = tuple(_load_of(engine) if engine else None for engine in each)
-        reporter.send(Event(EventKind.BEAT, beat=Beat(steps, is_busy, longest_step_s, loads)))
+        reporter.send(Event(EventKind.BEAT, beat=Beat(steps, is_busy, longest_step_s, loads, board.look())))
         if time.monotonic() >= given_back_at + GIVE_BACK_INTERVAL_S:
             give_memory_back()
             given_back_at = time.monotonic()
@@ -254,7 +260,9 @@ def _keep_logging(**_: Any) -> None:
     """A receiver of Celery's signal, which else sets up a logging of its own."""
 
 
-def _take_shards(config: WorkerConfig, engines: "EnginePool", reporter: Reporter, failures: EngineFailures) -> int:
+def _take_shards(
+    config: WorkerConfig, engines: "EnginePool", board: "Board", reporter: Reporter, failures: EngineFailures
+) -> int:
     from celery import signals
     from celery.exceptions import SecurityWarning
 
@@ -283,7 +291,7 @@ def _take_shards(config: WorkerConfig, engines: "EnginePool", reporter: Reporter
         app,
         jobs_root=Path(config.jobs_root),
         engines=engines,
-        context=_worker_context(config, reporter, stopping),
+        context=_worker_context(config, board, reporter, stopping),
         on_failure=on_failure,
         on_engine_failure=failures.note,
     )
@@ -301,7 +309,9 @@ def _take_shards(config: WorkerConfig, engines: "EnginePool", reporter: Reporter
     return int(worker.exitcode or 0)
 
 
-def _worker_context(config: WorkerConfig, reporter: Reporter, stopping: threading.Event) -> "WorkerContext":
+def _worker_context(
+    config: WorkerConfig, board: "Board", reporter: Reporter, stopping: threading.Event
+) -> "WorkerContext":
     from batcher.broker.client import open_client
     from batcher.broker.leases import BackgroundLeases
     from batcher.manage.finish import finalize
@@ -324,6 +334,7 @@ def _worker_context(config: WorkerConfig, reporter: Reporter, stopping: threadin
         stall_timeout_s=config.stall_timeout_s,
         row_timeout_s=config.row_timeout_s,
         validators=tuple(ValidatorRef(name, folder) for name, folder in config.validators),
+        board=board,
     )
 
 

@@ -56,11 +56,19 @@ class Health(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class HeldShard:
-    """A shard that a worker works on."""
+    """A shard that a worker works on, and what this attempt at it has made.
+
+    `num_tokens` are completion tokens of its rows, also of those that are not finished, `num_copied` those of them for
+    which nothing was computed, as an equal row has the same answer. Its rows may take `max_tokens` in all; 0 where
+    nobody knows yet.
+    """
 
     job_id: str
     shard: _Number
     attempt: _Number
+    num_tokens: _Number = 0
+    num_copied: _Number = 0
+    max_tokens: _Number = 0
 
 
 @dataclass(frozen=True, slots=True)

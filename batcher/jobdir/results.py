@@ -62,7 +62,11 @@ _COUNTS_KEY = b"batcher.counts"
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What a set of finished rows adds up to. `num_rows` counts input rows, `num_choices` result rows that are ok."""
+    """What a set of finished rows adds up to. `num_rows` counts input rows, `num_choices` result rows that are ok.
+
+    `copied_tokens` are those completion tokens for which nothing was computed, as an equal request has the same answer;
+    0 in files of an older Batcher.
+    """
 
     num_rows: int = 0
     num_ok: int = 0
@@ -73,6 +77,7 @@ class Counts:
     cached_tokens: int = 0
     finish_reasons: dict[str, int] = field(default_factory=dict)
     error_codes: dict[str, int] = field(default_factory=dict)
+    copied_tokens: int = 0
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(
@@ -85,6 +90,7 @@ class Counts:
             self.cached_tokens + other.cached_tokens,
             dict(Counter(self.finish_reasons) + Counter(other.finish_reasons)),
             dict(Counter(self.error_codes) + Counter(other.error_codes)),
+            self.copied_tokens + other.copied_tokens,
         )
 
     @classmethod
@@ -94,8 +100,11 @@ class Counts:
         num_ok = pc.count_distinct(ok["row"]).as_py()
         num_rows = pc.count_distinct(table["row"]).as_py()
 
-        def total(name: str) -> int:
-            return int(pc.sum(ok[name]).as_py() or 0)
+        # As `Usage.is_copied` has it.
+        is_copied = pc.and_(pc.equal(ok["cached_tokens"], ok["prompt_tokens"]), pc.greater(ok["prompt_tokens"], 0))
+
+        def total(name: str, table: pa.Table = ok) -> int:
+            return int(pc.sum(table[name]).as_py() or 0)
 
         return cls(
             num_rows=num_rows,
@@ -107,6 +116,7 @@ class Counts:
             cached_tokens=total("cached_tokens"),
             finish_reasons=_value_counts(ok["finish_reason"]),
             error_codes=_value_counts(table["error_code"]),
+            copied_tokens=total("completion_tokens", ok.filter(is_copied)),
         )
 
 

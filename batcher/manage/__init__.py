@@ -1,6 +1,8 @@
 """What is done to a job that exists.
 
 status.py   where it stands: rows, rates, workers
+in_flight.py what is made of rows that have no result yet
+speedometer.py how fast a job goes, and when it will be done
 finish.py   the proof that all rows have results, and the summary
 repair.py   parts that went bad after their commit
 resume.py   a job is taken up again

@@ -51,7 +51,8 @@ class Summary:
     `seed` is the job's, given or drawn; None in the summaries of an older Batcher.
     `started_at` is the first claim of a shard (None where all rows were refused and no work was needed),
     `finished_at` the last commit. `elapsed_s` lies between them, so it holds the pauses of a job that was resumed or
-    retried. `tokens_per_s` is completion tokens per elapsed second. `results` is relative to the job directory.
+    retried. `tokens_per_s` is completion tokens per elapsed second, without the `copied_tokens`, for which nothing was
+    computed, as an equal request had the same answer. `results` is relative to the job directory.
     """
 
     job_id: str
@@ -73,6 +74,7 @@ class Summary:
     models: tuple[str, ...]
     results: str = "results/*.parquet"
     seed: int | None = None
+    copied_tokens: int = 0
 
 
 _SUMMARY = TypeAdapter(Summary)
@@ -133,10 +135,11 @@ def _summarize(job: JobDir, counts: Counts) -> Summary:
         started_at=started_at,
         finished_at=finished_at,
         elapsed_s=round(elapsed_s, 3),
-        tokens_per_s=round(counts.completion_tokens / elapsed_s, 2) if elapsed_s else 0.0,
+        tokens_per_s=round((counts.completion_tokens - counts.copied_tokens) / elapsed_s, 2) if elapsed_s else 0.0,
         num_parts=len(job.manifest.shards),
         models=job.manifest.models,
         seed=job.manifest.seed,
+        copied_tokens=counts.copied_tokens,
     )
 
 

@@ -5,28 +5,29 @@ immutable and carry their counts in the footer, so a reader that is asked again 
 only the footers and the ends of attempts that it has not seen.
 """
 
+import contextlib
+import math
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 
-from batcher.errors import BatcherError, CorruptFileError, JobError
+from batcher.errors import BatcherError, CorruptFileError, JobError, StorageError
 from batcher.jobdir.attempts import AttemptEnd, Outcome, load_ends
 from batcher.jobdir.folder import JobDir, Watch
-from batcher.jobdir.heartbeats import Health, WorkerReport, read_heartbeats
+from batcher.jobdir.heartbeats import Health, HeldShard, WorkerReport, read_heartbeats
 from batcher.jobdir.listing import Listing
 from batcher.jobdir.manifest import ShardInfo
 from batcher.jobdir.pulse import WorkerState
-from batcher.jobdir.results import Counts, read_counts
+from batcher.jobdir.results import Counts, read_counts, read_file
 from batcher.jobdir.root import list_jobs
 from batcher.manage.finish import read_part_counts, read_summary
+from batcher.manage.in_flight import InFlight, measure
+from batcher.manage.speedometer import LEAST_SPAN_S, Speedometer, Step
 from batcher.types import ErrorCode
-
-#: Seconds over which rates are taken. A few flushes of a chunk, so that their rhythm does not show.
-RATE_WINDOW_S = 15.0
 
 
 class JobState(StrEnum):
@@ -45,7 +46,8 @@ class WorkerStatus:
 
     `age_s` are seconds since its last sign of life, `stalled_s` since its engine's last step while it has work (0 while
     it moves). `num_crashes` counts deaths of its process since it was started, at whatever job; `last_crash` says how
-    the last one ended.
+    the last one ended. Of `num_slots` sequences that its engines compute at a time, `num_running` are taken, for
+    whatever job or live request, and so are its `tokens_per_s`.
     """
 
     name: str
@@ -59,6 +61,9 @@ class WorkerStatus:
     is_busy_elsewhere: bool
     num_crashes: int
     last_crash: str
+    num_slots: int = 0
+    num_running: int = 0
+    tokens_per_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +87,10 @@ class Status:
     claimed. `num_attempts` counts the claims of all shards, `num_crashes` those that ended with their worker,
     `num_quarantined` the rows that were set aside because they ended it. `failures` are of shards that nobody has tried
     again since. `workers` are those that hold shards of the job, and while it goes on those that could. `tokens_per_s`
-    counts completion tokens over the last seconds (over the whole job at the first reading, and once it is complete).
+    counts completion tokens over the last seconds (at the first readings as workers say, or over the whole job, as once
+    it is complete), without those that were copied from an equal row. `progress` is how much of the work is done, 0 to
+    1, with what is made of rows that have no result yet: `tokens_in_flight`; `rows_per_s` goes by it, too.
+    `error_reasons` has, of error codes, what the first row with it says, where it was asked for.
     `unserved_models` are those that rows wait for and no worker has that is alive, with the number of these rows;
     `served_models` are those that such workers have, `models` those of the job's rows. `eta_s` is None where nothing is
     known to progress, and where rows wait for a model that is not served.
@@ -117,6 +125,9 @@ class Status:
     unserved_models: dict[str, int]
     served_models: tuple[str, ...]
     models: tuple[str, ...]
+    progress: float
+    tokens_in_flight: int
+    error_reasons: dict[str, str]
 
     @property
     def is_complete(self) -> bool:
@@ -124,12 +135,10 @@ class Status:
 
 
 @dataclass(frozen=True, slots=True)
-class _Progress:
-    """What was done at a moment (Unix seconds); rows refused at submit don't count as work."""
-
-    at: float
-    rows: int
-    tokens: int
+class _Rates:
+    tokens_per_s: float
+    rows_per_s: float
+    elapsed_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,10 +159,18 @@ _NO_HISTORY = _History()
 class StatusReader:
     """Reads one job again and again. Not for several threads at once. `clock` gives Unix seconds.
 
-    `watch` is that of others who look at the job, too.
+    `watch` is that of others who look at the job, too. With `reads_reasons` it reads, of each error code that it meets,
+    the rows of one file that have it.
     """
 
-    def __init__(self, job: JobDir, *, clock: Callable[[], float] = time.time, watch: Watch | None = None) -> None:
+    def __init__(
+        self,
+        job: JobDir,
+        *,
+        clock: Callable[[], float] = time.time,
+        watch: Watch | None = None,
+        reads_reasons: bool = False,
+    ) -> None:
         self._job = job
         self._clock = clock
         self._watch = watch or Watch(job)
@@ -161,7 +178,9 @@ class StatusReader:
         self._chunks: dict[int, dict[Path, Counts]] = {}
         self._histories: dict[int, _History] = {}
         self._started_at: datetime | None = None
-        self._steps: deque[_Progress] = deque()
+        self._speed = Speedometer()
+        self._reads_reasons = reads_reasons
+        self._reasons: dict[str, str] = {}
 
     def read(self) -> Status:
         """Take a snapshot: one listing of the job, one of its root's workers, and the footers that are new."""
@@ -174,14 +193,16 @@ class StatusReader:
             self._started_at = job.first_claim_at(listing)
         now = self._clock()
         state = self._state(listing, pending)
-        tokens_per_s, rows_per_s, elapsed_s = self._rates(counts, state=state, now=now)
-        left = manifest.num_rows - counts.num_rows
         ends = [end for history in self._histories.values() for end in history.ends]
         reports = self._read_heartbeats(listing, pending)
         served = {name for report in reports if report.health is not Health.GONE for name in report.beat.models}
         is_going_on = state in (JobState.WAITING, JobState.RUNNING)
         unserved = self._rows_waiting(pending, served) if is_going_on else {}
-        has_eta = rows_per_s and state is JobState.RUNNING and not unserved
+        in_flight = self._in_flight(listing, reports, pending, counts)
+        rates = self._rates(counts, in_flight, reports, state=state, now=now)
+        work = counts.num_rows + in_flight.work
+        has_eta = state is JobState.RUNNING and not unserved and rates.elapsed_s >= LEAST_SPAN_S
+        eta_s = self._speed.eta_s(manifest.num_rows - work, work_per_s=rates.rows_per_s if has_eta else None)
         return Status(
             # A folder may have been renamed since; `.` has no name.
             job_id=job.job_id or manifest.job_id,
@@ -202,17 +223,20 @@ class StatusReader:
             num_attempts=sum(history.num_attempts for history in self._histories.values()),
             num_crashes=sum(end.outcome is Outcome.CRASHED for end in ends),
             num_quarantined=counts.error_codes.get(ErrorCode.WORKER_CRASHED.value, 0),
-            tokens_per_s=round(tokens_per_s, 2),
-            rows_per_s=round(rows_per_s, 3),
-            eta_s=round(left / rows_per_s, 1) if has_eta else None,
+            tokens_per_s=round(rates.tokens_per_s, 2),
+            rows_per_s=round(rates.rows_per_s, 3),
+            eta_s=None if eta_s is None else round(eta_s, 1),
             created_at=manifest.created_at,
             started_at=self._started_at,
-            elapsed_s=round(elapsed_s, 3),
+            elapsed_s=round(rates.elapsed_s, 3),
             workers=self._workers(reports, pending, state),
             failures=tuple(failure for info in pending if (failure := self._failure(info.shard)) is not None),
             unserved_models=unserved,
             served_models=tuple(sorted(served)),
             models=manifest.models,
+            progress=round(work / manifest.num_rows, 4) if manifest.num_rows else 1.0,
+            tokens_in_flight=in_flight.num_tokens,
+            error_reasons={code: self._reasons[code] for code in sorted(self._reasons) if code in counts.error_codes},
         )
 
     def _look(self) -> Listing:
@@ -278,7 +302,7 @@ class StatusReader:
         models = {info.model for info in pending}
         found = []
         for report in reports:
-            held = [each for each in report.beat.shards if each.job_id == self._job.job_id]
+            held = self._held(report)
             # Not `==`: it may have claimed one since the attempts were listed.
             shards = [each.shard for each in held if each.attempt >= last_attempts.get(each.shard, each.attempt + 1)]
             could_help = state not in (JobState.CANCELLED, JobState.PAUSED) and not models.isdisjoint(
@@ -305,12 +329,25 @@ class StatusReader:
         for info in self._job.manifest.shards:
             if info.shard in committed and info.shard not in self._parts:
                 try:
-                    self._parts[info.shard] = read_part_counts(self._job, info.shard)
+                    counts = self._parts[info.shard] = read_part_counts(self._job, info.shard)
                 except CorruptFileError:
                     if self._job.has(self._job.part_path(info.shard)):
                         raise  # Readers of results/ would stumble over it as well: the user must know.
                     continue  # Reopened by `retry` since the listing.
                 self._chunks.pop(info.shard, None)
+                self._read_reasons(self._job.part_path(info.shard), counts)
+
+    def _read_reasons(self, path: Path, counts: Counts) -> None:
+        """Note what the first rows say that have error codes of which nothing is known yet."""
+        if not self._reads_reasons or self._reasons.keys() >= counts.error_codes.keys():
+            return
+        with contextlib.suppress(StorageError):  # Gone or damaged: another file will tell, or the next look.
+            table = read_file(path, store=self._job.store)
+            for code, message in zip(
+                *(table[name].to_pylist() for name in ("error_code", "error_message")), strict=True
+            ):
+                if code is not None:
+                    self._reasons.setdefault(code, message or "")
 
     def _read_chunks(self, info: ShardInfo, listing: Listing) -> Counts:
         """What the chunks of a shard add up to, never more than the shard holds."""
@@ -323,12 +360,32 @@ class StatusReader:
                     counts = read_counts(chunk.path, store=self._job.store)
                 except CorruptFileError:
                     continue  # Torn, or gone because the shard was committed meanwhile: workers skip it as well.
+                self._read_reasons(chunk.path, counts)
             found[chunk.path] = counts
         self._chunks[info.shard] = found
         return _clamp(sum(found.values(), Counts()), info.num_rows)
 
-    def _rates(self, counts: Counts, *, state: JobState, now: float) -> tuple[float, float, float]:
-        """Tokens/s, rows/s and the elapsed seconds of the job."""
+    def _in_flight(
+        self, listing: Listing, reports: list[WorkerReport], pending: list[ShardInfo], done: Counts
+    ) -> InFlight:
+        """What is made of rows that are not done yet."""
+        held = [each for report in reports if report.health is not Health.GONE for each in self._held(report)]
+
+        def saved(info: ShardInfo, attempt: int | None) -> Counts:
+            known = self._chunks.get(info.shard, {})
+            chunks = (each for each in listing.chunks(info.shard) if attempt in (None, each.attempt))
+            return sum((known[each.path] for each in chunks if each.path in known), Counts())
+
+        return measure(self._job.manifest, held, {info.shard: info for info in pending}, done, saved)
+
+    def _held(self, report: WorkerReport) -> list[HeldShard]:
+        """The shards of this job that a worker has."""
+        return [each for each in report.beat.shards if each.job_id == self._job.job_id]
+
+    def _rates(
+        self, counts: Counts, in_flight: InFlight, reports: list[WorkerReport], *, state: JobState, now: float
+    ) -> _Rates:
+        """How fast the job goes; of a complete one, how fast it went."""
         worked = max(0, counts.num_rows - self._job.manifest.num_refused)
         if state is JobState.COMPLETE:
             try:
@@ -337,22 +394,30 @@ class StatusReader:
                 pass  # Deleted by hand or by a `retry` just now: the rates below are good enough.
             else:
                 rows_per_s = worked / summary.elapsed_s if summary.elapsed_s else 0.0
-                return summary.tokens_per_s, rows_per_s, summary.elapsed_s
+                return _Rates(summary.tokens_per_s, rows_per_s, summary.elapsed_s)
+        step = Step(
+            now,
+            worked + in_flight.work,
+            counts.completion_tokens - counts.copied_tokens + in_flight.num_tokens - in_flight.num_copied,
+        )
         elapsed_s = max(0.0, now - self._started_at.timestamp()) if self._started_at else 0.0
-        step = _Progress(now, worked, counts.completion_tokens)
-        # Only steps forward are kept. The oldest is the last one before the window, or further back where nothing
-        # has moved since: then the rate decays towards 0 instead of jumping there between two chunks.
-        if not self._steps or (step.rows, step.tokens) != (self._steps[-1].rows, self._steps[-1].tokens):
-            self._steps.append(step)
-        while len(self._steps) > 2 and self._steps[1].at <= now - RATE_WINDOW_S:
-            self._steps.popleft()
-        base = self._steps[0]
-        if len(self._steps) > 1 and now > base.at:
-            span_s = now - base.at
-            return max(0, step.tokens - base.tokens) / span_s, max(0, step.rows - base.rows) / span_s, elapsed_s
-        if elapsed_s:
-            return step.tokens / elapsed_s, step.rows / elapsed_s, elapsed_s
-        return 0.0, 0.0, elapsed_s
+        self._speed.look(step)
+        guess = self._guess(step, in_flight, reports, elapsed_s=elapsed_s)
+        tokens_per_s, work_per_s = self._speed.tokens_per_s, self._speed.work_per_s
+        return _Rates(
+            guess.tokens_per_s if tokens_per_s is None else tokens_per_s,
+            guess.rows_per_s if work_per_s is None else work_per_s,
+            elapsed_s,
+        )
+
+    def _guess(self, step: Step, in_flight: InFlight, reports: list[WorkerReport], *, elapsed_s: float) -> _Rates:
+        """The rates as long as too little was seen: what workers say that do nothing else, else those of the job."""
+        busy = [report for report in reports if report.health is Health.ALIVE and self._held(report)]
+        tokens_per_s = sum(report.beat.tokens_per_s for report in busy)
+        if tokens_per_s and all(len(self._held(report)) == len(report.beat.shards) for report in busy):
+            return _Rates(tokens_per_s, tokens_per_s / in_flight.row_tokens, elapsed_s)
+        whole_s = elapsed_s or math.inf
+        return _Rates(step.tokens / whole_s, step.work / whole_s, elapsed_s)
 
 
 def read_status(job: JobDir) -> Status:
@@ -386,6 +451,9 @@ def _worker_status(report: WorkerReport, shards: list[int], *, is_busy_elsewhere
         is_busy_elsewhere=is_busy_elsewhere,
         num_crashes=beat.num_crashes,
         last_crash=beat.last_crash,
+        num_slots=beat.num_slots,
+        num_running=beat.num_running,
+        tokens_per_s=beat.tokens_per_s,
     )
 
 
@@ -405,4 +473,5 @@ def _clamp(counts: Counts, num_rows: int) -> Counts:
         cached_tokens=round(counts.cached_tokens * share),
         finish_reasons={reason: round(number * share) for reason, number in counts.finish_reasons.items()},
         error_codes={code: round(number * share) for code, number in counts.error_codes.items()},
+        copied_tokens=round(counts.copied_tokens * share),
     )

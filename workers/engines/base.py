@@ -138,11 +138,20 @@ def ignore_start(_request: SequenceRequest) -> None:
 
 
 class Ticket:
-    """The caller's hold on what it submitted. `wake` tells the engine of the cancellation."""
+    """The caller's hold on what it submitted. `wake` tells the engine of the cancellation, `count` says how many tokens
+    are generated for what is running."""
 
-    def __init__(self, wake: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, wake: Callable[[], None] = lambda: None, count: Callable[["Ticket"], int] = lambda ticket: 0
+    ) -> None:
         self.is_cancelled = False
         self._wake = wake
+        self._count = count
+
+    @property
+    def num_tokens(self) -> int:
+        """Completion tokens so far of what has no result yet, or 0. For any thread; a moment's guess."""
+        return self._count(self)
 
     def cancel(self) -> None:
         """Drop what is waiting or running. A result may still come for a sequence that finishes at this very moment."""

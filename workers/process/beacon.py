@@ -21,11 +21,14 @@ from batcher.jobdir.heartbeats import (
     write_heartbeat,
 )
 from batcher.jobdir.pulse import WorkerState
-from workers.process.events import OpenAttempt, WorkerConfig
+from workers.process.events import AttemptBeat, OpenAttempt, WorkerConfig
 from workers.process.load import LoadMeter
 
 logger = logging.getLogger(f"batcher.{__name__}")
 
+#: Seconds between two signs where rows move, in the folder of a job that is worked on here and now (`batcher run`):
+#: somebody looks at it.
+WATCHED_INTERVAL_S = 1.0
 #: Six signs in the life of a lease, five seconds at the default.
 BEATS_PER_LEASE = 6
 
@@ -42,7 +45,8 @@ class Beacon:
         self._num_crashes = 0
         self._last_crash = ""
         self._shown: tuple[object, ...] = ()
-        self._next_at = clock()
+        self._made: tuple[AttemptBeat, ...] = ()
+        self._next_at = self._next_move_at = clock()
         self._is_refused = False
 
     def note_crash(self, ending: str) -> None:
@@ -50,17 +54,31 @@ class Beacon:
         self._num_crashes += 1
         self._last_crash = ending
 
-    def show(self, state: WorkerState, *, attempts: Sequence[OpenAttempt], stalled_s: float, load: LoadMeter) -> None:
-        """Replace the file, if it is due or something has changed. One that takes no shards shows none."""
+    def show(
+        self,
+        state: WorkerState,
+        *,
+        attempts: Sequence[OpenAttempt],
+        made: Sequence[AttemptBeat],
+        stalled_s: float,
+        load: LoadMeter,
+    ) -> None:
+        """Replace the file, if it is due or something has changed. One that takes no shards shows none.
+
+        `made` says how far the attempts are.
+        """
         if not self._config.takes_shards:
             return
         now = self._clock()
         current = (state, tuple(attempts), self._num_crashes)
-        if current == self._shown and now < self._next_at:
+        moved = tuple(made)
+        is_moving = self._config.home != self._config.jobs_root and moved != self._made and now >= self._next_move_at
+        if current == self._shown and now < self._next_at and not is_moving:
             return
         if not self._shown:
             self._look_for_namesakes()
         self._shown, self._next_at = current, now + self._interval_s
+        self._made, self._next_move_at = moved, now + WATCHED_INTERVAL_S
         beat = WorkerHeartbeat(
             name=self._config.name,
             host=socket.gethostname(),
@@ -72,7 +90,7 @@ class Beacon:
             state=state,
             interval_s=self._interval_s,
             stalled_s=stalled_s if state is WorkerState.STALLED else 0.0,
-            shards=tuple(HeldShard(Path(each.job).name, each.shard, each.attempt) for each in attempts),
+            shards=_held(attempts, made),
             num_crashes=self._num_crashes,
             last_crash=self._last_crash,
             instance=self._instance,
@@ -113,6 +131,20 @@ class Beacon:
                     "and log lines apart: give each a --name of its own, or none",
                     *(name, beat.host, beat.pid),
                 )
+
+
+def _held(attempts: Sequence[OpenAttempt], made: Sequence[AttemptBeat]) -> tuple[HeldShard, ...]:
+    found = {each.attempt: each for each in made}
+    beats = (found.get(attempt, AttemptBeat(attempt)) for attempt in attempts)
+    return tuple(
+        HeldShard(
+            *(Path(beat.attempt.job).name, beat.attempt.shard, beat.attempt.attempt),
+            num_tokens=beat.num_tokens,
+            num_copied=beat.num_copied,
+            max_tokens=beat.max_tokens,
+        )
+        for beat in beats
+    )
 
 
 def _is_other_process(pid: int) -> bool:

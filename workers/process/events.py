@@ -85,6 +85,21 @@ class EngineLoad:
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
     num_completion_tokens: int = 0
+    num_tokens_in_flight: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptBeat:
+    """How far an attempt is: `num_tokens` completion tokens of its rows, also of those that are not finished.
+
+    `num_copied` of them are of rows with the answer of an equal one, for which nothing was computed. Its rows may take
+    `max_tokens` in all.
+    """
+
+    attempt: OpenAttempt
+    num_tokens: int = 0
+    num_copied: int = 0
+    max_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +107,14 @@ class Beat:
     """How far the engines of a child are, one entry for each: the steps made, and whether there is something to do.
 
     `longest_step_s` is the longest that a step of any took, or is expected to take. `loads` are None where a model is
-    not in memory.
+    not in memory. `attempts` are those under way.
     """
 
     steps: tuple[int, ...]
     is_busy: tuple[bool, ...]
     longest_step_s: float
     loads: tuple[EngineLoad | None, ...] = ()
+    attempts: tuple[AttemptBeat, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

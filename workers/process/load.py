@@ -56,6 +56,7 @@ class LoadMeter:
             tokens.cached += max(0, load.num_cached_tokens - base.num_cached_tokens)
             tokens.completion += load.num_completion_tokens - base.num_completion_tokens
         total = sum(tokens.completion for tokens in self.tokens.values())
+        total += sum(load.num_tokens_in_flight for load in self.loads.values())
         if not is_moving and (not self._history or self._history[-1][1] == total):
             # Nothing is computed: the rate of what comes next begins here.
             self._history.clear()
@@ -74,4 +75,5 @@ class LoadMeter:
         if len(self._history) < 2:
             return 0.0
         (began_at, first), (ended_at, last) = self._history[0], self._history[-1]
-        return (last - first) / (ended_at - began_at) if ended_at > began_at else 0.0
+        # Less than before where rows were dropped that were not finished.
+        return max(0.0, (last - first) / (ended_at - began_at)) if ended_at > began_at else 0.0

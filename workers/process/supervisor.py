@@ -26,7 +26,7 @@ from batcher.jobdir.folder import JobDir
 from batcher.jobdir.heartbeats import STALLED_AFTER_S
 from batcher.jobdir.pulse import WorkerState
 from workers.process.beacon import Beacon
-from workers.process.events import Event, EventKind, OpenAttempt, WorkerConfig
+from workers.process.events import AttemptBeat, Event, EventKind, OpenAttempt, WorkerConfig
 from workers.process.launch import CHILD_COMMAND, close_child, kill_child, launch_child
 from workers.process.lines import decode, encode
 from workers.process.load import LoadMeter
@@ -98,6 +98,7 @@ class Supervisor:
         self._is_loaded = self._was_loaded = False
         self._is_stopping = False
         self._open: list[OpenAttempt] = []
+        self._made: tuple[AttemptBeat, ...] = ()
         self._stall = StallMeter(now=clock())
         self._stall_limit_s = stall_limit_s(0.0, config.stall_timeout_s)
         self._load = LoadMeter([name for name, _ in config.models])
@@ -194,7 +195,9 @@ class Supervisor:
 
     def show(self) -> None:
         """Keep up the worker's sign of life; `poll` does."""
-        self._beacon.show(self.state, attempts=self._open, stalled_s=self._stall.stalled_s, load=self._load)
+        self._beacon.show(
+            self.state, attempts=self._open, made=self._made, stalled_s=self._stall.stalled_s, load=self._load
+        )
 
     def kill(self) -> None:
         """End the child at once, with whatever it may have started. Waits for it."""
@@ -234,6 +237,7 @@ class Supervisor:
                 self._stall.hear(steps=event.beat.steps, is_busy=event.beat.is_busy)
                 self._stall_limit_s = stall_limit_s(event.beat.longest_step_s, self._config.stall_timeout_s)
                 self._load.hear(event.beat.loads, now=self._clock())
+                self._made = event.beat.attempts
                 # Sent after the last poll had read all there was: the child lived through the kills until then.
                 self._oom_kills_at_beat = self._oom_kills_at_poll
             case EventKind.CLAIMED:

@@ -4,6 +4,7 @@ runner.py    claim, read, complete, save, commit
 context.py   what all shards of a worker share
 choices.py   a request as sequences, and their results as its choices
 tries.py     answers that a job does not take, and their rows' next try
+progress.py  how many tokens the attempts under way have made
 validators.py  functions of the user's that are asked of answers
 examiner.py  a request's tokens, or its error, without the model's weights
 """

@@ -2,11 +2,12 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from batcher.broker.leases import Leases
 from batcher.jobdir.folder import JobDir
+from workers.shard.progress import Board
 from workers.shard.validators import ValidatorRef
 
 
@@ -34,7 +35,7 @@ class WorkerContext:
     shard, attempt) around all that could take the process down, `on_progress` after each durable write of completed
     rows, `on_set_aside` after that of rows that crash the process, and `on_commit` after a part exists.
     `stall_timeout_s` None: by the engine's pace; `row_timeout_s` None: the job's own. `validators` are those that jobs
-    may have called.
+    may have called. The `board` shows how far the attempts are.
     """
 
     worker: str
@@ -49,4 +50,5 @@ class WorkerContext:
     stall_timeout_s: float | None = None
     row_timeout_s: float | None = None
     validators: tuple[ValidatorRef, ...] = ()
+    board: Board = field(default_factory=Board)
     clock: Callable[[], float] = time.monotonic

@@ -42,11 +42,13 @@ from batcher.jobdir.shards import read_shard
 from batcher.jobdir.verdict import Verdict, judge
 from batcher.types import Choice, Completion, Request, RowError
 from workers.engines.base import Engine, SequenceRequest, SequenceResult, Ticket
+from workers.process.events import OpenAttempt
 from workers.process.stall import stall_limit_s
 from workers.shard.choices import Gathering, sequence_requests
 from workers.shard.context import WorkerContext
-from workers.shard.tries import Tries, Validator
-from workers.shard.validators import load_validator
+from workers.shard.progress import Tally
+from workers.shard.tries import Tries
+from workers.shard.validators import load_allowed
 
 logger = logging.getLogger(f"batcher.{__name__}")
 
@@ -136,10 +138,17 @@ def _run_attempt(
     journal = Journal(job.journal_path(shard, attempt=attempt), store=job.store)
     is_orderly = True
     try:
-        run = _ShardRun(
-            job, shard, engine, context, lease=lease, claim=claim, chunks=chunks, journal=journal, verdict=verdict
-        )
-        return run.run()
+        with context.board.tally(OpenAttempt(str(job.path), shard, attempt)) as tally:
+            run = _ShardRun(
+                *(job, shard, engine, context),
+                lease=lease,
+                claim=claim,
+                chunks=chunks,
+                journal=journal,
+                verdict=verdict,
+                tally=tally,
+            )
+            return run.run()
     except EngineError as exc:
         is_orderly = False
         _record_end(job, shard, attempt, context, exc, attempts.Outcome.CRASHED)
@@ -179,20 +188,6 @@ def _record_end(
         logger.warning("%s", storage_exc)
 
 
-def _load_validator(job: JobDir, context: WorkerContext) -> Validator | None:
-    """The validator of the job. Raises JobError where this worker may not call it, or can't."""
-    name = job.manifest.answers.validator
-    if not name:
-        return None
-    for ref in context.validators:
-        if ref.name == name:
-            return load_validator(ref)
-    raise JobError(
-        f"its answers are to be checked by {name}, which this worker may not call; start it with --allow-validator "
-        f"{name}"
-    )
-
-
 class _ShardRun:
     """One attempt. Lives in one thread but for `_inbox`, which the engine fills."""
 
@@ -208,6 +203,7 @@ class _ShardRun:
         chunks: list[ChunkFile],
         journal: Journal,
         verdict: Verdict,
+        tally: Tally,
     ) -> None:
         self._job = job
         self._number = shard
@@ -219,6 +215,7 @@ class _ShardRun:
         self._chunks = chunks
         self._journal = journal
         self._verdict = verdict
+        self._tally = tally
         self._row_timeout_s = context.row_timeout_s or job.manifest.row_timeout_s
         self._uid = uuid.uuid4().hex[:8]
         info = job.manifest.shards[shard]
@@ -226,7 +223,7 @@ class _ShardRun:
             job.shard_path(shard), carried=job.manifest.carried, num_rows=info.num_rows, store=job.store
         )
         self._schema = job_schema(job.manifest)
-        self._tries = Tries(job.manifest, _load_validator(job, context))
+        self._tries = Tries(job.manifest, load_allowed(job.manifest.answers.validator, context.validators))
         self._saved = read_chunks([chunk.path for chunk in chunks], self._schema, store=job.store)
         self._num_flushes = 0
         self._inbox: queue.SimpleQueue[SequenceResult | EngineError] = queue.SimpleQueue()
@@ -249,6 +246,8 @@ class _ShardRun:
             row.request.row: position for position, row in enumerate(self._shard.rows) if row.request.row not in done
         }
         self._answer_without_engine(missing)
+        requests = [self._shard.rows[position].request for position in missing.values()]
+        self._tally.max_tokens = sum(request.params.max_tokens * request.num_sequences for request in requests)
         suspects = [missing.pop(row) for row in self._verdict.suspects if row in missing]
         outcome = self._complete(list(missing.values()))
         for position in suspects:
@@ -277,7 +276,7 @@ class _ShardRun:
         """Have the engine complete these rows. Returns why it stopped before, if it did."""
         if not positions:
             return None
-        tickets: list[Ticket] = []
+        tickets = self._tally.tickets = []
         self._again = {position: self._shard.rows[position].request for position in positions}
         try:
             while self._again or self._open:
@@ -360,6 +359,8 @@ class _ShardRun:
         if isinstance(item, EngineError):
             self._failure = item
             return
+        if item.choice is not None:
+            self._tally.add(item.choice)
         position, _ = item.key
         row = self._open[position]
         if row.add(item):

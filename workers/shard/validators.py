@@ -8,7 +8,7 @@ import importlib
 import inspect
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,3 +79,16 @@ def load_validator(ref: ValidatorRef) -> Callable[[Any], object]:
         raise JobError(f"the validator {ref.name} is no function; name a function as module:function")
     function: Callable[[Any], object] = found
     return function
+
+
+def load_allowed(name: str, allowed: Iterable[ValidatorRef]) -> Callable[[Any], object] | None:
+    """The validator of a job, "" for none. Raises JobError where it is none of those `allowed`, or can't be loaded."""
+    if not name:
+        return None
+    for ref in allowed:
+        if ref.name == name:
+            return load_validator(ref)
+    raise JobError(
+        f"its answers are to be checked by {name}, which this worker may not call; start it with --allow-validator "
+        f"{name}"
+    )

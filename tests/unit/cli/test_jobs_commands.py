@@ -75,7 +75,7 @@ def test_status_json_is_one_line_with_stable_keys(run: Run, finished: JobDir) ->
         "completion_tokens", "cached_tokens", "error_codes", "num_shards", "num_committed", "num_claimed",
         "num_waiting", "num_attempts", "num_crashes", "num_quarantined", "tokens_per_s", "rows_per_s", "eta_s",
         "created_at", "started_at", "elapsed_s", "workers", "failures",
-        "unserved_models", "served_models", "models",
+        "unserved_models", "served_models", "models", "progress", "tokens_in_flight", "error_reasons",
     ]  # fmt: skip
     assert (found["state"], found["num_done"]) == ("complete", 6)
     assert found["created_at"] == "2026-01-01T00:00:00Z"

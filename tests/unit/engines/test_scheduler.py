@@ -289,3 +289,15 @@ def test_sequences_that_must_be_alone_follow_each_other() -> None:
         assert scheduler.num_running <= 1
 
     assert finished == sequences
+
+
+def test_tokens_in_flight_are_counted_by_their_owner() -> None:
+    scheduler, mine, others = make_scheduler(slots=3), Ticket(), Ticket()
+    scheduler.add([make_sequence(3, owner=mine), make_sequence(3, 9, owner=mine), make_sequence(3, 9, owner=others)])
+    assert scheduler.num_generated() == 0
+    for _ in range(3):
+        step(scheduler)
+
+    assert (scheduler.num_generated(mine), scheduler.num_generated(others), scheduler.num_generated()) == (6, 3, 9)
+    assert len(step(scheduler)) == 1  # the first is full, and counts no more
+    assert (scheduler.num_generated(mine), scheduler.num_generated(others)) == (4, 4)

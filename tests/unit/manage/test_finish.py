@@ -44,7 +44,7 @@ def test_summary_json_has_stable_keys(job: JobDir) -> None:
     assert list(written) == [
         "job_id", "proof", "num_rows", "num_ok", "num_errors", "num_choices", "prompt_tokens", "completion_tokens",
         "cached_tokens", "finish_reasons", "error_codes", "started_at", "finished_at", "elapsed_s", "tokens_per_s",
-        "num_parts", "models", "results", "seed",
+        "num_parts", "models", "results", "seed", "copied_tokens",
     ]  # fmt: skip
     assert written["proof"] == {"rows_in": 6, "rows_ok": 4, "rows_error": 2}
     assert written["models"] == ["tiny"]

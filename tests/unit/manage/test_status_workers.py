@@ -11,7 +11,9 @@ from batcher.cli.unserved import warn_of_unserved
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.heartbeats import Health, HeldShard, WorkerHeartbeat, heartbeat_path, utc_now, write_heartbeat
 from batcher.jobdir.pulse import WorkerState
-from batcher.manage.status import read_status
+from batcher.manage.speedometer import LEAST_SPAN_S
+from batcher.manage.status import StatusReader, read_status
+from tests.support.clock import Clock
 from tests.support.job_files import failed, make_job, ok, write_chunk, write_part
 from tests.support.submitted import write_lines
 from tests.unit.conftest import Run
@@ -153,7 +155,7 @@ def test_rows_of_a_model_that_no_living_worker_has_are_counted_and_there_is_no_e
 def test_worker_that_lives_serves_its_models_whatever_it_does(mixed: JobDir, state: WorkerState) -> None:
     give_sign(mixed.path, "own", state=state, models=("large", "tiny"))
 
-    found = read_status(mixed)
+    found = StatusReader(mixed, clock=Clock(time.time() + LEAST_SPAN_S)).read()
 
     assert found.unserved_models == {}
     assert found.eta_s is not None

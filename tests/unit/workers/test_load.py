@@ -1,5 +1,7 @@
 """What a supervisor makes of the beats of its child: slots, tokens and their rate."""
 
+from dataclasses import replace
+
 import pytest
 
 from workers.process.events import EngineLoad
@@ -56,3 +58,14 @@ def test_rate_of_what_begins_after_a_pause_does_not_count_the_pause() -> None:
     meter.hear((load(50),), now=10)
 
     assert meter.tokens_per_s == pytest.approx(50)
+
+
+def test_rate_moves_with_tokens_of_rows_that_are_not_finished() -> None:
+    meter = LoadMeter(("a",))
+    for now in range(10):
+        meter.hear((replace(load(0), num_tokens_in_flight=30 * now),), now=now)
+    assert meter.tokens_per_s == pytest.approx(30)
+
+    meter.hear((load(300),), now=10)
+    assert meter.tokens_per_s == pytest.approx(30)
+    assert meter.tokens["a"].completion == 300

@@ -149,6 +149,7 @@ class LlamaEngine:
             num_cached_tokens=self._num_cached_tokens,
             num_completion_tokens=self._num_completion_tokens,
             num_preempted=scheduler.num_preempted,
+            num_tokens_in_flight=scheduler.num_generated(),
             longest_step_s=self.longest_step_s,
         )
 
@@ -167,7 +168,7 @@ class LlamaEngine:
         Each request is taken from `requests` just before it is tokenized. A prompt that can never fit gets its error
         result at once. Does not wait for results. Raises EngineError where the engine is dead.
         """
-        ticket = Ticket(self._on_cancel)
+        ticket = Ticket(self._on_cancel, self._scheduler.num_generated)
         sequences = []
         patience_s = _PATIENCE_ALONE_S if is_alone else _PATIENCE_S
         coming = iter(requests)

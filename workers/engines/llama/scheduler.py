@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import numpy.typing as npt
 
+from workers.engines.base import Ticket
 from workers.engines.llama.kv_cache import NO_MATCH, KvCache, Match, Placement, Tokens
 from workers.engines.llama.ordering import order
 from workers.engines.llama.sequence import Sequence
@@ -235,6 +236,13 @@ class Scheduler:
         """The tokens that a running sequence has generated so far."""
         slot = sequence.slot
         return self._cache.tokens[slot, self._cache.num_prompt[slot] : self._cache.num_tokens[slot]]
+
+    def num_generated(self, owner: Ticket | None = None) -> int:
+        """How many tokens the running sequences have generated so far, or those of one owner. For any thread."""
+        slots = [s.slot for s in list(self._running.values()) if owner is None or s.owner is owner]
+        num_tokens, num_prompt = self._cache.num_tokens[slots], self._cache.num_prompt[slots]
+        # One may be set free just now.
+        return int((num_tokens - num_prompt)[num_prompt > 0].sum()) if slots else 0
 
     def go_back(self, sequence: Sequence) -> None:
         """Have a running sequence, all of whose tokens are computed, go on as if it had generated the path to the next
