@@ -17,7 +17,6 @@ types.py         the nouns that pass between modules
 selection.py     which rows of an input a job has
 constraints.py   what a completion can be held to, checked by its form
 ids.py           what ids and names of models may look like
-counted.py       counts with their nouns
 paths.py         what `~` means in front of a path
 words.py         how counts and names stand in what a person reads
 machine.py       cores and memory that this process may use

@@ -18,7 +18,6 @@ FLOORS: tuple[dict[str, tuple[str, ...]], ...] = (
         "the ground": (
             "batcher.chat_templates",
             "batcher.constraints",
-            "batcher.counted",
             "batcher.endings",
             "batcher.errors",
             "batcher.gguf",
