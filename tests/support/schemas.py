@@ -180,6 +180,8 @@ SCHEMAS: dict[str, list[Schema]] = {
 }
 #: Schemas that are refused, as texts can't be held to them, and the word of the message that says why.
 REFUSED: dict[str, list[tuple[Schema, str]]] = {
+    "enum": [({"enum": [1, 2**53 + 1]}, "2**53")],
+    "const": [({"const": {"id": [2**60 + 1]}}, "2**53")],
     "propertyNames": [({"type": "object", "propertyNames": {"pattern": "^[a-z]{3}$"}}, "propertyNames")],
     "dependentRequired": [
         ({**closed([], a={"type": "null"}, b={"type": "null"}), "dependentRequired": {"a": ["b"]}}, "dependentRequired")

@@ -14,6 +14,7 @@ twins.py      requests that must get the same answer
 gate.py       engines side by side, or one request alone
 grammars.py   constraints, compiled and followed; the only file that imports llguidance
 schemas.py    JSON schemas as they are compiled
+numbers.py    numbers of JSON that come to an end
 compiling.py  sequences that wait for their constraint to be compiled
 masks.py      which tokens constraints allow in a step, found while the model decodes
 labels.py     how likely each of some labels is behind a prompt

@@ -11,13 +11,15 @@ import threading
 import time
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from batcher.errors import MissingPackageError
 from batcher.types import Constraint, ConstraintKind, ErrorCode, RowError
+from workers.engines.llama.numbers import LeadingDigits, NumberBound
+from workers.engines.llama.sampling.masking import Mask
 from workers.engines.llama.schemas import as_written
 
 if TYPE_CHECKING:
@@ -43,7 +45,8 @@ _LEXER_STATES_OF_SCHEMAS = 250_000
 _LEXER_FUEL = 20_000
 _LEXER_FUEL_OF_SCHEMAS = 1_000_000
 
-_OF_SCHEMAS = frozenset((ConstraintKind.JSON_SCHEMA, ConstraintKind.JSON_OBJECT, ConstraintKind.TOOLS))
+_JSON = frozenset((ConstraintKind.JSON_SCHEMA, ConstraintKind.JSON_OBJECT))
+_OF_SCHEMAS = _JSON | {ConstraintKind.TOOLS}
 
 #: Rules that name each other in a long chain are compiled by recursion, which ends a process whose stack is too small.
 #: Only what is used of it becomes memory.
@@ -61,25 +64,28 @@ class GrammarError(Exception):
 class _Compiled:
     """A constraint at its beginning, and the processor time that it took."""
 
-    __slots__ = ("__weakref__", "matcher", "seconds")
+    __slots__ = ("__weakref__", "is_json", "matcher", "seconds")
 
-    def __init__(self, matcher: "LLMatcher", seconds: float) -> None:
+    def __init__(self, matcher: "LLMatcher", seconds: float, *, is_json: bool) -> None:
         self.matcher = matcher
         self.seconds = seconds
+        self.is_json = is_json
 
 
 class Matching:
     """Where one text stands in its constraint. Mutable; for one thread at a time.
 
     `forced` are the tokens that come next, whatever the model says: the matcher is behind them already. `is_stuck`:
-    no token at all may come.
+    no token at all may come. With `spelling` numbers of JSON are bounded.
     """
 
-    __slots__ = ("_compiled", "forced", "is_stuck", "matcher")
+    __slots__ = ("_compiled", "_number", "_spelling", "forced", "is_stuck", "matcher")
 
-    def __init__(self, compiled: _Compiled) -> None:
+    def __init__(self, compiled: _Compiled, spelling: "Spelling | None" = None) -> None:
         # Held, so that it counts as used.
         self._compiled = compiled
+        self._spelling = spelling
+        self._number = NumberBound(spelling.leading_digits) if spelling is not None and compiled.is_json else None
         self.matcher = compiled.matcher.deep_copy()
         self.forced: deque[int] = deque()
         self.is_stuck = False
@@ -101,13 +107,34 @@ class Matching:
             self.forced.popleft()
         elif not self.is_stuck:
             self.matcher.consume_token(token)
+            self._spell(token)
             self._force()
+
+    def fill(self, mask: Mask) -> None:
+        """Write what may come next into a row of bits. Mutates it; lets other threads run meanwhile."""
+        self.matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+        if self._number is not None:
+            self._number.narrow(mask)
 
     def _force(self) -> None:
         tokens = self.matcher.compute_ff_tokens()
         if tokens:
             self.matcher.consume_tokens(tokens)
             self.forced.extend(tokens)
+            self._spell(*tokens)
+
+    def _spell(self, *tokens: int) -> None:
+        if self._number is not None and self._spelling is not None:
+            for token in tokens:
+                self._number.follow(self._spelling.piece(token))
+
+
+class Spelling:
+    """What tokens of a vocabulary are as text."""
+
+    def __init__(self, vocabulary: "Vocabulary", entries: Sequence[tuple[bytes, bool]]) -> None:
+        self.piece = vocabulary.piece
+        self.leading_digits = LeadingDigits(text for text, _ in entries)
 
 
 class Grammars:
@@ -117,6 +144,7 @@ class Grammars:
         self._vocabulary = vocabulary
         self._lock = threading.Lock()
         self._tokenizer: LLTokenizer | None = None
+        self._spelling: Spelling | None = None
         #: Those used last, last, or why they can't be compiled.
         self._kept: OrderedDict[Constraint, _Compiled | GrammarError] = OrderedDict()
         #: All that somebody holds.
@@ -148,7 +176,7 @@ class Grammars:
             self._keep(constraint, found)
         if isinstance(found, GrammarError):
             raise GrammarError(*found.args)
-        return Matching(found)
+        return Matching(found, self._spelling)
 
     def compile(self, constraint: Constraint) -> None:
         """Have `find` find it. Takes up to some seconds, for one caller at a time, whose stack must be large."""
@@ -157,7 +185,9 @@ class Grammars:
         found: _Compiled | GrammarError
         try:
             if self._tokenizer is None:
-                self._tokenizer = _tokenizer_of(self._vocabulary)
+                entries = self._vocabulary.entries()
+                self._tokenizer = _tokenizer_of(self._vocabulary, entries)
+                self._spelling = Spelling(self._vocabulary, entries)
             found = _compile(constraint, self._tokenizer)
             self._alive[constraint] = found
         except GrammarError as exc:
@@ -246,7 +276,9 @@ def _compile(constraint: Constraint, tokenizer: "LLTokenizer") -> _Compiled:
         raise GrammarError(problem)
     if first.is_stopped() and not first.is_accepting():
         raise GrammarError("no text can keep to it")
-    return _Compiled(matcher, time.thread_time() - started)
+    # Where a call may come behind words, digits in these are as many as the model writes.
+    is_call = constraint.kind is ConstraintKind.TOOLS and "\nstart: call\n" in constraint.text
+    return _Compiled(matcher, time.thread_time() - started, is_json=constraint.kind in _JSON or is_call)
 
 
 def _grammar_of(constraint: Constraint) -> str:
@@ -273,9 +305,9 @@ def _grammar_of(constraint: Constraint) -> str:
         raise GrammarError(_shortened(str(exc)) or type(exc).__name__) from exc
 
 
-def _tokenizer_of(vocabulary: "Vocabulary") -> "LLTokenizer":
+def _tokenizer_of(vocabulary: "Vocabulary", entries: Sequence[tuple[bytes, bool]]) -> "LLTokenizer":
     # A byte that no text has marks special tokens, as llguidance wants it.
-    tokens = [b"\xff" + text if is_special else text for text, is_special in vocabulary.entries()]
+    tokens = [b"\xff" + text if is_special else text for text, is_special in entries]
     vocab, tokenize = vocabulary.tokenize_call
     ends = np.flatnonzero(vocabulary.is_end).tolist()
     # Not by its `llamacpp.lltokenizer_from_vocab`, which does the same by functions that llama-cpp-python warns of.

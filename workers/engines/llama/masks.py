@@ -41,8 +41,7 @@ class Masks:
 
     def _fill(self, due: Rows[tuple[int, Matching]]) -> None:
         for at, matching in due:
-            row = self._bits[at]
-            matching.matcher.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
+            matching.fill(self._bits[at])
 
 
 class Rulings:

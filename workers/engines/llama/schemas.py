@@ -33,6 +33,9 @@ _OPENING = frozenset(
     )
 )
 
+#: Integers up to it are doubles.
+_MOST_EXACT = 2**53
+
 _YEAR = "(?:[1-9][0-9]{3}|0[1-9][0-9]{2}|00[1-9][0-9]|000[1-9])"
 _LEAP_YEAR = "(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:0[48]|[2468][048]|[13579][26])00)"
 #: What a date begins with. The formats themselves say how many days the months have.
@@ -40,16 +43,17 @@ _REAL_DATE = f"^(?:{_YEAR}-(?:0[13-9]|1[0-2]|02-(?:[01]|2[0-8]))|{_LEAP_YEAR}-02
 
 
 def as_written(text: str) -> str:
-    """The JSON text of a schema that texts are held to."""
-    if '"properties"' not in text and '"date' not in text:
-        return text
+    """The JSON text of a schema that texts are held to. Raises ValueError."""
     schema = json.loads(text)
     narrow(schema)
     return json.dumps(schema, ensure_ascii=False, separators=(",", ":"))
 
 
 def narrow(schema: Any) -> None:
-    """Have a schema, as a value, allow real dates alone, and no properties that it does not name. Mutates."""
+    """Have a schema, as a value, allow real dates alone, and no properties that it does not name. Mutates.
+
+    Raises ValueError for numbers that would be written otherwise.
+    """
     anchors = {value["$anchor"]: value for value in _values(schema) if isinstance(value.get("$anchor"), str)}
     #: By identity: each schema in it, and whether its values have to keep to another one as well.
     found: dict[int, tuple[dict[str, Any], bool]] = {}
@@ -70,10 +74,21 @@ def narrow(schema: Any) -> None:
         is_joined = is_joined or num_together + bool(_OF_OBJECTS & value.keys()) > 1
         waiting += [(inner, is_joined) for inner in same]
     for value, is_joined in found.values():
+        _check_numbers(value)
         if value.get("format") in ("date", "date-time") and "pattern" not in value:
             value["pattern"] = _REAL_DATE
         if not is_joined and _names_all(value):
             value["additionalProperties"] = False
+
+
+def _check_numbers(schema: dict[str, Any]) -> None:
+    """llguidance reads the values of a schema as doubles."""
+    waiting = [schema.get("const"), schema.get("enum")]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, int) and abs(value) > _MOST_EXACT:
+            raise ValueError(f"{value} in an enum or const is beyond 2**53; use a string, or minimum and maximum")
+        waiting += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def _names_all(schema: dict[str, Any]) -> bool:
