@@ -27,12 +27,13 @@ from typing import TYPE_CHECKING, Any
 from batcher.errors import BatcherError, EngineError, ModelError
 from batcher.heap import GIVE_BACK_INTERVAL_S, give_memory_back
 from batcher.startup import start_fast
-from workers.process.events import Beat, EngineLoad, Event, EventKind, OpenAttempt, WorkerConfig
+from workers.process.events import Beat, EngineLoad, Event, EventKind, OpenAttempt, SavedRows, WorkerConfig
 from workers.process.lines import decode, encode
-from workers.process.logs import set_up_logging
+from workers.process.logs import LogStyle, set_up_logging
 
 if TYPE_CHECKING:
     from batcher.jobdir.folder import JobDir
+    from batcher.jobdir.results import Counts
     from workers.engines.base import Engine
     from workers.engines.pool import CountWaiting, EnginePool
     from workers.shard.context import WorkerContext
@@ -97,7 +98,8 @@ def main() -> int:
         _import_until_config_comes()
     config = decode(WorkerConfig, _read_line(0))
     threading.Thread(target=_stop_with_parent, args=(config.grace_s,), name="parent-watch", daemon=True).start()
-    set_up_logging(config.name, broker_url=config.broker_url, is_quiet=config.quiet)
+    style = config.log or LogStyle(level=logging.WARNING if config.quiet else logging.INFO)
+    set_up_logging(config.name, style, broker_url=config.broker_url)
     try:
         return _work(config, reporter)
     except BatcherError as exc:
@@ -294,6 +296,7 @@ def _take_shards(
         context=_worker_context(config, board, reporter, stopping),
         on_failure=on_failure,
         on_engine_failure=failures.note,
+        on_outcome=lambda outcome: reporter.send(Event(EventKind.RAN, outcome.value)),
     )
     # Celery keeps weak references to receivers; these two live as long as this call, which is as long as the worker.
     signals.setup_logging.connect(_keep_logging)
@@ -318,6 +321,11 @@ def _worker_context(
     from workers.shard.context import WorkerContext
     from workers.shard.validators import ValidatorRef
 
+    def on_rows(rows: "Counts") -> None:
+        codes = tuple(rows.error_codes.items())
+        saved = SavedRows(rows.num_ok, codes, rows.prompt_tokens, rows.completion_tokens)
+        reporter.send(Event(EventKind.SAVED, saved=saved))
+
     def on_attempt(kind: EventKind, job: "JobDir", shard: int, attempt: int) -> None:
         reporter.send(Event(kind, attempt=OpenAttempt(str(job.path), shard, attempt)))
 
@@ -331,6 +339,7 @@ def _worker_context(
         on_progress=lambda: reporter.send(Event(EventKind.PROGRESS)),
         on_set_aside=lambda: reporter.send(Event(EventKind.SET_ASIDE)),
         on_commit=finalize,
+        on_rows=on_rows,
         stall_timeout_s=config.stall_timeout_s,
         row_timeout_s=config.row_timeout_s,
         validators=tuple(ValidatorRef(name, folder) for name, folder in config.validators),

@@ -15,6 +15,7 @@ serve.py        serve
 options.py      what options are made of, and those that several commands share
 row_options.py  options that say what the rows of a job are
 engines.py      options of the commands that load models
+logs.py         the log of commands that stay, and its options
 watch.py        waiting for a job, and telling how it ended
 texts.py        the live bar, the summary, a sample of the results
 job_table.py    the table of `batcher list`

@@ -14,11 +14,12 @@ import click
 from batcher.api.engines import model_spec, needed_extras, take_engine_options
 from batcher.cli import EXIT_INTERRUPTED
 from batcher.cli.engines import choose_models, engine_options, models_dir_option, models_option, standing_config
+from batcher.cli.logs import log_options, log_to_stderr, take_stderr, with_log
 from batcher.cli.options import broker_option, find_job, jobs_dir_option, option, row_timeout_option
 from batcher.cli.row_options import input_options, sampling_options, say_shortage, submit_options, with_stdin
 from batcher.cli.texts import say_json_parts
 from batcher.cli.unserved import warn_of_unserved
-from batcher.cli.watch import complete_job, how_far, log_to_stderr, quoted, report_complete, typed_command, wait_for_job
+from batcher.cli.watch import complete_job, how_far, quoted, report_complete, typed_command, wait_for_job
 from batcher.installation import check_installed
 from batcher.paths import expand_home
 from batcher.selection import ALL_ROWS
@@ -51,6 +52,7 @@ workers_option = option(
 @workers_option
 @broker_option
 @quiet_option
+@log_options
 def run_command(
     files: tuple[str, ...],
     *,
@@ -71,7 +73,9 @@ def run_command(
       batcher run prompts.jsonl -o out --model smollm2-135m --max-tokens 64
     """
     check_installed("run", *needed_extras(broker, is_remote=bool(options["engine"])))
+    take_stderr()
     spares = _launch_spares(num_workers)
+    log_to_stderr(logging.WARNING, broker_url=broker or "")
 
     from batcher.api.order import prepare_run
     from batcher.jobdir.folder import JobDir
@@ -163,6 +167,7 @@ def submit_command(
 @option("--name", help="What stands in the `worker` column of the results. [default: host and process id]")
 @broker_option
 @jobs_dir_option
+@log_options
 def worker_command(
     *, models: tuple[str, ...], name: str | None, broker: str | None, jobs_dir: Path, **options: Any
 ) -> int:
@@ -179,7 +184,7 @@ def worker_command(
     from batcher.ids import check_id
     from batcher.jobdir.probe import check_takes_jobs
     from batcher.jobdir.root import make_root
-    from workers.local import run_worker
+    from workers.local import default_worker_name, run_worker
 
     if broker is None:
         raise click.UsageError(
@@ -189,9 +194,10 @@ def worker_command(
     chosen = choose_models(models, servers=engine["engine"].servers, takes_all=True)
     check_takes_jobs(jobs_dir)
     jobs_root = make_root(jobs_dir)
-    log_to_stderr(logging.INFO, broker_url=broker)
+    name = check_id(name, what="worker name") if name else default_worker_name()
+    log_to_stderr(logging.INFO, broker_url=broker, worker=name)
     config = standing_config(models, chosen, jobs_root, engine)
-    config = replace(config, broker_url=broker, name=check_id(name, what="worker name") if name else config.name)
+    config = replace(with_log(config), broker_url=broker, name=name)
     run_worker(
         config,
         on_ready=lambda: click.echo(
@@ -211,6 +217,7 @@ def worker_command(
 @broker_option
 @jobs_dir_option
 @quiet_option
+@log_options
 def resume_command(
     job: str,
     *,
@@ -231,7 +238,9 @@ def resume_command(
     """
     if broker is None:
         check_installed("resume", *needed_extras(broker, is_remote=bool(options["engine"])))
+    take_stderr()
     spares = _launch_spares(num_workers if broker is None else 0)
+    log_to_stderr(logging.WARNING, broker_url=broker or "")
 
     from batcher.api.order import reopen
     from batcher.manage.resume import resume

@@ -10,8 +10,8 @@ import click
 
 from batcher.api.engines import needed_extras, take_engine_options
 from batcher.cli.engines import choose_models, engine_options, models_dir_option, models_option, standing_config
+from batcher.cli.logs import log_options, log_to_stderr, with_log
 from batcher.cli.options import broker_option, jobs_dir_option, option
-from batcher.cli.watch import log_to_stderr
 from batcher.installation import check_installed
 from batcher.submission.readers.bounds import MAX_RATIO, MAX_UNPACKED_BYTES
 
@@ -140,6 +140,7 @@ def limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @limit_options
 @engine_options
+@log_options
 def serve_command(
     *,
     models: tuple[str, ...],
@@ -182,7 +183,7 @@ def serve_command(
     engines, names = None, "files and batches"
     if has_engines:
         chosen = choose_models(models, servers=worker["engine"].servers, takes_all=True)
-        engines = standing_config(models, chosen, jobs_root, worker)
+        engines = with_log(standing_config(models, chosen, jobs_root, worker))
         names = ", ".join(model.name for model in chosen)
     config = ServerConfig(
         host=host,

@@ -1,6 +1,5 @@
 """Seeing a job through: the commands that wait for one to be completed, and how they tell of its end."""
 
-import logging
 import shlex
 import sys
 from typing import TYPE_CHECKING
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from batcher.cli import EXIT_ERROR_ROWS, EXIT_INTERRUPTED
+from batcher.cli.logs import with_log
 from batcher.errors import BatcherError, JobPausedError
 
 if TYPE_CHECKING:
@@ -41,11 +41,10 @@ def complete_job(
     from batcher.api.progress import showing
     from workers.local import StoppedError, complete
 
-    log_to_stderr(logging.WARNING, broker_url=broker.url)
     try:
         with showing(not quiet) as on_status:
             summary = complete(
-                *(job, config),
+                *(job, with_log(config)),
                 num_workers=num_workers,
                 broker=broker,
                 spares=spares,
@@ -110,16 +109,3 @@ def typed_command() -> str:
 def quoted(job: "JobDir") -> str:
     """The job's path as one would type it."""
     return shlex.quote(str(job.path))
-
-
-def log_to_stderr(level: int, *, broker_url: str, role: str = "supervisor") -> None:
-    """Have our own lines from `level` and everybody's warnings on stderr, without the password of the broker.
-
-    `role` says whose lines they are.
-    """
-    from batcher.broker.url import RedactingFormatter
-
-    handler = logging.StreamHandler()
-    handler.setFormatter(RedactingFormatter(f"%(asctime)s {role} %(levelname)s %(message)s", broker_url))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    logging.getLogger("batcher").setLevel(level)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -104,3 +105,89 @@ def test_worker_in_a_copy_of_the_folder_is_named(family: Family, model: Path, re
 def stop(worker: Command) -> None:
     os.kill(worker.pid, signal.SIGTERM)
     assert worker.wait() == 0
+
+
+def lines_of(command: Command) -> list[dict[str, Any]]:
+    """What a command wrote to stderr, each line an object."""
+    return [dict(json.loads(line)) for line in command.stderr.splitlines()]
+
+
+def test_log_of_a_worker_says_what_its_shards_came_to(family: Family, model: Path, redis_url: str) -> None:
+    worker = start_worker(family, redis_url, model, "w1")
+    wait_until_ready(worker)
+    job = submit(family, redis_url, rows=8, shard_rows=4, options=("--max-tokens", 8))
+    wait_for(lambda: job.is_complete, what="the job is complete")
+
+    wait_for(lambda: worker.stderr.count("committed") == 2, what="both shards are in the log")
+    found = re.findall(
+        r" w1 INFO shard \d of \S+: committed, 4 rows, ([\d,]+) tokens, [\d,]+ tokens/s$", worker.stderr, re.M
+    )
+    assert found == ["32", "32"]
+
+
+def test_log_in_json_has_every_line_of_worker_and_child_as_an_object(
+    family: Family, model: Path, redis_url: str
+) -> None:
+    worker = start_worker(family, redis_url, model, "w1", "--log-format", "json")
+    wait_until_ready(worker)
+    job = submit(family, redis_url, rows=8, shard_rows=4, options=("--max-tokens", 8))
+    wait_for(lambda: job.is_complete, what="the job is complete")
+    wait_for(lambda: worker.stderr.count("committed") == 2, what="both shards are in the log")
+    child = wait_for(lambda: family.child_of(worker), what="the child")
+    os.kill(child, signal.SIGKILL)
+    wait_for(lambda: "its process died" in worker.stderr, what="the crash is in the log")
+    stop(worker)
+
+    lines = lines_of(worker)
+    assert {line["worker"] for line in lines} == {"w1"}
+    shards = [line for line in lines if "committed" in line["message"]]
+    figures = [(line["job"], line["rows"], line["errors"], line["tokens"]) for line in shards]
+    assert figures == [(job.job_id, 4, 0, 32)] * 2
+    assert {line["shard"] for line in shards} == {0, 1}
+    (died,) = [line for line in lines if "its process died" in line["message"]]
+    assert (died["level"], died["logger"]) == ("WARNING", "batcher.workers.process.supervisor")
+    assert lines[-1]["message"].startswith("Stopped; finished rows are kept")
+
+
+def test_level_and_format_come_from_the_environment_and_a_command_that_fails_says_so_in_json(
+    family: Family, model: Path, redis_url: str
+) -> None:
+    env = {"BATCHER_LOG_FORMAT": "json", "BATCHER_LOG_LEVEL": "error"}
+    broken = family.folder / "broken.gguf"
+    broken.write_bytes(model.read_bytes()[:1000])
+    command = family.start(
+        *("worker", "--broker", redis_url, "--jobs-dir", family.folder / "jobs", "--model", f"tiny={broken}"), env=env
+    )
+
+    assert command.wait() != 0
+    *_, last = lines_of(command)
+    assert (last["level"], last["logger"]) == ("ERROR", "batcher.stderr")
+    assert last["message"].startswith("Error: ")
+
+
+def test_run_logs_in_json_too(family: Family, model: Path) -> None:
+    prompts = family.folder / "prompts.jsonl"
+    prompts.write_text('{"prompt": "a"}\n' * 4)
+
+    command = family.run(
+        *("run", prompts, "-o", family.folder / "out", "--model", model, "--max-tokens", 4, "--log-format", "json"),
+        *("--log-level", "info"),
+        code=0,
+    )
+
+    lines = lines_of(command)
+    assert any(": committed, 4 rows, 16 tokens" in line["message"] for line in lines)
+    assert any(line["message"].startswith("Submitted 4 rows") for line in lines)
+
+
+def test_server_logs_in_json_too(family: Family, model: Path) -> None:
+    server = family.start(
+        *("serve", "--model", f"tiny={model}", "--no-auth", "--port", 0, "--jobs-dir", family.folder / "jobs"),
+        *("--threads", 1, "--log-format", "json"),
+    )
+    wait_for(lambda: "Serving" in server.stdout, what="the server is ready")
+    stop(server)
+
+    messages = [line["message"] for line in lines_of(server)]
+    assert any(message.startswith("stopping: requests may finish") for message in messages)
+    assert messages[-1].startswith("Stopped; ")

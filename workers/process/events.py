@@ -6,6 +6,7 @@ from enum import StrEnum
 from batcher.broker.leases import LEASE_TTL_S
 from batcher.errors import BatcherError
 from batcher.types import CHOOSE_ALL, UNKNOWN_DEMAND, Demand, EngineConfig
+from workers.process.logs import LogStyle
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +14,8 @@ class WorkerConfig:
     """What a child needs to know. Travels as JSON. `models` are pairs of name and path.
 
     `grace_s` are the seconds it gets to save its rows and give back its shards. `name` stands in the `worker` column of
-    the results. `home` is the folder below which the supervisor keeps its sign of life. `stall_timeout_s` are the
+    the results. `home` is the folder below which the supervisor keeps its sign of life. `log` says how it logs; None:
+    as text. `stall_timeout_s` are the
     seconds without a step after which an engine is given up. `row_timeout_s` goes before a job's own. `quiet` leaves
     only warnings in the log. `model_sha256` are pairs of a model's name and the digest that its file must have.
     `adapters` are, of models with a LoRA, the model's name, the adapter's path and its scale.
@@ -38,6 +40,7 @@ class WorkerConfig:
     engine: EngineConfig = CHOOSE_ALL
     demand: Demand = UNKNOWN_DEMAND
     quiet: bool = False
+    log: LogStyle | None = None
     model_sha256: tuple[tuple[str, str], ...] = ()
     takes_shards: bool = True
     live_descriptor: int | None = None
@@ -60,6 +63,8 @@ class EventKind(StrEnum):
     CLAIMED = "claimed"  # an attempt begins
     ENDED = "ended"  # an attempt is over, in good order or with its reason recorded
     PROGRESS = "progress"  # completed rows were saved
+    SAVED = "saved"  # `saved` says what rows these were
+    RAN = "ran"  # a run of a shard is over; the message is its outcome
     SET_ASIDE = "set aside"  # rows were given up that crash the process
     FAILED = "failed"  # a shard can't be run, or the model of some not be loaded; the message says why
     ABORTED = "aborted"  # the process is about to end itself; the message says why
@@ -73,6 +78,16 @@ class OpenAttempt:
     job: str
     shard: int
     attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class SavedRows:
+    """Rows that were saved, with the tokens of those that are ok; `error_codes` has the others by their code."""
+
+    num_ok: int = 0
+    error_codes: tuple[tuple[str, int], ...] = ()
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +134,11 @@ class Beat:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One line from a child. `exit_code` is the CLI's for the message; `attempt` and `beat` go with their kinds."""
+    """One line from a child. `exit_code` is the CLI's for the message; the last three go with their kinds."""
 
     kind: EventKind
     message: str = ""
     exit_code: int = BatcherError.exit_code
     attempt: OpenAttempt | None = None
     beat: Beat | None = None
+    saved: SavedRows | None = None

@@ -11,12 +11,15 @@ from celery.exceptions import Reject
 
 from batcher.errors import BatcherError, EngineError
 from batcher.jobdir.folder import JobDir
+from batcher.jobdir.results import Counts
 from batcher.jobdir.root import locate_job
 from workers.engines.pool import EnginePool, NotLoadedError
+from workers.process.logs import about
 from workers.queue.app import RUN_SHARD
 from workers.queue.messages import MessageError, ShardMessage
 from workers.shard.context import AnyOf, WorkerContext
 from workers.shard.runner import RunOutcome, run_shard
+from workers.shard.tally import ShardTally
 
 logger = logging.getLogger(f"batcher.{__name__}")
 
@@ -32,8 +35,9 @@ def register(
     context: WorkerContext,
     on_failure: OnFailure,
     on_engine_failure: Callable[[EngineError], None],
+    on_outcome: Callable[[RunOutcome], None],
 ) -> None:
-    """Give `app` the task. `on_engine_failure` is to end the process."""
+    """Give `app` the task. `on_engine_failure` is to end the process; `on_outcome` hears how each run ended."""
 
     @app.task(name=RUN_SHARD)  # type: ignore[untyped-decorator]
     def run_shard_task(job_id: object = None, shard: object = None) -> None:
@@ -41,10 +45,20 @@ def register(
         if found is None:
             return
         job, number, model = found
+        with about(job=job.job_id, shard=number):
+            run_found(job, number, model)
+
+    def run_found(job: JobDir, number: int, model: str) -> None:
         stopping = AnyOf(context.stopping.is_set, partial(engines.must_give_back, model))
+        tally = ShardTally()
+
+        def on_rows(rows: Counts) -> None:
+            tally.add(rows)
+            context.on_rows(rows)
+
         try:
             with engines.using(model) as engine:
-                outcome = run_shard(job, number, engine, replace(context, stopping=stopping))
+                outcome = run_shard(job, number, engine, replace(context, stopping=stopping, on_rows=on_rows))
         except NotLoadedError as exc:
             # It was taken from the queue at the moment when its model left.
             raise Reject(str(exc), requeue=True) from exc
@@ -59,7 +73,8 @@ def register(
             logger.exception("shard %d of %s", number, job.job_id)
             on_failure(job.job_id, number, BatcherError(f"{exc!r}: a bug of Batcher; the traceback is in the log"))
             return
-        logger.info("shard %d of %s: %s", number, job.job_id, outcome.value)
+        logger.info("shard %d of %s: %s%s", number, job.job_id, outcome.value, tally.text, extra=tally.fields)
+        on_outcome(outcome)
         if outcome is RunOutcome.STOPPED:
             raise Reject("the worker stops, or its model leaves", requeue=True)
 

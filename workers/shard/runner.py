@@ -37,7 +37,7 @@ from batcher.jobdir import attempts
 from batcher.jobdir.attempts import Cause, Journal
 from batcher.jobdir.folder import Claim, JobDir
 from batcher.jobdir.listing import ChunkFile
-from batcher.jobdir.results import build_table, job_schema, join_tables, read_chunks, write_file
+from batcher.jobdir.results import Counts, build_table, job_schema, join_tables, read_chunks, write_file
 from batcher.jobdir.shards import read_shard
 from batcher.jobdir.verdict import Verdict, judge
 from batcher.types import Choice, Completion, Request, RowError
@@ -436,6 +436,7 @@ class _ShardRun:
         self._chunks.append(ChunkFile(self._attempt, self._num_flushes, path))
         self._saved.append(table)
         self._finished.clear()
+        self._context.on_rows(Counts.of(table))
 
     def _finished_table(self) -> pa.Table:
         positions = sorted(self._finished)
@@ -450,7 +451,8 @@ class _ShardRun:
     def _commit(self) -> RunOutcome:
         """Create the part from chunks and finished rows, unless another attempt was first."""
         self._journal.committing()
-        table = join_tables([*self._saved, self._finished_table()], self._schema)
+        last = self._finished_table()
+        table = join_tables([*self._saved, last], self._schema)
         expected = [row.request.row for row in self._shard.rows]
         if pc.unique(table["row"]).to_pylist() != expected:
             raise JobError(
@@ -464,6 +466,8 @@ class _ShardRun:
             self._chunks.clear()
         # One that stays beside a part means nothing.
         store.discard(self._earlier.journals.values())
+        if is_first and last.num_rows:
+            self._context.on_rows(Counts.of(last))
         self._context.on_progress()
         self._context.on_commit(self._job)
         return RunOutcome.COMMITTED if is_first else RunOutcome.ALREADY_COMMITTED

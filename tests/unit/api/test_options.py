@@ -17,6 +17,8 @@ from batcher.submission.source import SubmitOptions
 
 #: Of commands, and parameters of `run`, `submit` and `Job.resume` themselves.
 OWN = {"output", "model", "workers", "broker", "broker_file", "quiet", "jobs_dir", "job_id", "wait"}
+#: Where the log of a command goes; a program has that of its logger "batcher" as it likes.
+OWN |= {"log_format", "log_level"}
 
 
 def command(name: str) -> dict[str, click.Option]:
