@@ -28,6 +28,7 @@ from batcher.broker.leases import LEASE_TTL_S, Pace
 from batcher.errors import BatcherError, BrokerError, JobCancelledError, JobPausedError
 from batcher.jobdir.folder import JobDir, Watch
 from batcher.jobdir.heartbeats import sweep_heartbeats
+from batcher.jobdir.retries import most_extra_tokens
 from batcher.jobdir.scope import scope_of
 from batcher.manage.finish import Summary, finalize
 from batcher.manage.status import JobState, Status, StatusReader
@@ -253,8 +254,12 @@ def _job_sweeper(watch: Watch, broker_url: str, *, scope: str, sends_first: bool
 
 
 def _demand(job: JobDir, num_workers: int) -> Demand:
-    num_prompts = sum(info.num_choices for info in job.pending_shards() if info.model is not None)
-    return Demand(num_workers, num_prompts, job.manifest.longest_request)
+    pending = job.pending_shards()
+    num_prompts = sum(info.num_choices for info in pending if info.model is not None)
+    longest = job.manifest.longest_request
+    if longest is not None:
+        longest += most_extra_tokens(job)
+    return Demand(num_workers, num_prompts, longest)
 
 
 def _named(config: WorkerConfig, num_workers: int) -> list[WorkerConfig]:

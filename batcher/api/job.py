@@ -4,7 +4,7 @@ import html
 import logging
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, Unpack
 
@@ -18,7 +18,7 @@ from batcher.manage.delete import delete_job
 from batcher.manage.export import ExportFormat, export
 from batcher.manage.finish import Summary, finalize, read_summary
 from batcher.manage.pause import PauseResult, pause
-from batcher.manage.retry import retry
+from batcher.manage.retry import equals, parse_where, retry
 from batcher.manage.status import Status, StatusReader
 from batcher.paths import expand_home
 from batcher.words import counted, duration_text
@@ -106,29 +106,42 @@ class Job:
 
         return Results(self._here, errors_only=True)
 
-    def retry(self, *, error_code: str | None = None, custom_id: str | None = None, row: int | None = None) -> int:
-        """Have failed rows run again that meet all conditions, or all that could succeed; returns their number.
+    def retry(
+        self,
+        where: str | Sequence[str] = (),
+        *,
+        set: Mapping[str, object] | None = None,  # noqa: A002 (the command line's name)
+        error_code: str | None = None,
+        custom_id: str | None = None,
+        row: int | None = None,
+    ) -> int:
+        """Have rows run again that all conditions are true of, or all failed ones that could succeed; returns how many.
 
+        `where` is as in SQL, over the columns of the results: `"finish_reason = 'length'"`; rows that have an answer
+        keep it until the new one is there, and then as an earlier version in the job's folder `earlier`. `set` gives
+        them other sampling parameters, such as `{"max_tokens": 256}`.
         Rows that were refused at submit stay as they are. A job that was submitted to a broker goes on there; of
-        another the rows run when `resume` is called. Raises InputError for a condition that no row can meet,
-        JobError for a job that is cancelled, JobBusyError while another command changes it, BrokerError.
+        another the rows run when `resume` is called. Raises InputError for a condition that can't be read and for
+        parameters that a row can't have, JobError for a job that is cancelled, JobBusyError while another command
+        changes it, BrokerError.
         """
-        where = {
-            key: str(value)
-            for key, value in (("error_code", error_code), ("custom_id", custom_id), ("row", row))
-            if value is not None
-        }
+        given = [where] if isinstance(where, str) else [*where]
+        named = (("error_code", error_code), ("custom_id", custom_id), ("row", row))
+        given += [equals(key, str(value)) for key, value in named if value is not None]
+        condition = parse_where(self._here, given)
+        settings = dict(set or {})
         if self._broker is None:
-            selection = retry(self._here, where=where).selection
+            selection = retry(self._here, where=condition, settings=settings).selection
         else:
             from workers.queue.app import sending
 
             with sending(self._broker) as send:
-                selection = retry(self._here, where=where, send=send).selection
+                selection = retry(self._here, where=condition, settings=settings, send=send).selection
         if selection.num_refused or selection.num_not_retriable:
             logger.info(
-                "%s: %d rows that were refused at submit and %d whose error does not go away are left out",
-                *(self.id, selection.num_refused, selection.num_not_retriable),
+                "%s: left out: %s that %s refused at submit, %s whose error does not go away",
+                *(self.id, counted(selection.num_refused, "row"), "was" if selection.num_refused == 1 else "were"),
+                counted(selection.num_not_retriable, "row"),
             )
         return selection.num_rows
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from batcher.cli.options import find_job, job_argument, jobs_dir_option, json_option, option
+from batcher.cli.unserved import resume_line
 
 #: Seconds between two looks at a watched job.
 WATCH_INTERVAL_S = 1.0
@@ -112,7 +113,7 @@ def cancel_command(job: str, *, jobs_dir: Path) -> int:
     Example:
       batcher cancel out
     """
-    from batcher.cli.texts import typed_job
+    from batcher.cli.texts import shown_path
     from batcher.manage.cancel import CancelResult, cancel
 
     found = find_job(job, jobs_dir)
@@ -120,7 +121,8 @@ def cancel_command(job: str, *, jobs_dir: Path) -> int:
     if result is CancelResult.TOO_LATE:
         click.echo("The job is complete; there is nothing to cancel.")
     elif result is CancelResult.CANCELLED:
-        click.echo(f"Cancelled. Finished rows are kept; take it up again with: batcher resume {typed_job(found)}")
+        line = resume_line(found, path=shown_path(found.path))
+        click.echo(f"Cancelled. Finished rows are kept; take it up again with: {line}")
     else:
         click.echo("The job was cancelled already.")
     return 0

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from batcher.cli.options import broker_option, find_job, job_argument, jobs_dir_option, json_option, option
+from batcher.cli.unserved import resume_line
+from batcher.words import counted
 
 if TYPE_CHECKING:
     from batcher.jobdir.sending import Send
@@ -89,46 +91,73 @@ def export_command(job: str, *, output: Path, layout: str, partial: bool, force:
 @option(
     "--where",
     multiple=True,
-    metavar="KEY=VALUE",
-    help="Only failed rows with this error_code, custom_id or row; given several times, all must hold.",
+    metavar="CONDITION",
+    help="Rows of which this is true, as in SQL, over the columns of the results; given several times, all must hold. "
+    "[default: rows that failed]",
 )
+@option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    envvar="BATCHER_SET",
+    help="A sampling parameter that they get, as in a request, such as max_tokens=256; can be given several times.",
+)
+@option("--dry-run", is_flag=True, help="Say which rows would run again, and stop.")
 @broker_option
 @jobs_dir_option
-def retry_command(job: str, *, where: tuple[str, ...], broker: str | None, jobs_dir: Path) -> int:
-    """Run the failed rows of JOB again; rows that succeeded are kept.
+def retry_command(
+    job: str, *, where: tuple[str, ...], settings: tuple[str, ...], dry_run: bool, broker: str | None, jobs_dir: Path
+) -> int:
+    """Run rows of JOB again: those that failed, or those of which --where is true. The others are kept.
 
-    With --broker the reopened shards go to the workers there. Without, who works on the job takes them up, or
-    `batcher resume` does.
+    Answers that there are stay in the results until the new ones are there, and then in JOB/earlier. With --broker the
+    reopened shards go to the workers there. Without, who works on the job takes them up, or `batcher resume` does.
 
     \b
-    Example:
-      batcher retry out --where error_code=timeout
+    Examples:
+      batcher retry out
+      batcher retry out --where "finish_reason = 'length'" --set max_tokens=256
     """
-    from batcher.cli.texts import typed_job
-    from batcher.manage.retry import parse_where, retry
+    from batcher.cli.texts import shown_path
+    from batcher.manage.retry import parse_where, retry, select
+    from batcher.openai.overrides import parse_settings
 
-    conditions = parse_where(where)
     found = find_job(job, jobs_dir)
+    condition, given = parse_where(found, where), parse_settings(settings)
+    if dry_run:
+        selection = select(found, where=condition, settings=given)
+        _print_left_out(selection)
+        click.echo(f"{_selected(selection)} would run again.")
+        return 0
     # Before anything is reopened: a mistyped URL should change nothing.
     with _sending(broker) as send:
-        retried = retry(found, where=conditions, send=send)
+        retried = retry(found, where=condition, settings=given, send=send)
     selection = retried.selection
     _print_left_out(selection)
     if not selection.shards:
         click.echo("Nothing to retry.")
         return 0
-    click.echo(f"Reopened {selection.num_rows:,} rows in {len(selection.shards):,} shards.")
+    click.echo(f"Reopened {_selected(selection)}.")
+    line = resume_line(found, path=shown_path(found.path))
     if found.is_paused:
-        click.echo(f"The job is paused; have it go on with: batcher resume {typed_job(found)}")
+        click.echo(f"The job is paused; have it go on with: {line}")
         return 0
     if broker is not None:
-        click.echo(f"Enqueued {retried.num_sent:,} shards.")
+        click.echo(f"Enqueued {counted(retried.num_sent, 'shard')}.")
         return 0
     if_needed = (
         "Go on with" if retried.was_complete else "Who works on the job takes them up; if nobody does, go on with"
     )
-    click.echo(f"{if_needed}: batcher resume {typed_job(found)}")
+    click.echo(f"{if_needed}: {line}")
     return 0
+
+
+def _selected(selection: "Selection") -> str:
+    """How many rows there are of a selection, in how many shards."""
+    answered = f", {selection.num_ok:,} of them answered," if selection.num_ok else ""
+    rows, shards = counted(selection.num_rows, "row"), counted(len(selection.shards), "shard")
+    return f"{rows}{answered} in {shards}"
 
 
 def _sending(broker: str | None) -> "AbstractContextManager[Send | None]":
@@ -140,11 +169,16 @@ def _sending(broker: str | None) -> "AbstractContextManager[Send | None]":
 
 
 def _print_left_out(selection: "Selection") -> None:
-    """Say which failed rows another attempt can't help."""
+    """Say which of the rows that were asked for do not run again, and why."""
     if selection.num_refused:
+        were = "was refused at submit and is" if selection.num_refused == 1 else "were refused at submit and are"
         click.echo(
-            f"{selection.num_refused:,} rows were refused at submit and are left out: mend them in the input and "
-            "submit it as a new job."
+            f"{counted(selection.num_refused, 'row')} {were} left out: mend them in the input and submit it as a new "
+            "job."
         )
     if selection.num_not_retriable:
-        click.echo(f"{selection.num_not_retriable:,} rows are left out: their error does not go away by retrying.")
+        left = "is left out: its" if selection.num_not_retriable == 1 else "are left out: their"
+        click.echo(f"{counted(selection.num_not_retriable, 'row')} {left} error does not go away by retrying.")
+    if selection.num_open:
+        are = "is" if selection.num_open == 1 else "are"
+        click.echo(f"{counted(selection.num_open, 'row')} of shards that are not finished {are} left alone.")

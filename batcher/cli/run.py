@@ -85,11 +85,11 @@ def run_command(
     job = JobDir(Path(expand_home(output)).resolve())
     make_options = partial(submit_options, row_timeout=engine["row_timeout_s"], **options)
     prepared = prepare_run(job, models, engine, make_options, quiet=True, choose=choose_models)
-    again = (
-        f"batcher resume {shlex.quote(output)}{_model_arguments(prepared.models, engine['engine'].servers)}"
-        if "-" in files
-        else typed_command()
-    )
+    again = typed_command()
+    if "-" in files:
+        given = _model_arguments(prepared.models, engine["engine"].servers)
+        given += "".join(f" --allow-validator {shlex.quote(name)}" for name in engine["validators"])
+        again = f"batcher resume {shlex.quote(output)}{given}"
     with job_broker(job, broker) as queue:
         try:
             summary = _submit(job, files, prepared.submission, quiet=quiet)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from batcher.cli.unserved import is_at_rest, unserved_text
+from batcher.cli.unserved import is_at_rest, resume_line, unserved_text
 from batcher.words import counted, duration_text, percent_text
 
 if TYPE_CHECKING:
@@ -274,7 +274,7 @@ def _workers_text(job: "JobDir", status: "Status") -> str:
         lines.append(f"... and {len(workers) - MAX_WORKERS:,} more; --json shows them")
     is_going_on = status.state in (JobState.WAITING, JobState.RUNNING) and status.num_committed < status.num_shards
     if is_going_on and all(each.health is Health.GONE for each in workers):
-        resume = f"batcher resume {typed_job(job)}"
+        resume = resume_line(job, path=shown_path(job.path))
         lines.append(f"none alive for its models; start a `batcher worker`, or go on here with: {resume}")
     return "\n".join(lines)
 

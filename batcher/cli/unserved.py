@@ -1,4 +1,4 @@
-"""What a person is told of models that rows wait for and no worker has."""
+"""What a person is told of models that rows wait for and no worker has, and of how a job goes on."""
 
 import shlex
 from typing import TYPE_CHECKING
@@ -74,3 +74,16 @@ def worker_line(model: str, *, broker: str | None, jobs_dir: str) -> str:
     words = ["batcher", "worker", "--model", spec_for(model)]
     words += ["--broker", broker] if broker is not None else []
     return shlex.join([*words, "--jobs-dir", jobs_dir])
+
+
+def resume_line(job: "JobDir", *, path: str) -> str:
+    """The command that goes on with a job here: with the models that are not here by name, and its validator."""
+    from batcher.manage.resume import needed_models
+    from batcher.models.resolver import spec_for
+
+    words = ["batcher", "resume", path]
+    specs = {name: spec_for(name) for name in sorted(needed_models(job))}
+    words += [word for name, spec in specs.items() if spec != name for word in ("--model", spec)]
+    if validator := job.manifest.answers.validator:
+        words += ["--allow-validator", validator]
+    return shlex.join(words)

@@ -11,6 +11,8 @@ shards.py      shard files: validated requests
 results.py     chunks and parts: finished rows
 optional_columns.py  result columns that only some jobs have
 refused.py     the parts of refused rows
+retries.py     what retries ask for: rows that run again
+workload.py    what an attempt has to do, and how it commits that
 attempts.py    what an attempt leaves for those after it
 verdict.py     what crashes mean for the next attempt: suspects, rows set aside
 sending.py     what is asked of a broker

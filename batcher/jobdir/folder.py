@@ -5,8 +5,11 @@
     JOB/attempts/00007/0001.json               a claim, created if absent: the durable attempt number
     JOB/attempts/00007/0001.journal            the rows it has in the engine now (see `attempts`)
     JOB/attempts/00007/0001.end.json           how it ended, if not in good order
+    JOB/attempts/00007/0002.retry.json         the rows that ran again by a retry, and with which parameters
     JOB/chunks/00007/0001-<uid>-0003.parquet   finished rows of an attempt, immutable
-    JOB/results/part-00007.parquet             the shard's commit: created if absent, never overwritten
+    JOB/results/part-00007.parquet             the shard's commit: created if absent, replaced only by a retry's answers
+    JOB/retries/00007/0002.json                rows of a shard with a part that are to run again (see `retries`)
+    JOB/earlier/part-00007-0002.parquet        the rows that this has replaced, as they were
     JOB/results/_SUCCESS, JOB/summary.json     written when every part exists and the count proves it
     JOB/CANCELLED                              present while the job is cancelled
     JOB/PAUSED                                 present while the job is paused
@@ -36,9 +39,11 @@ from batcher.jobdir.listing import (
     CANCELLED_NAME,
     CHUNKS_NAME,
     DAMAGED_NAME,
+    EARLIER_NAME,
     MANIFEST_NAME,
     PAUSED_NAME,
     RESULTS_NAME,
+    RETRIES_NAME,
     SHARDS_NAME,
     SUCCESS_NAME,
     AttemptFiles,
@@ -47,6 +52,7 @@ from batcher.jobdir.listing import (
     chunk_files,
     is_wanted,
     part_number,
+    retry_number,
 )
 from batcher.jobdir.local_store import LOCAL
 from batcher.jobdir.manifest import Manifest, ShardInfo, encode_manifest, parse_manifest
@@ -182,6 +188,26 @@ class JobDir:
     def attempt_end_path(self, shard: int, *, attempt: int) -> Path:
         return self.attempts_dir(shard) / f"{attempt:04d}.end.json"
 
+    @property
+    def retries_root(self) -> Path:
+        return self.path / RETRIES_NAME
+
+    def retries_dir(self, shard: int) -> Path:
+        return self.retries_root / f"{shard:05d}"
+
+    def retry_path(self, shard: int, number: int) -> Path:
+        return self.retries_dir(shard) / f"{number:04d}.json"
+
+    def answered_retry_path(self, shard: int, number: int) -> Path:
+        return self.attempts_dir(shard) / f"{number:04d}.retry.json"
+
+    @property
+    def earlier_dir(self) -> Path:
+        return self.path / EARLIER_NAME
+
+    def earlier_path(self, shard: int, number: int) -> Path:
+        return self.earlier_dir / f"part-{shard:05d}-{number:04d}.parquet"
+
     def has(self, path: Path) -> bool:
         """Whether a file of the job is there."""
         return self.store.head(path) is not None
@@ -311,13 +337,30 @@ class JobDir:
             self.store.discard([chunk.path for chunk in chunks])
             self.store.drop_folder(self.chunks_dir(shard))
 
-    def committed_shards(self) -> set[int]:
-        """The shards whose part exists. One listing."""
+    def shards_with_part(self) -> set[int]:
+        """The shards whose part exists, be it to be replaced or not. One listing."""
         names = self.store.names(self.results_dir)
         return {number for name in names if (number := part_number(name)) is not None}
 
+    def committed_shards(self) -> set[int]:
+        """The shards whose part exists and is not to be replaced. Two listings."""
+        return self.shards_with_part() - {
+            int(shard)
+            for shard, name in (entry.parts for entry in self.store.list(self.retries_root) if len(entry.parts) == 2)
+            if shard.isdigit() and retry_number(name) is not None
+        }
+
+    def is_committed(self, shard: int) -> bool:
+        """Whether the part of a shard exists and is not to be replaced. One listing, none where there is no part."""
+        return self.has(self.part_path(shard)) and not self.open_retries(shard)
+
+    def open_retries(self, shard: int) -> list[int]:
+        """The retries by which rows of a shard are to run again, by number. One listing."""
+        names = self.store.names(self.retries_dir(shard))
+        return sorted(number for name in names if (number := retry_number(name)) is not None)
+
     def pending_shards(self) -> list[ShardInfo]:
-        """The shards without a part, in order. One listing."""
+        """The shards that are not committed, in order. Two listings."""
         return self.without_part(self.committed_shards())
 
     def without_part(self, committed: Collection[int]) -> list[ShardInfo]:
@@ -410,12 +453,18 @@ class Watch:
             if self._last is not None and now - self._last[0] < max_age_s:
                 return self._last[1]
             found = self.job.look(settled=self._settled)
-            if not self._settled <= found.parts:
-                # `retry` has opened one again.
-                self._settled &= found.parts
+            if unsettled := self._unsettled(found):
+                self._settled -= unsettled
                 found = self.job.look(settled=self._settled)
             if self._last is not None:
                 found = found.with_attempts_of(self._last[1], self._settled)
                 self._settled = found.parts & self._last[1].parts
             self._last = (now, found)
             return found
+
+    def _unsettled(self, found: Listing) -> frozenset[int]:
+        """Those of the settled that `retry` has opened again, or that were committed anew since."""
+        before = self._last[1].replaced if self._last is not None else {}
+        return self._settled - found.parts | {
+            shard for shard in self._settled & found.replaced.keys() if found.replaced[shard] != before.get(shard)
+        }

@@ -19,6 +19,8 @@ ATTEMPTS_NAME = "attempts"
 CHUNKS_NAME = "chunks"
 SHARDS_NAME = "shards"
 DAMAGED_NAME = "damaged"
+EARLIER_NAME = "earlier"
+RETRIES_NAME = "retries"
 BATCH_NAME = "batch"
 WORKERS_NAME = ".workers"
 SUCCESS_NAME = "_SUCCESS"
@@ -27,9 +29,11 @@ SUCCESS_NAME = "_SUCCESS"
 _UNASKED = frozenset({SHARDS_NAME, DAMAGED_NAME, BATCH_NAME})
 
 _PART = re.compile(r"^part-(\d{5,})\.parquet$")
+_EARLIER = re.compile(r"^part-(\d{5,})-(\d{4,})\.parquet$")
 _CLAIM = re.compile(r"^(\d{4,})\.json$")
 _END_SUFFIX = ".end.json"
 _JOURNAL = re.compile(r"^(\d+)\.journal$")
+_RETRY = re.compile(r"^(\d{4,})\.retry\.json$")
 _CHUNK = re.compile(r"^(\d{4,})-[0-9a-f]+-(\d{4,})\.parquet$")
 
 
@@ -37,17 +41,19 @@ _CHUNK = re.compile(r"^(\d{4,})-[0-9a-f]+-(\d{4,})\.parquet$")
 class AttemptFiles:
     """The files of a shard's attempts. `last` is the highest number that was claimed, 0 before the first claim.
 
-    `ends` say how attempts ended badly, oldest first; `journals` are by number.
+    `ends` say how attempts ended badly, oldest first; `journals` are by number, and so are `retries`, those that the
+    shard's part has answered.
     """
 
     last: int = 0
     ends: tuple[Path, ...] = ()
     journals: Mapping[int, Path] = field(default_factory=dict)
+    retries: Mapping[int, Path] = field(default_factory=dict)
 
     @classmethod
     def of(cls, paths: Iterable[Path]) -> "AttemptFiles":
         """What the files in the folder of a shard's attempts are."""
-        last, ends, journals = 0, [], {}
+        last, ends, journals, retries = 0, [], {}, {}
         for path in paths:
             if match := _CLAIM.match(path.name):
                 last = max(last, int(match[1]))
@@ -55,7 +61,9 @@ class AttemptFiles:
                 ends.append(path)
             elif match := _JOURNAL.match(path.name):
                 journals[int(match[1])] = path
-        return cls(last, tuple(sorted(ends)), journals)
+            elif match := _RETRY.match(path.name):
+                retries[int(match[1])] = path
+        return cls(last, tuple(sorted(ends)), journals, retries)
 
 
 _NO_ATTEMPTS = AttemptFiles()
@@ -82,9 +90,19 @@ def part_number(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
+def retry_number(name: str) -> int | None:
+    """The number of the retry whose rows are still to run again by a file of this name; None for another file."""
+    match = _CLAIM.match(name)
+    return int(match[1]) if match else None
+
+
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """A job at a moment, by the names of its files. `workers` are the signs of life of its own workers."""
+    """A job at a moment, by the names of its files. `workers` are the signs of life of its own workers.
+
+    `parts` are the shards that are committed: they have a part, and it is not to be replaced. `retries` are what rows
+    of a shard are to run again, by its number and by theirs; `replaced` has the last retry that a shard has answered.
+    """
 
     exists: bool
     is_cancelled: bool
@@ -94,6 +112,8 @@ class Listing:
     attempts_by_shard: Mapping[int, AttemptFiles]
     chunks_by_shard: Mapping[int, tuple[ChunkFile, ...]]
     workers: tuple[Entry, ...]
+    retries: Mapping[int, Mapping[int, Path]] = field(default_factory=dict)
+    replaced: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def is_halted(self) -> bool:
@@ -104,8 +124,12 @@ class Listing:
         return self.attempts_by_shard.get(shard, _NO_ATTEMPTS)
 
     def chunks(self, shard: int) -> tuple[ChunkFile, ...]:
-        """Those of a shard, in order of attempt and sequence."""
-        return self.chunks_by_shard.get(shard, ())
+        """Those of a shard, in order of attempt and sequence; where a retry has opened it, those that came after."""
+        found = self.chunks_by_shard.get(shard, ())
+        if shard not in self.retries:
+            return found
+        last = max(self.retries[shard])
+        return tuple(chunk for chunk in found if chunk.attempt > last)
 
     def with_attempts_of(self, earlier: "Listing", shards: Iterable[int]) -> "Listing":
         """The same with the attempts of `shards` as `earlier` has them, which this one may not have listed."""
@@ -118,7 +142,8 @@ class Listing:
         names: set[str] = set()
         results: list[str] = []
         workers: list[Entry] = []
-        files: dict[str, dict[int, list[Path]]] = {ATTEMPTS_NAME: {}, CHUNKS_NAME: {}}
+        files: dict[str, dict[int, list[Path]]] = {ATTEMPTS_NAME: {}, CHUNKS_NAME: {}, RETRIES_NAME: {}}
+        replaced: dict[int, int] = {}
         for entry in entries:
             match entry.parts:
                 case (name,):
@@ -127,17 +152,26 @@ class Listing:
                     results.append(name)
                 case (first, _) if first == WORKERS_NAME:
                     workers.append(entry)
+                case (first, name) if first == EARLIER_NAME and (match := _EARLIER.match(name)):
+                    replaced[int(match[1])] = max(replaced.get(int(match[1]), 0), int(match[2]))
                 case (first, shard, _) if first in files and shard.isdigit():
                     files[first].setdefault(int(shard), []).append(entry.path)
+        retries = {
+            shard: {number: path for path in paths if (number := retry_number(path.name)) is not None}
+            for shard, paths in files[RETRIES_NAME].items()
+        }
+        parts = {number for name in results if (number := part_number(name)) is not None}
         return cls(
             exists=MANIFEST_NAME in names,
             is_cancelled=CANCELLED_NAME in names,
             is_paused=PAUSED_NAME in names,
             is_complete=SUCCESS_NAME in results,
-            parts=frozenset(number for name in results if (number := part_number(name)) is not None),
+            parts=frozenset(number for number in parts if not retries.get(number)),
             attempts_by_shard={shard: AttemptFiles.of(paths) for shard, paths in files[ATTEMPTS_NAME].items()},
             chunks_by_shard={shard: tuple(chunk_files(paths)) for shard, paths in files[CHUNKS_NAME].items()},
             workers=tuple(workers),
+            retries={shard: found for shard, found in retries.items() if found},
+            replaced=replaced,
         )
 
 

@@ -15,7 +15,7 @@ import stat
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from batcher.errors import JobError, StorageError
 from batcher.jobdir.store import Entry, Guard, Head, Hold, Incoming, Log, Wants, reason
@@ -75,8 +75,8 @@ def create_if_absent(target: Path, data: bytes | bytearray, *, guard: Guard | No
     return publish_if_absent(temp, target, guard=guard)
 
 
-def replace(target: Path, data: bytes, *, guard: Guard | None = None, is_durable: bool = True) -> None:
-    """Write `target` whole, replacing what is there. Only for files that nothing's correctness rests on."""
+def replace(target: Path, data: bytes | bytearray, *, guard: Guard | None = None, is_durable: bool = True) -> None:
+    """Write `target` whole, replacing what is there, of which nobody is asked."""
     if guard is not None:
         guard()
     temp = temp_path(target, parents=False)
@@ -194,17 +194,19 @@ class LocalStore:
     def replace(self, path: Path, data: bytes, *, guard: Guard | None = None, is_durable: bool = True) -> None:
         replace(path, data, guard=guard, is_durable=is_durable)
 
-    def replace_if(self, path: Path, data: bytes, *, version: str) -> bool:
+    def replace_if(self, path: Path, data: bytes | bytearray, *, version: str) -> bool:
         try:
-            with _open_file(path) as file:
+            # For writing where that may be: network file systems lock no other file for one alone.
+            with _open_file(path, "r+b" if os.access(path, os.W_OK) else "rb") as file:
                 # Each writer locks the file that it found; who comes second finds another in its place.
-                fcntl.flock(file, fcntl.LOCK_EX)
+                with contextlib.suppress(OSError):  # Where a file system knows no locks, the look must do.
+                    fcntl.flock(file, fcntl.LOCK_EX)
                 known, found = os.fstat(file.fileno()), path.stat()
                 if not os.path.samestat(known, found) or _version(found) != version:
                     return False
                 replace(path, data)
                 return True
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
         except OSError as exc:
             raise StorageError(f"{path}: cannot write: {reason(exc)}") from exc
@@ -420,11 +422,11 @@ def _is_same(folder: Path, descriptor: int) -> bool:
         return False
 
 
-def _open_file(path: Path) -> BinaryIO:
+def _open_file(path: Path, mode: Literal["rb", "r+b"] = "rb") -> BinaryIO:
     """Open a file. A pipe, where one would wait for a writer, and a device, which may never end, are not opened."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "it is a folder, a pipe or a device, and should be a file")
-    return path.open("rb")
+    return path.open(mode)
 
 
 @contextlib.contextmanager

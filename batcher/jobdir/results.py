@@ -58,6 +58,8 @@ RESULT_FIELDS = pa.schema(
 )
 
 _COUNTS_KEY = b"batcher.counts"
+#: In the footer of a part: the numbers of the retries whose answers it holds.
+_RETRIES_KEY = b"batcher.retries"
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,13 +158,20 @@ def build_table(
     return pa.Table.from_arrays([*columns.values(), *further, *going_along], schema=schema)
 
 
+def seal_rows(table: pa.Table, *, retries: Iterable[int] = ()) -> bytearray:
+    """The bytes of a chunk or part, its counts in the footer; `retries` are those that a part has answered."""
+    metadata = {_COUNTS_KEY: json.dumps(asdict(Counts.of(table))).encode()}
+    if numbers := sorted(retries):
+        metadata[_RETRIES_KEY] = json.dumps(numbers).encode()
+    return sealed.seal(table, metadata)
+
+
 def write_file(path: Path, table: pa.Table, *, guard: Guard | None = None, store: Store = LOCAL) -> bool:
-    """Create a chunk or part durably, its counts in the footer. Returns False where the file exists.
+    """Create a chunk or part durably, see `seal_rows`. Returns False where the file exists.
 
     `guard` (see `jobdir.store`) is that of the job. Raises StorageError.
     """
-    counts = json.dumps(asdict(Counts.of(table))).encode()
-    return store.create(path, sealed.seal(table, {_COUNTS_KEY: counts}), guard=guard)
+    return store.create(path, seal_rows(table), guard=guard)
 
 
 def read_file(path: Path, *, store: Store = LOCAL) -> pa.Table:
@@ -180,6 +189,11 @@ def read_counts(path: Path, *, store: Store = LOCAL) -> Counts:
         return Counts(**json.loads(metadata[_COUNTS_KEY]))
     except (KeyError, ValueError, TypeError) as exc:
         raise CorruptFileError(f"{path}: not a result file of Batcher: {exc}") from exc
+
+
+def read_retries(path: Path, *, store: Store = LOCAL) -> frozenset[int]:
+    """The retries that a part has answered. Raises like `read_file`."""
+    return frozenset(json.loads(sealed.read_metadata(path, store=store).get(_RETRIES_KEY, b"[]")))
 
 
 def read_rows(path: Path, schema: pa.Schema, *, columns: Sequence[str] | None = None, store: Store = LOCAL) -> pa.Table:

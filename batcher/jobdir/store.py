@@ -118,7 +118,7 @@ class Store(Protocol):
         A store with folders makes that of the file and none above it: a job that was deleted does not come back.
         """
 
-    def replace_if(self, path: Path, data: bytes, *, version: str) -> bool:
+    def replace_if(self, path: Path, data: bytes | bytearray, *, version: str) -> bool:
         """Write a file whole if it is there in this version. Returns whether it was: of several writers one wins."""
 
     def move(self, source: Path, target: Path) -> None:

@@ -46,10 +46,10 @@ def repair(job: JobDir) -> list[Damage]:
     Blocks for as long as it takes to read the results. Raises StorageError where the disk says no, JobError where the
     manifest is what is wrong.
     """
-    committed = job.committed_shards()
+    present = job.shards_with_part()
     found = []
     for info in job.manifest.shards:
-        if info.shard in committed:
+        if info.shard in present:
             _, damage = _examine(job, info, _check_part)
             found += [damage] if damage else []
     return found

@@ -9,7 +9,7 @@ import contextlib
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -23,6 +23,7 @@ from batcher.jobdir.listing import Listing
 from batcher.jobdir.manifest import ShardInfo
 from batcher.jobdir.pulse import WorkerState
 from batcher.jobdir.results import Counts, read_counts, read_file
+from batcher.jobdir.retries import read_retry
 from batcher.jobdir.root import list_jobs
 from batcher.manage.finish import read_part_counts, read_summary
 from batcher.manage.in_flight import InFlight, measure
@@ -175,6 +176,8 @@ class StatusReader:
         self._clock = clock
         self._watch = watch or Watch(job)
         self._parts: dict[int, Counts] = {}
+        self._replaced: Mapping[int, int] = {}
+        self._kept: dict[int, tuple[Path, Counts]] = {}
         self._chunks: dict[int, dict[Path, Counts]] = {}
         self._histories: dict[int, _History] = {}
         self._started_at: datetime | None = None
@@ -185,7 +188,7 @@ class StatusReader:
     def read(self) -> Status:
         """Take a snapshot: one listing of the job, one of its root's workers, and the footers that are new."""
         job, manifest = self._job, self._job.manifest
-        listing = self._look()
+        listing = self._watch.look()
         pending, counts = self._count_rows(listing)
         self._read_histories(listing)
         claims = [self._history(info.shard).num_attempts for info in pending]
@@ -239,21 +242,32 @@ class StatusReader:
             error_reasons={code: self._reasons[code] for code in sorted(self._reasons) if code in counts.error_codes},
         )
 
-    def _look(self) -> Listing:
-        listing = self._watch.look()
-        if any(shard not in listing.parts and not listing.chunks(shard) for shard in self._parts):
-            # Opened again by `retry`, which saves the good rows as a chunk before the part goes: it may just have come.
-            listing = self._watch.look()
-        return listing
-
     def _count_rows(self, listing: Listing) -> tuple[list[ShardInfo], Counts]:
-        """The shards without a part, and what parts and chunks add up to."""
+        """The shards that are not committed, and what parts and chunks add up to."""
         self._read_parts(listing)
         pending = self._job.without_part(self._parts)
         counts = sum(self._parts.values(), Counts())
+        self._kept = {info.shard: kept for info in pending if (kept := self._read_kept(info, listing)) is not None}
         for info in pending:
-            counts += self._read_chunks(info, listing)
+            counts += self._kept_counts(info) + self._read_chunks(info, listing)
         return pending, counts
+
+    def _read_kept(self, info: ShardInfo, listing: Listing) -> tuple[Path, Counts] | None:
+        """The file of the retry that has opened a shard again, and what the rows add up to that keep their answers."""
+        numbers = listing.retries.get(info.shard)
+        if not numbers:
+            return None
+        path = numbers[max(numbers)]
+        known = self._kept.get(info.shard)
+        if known is not None and known[0] == path:
+            return known
+        try:
+            return path, read_retry(path, store=self._job.store).kept
+        except FileNotFoundError:
+            return None  # Answered meanwhile: the next look finds the part.
+
+    def _kept_counts(self, info: ShardInfo) -> Counts:
+        return self._kept[info.shard][1] if info.shard in self._kept else Counts()
 
     def _read_histories(self, listing: Listing) -> None:
         """Bring the remembered attempts up to date: the ends of those that ended badly are read once."""
@@ -279,7 +293,8 @@ class StatusReader:
         found: Counter[str] = Counter()
         for info in pending:
             if info.model is not None and info.model not in served:
-                num_done = sum(counts.num_rows for counts in self._chunks.get(info.shard, {}).values())
+                num_done = self._kept_counts(info).num_rows
+                num_done += sum(counts.num_rows for counts in self._chunks.get(info.shard, {}).values())
                 found[info.model] += max(0, info.num_rows - num_done)
         return dict(sorted(found.items()))
 
@@ -322,10 +337,12 @@ class StatusReader:
         return JobState.WAITING if self._started_at is None and pending else JobState.RUNNING
 
     def _read_parts(self, listing: Listing) -> None:
-        """Bring the remembered parts up to date: new ones are read, those that `retry` deleted are forgotten."""
+        """Bring the remembered parts up to date: new ones are read, those forgotten that a retry has (had) replaced."""
         committed = listing.parts
-        for shard in [shard for shard in self._parts if shard not in committed]:
-            del self._parts[shard]
+        for shard in list(self._parts):
+            if shard not in committed or listing.replaced.get(shard) != self._replaced.get(shard):
+                del self._parts[shard]
+        self._replaced = listing.replaced
         for info in self._job.manifest.shards:
             if info.shard in committed and info.shard not in self._parts:
                 try:
@@ -333,7 +350,7 @@ class StatusReader:
                 except CorruptFileError:
                     if self._job.has(self._job.part_path(info.shard)):
                         raise  # Readers of results/ would stumble over it as well: the user must know.
-                    continue  # Reopened by `retry` since the listing.
+                    continue  # Moved aside since the listing, as it was damaged.
                 self._chunks.pop(info.shard, None)
                 self._read_reasons(self._job.part_path(info.shard), counts)
 
@@ -363,7 +380,7 @@ class StatusReader:
                 self._read_reasons(chunk.path, counts)
             found[chunk.path] = counts
         self._chunks[info.shard] = found
-        return _clamp(sum(found.values(), Counts()), info.num_rows)
+        return _clamp(sum(found.values(), Counts()), info.num_rows - self._kept_counts(info).num_rows)
 
     def _in_flight(
         self, listing: Listing, reports: list[WorkerReport], pending: list[ShardInfo], done: Counts

@@ -422,6 +422,12 @@ PARAMETERS: Mapping[bool, Mapping[str, BodyField]] = {
     for is_chat, known in BY_NAME.items()
 }
 
+#: The fields that say how a request is sampled: what may change where the rest of it stays as it is.
+SAMPLING_FIELDS = (
+    *(field.name for field in (*_OF_ROWS, *_PENALTIES_AND_BIAS, *_EXTENSIONS)),
+    "max_completion_tokens",
+)
+
 #: The fields that a plain row has anyway, beside its prompt and model, and those that it has where it is asked to.
 PARAM_FIELDS = tuple(field.name for field in _OF_ROWS)
 OPTIONAL_ROW_FIELDS = tuple(

@@ -132,7 +132,7 @@ def test_old_job_is_resumed_retried_and_exported(family: Family, model: Path, in
     ran(family, "resume", interrupted.path, "--model", f"tiny={model}", "--threads", 1, code=1)
 
     # Then
-    assert "Reopened 1 rows in 1 shards." in retried.stdout
+    assert "Reopened 1 row in 1 shard." in retried.stdout
     rows = completed_rows(interrupted, [row for row in saved if row["row"] not in TOO_LONG], errors=REFUSED)
     assert (rows[3]["custom_id"], rows[3]["status"], rows[3]["completion_tokens"]) == ("ticket-3", "ok", 11)
     table = pads.dataset(interrupted.results_dir, format="parquet").to_table()

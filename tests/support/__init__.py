@@ -9,6 +9,7 @@ crashing.py         a process that dies between two steps
 
 Jobs
 job_files.py        jobs made of the real files, and the rows of their results
+retrying.py         rows that a retry has opened, and workers that answer them
 memory_store.py     a store of jobs without a disk
 submitted.py        files for submit, and what it made of them
 parsing.py          rows as the readers give them, parsed

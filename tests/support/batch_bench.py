@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from batcher.arrow.tables import take_rows
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.manifest import ShardInfo
 from batcher.jobdir.results import build_table, write_file
 from batcher.jobdir.sending import Send
 from batcher.jobdir.shards import read_shard
+from batcher.jobdir.workload import Workload
 from batcher.server.batches.intakes import Start
 from batcher.server.batches.keeper import BatchKeeper
 from batcher.server.batches.records import Batch
@@ -131,14 +133,17 @@ def lines(*rows: dict[str, Any] | bytes) -> bytes:
 
 
 def work(job: JobDir, *, answer: Answer = lambda request: "text", shards: Iterable[ShardInfo] | None = None) -> None:
-    """Commit the shards that have no part, as a worker does."""
+    """Commit the shards that are not yet, as a worker does."""
     fresh = JobDir.open(job.path)
     for info in list(fresh.pending_shards() if shards is None else shards):
-        shard = read_shard(fresh.shard_path(info.shard), carried=fresh.manifest.carried)
-        attempt = fresh.claim_attempt(info.shard, worker="w1")
-        completions = [_completion(row.request, answer(row.request)) for row in shard.rows]
-        table = build_table(completions, carried=shard.carried, attempt=attempt, worker="w1")
-        assert write_file(fresh.part_path(info.shard), table)
+        claim = fresh.claim(info.shard, worker="w1")
+        work = Workload(fresh, info.shard, claim=claim)
+        done = {row for table in work.saved for row in table["row"].to_pylist()}
+        left = [position for position, row in enumerate(work.rows) if row.request.row not in done]
+        requests = [work.rows[position].request for position in left]
+        completions = [_completion(request, answer(request)) for request in requests]
+        carried = take_rows(work.carried, left)
+        assert work.commit(work.join(build_table(completions, carried=carried, attempt=claim.attempt, worker="w1")))
 
 
 def work_partly(job: JobDir, number: int) -> None:

@@ -68,11 +68,11 @@ class MemoryStore:
         with self._lock:
             self._put(path, data)
 
-    def replace_if(self, path: Path, data: bytes, *, version: str) -> bool:
+    def replace_if(self, path: Path, data: bytes | bytearray, *, version: str) -> bool:
         with self._lock:
             if path not in self._objects or self._objects[path].known.version != version:
                 return False
-            self._put(path, data)
+            self._put(path, bytes(data))
             return True
 
     def move(self, source: Path, target: Path) -> None:

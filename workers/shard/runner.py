@@ -37,9 +37,9 @@ from batcher.jobdir import attempts
 from batcher.jobdir.attempts import Cause, Journal
 from batcher.jobdir.folder import Claim, JobDir
 from batcher.jobdir.listing import ChunkFile
-from batcher.jobdir.results import Counts, build_table, job_schema, join_tables, read_chunks, write_file
-from batcher.jobdir.shards import read_shard
+from batcher.jobdir.results import Counts, build_table, write_file
 from batcher.jobdir.verdict import Verdict, judge
+from batcher.jobdir.workload import Workload
 from batcher.types import Choice, Completion, Request, RowError
 from workers.engines.base import Engine, SequenceRequest, SequenceResult, Ticket
 from workers.process.events import OpenAttempt
@@ -86,7 +86,7 @@ def run_shard(job: JobDir, shard: int, engine: Engine, context: WorkerContext) -
 
 def _run_leased(job: JobDir, shard: int, engine: Engine, context: WorkerContext) -> RunOutcome:
     """Run one shard under its lease, if that can be had."""
-    if job.has(job.part_path(shard)):
+    if job.is_committed(shard):
         return RunOutcome.ALREADY_COMMITTED
     if (halted := _halted(job)) is not None:
         return halted
@@ -100,7 +100,7 @@ def _run_leased(job: JobDir, shard: int, engine: Engine, context: WorkerContext)
         # The first renewal after the broker is back claims it.
         logger.warning("shard %d of %s runs without a lease: %s", shard, job.job_id, exc)
     try:
-        if job.has(job.part_path(shard)):
+        if job.is_committed(shard):
             # A process that was frozen while it waited for the broker: another had the lease since, and committed.
             return RunOutcome.ALREADY_COMMITTED
         claim = job.claim(shard, worker=context.worker, system_fingerprint=engine.system_fingerprint)
@@ -133,17 +133,20 @@ def _run_attempt(
         given_up = ShardGivenUpError(f"given up, as {verdict.why_hopeless}; `batcher resume {job.path}` tries it again")
         _record_end(job, shard, attempt, context, given_up, attempts.Outcome.FAILED)
         raise given_up
-    # Who has a chunk has claimed before.
-    chunks = job.chunks(shard) if attempt > 1 else []
     journal = Journal(job.journal_path(shard, attempt=attempt), store=job.store)
     is_orderly = True
+    work: Workload | None = None
     try:
+        work = Workload(job, shard, claim=claim)
+        if work.finish_commit():
+            context.on_commit(job)
+            return RunOutcome.ALREADY_COMMITTED
         with context.board.tally(OpenAttempt(str(job.path), shard, attempt)) as tally:
             run = _ShardRun(
                 *(job, shard, engine, context),
                 lease=lease,
                 claim=claim,
-                chunks=chunks,
+                work=work,
                 journal=journal,
                 verdict=verdict,
                 tally=tally,
@@ -154,7 +157,7 @@ def _run_attempt(
         _record_end(job, shard, attempt, context, exc, attempts.Outcome.CRASHED)
         raise
     except BatcherError as exc:
-        if job.has(job.part_path(shard)):
+        if job.is_committed(shard):
             # By this attempt or another: what could not be written then is of no consequence to the shard.
             logger.warning("shard %d of %s is committed, but: %s", shard, job.job_id, exc)
             return RunOutcome.ALREADY_COMMITTED
@@ -163,9 +166,9 @@ def _run_attempt(
         raise
     finally:
         journal.close(is_orderly=is_orderly)
-        if chunks and job.has(job.part_path(shard)):
-            # Another's. What was saved since its commit is of no use; chunks of later attempts can be of a `retry`.
-            job.delete_chunks(shard, chunks)
+        if work is not None and work.chunks and job.is_committed(shard):
+            # By another. What was saved since its commit is of no use; chunks of later attempts can be of a `retry`.
+            job.delete_chunks(shard, work.chunks)
 
 
 def _record_end(
@@ -200,7 +203,7 @@ class _ShardRun:
         *,
         lease: Lease,
         claim: Claim,
-        chunks: list[ChunkFile],
+        work: Workload,
         journal: Journal,
         verdict: Verdict,
         tally: Tally,
@@ -212,19 +215,13 @@ class _ShardRun:
         self._lease = lease
         self._attempt = claim.attempt
         self._earlier = claim.earlier
-        self._chunks = chunks
+        self._work = work
         self._journal = journal
         self._verdict = verdict
         self._tally = tally
         self._row_timeout_s = context.row_timeout_s or job.manifest.row_timeout_s
         self._uid = uuid.uuid4().hex[:8]
-        info = job.manifest.shards[shard]
-        self._shard = read_shard(
-            job.shard_path(shard), carried=job.manifest.carried, num_rows=info.num_rows, store=job.store
-        )
-        self._schema = job_schema(job.manifest)
         self._tries = Tries(job.manifest, load_allowed(job.manifest.answers.validator, context.validators))
-        self._saved = read_chunks([chunk.path for chunk in chunks], self._schema, store=job.store)
         self._num_flushes = 0
         self._inbox: queue.SimpleQueue[SequenceResult | EngineError] = queue.SimpleQueue()
         self._failure: EngineError | None = None
@@ -241,12 +238,12 @@ class _ShardRun:
         self._stopped: RunOutcome | None = None
 
     def run(self) -> RunOutcome:
-        done = {row for table in self._saved for row in table["row"].to_pylist()}
+        done = {row for table in self._work.saved for row in table["row"].to_pylist()}
         missing = {
-            row.request.row: position for position, row in enumerate(self._shard.rows) if row.request.row not in done
+            row.request.row: position for position, row in enumerate(self._work.rows) if row.request.row not in done
         }
         self._answer_without_engine(missing)
-        requests = [self._shard.rows[position].request for position in missing.values()]
+        requests = [self._work.rows[position].request for position in missing.values()]
         self._tally.max_tokens = sum(request.params.max_tokens * request.num_sequences for request in requests)
         suspects = [missing.pop(row) for row in self._verdict.suspects if row in missing]
         outcome = self._complete(list(missing.values()))
@@ -261,7 +258,7 @@ class _ShardRun:
     def _answer_without_engine(self, missing: dict[int, int]) -> None:
         """Take rows that were refused, and rows that crash their worker, from `missing`, and finish them as errors."""
         set_aside = {row: error for row, error in self._verdict.set_aside.items() if row in missing}
-        refused = {row: error for row, at in missing.items() if (error := self._shard.rows[at].error) is not None}
+        refused = {row: error for row, at in missing.items() if (error := self._work.rows[at].error) is not None}
         for row, error in (set_aside | refused).items():
             self._finish(missing.pop(row), error=error)
         self._note_finished(0)
@@ -277,7 +274,7 @@ class _ShardRun:
         if not positions:
             return None
         tickets = self._tally.tickets = []
-        self._again = {position: self._shard.rows[position].request for position in positions}
+        self._again = {position: self._work.rows[position].request for position in positions}
         try:
             while self._again or self._open:
                 if self._again:
@@ -334,7 +331,7 @@ class _ShardRun:
         self._journal.no_suspect()
 
     def _note_start(self, request: SequenceRequest) -> None:
-        row = self._shard.rows[request.key[0]].request.row
+        row = self._work.rows[request.key[0]].request.row
         (self._journal.alone if request.is_alone else self._journal.admitted)(row)
 
     def _take_alone(self, item: SequenceResult | EngineError) -> None:
@@ -370,7 +367,7 @@ class _ShardRun:
     def _settle(self, position: int, *, error: RowError | None, choices: tuple[Choice, ...]) -> None:
         """Finish a row whose results are in, unless the job does not take its answers."""
         if error is None:
-            verdict = self._tries.judge(self._shard.rows[position].request, choices)
+            verdict = self._tries.judge(self._work.rows[position].request, choices)
             if isinstance(verdict, Request):
                 self._again[position] = verdict
                 return
@@ -378,7 +375,7 @@ class _ShardRun:
         self._finish(position, error=error, choices=() if error else choices)
 
     def _finish(self, position: int, *, error: RowError | None, choices: tuple[Choice, ...] = ()) -> None:
-        request = self._shard.rows[position].request
+        request = self._work.rows[position].request
         digits = self._job.manifest.response_digits(request.row)
         response_id = completion_id(digits, is_chat=request.is_chat)
         self._finished[position] = Completion(request, response_id, int(time.time()), choices, error)
@@ -401,7 +398,7 @@ class _ShardRun:
             self._flush()
             if (halted := _halted(self._job)) is not None:
                 return halted
-            if self._job.has(self._job.part_path(self._number)):
+            if self._work.is_decided():
                 return RunOutcome.ALREADY_COMMITTED
         if now >= self._next_renewal:
             self._next_renewal = now + self._renewal_interval_s
@@ -433,8 +430,8 @@ class _ShardRun:
         self._num_flushes += 1
         path = self._job.chunk_path(self._number, attempt=self._attempt, uid=self._uid, sequence=self._num_flushes)
         write_file(path, table, guard=self._job.check_exists, store=self._job.store)
-        self._chunks.append(ChunkFile(self._attempt, self._num_flushes, path))
-        self._saved.append(table)
+        self._work.chunks.append(ChunkFile(self._attempt, self._num_flushes, path))
+        self._work.saved.append(table)
         self._finished.clear()
         self._context.on_rows(Counts.of(table))
 
@@ -442,7 +439,7 @@ class _ShardRun:
         positions = sorted(self._finished)
         return build_table(
             [self._finished[position] for position in positions],
-            carried=take_rows(self._shard.carried, positions),
+            carried=take_rows(self._work.carried, positions),
             attempt=self._attempt,
             worker=self._context.worker,
             optional=self._job.manifest.optional,
@@ -452,20 +449,19 @@ class _ShardRun:
         """Create the part from chunks and finished rows, unless another attempt was first."""
         self._journal.committing()
         last = self._finished_table()
-        table = join_tables([*self._saved, last], self._schema)
-        expected = [row.request.row for row in self._shard.rows]
+        table = self._work.join(last)
+        expected = [row.request.row for row in self._work.rows]
         if pc.unique(table["row"]).to_pylist() != expected:
             raise JobError(
                 f"{self._job.chunks_dir(self._number)}: its rows are not those of the shard, so no part is made of "
                 "them; delete the folder and resume the job"
             )
-        store = self._job.store
-        is_first = write_file(self._job.part_path(self._number), table, guard=self._job.check_exists, store=store)
-        if self._chunks:
-            self._job.delete_chunks(self._number, self._chunks)
-            self._chunks.clear()
+        is_first = self._work.commit(table)
+        if self._work.chunks:
+            self._job.delete_chunks(self._number, self._work.chunks)
+            self._work.chunks.clear()
         # One that stays beside a part means nothing.
-        store.discard(self._earlier.journals.values())
+        self._job.store.discard(self._earlier.journals.values())
         if is_first and last.num_rows:
             self._context.on_rows(Counts.of(last))
         self._context.on_progress()

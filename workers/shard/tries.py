@@ -116,8 +116,8 @@ def _ask(validator: Validator, answer: str, *, is_json: bool) -> str:
 def _truncated(request: Request) -> RowError:
     return RowError(
         ErrorCode.TRUNCATED,
-        f"max_tokens is {request.params.max_tokens:,}, and the answer was longer; submit it with more, "
-        "or with another --on-truncation",
+        f"max_tokens is {request.params.max_tokens:,}, and the answer was longer; `batcher retry` with "
+        "--set max_tokens=N gives it more",
     )
 
 

@@ -95,7 +95,8 @@ def results_stamp(job: JobDir) -> str:
         digest.update(f"{_unrun(job)}\n".encode())
         for info in job.manifest.shards:
             names = [chunk.path.name for chunk in listing.chunks(info.shard)]
-            part = job.store.head(job.part_path(info.shard)) if info.shard in listing.parts else None
+            has_part = info.shard in listing.parts or info.shard in listing.retries
+            part = job.store.head(job.part_path(info.shard)) if has_part else None
             if part is not None:
                 names.append(f"part {part.version}")
             digest.update(f"{info.shard}: {names}\n".encode())

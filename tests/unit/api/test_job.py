@@ -186,11 +186,20 @@ def test_failed_rows_are_opened_again(finished: JobDir) -> None:
     job = batcher.open(finished.path)
 
     assert job.retry(error_code="timeout") == 1
-    assert job.retry(custom_id="id-0") == 0
+    assert job.retry("status = 'error'", custom_id="id-0") == 0
     assert not job.is_complete
     assert repr(job) == "<Job 'job-1': running, 5 of 6 rows, 1 error>"
     with pytest.raises(InputError, match="error_code=nonsense: no such code"):
         job.retry(error_code="nonsense")
+
+
+def test_any_rows_are_opened_again_with_other_parameters(finished: JobDir) -> None:
+    job = batcher.open(finished.path)
+
+    assert job.retry(["status = 'ok'", "row < 3"], set={"max_tokens": 64, "stop": ["END"]}) == 2
+    with pytest.raises(InputError, match="max_tokens is 0"):
+        job.retry(set={"max_tokens": 0})
+    assert [finished.open_retries(shard) for shard in range(3)] == [[2], [2], []]
 
 
 def test_rows_that_another_attempt_cannot_help_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -202,7 +211,7 @@ def test_rows_that_another_attempt_cannot_help_are_left_out(tmp_path: Path, capl
     with caplog.at_level("INFO", logger="batcher"):
         assert batcher.open(folder.path).retry(row=1) == 0
 
-    assert "1 rows that were refused at submit and 0 whose error does not go away are left out" in caplog.text
+    assert "left out: 1 row that was refused at submit, 0 rows whose error does not go away" in caplog.text
 
 
 def test_export_writes_what_the_command_does(finished: JobDir, workplace: Path, run: Run) -> None:

@@ -12,12 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from batcher.broker.client import connect, queue_key
-from batcher.broker.embedded import embedded_broker
 from batcher.cli.texts import print_sample
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.lock import exclusive
-from batcher.jobdir.scope import scope_of
 from batcher.manage.finish import finalize
 from batcher.submission.planner import submit
 from batcher.types import ErrorCode
@@ -283,60 +280,7 @@ def test_export_that_makes_no_sense_is_refused(
     assert not (tmp_path / "out.csv").exists()
 
 
-# -- retry, cancel, delete ----------------------------------------------------------------------------------------
-
-
-def test_retry_reopens_and_says_how_to_go_on(run: Run, finished: JobDir) -> None:
-    code, out, _ = run("retry demo --where error_code=timeout")
-
-    assert code == 0
-    assert out == "Reopened 1 rows in 1 shards.\nGo on with: batcher resume batcher-jobs/demo\n"
-    assert [info.shard for info in finished.pending_shards()] == [0]
-    assert not finished.is_complete
-
-
-def test_retry_says_which_rows_it_leaves_out(run: Run, tmp_path: Path) -> None:
-    job = make_job(tmp_path / "job", (1, 2), models=[None, "tiny"])
-    write_part(job, 0, [failed(0, ErrorCode.INVALID_REQUEST)])
-    write_part(job, 1, [failed(1, ErrorCode.INVALID_REQUEST), ok(2)])
-
-    code, out, _ = run("retry job")
-
-    assert code == 0
-    assert "1 rows were refused at submit" in out
-    assert "1 rows are left out: their error does not go away" in out
-    assert out.endswith("Nothing to retry.\n")
-    assert job.pending_shards() == []
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("retry demo --where code=timeout", "use KEY=VALUE"),
-        ("retry demo --where error_code=nope", "no such code"),
-        ("retry demo --broker redis://127.0.0.1:1/0", "cannot reach it"),
-        ("retry demo --broker nonsense", "not a broker URL"),
-    ],
-)
-def test_retry_that_cannot_work_changes_nothing(run: Run, finished: JobDir, line: str, message: str) -> None:
-    code, _, err = run(line)
-
-    assert code in (2, 3)
-    assert message in err
-    assert finished.is_complete
-    assert finished.pending_shards() == []
-
-
-def test_retry_with_a_broker_enqueues_the_reopened_shards(run: Run, finished: JobDir) -> None:
-    with embedded_broker(finished.path) as url:
-        code, out, _ = run(f"retry demo --broker {url}")
-        client = connect(url)
-        num_waiting = client.llen(queue_key("tiny", scope=scope_of(finished.path.parent)))
-        client.close()
-
-    assert code == 0
-    assert out == "Reopened 2 rows in 2 shards.\nEnqueued 2 shards.\n"
-    assert num_waiting == 2
+# -- cancel, pause, delete ----------------------------------------------------------------------------------------
 
 
 def test_cancel_is_said_once(run: Run, tmp_path: Path, finished: JobDir) -> None:
@@ -360,23 +304,6 @@ def test_pause_is_said_once_and_never_of_what_is_over(run: Run, tmp_path: Path, 
     assert run("pause 'my job'")[1].startswith("The job is cancelled: nobody works on it")
     assert run("pause demo") == (0, "The job is complete; there is nothing to pause.\n", "")
     assert not finished.is_paused
-
-
-def test_retry_of_a_paused_job_says_what_has_it_go_on(run: Run, tmp_path: Path) -> None:
-    job = make_job(tmp_path / "job", (1, 1))
-    write_part(job, 0, [failed(0)])
-    job.pause()
-
-    assert run("retry job")[1].splitlines()[1] == "The job is paused; have it go on with: batcher resume job"
-
-
-def test_retry_of_a_job_that_goes_on_says_who_takes_it_up(run: Run, tmp_path: Path) -> None:
-    job = make_job(tmp_path / "job", (1, 1))
-    write_part(job, 0, [failed(0)])
-
-    _, out, _ = run("retry job")
-
-    assert out.splitlines()[1] == "Who works on the job takes them up; if nobody does, go on with: batcher resume job"
 
 
 def test_cancellation_that_comes_too_late_says_so(run: Run, tmp_path: Path) -> None:

@@ -176,7 +176,7 @@ def test_success_does_not_outlive_a_part_that_retry_takes_meanwhile(
     job: JobDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def open_and_write(job: JobDir, data: bytes) -> None:
-        retry.retry(job, where={})
+        retry.retry(job)
         write_summary(job, data)
 
     monkeypatch.setattr("batcher.manage.finish.write_summary", open_and_write)

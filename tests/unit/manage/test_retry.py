@@ -1,6 +1,7 @@
 """Reopening of shards with failed rows: what is selected, and that a crash at any step loses nothing."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,51 +12,33 @@ from batcher.jobdir.attempts import Cause, Outcome, record_end
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.lock import exclusive
 from batcher.jobdir.manifest import ShardInfo
-from batcher.jobdir.results import job_schema, join_tables, read_file, write_file
+from batcher.jobdir.results import read_file, write_file
 from batcher.jobdir.verdict import judge
 from batcher.manage.finish import finalize
-from batcher.manage.retry import _retriable_codes, parse_where, reopen_selection, retry, select
+from batcher.manage.retry import _retriable_codes, parse_where, reopen, retry, select
 from batcher.manage.status import JobState, read_status
-from batcher.types import Completion, ErrorCode
+from batcher.types import ErrorCode
 from tests.support.crashing import ProcessDiedError, die_before
-from tests.support.job_files import complete_job, failed, make_job, ok, result_table, write_chunk, write_part
-
-
-def kept_rows(job: JobDir, shard: int) -> list[int]:
-    """The rows that a resume of a shard would not run again: those of its part, else of its chunks."""
-    if job.part_path(shard).exists():
-        return [int(row) for row in read_file(job.part_path(shard))["row"].to_pylist()]
-    chunks = [read_file(chunk.path) for chunk in job.chunks(shard)]
-    return [int(row) for row in join_tables(chunks, job_schema(job.manifest))["row"].to_pylist()]
-
-
-def resume(job: JobDir) -> list[int]:
-    """Finish the job as workers do: per shard the union of its chunks, then the rows they lack. Returns rows run."""
-    ran: list[int] = []
-    schema = job_schema(job.manifest)
-    start = 0
-    for info in job.manifest.shards:
-        rows = range(start, start + info.num_rows)
-        start += info.num_rows
-        if job.part_path(info.shard).exists():
-            continue
-        attempt = job.claim_attempt(info.shard, worker="w2")
-        chunks = [read_file(chunk.path).cast(schema) for chunk in job.chunks(info.shard)]
-        finished = {row for chunk in chunks for row in chunk["row"].to_pylist()}
-        missing: list[Completion] = [ok(row, text="again") for row in rows if row not in finished]
-        ran.extend(one.request.row for one in missing)
-        write_file(job.part_path(info.shard), join_tables([*chunks, result_table(missing, attempt=attempt)], schema))
-        job.delete_chunks(info.shard)
-    return ran
+from tests.support.job_files import (
+    complete_job,
+    failed,
+    make_job,
+    make_request,
+    ok,
+    result_table,
+    write_chunk,
+    write_part,
+)
+from tests.support.retrying import resume, texts, where
 
 
 def test_only_failed_rows_run_again_and_the_others_stay_as_they_were(job: JobDir) -> None:
     finalize(job)
     before = {row["row"]: row for row in read_file(job.part_path(0)).to_pylist()}
 
-    reopened = retry(job, where={}).selection.shards
+    reopened = retry(job).selection.shards
 
-    assert [info.shard for info, _ in reopened] == [0, 1]
+    assert [one.info.shard for one in reopened] == [0, 1]
     assert not job.is_complete
     assert not job.summary_path.exists()
     assert read_status(job).state is JobState.RUNNING
@@ -69,23 +52,36 @@ def test_only_failed_rows_run_again_and_the_others_stay_as_they_were(job: JobDir
 
 
 def test_conditions_must_all_hold(job: JobDir) -> None:
-    def selected(**where: str) -> list[int]:
-        return [row for _, rows in select(job, where=where).shards for row in rows]
+    def selected(*conditions: str) -> list[int]:
+        return [row for one in select(job, where=where(job, *conditions)).shards for row in one.rows]
 
     assert selected() == [1, 4]
-    assert selected(error_code="timeout") == [1]
-    assert selected(custom_id="id-4") == [4]
-    assert selected(row="4") == [4]
-    assert selected(row="4", error_code="timeout") == []
-    assert selected(row="0") == []  # it did not fail
-    assert selected(error_code="engine_error") == []
+    assert selected("error_code=timeout") == [1]
+    assert selected("custom_id=id-4") == [4]
+    assert selected("row=4") == [4]
+    assert selected("row=4", "error_code=timeout") == []
+    assert selected("error_code=engine_error") == []
+    assert selected("error_code = 'timeout' or row = 4") == [1, 4]
+
+
+def test_condition_may_be_on_any_column_also_of_rows_that_are_ok(job: JobDir) -> None:
+    def selected(*conditions: str) -> list[int]:
+        return [row for one in select(job, where=where(job, *conditions)).shards for row in one.rows]
+
+    assert selected("row=0") == [0]
+    assert selected("cached_tokens > 3") == [5]
+    assert selected("topic = 'topic-2' or status = 'error'") == [1, 2, 4]
+    # One of its choices is enough: a row is answered whole.
+    assert selected("text = 'text 3.1'") == [3]
+    selection = select(job, where=where(job, "row >= 3"))
+    assert (selection.num_rows, selection.num_ok) == (3, 2)
 
 
 def test_other_failed_rows_of_a_reopened_shard_keep_their_error(tmp_path: Path) -> None:
     job = make_job(tmp_path / "job", (3,))
     write_part(job, 0, [failed(0), failed(1, ErrorCode.ENGINE_ERROR), ok(2)])
 
-    retry(job, where={"error_code": "timeout"})
+    retry(job, where=where(job, "error_code=timeout"))
 
     assert resume(job) == [0]
     codes = read_file(job.part_path(0))["error_code"].to_pylist()
@@ -100,11 +96,11 @@ def test_rows_that_cannot_succeed_are_counted_and_left_alone(tmp_path: Path) -> 
     )
     write_part(job, 1, [failed(2, ErrorCode.INVALID_REQUEST), failed(3), ok(4)])
 
-    selection = select(job, where={})
+    selection = select(job)
 
     assert (selection.num_rows, selection.num_refused, selection.num_not_retriable) == (1, 2, 1)
-    assert [info.shard for info in reopen_selection(job, selection)] == [1]
-    assert job.part_path(0).exists()
+    assert [info.shard for info in reopen(job, selection, {})] == [1]
+    assert job.is_committed(0)
     assert resume(job) == [3]
 
 
@@ -113,7 +109,7 @@ def test_nothing_to_retry_leaves_the_job_complete(tmp_path: Path) -> None:
     write_part(job, 0, [ok(0)])
     finalize(job)
 
-    assert retry(job, where={}).selection.shards == ()
+    assert retry(job).selection.shards == ()
     assert job.is_complete
     assert job.summary_path.exists()
 
@@ -123,7 +119,10 @@ def test_open_shards_of_a_running_job_are_left_alone(tmp_path: Path) -> None:
     write_part(job, 0, [failed(0)])
     chunk = write_chunk(job, 1, [failed(1)])
 
-    assert [info.shard for info, _ in retry(job, where={}).selection.shards] == [0]
+    selection = retry(job).selection
+
+    assert [one.info.shard for one in selection.shards] == [0]
+    assert selection.num_open == 1
     assert chunk.exists()
 
 
@@ -133,10 +132,11 @@ def test_old_chunks_with_the_failed_row_do_not_bring_it_back(tmp_path: Path) -> 
     write_chunk(job, 0, [failed(0), ok(1)])
     write_part(job, 0, [failed(0), ok(1)])
 
-    retry(job, where={})
+    retry(job)
 
-    assert kept_rows(job, 0) == [1]
+    assert job.look().chunks(0) == ()
     assert resume(job) == [0]
+    assert texts(job, 0) == ["again 0.0", "text 1.0"]
 
 
 def test_row_that_was_set_aside_is_run_again_though_its_old_journal_is_there(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_row_that_was_set_aside_is_run_again_though_its_old_journal_is_there(tmp
     assert judge(job, 0, attempt=attempt + 1).set_aside
     write_part(job, 0, [ok(0), failed(1, ErrorCode.WORKER_CRASHED)])
 
-    retry(job, where={})
+    retry(job)
 
     assert not judge(job, 0, attempt=job.num_attempts(0) + 1).set_aside
     assert resume(job) == [1]
@@ -157,42 +157,68 @@ def test_reopening_counts_as_an_attempt_of_its_own(tmp_path: Path) -> None:
     job = make_job(tmp_path / "job", (2,))
     write_part(job, 0, [failed(0), ok(1)])
 
-    retry(job, where={})
+    retry(job)
 
     assert job.num_attempts(0) == 2
-    assert [chunk.attempt for chunk in job.chunks(0)] == [2]
+    assert job.open_retries(0) == [2]
 
 
-def test_shard_without_a_good_row_is_reopened_empty(tmp_path: Path) -> None:
+def test_shard_without_a_good_row_is_reopened_whole(tmp_path: Path) -> None:
     job = make_job(tmp_path / "job", (1,))
     write_part(job, 0, [failed(0)])
 
-    retry(job, where={})
+    retry(job)
 
-    assert job.chunks(0) == []
     assert resume(job) == [0]
+    assert texts(job, 0) == ["again 0.0"]
 
 
 def test_all_choices_of_a_good_row_are_kept(tmp_path: Path) -> None:
     job = make_job(tmp_path / "job", (2,))
     write_part(job, 0, [ok(0, num_choices=3), failed(1)])
 
-    retry(job, where={})
+    retry(job)
 
-    assert kept_rows(job, 0) == [0, 0, 0]
+    assert resume(job) == [1]
+    assert texts(job, 0) == ["text 0.0", "text 0.1", "text 0.2", "again 1.0"]
 
+
+# -- parameters that can't be ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("setting", ["max_tokens", "max_completion_tokens"])
+def test_texts_that_were_cut_off_run_again_with_more_tokens_only(tmp_path: Path, setting: str) -> None:
+    job = make_job(tmp_path / "job", (1,))
+    write_part(job, 0, [failed(0, ErrorCode.TRUNCATED)])
+
+    assert select(job).num_not_retriable == 1
+    assert select(job, settings={"temperature": 0}).num_rows == 0
+    assert select(job, where=where(job, "error_code=truncated"), settings={setting: 64}).num_rows == 1
+
+
+def test_parameters_that_a_row_cannot_have_are_refused_and_nothing_is_opened(tmp_path: Path) -> None:
+    job = make_job(tmp_path / "job", (2,))
+    write_part(job, 0, [ok(0), ok(1)])
+
+    with pytest.raises(InputError, match=r"row 1 \(id-1\): with --set its min_tokens is 20; use at most max_tokens"):
+        retry(job, where=where(job, "row=1"), settings={"min_tokens": 20})
+    assert job.is_committed(0)
+    assert job.num_attempts(0) == 1
+
+
+# -- crashes and races --------------------------------------------------------------------------------------------
 
 #: The durable steps of a retry.
-STEPS = ((local_store, "publish_if_absent"), (local_store, "delete"), (JobDir, "delete_chunks"))
-#: 2 shards x (old chunks, attempt, chunk, _SUCCESS, summary, part) + _SUCCESS and summary once more.
-NUM_STEPS = 14
+STEPS = ((local_store, "publish_if_absent"), (local_store, "delete"))
+#: _SUCCESS, summary; 2 shards x (attempt, retry); _SUCCESS and summary once more.
+NUM_STEPS = 8
 
 
 def test_all_durable_steps_are_known(job: JobDir, monkeypatch: pytest.MonkeyPatch) -> None:
     finalize(job)
     num_steps = die_before(monkeypatch, None, STEPS)
 
-    retry(job, where={})
+    retry(job)
 
     assert num_steps() == NUM_STEPS
 
@@ -203,16 +229,16 @@ def test_crash_before_any_step_loses_nothing(
     job: JobDir, monkeypatch: pytest.MonkeyPatch, crash_before: int, next_command: str
 ) -> None:
     finalize(job)
+    before = [texts(job, shard) for shard in range(3)]
     with monkeypatch.context() as patch:
         die_before(patch, crash_before, STEPS)
         with pytest.raises(ProcessDiedError):
-            retry(job, where={})
+            retry(job)
 
-    assert {0, 2, 3} <= {*kept_rows(job, 0), *kept_rows(job, 1)}
-    assert kept_rows(job, 1).count(3) == 2
+    assert [texts(job, shard) for shard in range(3)] == before
     assert not (job.is_complete and job.pending_shards())
     if next_command == "retry":
-        retry(job, where={})
+        retry(job)
     ran = resume(job)
     assert set(ran) <= {1, 4}
     summary = finalize(job)
@@ -225,21 +251,33 @@ def test_crash_before_any_step_loses_nothing(
     assert [info.shard for info in job.pending_shards()] == []
 
 
+def test_damaged_retry_is_named_with_what_to_do(tmp_path: Path) -> None:
+    job = make_job(tmp_path / "job", (1,))
+    write_part(job, 0, [failed(0)])
+    retry(job)
+    job.retry_path(0, 2).write_text("{")
+
+    with pytest.raises(CorruptFileError, match=r"retries/00000/0002\.json: damaged; delete it"):
+        resume(job)
+    job.retry_path(0, 2).unlink()
+    assert job.is_committed(0)
+
+
 def test_cancelled_job_is_not_reopened(job: JobDir) -> None:
     job.cancel()
 
     with pytest.raises(JobError, match="cancelled; `batcher resume"):
-        retry(job, where={})
+        retry(job)
     assert job.pending_shards() == []
 
 
 def test_rows_of_a_paused_job_are_opened_and_wait_for_its_resume(job: JobDir) -> None:
     job.pause()
 
-    retried = retry(job, where={}, send=lambda job, shards: pytest.fail("nobody is to work on it"))
+    retried = retry(job, send=lambda job, shards: pytest.fail("nobody is to work on it"))
 
     assert retried.num_sent == 0
-    assert {info.shard for info, _ in retried.selection.shards} <= {info.shard for info in job.pending_shards()}
+    assert {one.info.shard for one in retried.selection.shards} <= {info.shard for info in job.pending_shards()}
     assert retried.selection.shards
 
 
@@ -248,19 +286,8 @@ def test_unreadable_part_is_named_and_nothing_changed(job: JobDir) -> None:
     part.write_bytes(part.read_bytes()[:-20])
 
     with pytest.raises(CorruptFileError, match=r"part-00001.*`batcher resume .* moves it aside"):
-        retry(job, where={})
+        retry(job)
     assert job.pending_shards() == []
-
-
-def test_old_chunk_that_cannot_be_deleted_stops_the_retry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = make_job(tmp_path / "job", (2,))
-    write_part(job, 0, [failed(0), ok(1)])
-    write_chunk(job, 0, [failed(0)])
-    monkeypatch.setattr(JobDir, "delete_chunks", lambda self, shard: None)
-
-    with pytest.raises(StorageError, match="cannot delete this old chunk"):
-        retry(job, where={})
-    assert job.part_path(0).exists()
 
 
 def test_full_disk_leaves_the_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,46 +300,41 @@ def test_full_disk_leaves_the_part(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Path, "write_bytes", no_space)
 
     with pytest.raises(StorageError, match="No space left"):
-        retry(job, where={})
-    assert kept_rows(job, 0) == [0, 1]
-
-
-def test_where_is_parsed_into_conditions() -> None:
-    assert parse_where(["error_code=timeout", "custom_id=a=b"]) == {"error_code": "timeout", "custom_id": "a=b"}
-    assert parse_where([]) == {}
+        retry(job)
+    assert job.is_committed(0)
 
 
 @pytest.mark.parametrize(
     ("condition", "message"),
     [
-        ("error_code", "not a condition; use KEY=VALUE"),
-        ("status=error", "use KEY=VALUE with error_code, custom_id, row"),
+        ("error_code", "error_code: "),
         ("error_code=oops", "no such code; use one of context_length_exceeded"),
         ("error_code=invalid_request", "such rows fail again; mend them in the input"),
         ("row=-1", "not a row"),
         ("row=1.5", "not a row"),
         ("row=" + "9" * 30, "not a row"),
+        ("errorcode='timeout'", "did you mean error_code"),
     ],
 )
-def test_condition_that_nothing_can_meet_is_refused(condition: str, message: str) -> None:
+def test_condition_that_nothing_can_meet_is_refused(tmp_path: Path, condition: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        parse_where([condition])
+        parse_where(complete_job(tmp_path / "job"), [condition])
 
 
-def test_contradicting_conditions_are_refused() -> None:
-    with pytest.raises(InputError, match="row is '1' already"):
-        parse_where(["row=1", "row=2"])
+def test_ids_need_no_quotes(tmp_path: Path) -> None:
+    job = make_job(tmp_path / "job", [[replace(make_request(0), custom_id="it's = a")], [make_request(1)]])
+
+    found = parse_where(job, ["custom_id=it's = a"])
+
+    assert found is not None
+    assert found.text == "(custom_id = 'it''s = a')"
 
 
-def test_unknown_key_is_refused_by_the_function_too(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="unknown key"):
-        select(complete_job(tmp_path / "job"), where={"text": "x"})
-
-
-def test_every_code_is_either_retriable_or_refused() -> None:
+def test_every_code_is_either_retriable_or_refused(tmp_path: Path) -> None:
+    job = complete_job(tmp_path / "job")
     for code in ErrorCode:
         if code.is_retriable:
-            assert parse_where([f"error_code={code}"])
+            assert parse_where(job, [f"error_code={code}"])
     final = (ErrorCode.INVALID_REQUEST, ErrorCode.TRUNCATED)
     assert _retriable_codes() == [code.value for code in ErrorCode if code not in final]
 
@@ -330,7 +352,7 @@ def test_shards_are_sent_when_they_are_open_and_the_job_is_free_for_others(tmp_p
         with exclusive(sent_of, patience_s=0):
             return len(shards)
 
-    retried = retry(job, where={"error_code": "timeout"}, send=send)
+    retried = retry(job, where=where(job, "error_code=timeout"), send=send)
 
     assert (retried.num_sent, retried.was_complete, retried.selection.num_rows) == (1, True, 1)
 
@@ -338,6 +360,6 @@ def test_shards_are_sent_when_they_are_open_and_the_job_is_free_for_others(tmp_p
 def test_nothing_is_sent_where_no_row_matches(tmp_path: Path) -> None:
     job = complete_job(tmp_path / "job")
 
-    retried = retry(job, where={"row": "0"}, send=lambda job, shards: pytest.fail("nothing was opened"))
+    retried = retry(job, where=where(job, "row=99"), send=lambda job, shards: pytest.fail("nothing was opened"))
 
     assert (retried.num_sent, retried.was_complete, retried.selection.num_rows) == (0, False, 0)

@@ -29,7 +29,7 @@ def test_retried_batch_is_in_progress_again_and_its_files_are_made_anew(bench: B
     before = bench.get(batch.id)
     assert len(output_lines(bench, before.output_file_id)) == 2
 
-    retry.retry(JobDir.open(job.path), where={})
+    retry.retry(JobDir.open(job.path))
     assert bench.get(batch.id).status is BatchStatus.IN_PROGRESS
     assert bench.get(batch.id).output_file_id is None
     assert before.output_file_id is not None
@@ -198,7 +198,7 @@ def test_commands_work_on_a_batch(run: Run, workplace: Path) -> None:
     assert run(f"results {batch.id} --json {there}")[1].count("\n") == 3
     assert run(f"export {batch.id} -o out.jsonl --format openai {there}")[0] == 0
     assert "nothing to cancel" in run(f"cancel {batch.id} {there}")[1]
-    assert "Reopened 1 rows" in run(f"retry {batch.id} {there}")[1]
+    assert "Reopened 1 row in" in run(f"retry {batch.id} {there}")[1]
     assert bench.get(batch.id).status is BatchStatus.IN_PROGRESS
     assert "Cancelled" in run(f"cancel {batch.id} {there}")[1]
     assert bench.get(batch.id).status is BatchStatus.CANCELLING

@@ -13,7 +13,7 @@ from batcher.jobdir.heartbeats import HeldShard, WorkerHeartbeat, remove_heartbe
 from batcher.jobdir.lock import exclusive
 from batcher.jobdir.manifest import ShardInfo
 from batcher.jobdir.pulse import WorkerState
-from batcher.manage.retry import reopen_selection, select
+from batcher.manage.retry import reopen, select
 from batcher.server.batches.records import BatchStatus
 from batcher.server.batches.requests import BatchEndedError, BatchRequestError, NoSuchThingError
 from tests.support.batch_bench import TIMEOUT, BatchBench, line, lines, output_lines, work, work_partly
@@ -438,7 +438,7 @@ def test_failed_rows_of_a_completed_batch_can_be_tried_again_after_its_window(be
     bench.make_round_after(121)
 
     job = JobDir.open(bench.job(batch.id).path)
-    reopen_selection(job, select(job, where={}))
+    reopen(job, select(job), {})
     bench.make_round_after(60)
 
     assert bench.get(batch.id).status is BatchStatus.IN_PROGRESS

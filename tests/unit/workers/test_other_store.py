@@ -13,7 +13,7 @@ from batcher.manage.delete import delete_job
 from batcher.manage.export import ExportFormat, export
 from batcher.manage.finish import finalize
 from batcher.manage.repair import repair
-from batcher.manage.retry import reopen_selection, select
+from batcher.manage.retry import parse_where, reopen, select
 from batcher.manage.status import JobState, StatusReader, read_status
 from batcher.submission.planner import submit
 from batcher.types import ErrorCode, RowError
@@ -77,7 +77,7 @@ def test_row_that_timed_out_is_retried_in_a_store_without_files(bench: Bench) ->
         bench.run(engine, shard=info.shard)
     finalize(job)
 
-    opened = reopen_selection(job, select(job, where={"error_code": ErrorCode.TIMEOUT.value}))
+    opened = reopen(job, select(job, where=parse_where(job, ["error_code=timeout"])), {})
 
     assert [info.shard for info in opened] == [0]
     assert read_status(job).num_done == ROWS - 1
@@ -108,7 +108,7 @@ def test_worker_lists_nothing_for_a_shard_that_nobody_has_claimed(bench: Bench, 
         assert store.listings == []
 
 
-def test_worker_lists_attempts_and_chunks_of_a_shard_once(bench: Bench, store: MemoryStore) -> None:
+def test_worker_lists_attempts_retries_and_chunks_of_a_shard_once(bench: Bench, store: MemoryStore) -> None:
     job = bench.job
     info = job.pending_shards()[0]
     job.claim_attempt(info.shard, worker="w0")
@@ -116,7 +116,7 @@ def test_worker_lists_attempts_and_chunks_of_a_shard_once(bench: Bench, store: M
 
     bench.run(ManualEngine(), shard=info.shard)
 
-    assert store.listings == [job.attempts_dir(info.shard), job.chunks_dir(info.shard)]
+    assert store.listings == [folder(info.shard) for folder in (job.attempts_dir, job.retries_dir, job.chunks_dir)]
 
 
 def _rows(job: JobDir, shard: int) -> list[int]:
