@@ -27,9 +27,19 @@ from typing import TYPE_CHECKING, Any
 from batcher.errors import BatcherError, EngineError, ModelError
 from batcher.heap import GIVE_BACK_INTERVAL_S, give_memory_back
 from batcher.startup import start_fast
-from workers.process.events import Beat, EngineLoad, Event, EventKind, OpenAttempt, SavedRows, WorkerConfig
+from workers.process.events import (
+    DRAIN_ORDER,
+    Beat,
+    EngineLoad,
+    Event,
+    EventKind,
+    OpenAttempt,
+    SavedRows,
+    WorkerConfig,
+)
 from workers.process.lines import decode, encode
 from workers.process.logs import LogStyle, set_up_logging
+from workers.queue.draining import Draining
 
 if TYPE_CHECKING:
     from batcher.jobdir.folder import JobDir
@@ -97,17 +107,18 @@ def main() -> int:
     with contextlib.suppress(BatcherError, ImportError):
         _import_until_config_comes()
     config = decode(WorkerConfig, _read_line(0))
-    threading.Thread(target=_stop_with_parent, args=(config.grace_s,), name="parent-watch", daemon=True).start()
+    draining = Draining(lambda: reporter.send(Event(EventKind.DRAINED)))
+    threading.Thread(target=_obey_parent, args=(config.grace_s, draining), name="parent-watch", daemon=True).start()
     style = config.log or LogStyle(level=logging.WARNING if config.quiet else logging.INFO)
     set_up_logging(config.name, style, broker_url=config.broker_url)
     try:
-        return _work(config, reporter)
+        return _work(config, reporter, draining)
     except BatcherError as exc:
         reporter.send(Event(EventKind.REFUSED, str(exc), exc.exit_code))
         return EXIT_REFUSED
 
 
-def _work(config: WorkerConfig, reporter: Reporter) -> int:
+def _work(config: WorkerConfig, reporter: Reporter, draining: Draining) -> int:
     open_pool = _open_rotating if config.is_loading_on_demand else _open_all
     from workers.shard.progress import Board
 
@@ -119,8 +130,10 @@ def _work(config: WorkerConfig, reporter: Reporter) -> int:
     if config.live_descriptor is not None:
         _answer_live(config.live_descriptor, engines, reporter, failures)
     try:
-        serve = _take_shards if config.takes_shards else _wait_for_stop
-        exit_code = serve(config, engines, board, reporter, failures)
+        if config.takes_shards:
+            exit_code = _take_shards(config, engines, board, reporter, failures, draining)
+        else:
+            exit_code = _wait_for_stop(reporter)
         return EXIT_ENGINE_FAILED if failures.has_any else exit_code
     finally:
         engines.close()
@@ -134,10 +147,14 @@ def _open_all(config: WorkerConfig, reporter: Reporter) -> "tuple[EnginePool, st
     for name, _ in config.models:
         _verify(name, config)
     loaded = load_engines(
-        config.models, config.engine, config.demand, adapters=config.adapters, on_abort=reporter.on_abort
+        *(config.models, config.engine, config.demand),
+        adapters=config.adapters,
+        on_abort=reporter.on_abort,
+        on_load=lambda name: reporter.send(Event(EventKind.LOADING, name)),
     )
     for each in loaded:
         each.engine.start()
+    reporter.send(Event(EventKind.LOADING))
     return EnginePool({each.engine.name: each.engine for each in loaded}), "\n".join(each.setup for each in loaded)
 
 
@@ -224,9 +241,7 @@ def _answer_live(descriptor: int, engines: "EnginePool", reporter: Reporter, fai
     ).start()
 
 
-def _wait_for_stop(
-    config: WorkerConfig, engines: "EnginePool", board: "Board", reporter: Reporter, failures: EngineFailures
-) -> int:
+def _wait_for_stop(reporter: Reporter) -> int:
     """Let live requests be answered until SIGTERM comes."""
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: stopping.set())
@@ -263,7 +278,12 @@ def _keep_logging(**_: Any) -> None:
 
 
 def _take_shards(
-    config: WorkerConfig, engines: "EnginePool", board: "Board", reporter: Reporter, failures: EngineFailures
+    config: WorkerConfig,
+    engines: "EnginePool",
+    board: "Board",
+    reporter: Reporter,
+    failures: EngineFailures,
+    draining: Draining,
 ) -> int:
     from celery import signals
     from celery.exceptions import SecurityWarning
@@ -288,12 +308,17 @@ def _take_shards(
         reporter.send(Event(EventKind.READY))
 
     models = {queue_name(name, scope=config.scope): name for name in engines.names}
-    app = make_celery(config.broker_url, **{IS_OPEN: lambda queue: engines.takes_shards(models[queue])})
+
+    def is_open(queue: str) -> bool:
+        return not draining.has_begun and engines.takes_shards(models[queue])
+
+    app = make_celery(config.broker_url, **{IS_OPEN: is_open})
     register(
         app,
         jobs_root=Path(config.jobs_root),
         engines=engines,
         context=_worker_context(config, board, reporter, stopping),
+        draining=draining,
         on_failure=on_failure,
         on_engine_failure=failures.note,
         on_outcome=lambda outcome: reporter.send(Event(EventKind.RAN, outcome.value)),
@@ -381,10 +406,11 @@ def _read_line(descriptor: int) -> bytes:
     return line
 
 
-def _stop_with_parent(grace_s: float) -> None:
-    """Wait for the end of stdin, which is the end of the parent, then stop this process within `grace_s` seconds."""
-    while os.read(0, 4096):
-        pass
+def _obey_parent(grace_s: float, draining: Draining) -> None:
+    """Drain when the parent says so. Its end is that of stdin: then stop this process within `grace_s` seconds."""
+    while os.read(0, len(DRAIN_ORDER)):
+        # There is no other order.
+        draining.begin()
     _stop()
     time.sleep(grace_s)
     os._exit(1)

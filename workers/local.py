@@ -213,8 +213,12 @@ def wait(
             ) from exc
 
 
-def run_worker(config: WorkerConfig, *, on_ready: Callable[[], None]) -> None:
-    """Run one worker until SIGINT or SIGTERM, and sweep the jobs under its jobs root. Call it from the main thread.
+def run_worker(config: WorkerConfig, *, on_ready: Callable[[], None]) -> bool:
+    """Run one worker until SIGINT or SIGTERM, or until it was drained, and sweep the jobs under its jobs root.
+
+    Returns whether it was drained.
+
+    Call it from the main thread.
 
     `on_ready` is called once, when the model is loaded and the worker waits for shards. Raises BatcherError where the
     broker can't be reached at the start, the model can't be loaded, or the child keeps crashing.
@@ -228,13 +232,14 @@ def run_worker(config: WorkerConfig, *, on_ready: Callable[[], None]) -> None:
         try:
             supervisor.start()
             has_announced = False
-            while not stop.num_received:
+            while not (stop.num_received or supervisor.is_drained):
                 supervisor.poll()
                 sweeper.check()
                 if supervisor.is_ready and not has_announced:
                     has_announced = True
                     on_ready()
                 time.sleep(TICK_S)
+            return supervisor.is_drained
         finally:
             stop_all([supervisor], grace_s=config.grace_s, is_urgent=stop.is_urgent)
 

@@ -8,6 +8,7 @@ jobs.py         status, list, pause, cancel, delete
 workers.py      workers
 results.py      results, export, retry
 checks.py       validate, doctor
+drain.py        drain
 models.py       models
 health.py       health
 tune.py         tune
@@ -57,6 +58,7 @@ _COMMANDS = {
     "pause": "jobs",
     "cancel": "jobs",
     "delete": "jobs",
+    "drain": "drain",
     "validate": "checks",
     "models": "models",
     "tune": "tune",

@@ -198,14 +198,17 @@ def worker_command(
     log_to_stderr(logging.INFO, broker_url=broker, worker=name)
     config = standing_config(models, chosen, jobs_root, engine)
     config = replace(with_log(config), broker_url=broker, name=name)
-    run_worker(
+    is_drained = run_worker(
         config,
         on_ready=lambda: click.echo(
             f"Worker {config.name} is ready: {', '.join(model.name for model in chosen)} "
             f"from {hide_password(broker)}, jobs in {jobs_root}"
         ),
     )
-    click.echo("Stopped; finished rows are kept, unfinished shards are back in the queue.", err=True)
+    if is_drained:
+        click.echo("Drained; the shards that it had are finished or with others.", err=True)
+    else:
+        click.echo("Stopped; finished rows are kept, unfinished shards are back in the queue.", err=True)
     return 0
 
 

@@ -19,6 +19,7 @@ sending.py     what is asked of a broker
 scope.py       whose queues are whose at a broker
 lock.py        one command at a time changes what a job is
 heartbeats.py  signs of life of workers
+drains.py      that a worker is to finish its shards and end
 pulse.py       whether workers of this machine live, for little memory
 probe.py       whether a folder takes jobs
 """

@@ -40,6 +40,9 @@ STALLED_AFTER_S = 10.0
 #: Seconds after which the file of a worker that is gone is deleted.
 FORGET_AFTER_S = 24 * 3600.0
 
+#: Of the file that asks a worker to drain, beside its sign of life (see `drains`).
+DRAIN_SUFFIX = ".drain"
+
 _Seconds = Annotated[float, Field(ge=0, le=1e9)]
 _Interval = Annotated[float, Field(gt=0, le=1e6)]
 _Number = Annotated[int, Field(ge=0)]
@@ -142,7 +145,8 @@ def write_heartbeat(home: Path, beat: WorkerHeartbeat, *, store: Store = LOCAL) 
 
 def remove_heartbeat(home: Path, name: str, instance: str = "", *, store: Store = LOCAL) -> None:
     """Take leave, at an orderly end. Raises StorageError where the disk says no; a file already gone is no error."""
-    store.delete_many([heartbeat_path(home, name, instance)])
+    path = heartbeat_path(home, name, instance)
+    store.delete_many([path, path.with_suffix(DRAIN_SUFFIX)])
 
 
 def read_heartbeats(
@@ -185,7 +189,7 @@ def sweep_heartbeats(home: Path, *, now: datetime | None = None, store: Store = 
         old = {path for path, head in ours if moment - head.modified_s > FORGET_AFTER_S}
         found = [(beat, head.modified_s) for path, head in ours if (beat := _read(path, store)) is not None]
         old |= {heartbeat_path(home, beat.name, beat.instance) for beat in _superseded(_judge(found, moment))}
-        store.discard(sorted(old))
+        store.discard(sorted(old | {path.with_suffix(DRAIN_SUFFIX) for path in old}))
         return len(old)
     return 0
 

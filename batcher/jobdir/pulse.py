@@ -35,12 +35,18 @@ class WorkerState(StrEnum):
     WORKING = "working"
     STALLED = "stalled"  # has work, and its engine has made no step for heartbeats.STALLED_AFTER_S
     RESTARTING = "restarting"  # its child died, and the next one has not started yet
+    DRAINING = "draining"  # finishes the shards that it has, and takes no more
     STOPPING = "stopping"
 
     @property
     def has_model(self) -> bool:
         """Whether the model is in memory."""
         return self not in (WorkerState.LOADING, WorkerState.RESTARTING)
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether it takes no more shards."""
+        return self in (WorkerState.DRAINING, WorkerState.STOPPING)
 
 
 @dataclass(frozen=True, slots=True)

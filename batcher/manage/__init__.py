@@ -8,6 +8,7 @@ repair.py   parts that went bad after their commit
 resume.py   a job is taken up again
 cancel.py   workers stop, what is finished stays
 pause.py    the same for a while
+drain.py    workers finish their shards and end
 retry.py    failed rows run again
 finished.py the result rows that exist now
 export.py   results in other forms

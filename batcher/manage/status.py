@@ -198,7 +198,7 @@ class StatusReader:
         state = self._state(listing, pending)
         ends = [end for history in self._histories.values() for end in history.ends]
         reports = self._read_heartbeats(listing, pending)
-        served = {name for report in reports if report.health is not Health.GONE for name in report.beat.models}
+        served = {name for report in reports if _takes_shards(report) for name in report.beat.models}
         is_going_on = state in (JobState.WAITING, JobState.RUNNING)
         unserved = self._rows_waiting(pending, served) if is_going_on else {}
         in_flight = self._in_flight(listing, reports, pending, counts)
@@ -323,7 +323,7 @@ class StatusReader:
             could_help = state not in (JobState.CANCELLED, JobState.PAUSED) and not models.isdisjoint(
                 report.beat.models
             )
-            if shards or (could_help and report.health is not Health.GONE):
+            if shards or (could_help and _takes_shards(report)):
                 found.append(_worker_status(report, shards, is_busy_elsewhere=len(held) < len(report.beat.shards)))
         return tuple(found)
 
@@ -435,6 +435,11 @@ class StatusReader:
             return _Rates(tokens_per_s, tokens_per_s / in_flight.row_tokens, elapsed_s)
         whole_s = elapsed_s or math.inf
         return _Rates(step.tokens / whole_s, step.work / whole_s, elapsed_s)
+
+
+def _takes_shards(report: WorkerReport) -> bool:
+    """Whether a worker that is alive could take a shard, now or later."""
+    return report.health is not Health.GONE and not report.beat.state.is_leaving
 
 
 def read_status(job: JobDir) -> Status:

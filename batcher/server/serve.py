@@ -258,6 +258,7 @@ class _Server:
             # How the models were set up: their own process logs it.
             on_loaded=lambda message: None,
             on_failure=self._on_failure,
+            on_drained=self._on_drained,
             is_urgent=lambda: self._num_signals > 1,
         ) as engine:
             yield engine
@@ -271,6 +272,11 @@ class _Server:
     def _on_failure(self, failure: BatcherError) -> None:
         self._failure = failure
         self._stop()
+
+    def _on_drained(self) -> None:
+        grace_s = self._config.grace_s
+        logger.info("drained: no shard is left; requests may finish within %g s", grace_s)
+        self._stop(grace_s)
 
     def _on_signal(self) -> None:
         self._num_signals += 1

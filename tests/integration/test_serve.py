@@ -184,6 +184,23 @@ def test_stop_leaves_no_process(tmp_path: Path, model: Path) -> None:
         assert family.pids() == []
 
 
+def test_drained_server_lets_requests_finish_and_ends_well(tmp_path: Path, model: Path) -> None:
+    family = Family(tmp_path)
+    options = ("--model", f"tiny={model}", "--no-auth", "--threads", 1, "--jobs-dir", tmp_path / "jobs", "--grace", 60)
+    with serve(family, *options) as server:
+        long = {"model": "tiny", "prompt": "a", "max_tokens": 300, "stream": True}
+        with httpx.stream("POST", f"{server.root_url}/v1/completions", json=long, timeout=WAIT_S) as response:
+            lines = response.iter_lines()
+            next(lines)
+            (worker,) = (path.stem for path in (tmp_path / "jobs" / ".workers").glob("*.json"))
+
+            family.run("drain", worker, "--jobs-dir", tmp_path / "jobs", code=0)
+
+            assert [line for line in lines if line][-1] == "data: [DONE]"
+        wait_for(lambda: family.pids() == [], what="all have ended")
+        assert server.stop() == 0
+
+
 def body_of(prompt: str | list[str], **more: Any) -> dict[str, Any]:
     return {"model": "tiny", "prompt": prompt, "max_tokens": 4, "temperature": 0} | more
 

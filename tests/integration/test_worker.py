@@ -122,6 +122,26 @@ def test_worker_of_a_paused_job_takes_other_work_until_it_goes_on(family: Family
     assert {number: results[number] for number in saved} == saved
 
 
+def test_drained_worker_finishes_its_shards_and_the_other_goes_on(family: Family, model: Path, redis_url: str) -> None:
+    first = start_worker(family, redis_url, model, "first")
+    wait_until_ready(first)
+    job = submit(family, redis_url, rows=ROWS, shard_rows=ROWS // 6)
+    wait_for(lambda: has_chunks(job), what="a chunk")
+    start_worker(family, redis_url, model, "second")
+
+    drain = family.run("drain", "first", "--wait", "--jobs-dir", job.path.parent, code=0)
+
+    assert drain.stdout.splitlines()[-1] == "Ended: first."
+    assert first.wait() == 0
+    assert "Drained; " in first.stderr
+    wait_for(lambda: job.is_complete, what="the job is complete")
+    rows = assert_every_row_once(job, ROWS)
+    assert {row["worker"] for row in rows} == {"first", "second"}
+    # Its shards were finished by it, none given back and run once more.
+    assert {row["attempts"] for row in rows} == {1}
+    assert family.run("drain", "first", "--jobs-dir", job.path.parent, code=2).stderr.count("second (on ") == 1
+
+
 def test_submit_waits_and_reports_like_run(family: Family, model: Path, redis_url: str) -> None:
     worker = start_worker(family, redis_url, model, "w1")
     wait_until_ready(worker)

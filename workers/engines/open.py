@@ -58,17 +58,22 @@ def load_engines(
     *,
     adapters: Sequence[tuple[str, str, float]] = (),
     on_abort: Callable[[str], None] | None = None,
+    on_load: Callable[[str], None] = lambda name: None,
 ) -> list[LoadedEngine]:
     """An engine for each pair of a model's name and its path, or its name at the servers of `config`, all for this
     process. Blocks while models are read.
 
     `adapters` are, of models with a LoRA, name, path and scale. `on_abort` hears, in any thread, why an engine is just
-    about to end the process. Raises ModelError.
+    about to end the process; `on_load` the name of each model before it is loaded. Raises ModelError.
     """
     if config.servers is not None:
         return _remote_engines(models, config.servers, num_slots=config.num_slots)
     loader = EngineLoader(models, config, demand, adapters=adapters, on_abort=on_abort)
-    return [loader.load(name) for name, _ in models]
+    loaded = []
+    for name, _ in models:
+        on_load(name)
+        loaded.append(loader.load(name))
+    return loaded
 
 
 class EngineLoader:

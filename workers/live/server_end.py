@@ -207,6 +207,7 @@ class _Watch:
         *,
         on_loaded: Callable[[str], None],
         on_failure: Callable[[BatcherError], None],
+        on_drained: Callable[[], None],
         is_urgent: Callable[[], bool],
     ) -> None:
         self._is_urgent = is_urgent
@@ -215,6 +216,7 @@ class _Watch:
         self._loop = loop
         self._on_loaded = on_loaded
         self._on_failure = on_failure
+        self._on_drained = on_drained
         self._stopping = threading.Event()
         self.thread = threading.Thread(target=self._run, name="supervisor")
 
@@ -242,9 +244,12 @@ class _Watch:
         )
         try:
             supervisor.start()
-            is_ready = False
+            is_ready = is_drained = False
             while not self._stopping.wait(TICK_S):
                 supervisor.poll()
+                if supervisor.is_drained and not is_drained:
+                    is_drained = True
+                    self._call(self._on_drained)
                 if sweeper is not None:
                     sweeper.check()
                 if supervisor.is_ready is not is_ready:
@@ -267,12 +272,14 @@ async def open_engines(
     is_working: bool,
     on_loaded: Callable[[str], None],
     on_failure: Callable[[BatcherError], None],
+    on_drained: Callable[[], None] = lambda: None,
     is_urgent: Callable[[], bool] = lambda: False,
 ) -> AsyncIterator[ProcessEngines]:
     """Engines for the models of `config` in a process of their own. Does not wait until they are loaded.
 
     With `is_working` the process also takes shards from `config.broker_url`, and the jobs under `config.jobs_root` are
-    swept. In the event loop `on_loaded` is told how the engines were set up, and `on_failure` why there can be none.
+    swept. In the event loop `on_loaded` is told how the engines were set up, `on_failure` why there can be none,
+    and `on_drained` that the process was asked to take no more shards, and has none left.
     Leaving it stops the process within `config.grace_s`, or as soon as `is_urgent`, which is asked in a thread.
     """
     loop = asyncio.get_running_loop()
@@ -281,7 +288,9 @@ async def open_engines(
     if is_working:
         sweep_heartbeats(Path(config.home))
         config = replace(config, scope=scope_of(Path(config.jobs_root)))
-    watch = _Watch(config, engines, loop, on_loaded=on_loaded, on_failure=on_failure, is_urgent=is_urgent)
+    watch = _Watch(
+        config, engines, loop, on_loaded=on_loaded, on_failure=on_failure, on_drained=on_drained, is_urgent=is_urgent
+    )
     watch.thread.start()
     try:
         yield engines

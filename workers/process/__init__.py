@@ -7,6 +7,7 @@ logs.py         the log of a worker, and how a parent takes it into its own
 lines.py        dataclasses as lines of JSON
 stall.py        when an engine that makes no step is given up
 load.py         how loaded the engines are: slots, tokens, their rate
+loading.py      what a death while a model was loaded means
 memory.py       whether the kernel killed for lack of memory
 beacon.py       the worker's sign of life
 """

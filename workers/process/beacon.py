@@ -11,6 +11,7 @@ from pathlib import Path
 
 from batcher import __version__
 from batcher.errors import BatcherError
+from batcher.jobdir.drains import is_to_drain
 from batcher.jobdir.heartbeats import (
     Health,
     HeldShard,
@@ -49,6 +50,14 @@ class Beacon:
         self._next_at = self._next_move_at = clock()
         self._is_refused = False
 
+    def is_to_drain(self) -> bool:
+        """Whether somebody has asked this worker to drain. False where the disk does not say."""
+        try:
+            return is_to_drain(Path(self._config.home), self._config.name, self._instance)
+        except BatcherError as exc:
+            logger.debug("%s", exc)
+            return False
+
     def note_crash(self, ending: str) -> None:
         """Count a death of the child; `ending` says how."""
         self._num_crashes += 1
@@ -62,19 +71,19 @@ class Beacon:
         made: Sequence[AttemptBeat],
         stalled_s: float,
         load: LoadMeter,
-    ) -> None:
-        """Replace the file, if it is due or something has changed. One that takes no shards shows none.
+    ) -> bool:
+        """Replace the file, if it is due or something has changed, and return whether.
 
-        `made` says how far the attempts are.
+        One that takes no shards shows none. `made` says how far the attempts are.
         """
         if not self._config.takes_shards:
-            return
+            return False
         now = self._clock()
         current = (state, tuple(attempts), self._num_crashes)
         moved = tuple(made)
         is_moving = self._config.home != self._config.jobs_root and moved != self._made and now >= self._next_move_at
         if current == self._shown and now < self._next_at and not is_moving:
-            return
+            return False
         if not self._shown:
             self._look_for_namesakes()
         self._shown, self._next_at = current, now + self._interval_s
@@ -105,6 +114,7 @@ class Beacon:
             if not self._is_refused:
                 logger.warning("%s; `batcher status` will show this worker as gone", exc)
             self._is_refused = True
+        return True
 
     def remove(self) -> None:
         """Take the file away: the worker ends in good order."""

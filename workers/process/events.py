@@ -53,11 +53,15 @@ class WorkerConfig:
     fatal_models: tuple[str, ...] = ()
 
 
+#: What a parent tells its child after the configuration, by a line of its stdin: finish your shards, take no more.
+DRAIN_ORDER = b"drain\n"
+
+
 class EventKind(StrEnum):
     """What a child tells its parent, in order of its life: `LOADED` comes once, or `REFUSED` instead of it."""
 
     LOADED = "loaded"  # the models are in memory; the message says how they were set up, a line for each
-    LOADING = "loading"  # a model is loaded on demand, whose name is the message; "" when that is over
+    LOADING = "loading"  # a model is loaded, whose name is the message; "" when that is over
     READY = "ready"  # connected to the broker and waiting for shards
     BEAT = "beat"  # every second: how far the engines are
     CLAIMED = "claimed"  # an attempt begins
@@ -67,6 +71,7 @@ class EventKind(StrEnum):
     RAN = "ran"  # a run of a shard is over; the message is its outcome
     SET_ASIDE = "set aside"  # rows were given up that crash the process
     FAILED = "failed"  # a shard can't be run, or the model of some not be loaded; the message says why
+    DRAINED = "drained"  # no shard is left after the order to drain
     ABORTED = "aborted"  # the process is about to end itself; the message says why
     REFUSED = "refused"  # the child can't work at all; the message says why
 

@@ -26,10 +26,11 @@ from batcher.jobdir.folder import JobDir
 from batcher.jobdir.heartbeats import STALLED_AFTER_S
 from batcher.jobdir.pulse import WorkerState
 from workers.process.beacon import Beacon
-from workers.process.events import AttemptBeat, Event, EventKind, OpenAttempt, WorkerConfig
+from workers.process.events import DRAIN_ORDER, AttemptBeat, Event, EventKind, OpenAttempt, WorkerConfig
 from workers.process.launch import CHILD_COMMAND, close_child, kill_child, launch_child
 from workers.process.lines import decode, encode
 from workers.process.load import LoadMeter
+from workers.process.loading import LoadDeaths, loading_failure
 from workers.process.memory import count_oom_kills
 from workers.process.stall import StallMeter, stall_limit_s
 
@@ -82,6 +83,8 @@ class Supervisor:
     ) -> None:
         self.name = config.name
         self.is_ready = False
+        #: Whether it was asked to drain, and no shard is left.
+        self.is_drained = False
         self._config = config
         self._on_shard_failure = on_shard_failure
         self._on_death = on_death
@@ -96,13 +99,14 @@ class Supervisor:
         self._process = ""
         self._unread = b""
         self._is_loaded = self._was_loaded = False
-        self._is_stopping = False
+        self._is_stopping = self._is_draining = False
         self._open: list[OpenAttempt] = []
         self._made: tuple[AttemptBeat, ...] = ()
         self._stall = StallMeter(now=clock())
         self._stall_limit_s = stall_limit_s(0.0, config.stall_timeout_s)
         self._load = LoadMeter([name for name, _ in config.models])
         self._killed_for = self._aborted_for = self._loading = ""
+        self._load_deaths = LoadDeaths()
         self._oom_kills_at_poll = self._oom_kills_at_beat = 0
         self._num_crashes_in_a_row = 0
         self._num_crashes_without_row = 0
@@ -129,6 +133,8 @@ class Supervisor:
             return WorkerState.LOADING
         if self._stall.stalled_s >= STALLED_AFTER_S:
             return WorkerState.STALLED
+        if self._is_draining:
+            return WorkerState.DRAINING
         return WorkerState.WORKING if self.holds_shards else WorkerState.IDLE
 
     def start(self) -> None:
@@ -174,7 +180,28 @@ class Supervisor:
             self._oom_kills_at_poll = num_oom_kills
         elif self._restart_at is not None and self._clock() >= self._restart_at:
             self.start()
-        self.show()
+        has_shown = self.show()
+        if has_shown and not self._is_draining and self._beacon.is_to_drain():
+            self.drain()
+
+    def drain(self) -> None:
+        """Have the child finish its shards and take no more; `is_drained` tells when that is done.
+
+        The child then lives on, for live requests, until it is told to end; one that dies has no successor.
+        """
+        self._is_draining = True
+        logger.info("worker %s drains: it finishes its shards and takes no more", self.name)
+        if self._child is None or not self.is_ready:
+            self._end_drain()
+            return
+        assert self._child.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._child.stdin.write(DRAIN_ORDER)
+            self._child.stdin.flush()
+
+    def _end_drain(self) -> None:
+        self._restart_at = None
+        self.is_drained = True
 
     def _watch_progress(self, child: subprocess.Popen[bytes]) -> None:
         """End a child whose engine does not move; `poll` notes its death."""
@@ -193,9 +220,9 @@ class Supervisor:
         if self._child is not None and self.is_running:
             self._child.terminate()
 
-    def show(self) -> None:
-        """Keep up the worker's sign of life; `poll` does."""
-        self._beacon.show(
+    def show(self) -> bool:
+        """Keep up the worker's sign of life; `poll` does. Returns whether it was given now."""
+        return self._beacon.show(
             self.state, attempts=self._open, made=self._made, stalled_s=self._stall.stalled_s, load=self._load
         )
 
@@ -224,14 +251,8 @@ class Supervisor:
 
     def _handle(self, event: Event) -> None:
         match event.kind:
-            case EventKind.LOADED:
-                self._is_loaded = self._was_loaded = True
-                self._stall = StallMeter(now=self._clock())
-                self._on_loaded(event.message)
-            case EventKind.LOADING:
-                self._loading = event.message
-            case EventKind.READY:
-                self.is_ready = True
+            case EventKind.LOADED | EventKind.LOADING | EventKind.READY | EventKind.DRAINED:
+                self._note_stage(event)
             case EventKind.BEAT:
                 assert event.beat is not None
                 self._stall.hear(steps=event.beat.steps, is_busy=event.beat.is_busy)
@@ -257,20 +278,39 @@ class Supervisor:
                 error = ModelError(event.message) if event.exit_code == ModelError.exit_code else None
                 raise error or BatcherError(event.message)
 
+    def _note_stage(self, event: Event) -> None:
+        """The child came further in its life."""
+        match event.kind:
+            case EventKind.LOADED:
+                self._is_loaded = self._was_loaded = True
+                self._stall = StallMeter(now=self._clock())
+                self._on_loaded(event.message)
+            case EventKind.LOADING:
+                self._loading = event.message
+            case EventKind.READY:
+                self.is_ready = True
+            case EventKind.DRAINED:
+                self._end_drain()
+
     def _note_death(self, child: subprocess.Popen[bytes]) -> None:
         """Record how a child ended by itself, and plan for the next one."""
         max_crashes = MAX_CRASHES if self.is_ready else MAX_EARLY_CRASHES
+        is_computing = bool(self._open) or self._load.num_running > 0
         close_child(child)
         self._forget_child()
         cause, ending = self._explain(child.returncode)
-        if self._loading and cause is not Cause.KILLED:
-            self._leave_out(self._loading, ending)
-            # Of no row in flight.
-            cause = Cause.KILLED
+        if self._loading and self._is_loaded:
+            cause = self._judge_loading(cause, ending, is_computing=is_computing)
         # Before the leases are given back: whoever takes the shards next must know how this went.
         self._record_crash(cause, ending)
         self._beacon.note_crash(ending)
         self._on_death(self._process)
+        if self._is_draining:
+            logger.warning(
+                "worker %s: its process died while it drained (%s); its shards go to others", self.name, ending
+            )
+            self._end_drain()
+            return
         self._num_crashes_in_a_row += 1
         self._num_crashes_without_row += 1
         if not self._is_loaded:
@@ -297,15 +337,15 @@ class Supervisor:
         is_fault = returncode < 0 and -returncode not in _SIGNALS_FROM_OUTSIDE
         return (Cause.FAULT if is_fault else Cause.KILLED), ending
 
-    def _leave_out(self, model: str, ending: str) -> None:
-        """Have no further child load a model."""
-        self._config = replace(self._config, fatal_models=(*self._config.fatal_models, model))
-        message = (
-            f"worker {self.name}: its process died while it loaded {model} ({ending}); that model is left out until "
-            "the worker is started again: the file may be damaged, or the memory short"
-        )
-        logger.error("%s", message)
-        self._on_shard_failure(message)
+    def _judge_loading(self, cause: Cause, ending: str, *, is_computing: bool) -> Cause:
+        """Have no further child load the model that ended this one, if it did. Returns the cause for rows in flight."""
+        death = self._load_deaths.judge(self._loading, cause, ending, is_computing=is_computing)
+        message = f"worker {self.name}: {death.message}"
+        if death.is_left_out:
+            self._config = replace(self._config, fatal_models=(*self._config.fatal_models, self._loading))
+            self._on_shard_failure(message)
+        logger.log(logging.ERROR if death.is_left_out else logging.WARNING, "%s", message)
+        return death.cause
 
     def _record_crash(self, cause: Cause, ending: str) -> None:
         for attempt in self._open:
@@ -327,16 +367,14 @@ class Supervisor:
         is_excused = cause is Cause.KILLED or self._was_loaded
         if is_excused and self._num_crashes_in_a_row < MAX_EARLY_CRASHES:
             return
-        models = ", ".join(path for _, path in self._config.models)
+        paths = dict(self._config.models)
+        models = paths.get(self._loading) or ", ".join(paths.values())
         if self._aborted_for:
             raise ModelError(
                 f"{models}: llama.cpp gave up while loading it: {self._aborted_for}; the file may be damaged: "
                 "download or convert it again; a new kind of model needs a newer llama-cpp-python"
             )
-        raise ModelError(
-            f"{models}: the worker died while loading it ({ending}); the file may be damaged, or the memory short: "
-            "try fewer --slots or a smaller --ctx"
-        )
+        raise ModelError(loading_failure(models, cause, ending))
 
     def _forget_child(self) -> None:
         self._child = None

@@ -16,6 +16,7 @@ from batcher.jobdir.root import locate_job
 from workers.engines.pool import EnginePool, NotLoadedError
 from workers.process.logs import about
 from workers.queue.app import RUN_SHARD
+from workers.queue.draining import Draining
 from workers.queue.messages import MessageError, ShardMessage
 from workers.shard.context import AnyOf, WorkerContext
 from workers.shard.runner import RunOutcome, run_shard
@@ -33,6 +34,7 @@ def register(
     jobs_root: Path,
     engines: EnginePool,
     context: WorkerContext,
+    draining: Draining,
     on_failure: OnFailure,
     on_engine_failure: Callable[[EngineError], None],
     on_outcome: Callable[[RunOutcome], None],
@@ -41,6 +43,14 @@ def register(
 
     @app.task(name=RUN_SHARD)  # type: ignore[untyped-decorator]
     def run_shard_task(job_id: object = None, shard: object = None) -> None:
+        if not draining.enter():
+            raise Reject("the worker drains", requeue=True)
+        try:
+            work_on(job_id, shard)
+        finally:
+            draining.leave()
+
+    def work_on(job_id: object, shard: object) -> None:
         found = _resolve(job_id, shard, jobs_root=jobs_root, models=engines.names)
         if found is None:
             return
