@@ -150,6 +150,10 @@ class FunctionCall:
     arguments: str
 
 
+#: Below this a temperature is greedy: 1/T would overflow a float32.
+MIN_TEMPERATURE = 1e-5
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How a request is sampled; the documented parameters, with the documented defaults.
@@ -204,6 +208,11 @@ class SamplingParams:
     def num_drawn(self) -> int:
         """How many completions are made of a prompt; `n` of them are given."""
         return self.n if self.best_of is None else self.best_of
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the likeliest token is taken and nothing drawn."""
+        return self.temperature < MIN_TEMPERATURE or self.top_k == 1 or self.top_p <= 0.0
 
 
 class OnTruncation(StrEnum):
@@ -354,7 +363,8 @@ class Choice:
     """One completed prompt. `latency_ms` runs from its first prefill to its last token.
 
     `logprobs` has an entry for each token of the text, if they were asked for; with an echo those of the prompt come
-    first, and the token by which the model ended its text last. Where choices were scored, `label_logprobs` has the
+    first, and the token by which the model ended its text last. The first `num_echoed` characters of the text are the
+    prompt. Where choices were scored, `label_logprobs` has the
     natural log-probability of each in their order: the sum of its tokens', by the model's own logits. `reasoning` are
     the thoughts before the text, no part of it; None where there were none, or nobody was to tell them apart.
     `call` is the function that it calls, no part of the text either.
@@ -369,6 +379,7 @@ class Choice:
     label_logprobs: tuple[float, ...] | None = None
     reasoning: str | None = None
     call: FunctionCall | None = None
+    num_echoed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,9 +43,7 @@ class ResultRow:
         """The text if it is whole: not where `max_tokens` cut it off. Without the prompt that an echo puts in front."""
         if self.choice is None or self.choice.finish_reason is not FinishReason.STOP:
             return None
-        if not self.request.params.echo:
-            return self.choice.text
-        return self.choice.text.removeprefix(self.request.prompts[self.choice.index // self.request.params.n])
+        return self.choice.text[self.choice.num_echoed :]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from batcher.types import FinishReason, SamplingParams
 from tests.support.fake_model import FakeModel, next_token
-from workers.engines.llama.sampling.sampler import Draws, is_greedy
+from workers.engines.llama.sampling.sampler import Draws
 from workers.engines.llama.step import StepBatch
 
 VOCAB_SIZE = 97
@@ -118,7 +118,7 @@ def adjust(logits: Doubles, prompt: list[int], generated: list[int], params: Sam
 def draw(logits: Doubles, params: SamplingParams, draws: Draws) -> int:
     """The likeliest, or by the softmax at a temperature, then min_p, top_k and top_p, each of what is left."""
     order = np.argsort(-logits, kind="stable")
-    if is_greedy(params):
+    if params.is_greedy:
         return int(order[0])
     left = np.exp((logits - logits.max()) / params.temperature)
     left[left < params.min_p * left.max()] = 0

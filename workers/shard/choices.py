@@ -83,7 +83,8 @@ class Gathering:
         """What the caller gets of a choice that is numbered as such: echoed if that was asked for."""
         params = self._request.params
         if params.echo and not self._request.is_echoed_by_engine:
-            choice = replace(choice, text=self._request.prompts[choice.index // params.n] + choice.text)
+            prompt = self._request.prompts[choice.index // params.n]
+            choice = replace(choice, text=prompt + choice.text, num_echoed=len(prompt))
         # Those of `best_of` were taken to choose by.
         return replace(choice, logprobs=None) if params.logprobs is None and choice.logprobs is not None else choice
 

@@ -366,8 +366,11 @@ class _ShardRun:
 
     def _settle(self, position: int, *, error: RowError | None, choices: tuple[Choice, ...]) -> None:
         """Finish a row whose results are in, unless the job does not take its answers."""
-        if error is None:
-            verdict = self._tries.judge(self._work.rows[position].request, choices)
+        request = self._work.rows[position].request
+        if error is not None and (kept := self._tries.kept(request)):
+            error, choices = None, kept
+        elif error is None:
+            verdict = self._tries.judge(request, choices)
             if isinstance(verdict, Request):
                 self._again[position] = verdict
                 return

@@ -36,10 +36,11 @@ _QUOTED_CHARS = 200
 
 @dataclass(frozen=True, slots=True)
 class _Try:
-    """How often a row was refused, and whether it has been given more tokens."""
+    """How often a row was refused, whether it has been given more tokens, and what it had with fewer."""
 
     num_refused: int = 0
     is_longer: bool = False
+    cut_off: tuple[Choice, ...] = ()
 
 
 class Tries:
@@ -66,13 +67,17 @@ class Tries:
             if self._rules.on_truncation is OnTruncation.FAIL:
                 return _truncated(request)
             if self._rules.on_truncation is OnTruncation.RETRY and not last.is_longer:
-                return self._again(request, replace(last, is_longer=True))
+                return self._again(request, replace(last, is_longer=True, cut_off=tuple(choices)))
         fault = next(filter(None, (self._find_fault(request, choice) for choice in choices)), None)
         if fault is None:
             return None
-        if last.num_refused < self._rules.retry_invalid and not _is_greedy(request):
-            return self._again(request, replace(last, num_refused=last.num_refused + 1))
+        if last.num_refused < self._rules.retry_invalid and not _is_settled(request):
+            return self._again(request, replace(last, num_refused=last.num_refused + 1, cut_off=()))
         return RowError(ErrorCode.INVALID_ANSWER, f"{fault}{_said_of_tries(request, last.num_refused + 1)}")
+
+    def kept(self, request: Request) -> tuple[Choice, ...]:
+        """The answers of a row whose try failed: those that were cut off, if it was to make them longer."""
+        return self._tries.pop(request.row, _Try()).cut_off
 
     def _again(self, request: Request, further: _Try) -> Request:
         self._tries[request.row] = further
@@ -122,16 +127,16 @@ def _truncated(request: Request) -> RowError:
 
 
 def _said_of_tries(request: Request, number: int) -> str:
-    if _is_greedy(request):
+    if _is_settled(request):
         return "; without sampling another try would give the same"
     return f" (the last of {number} tries)" if number > 1 else ""
 
 
-def _is_greedy(request: Request) -> bool:
+def _is_settled(request: Request) -> bool:
     """Whether all seeds give the same text."""
     params = request.params
     is_scored = params.constraint is not None and params.constraint.kind is ConstraintKind.SCORED_CHOICE
-    return is_scored or params.temperature == 0 or params.top_p == 0 or params.top_k == 1
+    return is_scored or params.is_greedy
 
 
 def _quoted(text: str) -> str:

@@ -10,13 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batcher.errors import EngineError
-from batcher.types import Choice, SamplingParams
+from batcher.types import MIN_TEMPERATURE, Choice, SamplingParams
 from tests.support.plain_decoding import LIKELY, TableModel, decode_plainly
 from tests.unit.engines.test_engine_property import STEMS, SYSTEM, check, make_engine
 from tests.unit.engines.test_sharing import other_value
 from workers.engines.base import SequenceDelta, SequenceRequest, SequenceResult
 from workers.engines.llama.engine import LlamaEngine
-from workers.engines.llama.sampling.sampler import MIN_TEMPERATURE
 from workers.engines.llama.twins import DRAWING, UNSHAPING
 
 words = st.text(" ABC", min_size=1, max_size=3)

@@ -17,7 +17,7 @@ from tests.unit.engines.test_sampler import (
     tokens,
 )
 from workers.engines.llama.sampling.narrowing import keep_few
-from workers.engines.llama.sampling.sampler import NO_TOKEN, Draws, RowSampler, Sampler, is_greedy
+from workers.engines.llama.sampling.sampler import NO_TOKEN, Draws, RowSampler, Sampler
 
 Doubles = npt.NDArray[np.float64]
 
@@ -85,7 +85,7 @@ def test_each_share_of_the_line_goes_to_its_token(
     sampler = Sampler(len(logits))
     for point in np.linspace(0.003, 0.997, 15).tolist():
         token = sampler.sample(logits[None], [params], [Constant(point)])[0]
-        if is_greedy(params):
+        if params.is_greedy:
             assert token == int(logits.argmax())
             continue
         assert left[token] > 0

@@ -11,6 +11,7 @@ import llama_cpp
 import numpy as np
 import pytest
 
+from batcher import constraints
 from batcher.openai.answers import logprobs_object
 from batcher.types import Choice, FinishReason, SamplingParams
 from tests.support.tiny_engine import complete, running
@@ -185,6 +186,19 @@ def test_max_tokens_zero_scores_and_generates_nothing(engine: LlamaEngine, logpr
     assert found is not None
     assert found["token_logprobs"][0] is found["top_logprobs"][0] is None
     assert {len(top) for top in found["top_logprobs"][1:]} <= {max(1, logprobs), logprobs + 1}
+
+
+@pytest.mark.parametrize("is_scored", [True, False])
+@pytest.mark.parametrize(("prompt", "is_token_ids"), [("hello", False), (json.dumps([70, 71, 72]), True)])
+def test_answer_lies_behind_the_echo(engine: LlamaEngine, prompt: str, is_token_ids: bool, is_scored: bool) -> None:
+    params = replace(
+        SCORE, max_tokens=8, logprobs=0 if is_scored else None, constraint=constraints.choice(["yes", "no"])
+    )
+
+    (choice,) = score(engine, prompt, params=params, is_token_ids=is_token_ids, is_scored=is_scored)
+
+    assert choice.text[choice.num_echoed :] in ("yes", "no")
+    assert choice.num_echoed >= 3
 
 
 def test_echo_of_nothing_generated_and_nothing_asked_is_the_prompt(engine: LlamaEngine) -> None:

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 from batcher.errors import EngineError
-from batcher.types import Choice, FinishReason, SamplingParams, Usage
+from batcher.types import MIN_TEMPERATURE, Choice, FinishReason, SamplingParams, Usage
 from tests.support.tiny_engine import choices_of, running
 from workers.engines.base import SequenceRequest, SequenceResult, Ticket
 from workers.engines.llama.engine import LlamaEngine
-from workers.engines.llama.sampling.sampler import MIN_TEMPERATURE
 from workers.engines.llama.sequence import Sequence
 from workers.engines.llama.twins import DRAWING, UNSHAPING, Twins
 

@@ -63,7 +63,9 @@ def test_echo_puts_the_prompt_in_front() -> None:
     for sequence in sequences(asked):
         gathering.add(answer(sequence))
 
-    assert [choice.text for choice in gathering.choices()] == ["p p-0", "q q-1"]
+    choices = gathering.choices()
+    assert [choice.text for choice in choices] == ["p p-0", "q q-1"]
+    assert [choice.text[choice.num_echoed :] for choice in choices] == [" p-0", " q-1"]
 
 
 def test_best_is_by_what_was_generated_and_not_by_the_prompt_before_it() -> None:

@@ -1,6 +1,6 @@
 """Answers that a job does not take: cut off, refused by a validator, or without a place in their column."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,17 @@ import pytest
 from batcher import constraints
 from batcher.errors import EngineError, JobError
 from batcher.jobdir.attempts import Cause, Outcome, record_end
-from batcher.types import AnswerRules, Choice, Constraint, FinishReason, OnTruncation, SamplingParams, Usage
+from batcher.types import (
+    AnswerRules,
+    Choice,
+    Constraint,
+    ErrorCode,
+    FinishReason,
+    OnTruncation,
+    RowError,
+    SamplingParams,
+    Usage,
+)
 from tests.support.job_files import make_job
 from tests.support.manual_engine import ManualEngine
 from tests.support.shard_bench import ROWS, Bench
@@ -95,6 +105,32 @@ def test_answers_that_are_too_long_for_that_too_are_marked(bench: Bench) -> None
     assert bench.part()["text"] == ["32"] * ROWS
     assert bench.part()["finish_reason"] == ["length"] * ROWS
     assert len(engine.seen) == 2 * ROWS
+
+
+def test_answers_that_are_cut_off_are_kept_where_the_longer_try_fails(bench: Bench) -> None:
+    prepare(bench, on_truncation=OnTruncation.RETRY)
+    failure = RowError(ErrorCode.TIMEOUT, "too slow")
+    engine = ManualEngine(lambda request: cut(request, "tex") if request.params.max_tokens == 16 else failure)
+
+    assert bench.run(engine) is RunOutcome.COMMITTED
+
+    assert bench.part()["text"] == ["tex"] * ROWS
+    assert bench.part()["finish_reason"] == ["length"] * ROWS
+    assert bench.part()["error_code"] == [None] * ROWS
+    assert len(engine.seen) == 2 * ROWS
+
+
+def test_answers_that_were_refused_are_not_kept_where_their_next_try_fails(bench: Bench) -> None:
+    prepare(bench, on_truncation=OnTruncation.RETRY, validator=VALIDATOR, retry_invalid=1)
+    answers: dict[str, Iterator[Choice | str | RowError]] = {}
+
+    def answer(request: SequenceRequest) -> Choice | str | RowError:
+        tries: list[Choice | str | RowError] = [cut(request, "tex"), "no", RowError(ErrorCode.TIMEOUT, "too slow")]
+        return next(answers.setdefault(request.prompt, iter(tries)))
+
+    assert bench.run(ManualEngine(answer)) is RunOutcome.COMMITTED
+
+    assert bench.part()["error_code"] == ["timeout"] * ROWS
 
 
 @pytest.mark.parametrize(

@@ -127,12 +127,14 @@ class Sequence:
     ) -> Choice:
         """What a finished sequence gives."""
         usage = Usage(len(self.prompt), num_completion_tokens, self.num_cached)
-        reasoning = None
+        reasoning, num_echoed = None, 0
         if self.transcript is not None:
+            num_echoed = self.transcript.num_echoed
             usage = replace(usage, reasoning_tokens=self.transcript.num_reasoning_tokens)
             reasoning = self.transcript.reasoning
         latency_ms = (now - self.started_at) * 1000
-        return Choice(self.request.key[1], text, reason, usage, latency_ms, logprobs, reasoning=reasoning)
+        number = self.request.key[1]
+        return Choice(number, text, reason, usage, latency_ms, logprobs, reasoning=reasoning, num_echoed=num_echoed)
 
     def constrain(self, matching: Matching) -> None:
         """Hold its text to a constraint. Before it runs.

@@ -10,7 +10,6 @@ from dataclasses import fields
 from operator import attrgetter
 
 from batcher.types import Choice, SamplingParams
-from workers.engines.llama.sampling.sampler import is_greedy
 from workers.engines.llama.sequence import Sequence, TwinKey
 
 #: Answers kept, and the characters of text in them: some 20 MB, or a few times that with long texts.
@@ -103,6 +102,6 @@ def _key(sequence: Sequence) -> TwinKey:
     echo = (request.is_token_ids, request.scores_prompt) if request.is_echoing else None
     # Of chats alone: the same tokens as a plain prompt are answered with one text.
     thoughts = sequence.transcript.starts_in_thoughts if sequence.transcript is not None else None
-    if is_greedy(params) or sequence.scoring is not None:
+    if params.is_greedy or sequence.scoring is not None:
         return digest, timeout_s, echo, thoughts, _shaping_greedy(params)
     return digest, timeout_s, echo, thoughts, request.seed, _shaping(params)

@@ -159,7 +159,10 @@ def to_choice(request: SequenceRequest, choice: _Choice, *, text: str, usage: Us
     reason = finish_reason(choice.finish_reason)
     is_split = request.params.reasoning == Reasoning.SPLIT and choice.message is not None
     thoughts = choice.message.thoughts if is_split and choice.message is not None else None
-    return Choice(request.key[1], text, reason, usage, latency_ms, logprobs, reasoning=thoughts)
+    # What the token ids of a prompt are as text, only the server knows.
+    num_echoed = len(request.prompt) if request.is_echoing and not request.is_token_ids else 0
+    number = request.key[1]
+    return Choice(number, text, reason, usage, latency_ms, logprobs, reasoning=thoughts, num_echoed=num_echoed)
 
 
 def finish_reason(reason: str | None) -> FinishReason:

@@ -26,9 +26,6 @@ from workers.engines.llama.sampling.narrowing import Kept, keep_allowed, keep_fe
 
 Doubles = npt.NDArray[np.float64]
 
-#: Below this a temperature is greedy: 1/T would overflow a float32.
-MIN_TEMPERATURE = 1e-5
-
 #: Probabilities are summed in blocks of float32, the blocks in float64: exact enough for any vocabulary, and fast.
 _BLOCK = 256
 
@@ -58,11 +55,6 @@ NO_TOKEN = -1
 
 _GAMMA = 0x9E37_79B9_7F4A_7C15
 _MASK_64 = (1 << 64) - 1
-
-
-def is_greedy(params: SamplingParams) -> bool:
-    """Whether the likeliest token is taken and nothing drawn."""
-    return params.temperature < MIN_TEMPERATURE or params.top_k == 1 or params.top_p <= 0.0
 
 
 class Draws:
@@ -136,7 +128,7 @@ class Sampler:
 
     def _takes_long(self, params: SamplingParams) -> bool:
         """Whether a row has passes that are long enough to be worth another thread."""
-        return not is_greedy(params) and not may_leave_few(params, self._vocab_size)
+        return not params.is_greedy and not may_leave_few(params, self._vocab_size)
 
 
 def _sample_rows(sampler: "RowSampler", rows: Sequence[_Row], left: deque[int], tokens: list[int]) -> None:
@@ -180,7 +172,7 @@ class RowSampler:
             if allowed is not None:
                 return _draw_allowed(allowed, logits[allowed], params, draws)
             logits = masked(logits, ruling)
-        if is_greedy(params):
+        if params.is_greedy:
             best = int(logits.argmax())
             check_finite(float(logits[best]))
             return best
@@ -314,7 +306,7 @@ def _draw_allowed(tokens: Ids, logits: Floats, params: SamplingParams, draws: Dr
     """One of a few tokens."""
     if len(tokens) == 1:
         return int(tokens[0])
-    if is_greedy(params):
+    if params.is_greedy:
         best = int(logits.argmax())
         check_finite(float(logits[best]))
         return int(tokens[best])

@@ -129,6 +129,11 @@ class Transcript:
         if self._tell is not None:
             self._tell(echo.text, echo.logprobs, "")
 
+    @property
+    def num_echoed(self) -> int:
+        """Characters of the prompt in front of the text."""
+        return len(self._echo.text)
+
     def append_end(self, token: int, logits: Floats) -> None:
         """Note the token that ended the completion and is no part of its text.
 
