@@ -18,6 +18,11 @@ def shortened(text: str, width: int) -> str:
     return (text[: num_kept - num_last] + ELLIPSIS + text[len(text) - num_last :])[: max(0, width)]
 
 
+def one_line(text: str) -> str:
+    """Text on one line, without the control characters by which a completion could drive the terminal."""
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
+
+
 def percent_text(done: float, total: float) -> str:
     """How much of `total` is done, rounded down: `100%` is said of what is done whole. Of nothing, all is done."""
     return f"{min(100, int(100 * done / total)) if total else 100}%"

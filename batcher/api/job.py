@@ -85,10 +85,12 @@ class Job:
         wait_for(self._here, self._broker, progress=progress, timeout_s=timeout)
         return self
 
-    def results(self, *, partial: bool = False) -> "Results":
+    def results(self, *, where: str | None = None, partial: bool = False) -> "Results":
         """The results: `.to_pandas()`, `.to_polars()`, `.to_table()`, `.dataset()`, or a loop over dicts.
 
-        Raises JobError for a job that is not complete, unless `partial`: then what is finished when it is read.
+        With `where` only the rows for which this holds, as in SQL: "finish_reason = 'length'". Raises InputError for a
+        condition that is wrong, JobError for a job that is not complete, unless `partial`: then what is finished when
+        it is read.
         """
         from batcher.api.results import Results
 
@@ -98,7 +100,7 @@ class Job:
                 f"{self.path}: the job is not complete ({status.num_done:,} of {status.num_rows:,} rows are done); "
                 "wait() for it, or resume() it, or take what is there with results(partial=True)"
             )
-        return Results(self._here)
+        return Results(self._here, where=where)
 
     def errors(self) -> "Results":
         """The rows that have failed so far, with `error_code` and `error_message`; as `results`."""

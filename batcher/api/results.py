@@ -9,16 +9,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from batcher.errors import InputError, MissingPackageError
+from batcher.arrow.conditions import Column, parse_columns, parse_conditions
+from batcher.errors import MissingPackageError
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.results import job_schema
-from batcher.manage.finished import finished_counts, finished_tables
+from batcher.manage.finished import finished_counts, finished_tables, selected
 from batcher.types import RowStatus
 
 if TYPE_CHECKING:
     import pandas
     import polars
 
+#: Columns by which rows are in the order of the input.
+_ORDER = ("row", "index")
 #: Rows that a notebook shows of a table.
 _SHOWN_ROWS = 10
 
@@ -36,12 +39,17 @@ class Results:
     no.
     """
 
-    def __init__(self, job: JobDir, *, errors_only: bool = False) -> None:
+    def __init__(self, job: JobDir, *, errors_only: bool = False, where: str | None = None) -> None:
+        """With `where` only the rows for which this condition holds. Raises InputError for one that is wrong."""
         self._job = job
         self._errors_only = errors_only
+        wanted = [*([where] if where is not None else []), *(["status = 'error'"] if errors_only else [])]
+        self._where = parse_conditions(wanted, self.schema)
+        self._is_narrowed = where is not None
 
     def __repr__(self) -> str:
-        return f"<Results of {self._job.job_id!r}{' (errors)' if self._errors_only else ''}: {', '.join(self.columns)}>"
+        kind = f" ({self._where.text})" if self._is_narrowed and self._where else " (errors)" * self._errors_only
+        return f"<Results of {self._job.job_id!r}{kind}: {', '.join(self.columns)}>"
 
     @property
     def schema(self) -> pa.Schema:
@@ -58,20 +66,23 @@ class Results:
         return (row for table in self._tables() for row in table.to_pylist())
 
     def __len__(self) -> int:
-        """The number of rows, by the footers of the files."""
+        """The number of rows: by the footers of the files, with a condition by the columns that it reads."""
+        if self._is_narrowed:
+            return sum(table.num_rows for table in self._tables(self._chosen(["row"])))
         counts = finished_counts(self._job)
         return counts.num_errors if self._errors_only else counts.num_choices + counts.num_errors
 
     def to_batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """The rows, or these columns of them, as record batches, in bounded memory as `__iter__`."""
-        names = self._check(columns)
-        return (batch for table in self._tables() for batch in table.select(names).to_batches())
+        chosen = self._chosen(columns)
+        return (batch for table in self._tables(chosen) for batch in table.to_batches())
 
     def to_table(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """All rows, or these columns of them, in input order. Shape: (rows, columns)."""
-        names = self._check(columns)
-        tables = [table.select(names) for table in self._tables()]
-        return pa.concat_tables(tables) if tables else self.schema.empty_table().select(names)
+        """All rows, or these columns of them, in input order; `output.name` is a field. Shape: (rows, columns)."""
+        chosen = self._chosen(columns)
+        nothing = self.schema.empty_table()
+        first = nothing if chosen is None else selected(nothing, chosen)
+        return pa.concat_tables([*self._tables(chosen)] or [first])
 
     def to_pandas(self, columns: Sequence[str] | None = None, **options: Any) -> "pandas.DataFrame":
         """All rows in input order, as `pyarrow.Table.to_pandas` makes them, which takes `options`.
@@ -91,13 +102,12 @@ class Results:
         """The rows as a pyarrow Dataset, to be scanned with filters and columns, in no particular order.
 
         Of a job that is complete it reads the files when it is scanned, without a check of their sums; of one that is
-        not, it has the rows that are finished now.
+        not, or with a condition, it has the rows that are finished now.
         """
-        paths = [self._job.part_path(info.shard) for info in self._job.manifest.shards]
-        if self._job.pending_shards():
-            found = ds.dataset(list(self._tables()) or [self.schema.empty_table()], schema=self.schema)
-        else:
-            found = ds.dataset([str(path) for path in paths], schema=self.schema, format="parquet")
+        if self._is_narrowed or self._job.pending_shards():
+            return ds.dataset(list(self._tables()) or [self.schema.empty_table()], schema=self.schema)
+        paths = [str(self._job.part_path(info.shard)) for info in self._job.manifest.shards]
+        found = ds.dataset(paths, schema=self.schema, format="parquet")
         return found.filter(pc.field("status") == RowStatus.ERROR.value) if self._errors_only else found
 
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
@@ -119,25 +129,26 @@ class Results:
         )
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
-    def _tables(self) -> Iterator[pa.Table]:
-        tables = finished_tables(self._job)
+    def _tables(self, columns: Sequence[Column] | None = None) -> Iterator[pa.Table]:
+        """The rows in input order; with `columns` these and no others."""
+        needed = None
+        if columns is not None:
+            # The order is known by these two.
+            names = {column.name for column in columns}
+            needed = [*columns, *(each for each in self._chosen(_ORDER) or () if each.name not in names)]
+        tables = finished_tables(self._job, columns=needed, where=self._where)
         if self._job.pending_shards():
             # Of a shard that is not finished the first row can be missing, by which the order would be known.
             whole = list(tables)
             tables = iter([_sorted(pa.concat_tables(whole))] if whole else [])
         for table in _in_order(tables):
-            found = table.filter(pc.equal(table["status"], RowStatus.ERROR.value)) if self._errors_only else table
-            if found.num_rows:
-                yield found
+            yield table if columns is None else table.select([column.name for column in columns])
 
-    def _check(self, columns: Sequence[str] | None) -> list[str]:
+    def _chosen(self, columns: Sequence[str] | None) -> list[Column] | None:
         if columns is None:
-            return self.columns
+            return None
         names = [columns] if isinstance(columns, str) else list(columns)
-        for name in names:
-            if name not in self.columns:
-                raise InputError(f"columns: there is no {name!r}; there are: {', '.join(self.columns)}")
-        return names
+        return parse_columns(names, self.schema, what="columns")
 
 
 def _in_order(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
@@ -162,7 +173,7 @@ def _in_order(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
 
 
 def _sorted(table: pa.Table) -> pa.Table:
-    return table.sort_by([("row", "ascending"), ("index", "ascending")])
+    return table.sort_by([(name, "ascending") for name in _ORDER])
 
 
 def _cell(value: object) -> str:

@@ -49,6 +49,9 @@ _TOKEN = re.compile(
     r"""(?P<number>\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)|(?P<text>'(?:[^']|'')*')|(?P<quoted>"(?:[^"]|"")*")"""
     r"|(?P<name>[^\W\d]\w*)|(?P<sign><=|>=|<>|!=|==|[=<>(),.+-])"
 )
+#: What stands between commas, and what is the path of a field.
+_PARTS = re.compile(r'(?:"(?:[^"]|"")*"|[^,"])+')
+_PATH = re.compile(r'(?:"(?:[^"]|"")*"|[^\W\d]\w*)(?:\s*\.\s*(?:"(?:[^"]|"")*"|[^\W\d]\w*))*')
 _KEYWORDS = frozenset(("and", "or", "not", "in", "is", "null", "like", "ilike", "between", "true", "false"))
 _OPERATORS = {"=": "=", "==": "=", "<>": "<>", "!=": "<>", "<": "<", "<=": "<=", ">": ">", ">=": ">="}
 _FLIPPED = {"=": "=", "<>": "<>", "<": ">", "<=": ">=", ">": "<", ">=": "<="}
@@ -104,15 +107,42 @@ def parse_conditions(texts: Iterable[str], schema: pa.Schema) -> Condition | Non
     )
 
 
-def check_columns(names: Sequence[str], known: Sequence[str], *, what: str) -> list[str]:
-    """`names` as they are among `known`, whatever their case. Raises InputError for one that is not there."""
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column that is asked for, or a field of structs in one. `name` is what it is called in what is made of it,
+    `source` the column of the table that it is in."""
+
+    name: str
+    source: str
+    _values: _Column
+
+    def values(self, table: pa.Table) -> pa.ChunkedArray:
+        """Its values in a table that has the column `source`. Shape: (rows of the table,)."""
+        return self._values(table)
+
+
+def parse_columns(texts: Iterable[str], schema: pa.Schema, *, what: str) -> list[Column]:
+    """Columns of such tables by their names, each once: `custom_id`, `output.name`, several with commas between.
+
+    A name with a comma or a point in it goes into double quotes. Raises InputError, which begins with `what` and names
+    the columns that there are.
+    """
     found = []
-    for name in names:
-        match = _find(name, known)
-        if match is None:
-            raise InputError(f"{what}: there is no column {name!r}; {_remedy(name, known)}")
-        found.append(match)
-    return found
+    for text in texts:
+        # Most names need no quotes here, as nothing but commas and points would end them.
+        for part in [text] if text in schema.names else _PARTS.findall(text):
+            if part.strip():
+                found.append(_column_of(part.strip(), schema, what))
+    return list({column.name: column for column in found}.values())
+
+
+def _column_of(text: str, schema: pa.Schema, what: str) -> Column:
+    name = _find(text, schema.names)
+    if name is not None:
+        return Column(name, name, lambda table: table[name])
+    if not _PATH.fullmatch(text) or not {'"', "."} & {*text}:
+        raise InputError(f"{what}: there is no column {text!r}; {_remedy(text, schema.names)}")
+    return _Parser(text, schema, what=what).parse_column()
 
 
 def _joined(join: Callable[[pa.ChunkedArray, pa.ChunkedArray], pa.ChunkedArray], parts: Sequence[_Column]) -> _Column:
@@ -141,8 +171,9 @@ class _Value:
 class _Parser:
     """Reads one condition. Mutable: it goes from token to token."""
 
-    def __init__(self, text: str, schema: pa.Schema) -> None:
+    def __init__(self, text: str, schema: pa.Schema, *, what: str = "condition") -> None:
         self._text = text
+        self._what = what
         # Of plain types, as Arrow makes no empty column of a union.
         self._nothing = pa.schema([field.with_type(plain_type(field.type)) for field in schema]).empty_table()
         self._names: list[str] = schema.names
@@ -156,6 +187,11 @@ class _Parser:
         if self._token.kind != "end":
             self._fail(f"{self._token.text!r} is not expected here")
         return Condition(self._text, tuple(self._columns), holds)
+
+    def parse_column(self) -> Column:
+        value = self._path()
+        (source,) = self._columns
+        return Column(value.shown, source, self._column_of(value))
 
     # -- conditions ---------------------------------------------------------------------------------------------------
 
@@ -363,7 +399,7 @@ class _Parser:
 
     def _fail(self, problem: str, position: int | None = None) -> NoReturn:
         where = self._token.position if position is None else position
-        raise InputError(f"condition {self._text!r}, character {where}: {problem}")
+        raise InputError(f"{self._what} {self._text!r}, character {where}: {problem}")
 
 
 def _token(found: re.Match[str]) -> _Token:

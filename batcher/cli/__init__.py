@@ -18,6 +18,7 @@ row_options.py  options that say what the rows of a job are
 engines.py      options of the commands that load models
 logs.py         the log of commands that stay, and its options
 watch.py        waiting for a job, and telling how it ended
+row_table.py    rows as a table
 texts.py        the live bar, the summary, a sample of the results
 job_table.py    the table of `batcher list`
 unserved.py     what is said of models that no worker has

@@ -130,6 +130,13 @@ model_sha256_option = option(
 
 json_option = option("--json", "as_json", is_flag=True, envvar="BATCHER_JSON", help="Print JSON, for programs.")
 
+where_option = option(
+    "--where",
+    metavar="CONDITION",
+    help="Only rows for which this holds, as in SQL: \"finish_reason = 'length' and completion_tokens > 40\"; "
+    "docs/results.md has what can be said.",
+)
+
 gpu_layers_option = option(
     "--gpu-layers", type=click.IntRange(min=0), help="Layers on the GPU. [default: all, where there is one]"
 )

@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from batcher.cli.options import broker_option, find_job, job_argument, jobs_dir_option, json_option, option
+from batcher.cli.options import (
+    broker_option,
+    find_job,
+    job_argument,
+    jobs_dir_option,
+    json_option,
+    option,
+    where_option,
+)
 from batcher.cli.unserved import resume_line
 from batcher.words import counted
 
@@ -21,25 +29,55 @@ SAMPLE_ROWS = 20
 @click.command("results")
 @job_argument
 @option("--errors", is_flag=True, help="Only rows that failed.")
+@where_option
+@option(
+    "--columns",
+    metavar="NAMES",
+    help="Show these columns as a table: custom_id,output.name,completion_tokens.",
+)
 @option("--limit", type=click.IntRange(min=0), help="Most rows to print. [default: 20; with --json all]")
 @json_option
 @jobs_dir_option
-def results_command(job: str, *, errors: bool, limit: int | None, as_json: bool, jobs_dir: Path) -> int:
+def results_command(
+    job: str,
+    *,
+    errors: bool,
+    where: str | None,
+    columns: str | None,
+    limit: int | None,
+    as_json: bool,
+    jobs_dir: Path,
+) -> int:
     """Print result rows of JOB: of a running job those finished so far, each once.
 
-    Legibly and shortened, or with --json whole, a JSON line a choice.
+    Legibly and shortened, or with --json whole, a JSON line a choice. --columns makes a table of them, which fits the
+    terminal; in a pipe it is whole, with tabs between the cells.
 
     \b
-    Example:
+    Examples:
       batcher results out --errors --json
+      batcher results out --where "finish_reason = 'length' and completion_tokens > 40" --columns custom_id,text
     """
+    from batcher.arrow.conditions import parse_columns, parse_conditions
+    from batcher.cli.row_table import print_shortened
     from batcher.cli.texts import print_rows, print_sample
+    from batcher.jobdir.results import job_schema
+    from batcher.manage.finished import finished_tables
 
     found = find_job(job, jobs_dir)
+    schema = job_schema(found.manifest)
+    wanted = [*([where] if where is not None else []), *(["status = 'error'"] if errors else [])]
+    condition = parse_conditions(wanted, schema)
+    chosen = None if columns is None else parse_columns([columns], schema, what="--columns")
+    tables = finished_tables(found, columns=chosen, where=condition)
+    at_most = SAMPLE_ROWS if limit is None else limit
+    if_none = "No such rows." if where is not None else "No error rows." if errors else "No finished rows yet."
     if as_json:
-        print_rows(found, limit, errors_only=errors)
+        print_rows(tables, limit)
+    elif chosen is not None:
+        print_shortened(tables, at_most, if_none=if_none)
     else:
-        print_sample(found, SAMPLE_ROWS if limit is None else limit, errors_only=errors)
+        print_sample(tables, at_most, if_none=if_none)
     return 0
 
 

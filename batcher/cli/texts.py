@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from batcher.cli.unserved import is_at_rest, resume_line, unserved_text
-from batcher.words import counted, duration_text, percent_text
+from batcher.words import counted, duration_text, one_line, percent_text
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from batcher.jobdir.folder import JobDir
     from batcher.manage.finish import Summary
     from batcher.manage.status import Status, WorkerStatus
@@ -110,7 +112,7 @@ def validation_text(report: "ValidationReport", *, tokenizer: str) -> str:
     if not report.bad:
         return _aligned(lines)
     title = f"Bad rows, the first {len(report.bad):,}:" if len(report.bad) < report.num_bad else "Bad rows:"
-    return "\n".join([_aligned(lines), title, *(f"  {_clean(message)}" for message in report.bad)])
+    return "\n".join([_aligned(lines), title, *(f"  {one_line(message)}" for message in report.bad)])
 
 
 def validation_json(report: "ValidationReport") -> str:
@@ -121,29 +123,33 @@ def validation_json(report: "ValidationReport") -> str:
     return json.dumps(found, ensure_ascii=False)
 
 
-def print_sample(job: "JobDir", limit: int, *, errors_only: bool = False) -> None:
-    """Print the first `limit` result rows that exist, legibly: the tail of the prompt, then the text or the error."""
-    from batcher.manage.finished import finished_tables, json_rows
+def print_sample(tables: Iterable["pa.Table"], limit: int, *, if_none: str) -> None:
+    """Print the first `limit` result rows of tables legibly: the tail of the prompt, then the text or the error."""
+    from batcher.manage.finished import json_rows
 
-    rows = (row for table in finished_tables(job) for row in json_rows(_errors_of(table) if errors_only else table))
+    rows = (row for table in tables for row in json_rows(table))
     shown = 0
     for row in islice(rows, limit):
         shown += 1
         click.echo(_sample_text(row))
     more = next(rows, None) is not None
-    if not shown:
-        click.echo("No error rows." if errors_only else "No finished rows yet.")
+    if not shown and not more:
+        click.echo(if_none)
     elif more:
-        click.echo(f"... and more: --limit {limit * 5} shows more of them, --json prints all.")
+        click.echo(more_text(limit))
 
 
-def print_rows(job: "JobDir", limit: int | None, *, errors_only: bool = False) -> None:
-    """Print result rows as JSON lines, whole."""
+def more_text(limit: int) -> str:
+    """What is said where there are more rows than `limit`."""
+    return f"... and more: --limit {max(limit, 1) * 5} shows more of them, --json prints all."
+
+
+def print_rows(tables: Iterable["pa.Table"], limit: int | None) -> None:
+    """Print the rows of tables as JSON lines, whole."""
     from batcher.arrow.values import json_line
-    from batcher.manage.finished import finished_tables, json_rows
+    from batcher.manage.finished import json_rows
 
-    rows = (row for table in finished_tables(job) for row in json_rows(_errors_of(table) if errors_only else table))
-    for row in islice(rows, limit):
+    for row in islice((row for table in tables for row in json_rows(table)), limit):
         click.echo(json_line(row))
 
 
@@ -188,33 +194,19 @@ def typed_job(job: "JobDir") -> str:
     return shlex.quote(shown_path(job.path))
 
 
-def _errors_of(table: Any) -> Any:
-    """The error rows of a result table."""
-    import pyarrow.compute as pc
-
-    from batcher.types import RowStatus
-
-    return table.filter(pc.equal(table["status"], RowStatus.ERROR.value))
-
-
 def _sample_text(row: dict[str, Any]) -> str:
     name = f"[{row['row']}]" if row["index"] == 0 else f"[{row['row']}.{row['index']}]"
     if row["status"] == "ok":
-        detail = f"{_clean(row['custom_id'])} ({row['finish_reason']}, {row['completion_tokens']} tokens)"
-        answer = _clean(row["text"])
+        detail = f"{one_line(row['custom_id'])} ({row['finish_reason']}, {row['completion_tokens']} tokens)"
+        answer = one_line(row["text"])
     else:
         again = f", {row['attempts']} attempts" if (row["attempts"] or 0) > 1 else ""
-        detail = f"{_clean(row['custom_id'])} (error {row['error_code']}{again})"
-        answer = _clean(row["error_message"])
-    prompt = _clean(row["prompt"] or "")
+        detail = f"{one_line(row['custom_id'])} (error {row['error_code']}{again})"
+        answer = one_line(row["error_message"])
+    prompt = one_line(row["prompt"] or "")
     tail = prompt if len(prompt) <= PROMPT_TAIL else f"...{prompt[-PROMPT_TAIL:]}"
     head = answer if len(answer) <= TEXT_HEAD else f"{answer[:TEXT_HEAD]}..."
     return "\n".join([f"{name} {detail}", *_wrapped(tail, "    "), *_wrapped(head, " -> ")])
-
-
-def _clean(text: str) -> str:
-    """Text on one line, without the control characters by which a completion could drive the terminal."""
-    return "".join(char if char.isprintable() else " " for char in " ".join(text.split()))
 
 
 def _wrapped(text: str, start: str) -> Iterator[str]:
@@ -307,7 +299,7 @@ def _worker_text(worker: "WorkerStatus") -> str:
 
 def _head(message: str) -> str:
     """A message from a file, on one line and shortened."""
-    text = _clean(message)
+    text = one_line(message)
     return text if len(text) <= MESSAGE_HEAD else f"{text[:MESSAGE_HEAD]}..."
 
 

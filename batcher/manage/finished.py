@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from batcher.arrow.conditions import Condition
+from batcher.arrow.conditions import Column, Condition
 from batcher.arrow.values import json_values
 from batcher.errors import CorruptFileError
 from batcher.jobdir.folder import JobDir
@@ -19,7 +19,7 @@ from batcher.manage.repair import read_part, with_remedy
 
 
 def finished_tables(
-    job: JobDir, *, columns: Sequence[str] | None = None, where: Condition | None = None
+    job: JobDir, *, columns: Sequence[Column] | None = None, where: Condition | None = None
 ) -> Iterator[pa.Table]:
     """The result rows that exist now, a table a shard, in order: of its part, else the union of its chunks.
 
@@ -27,11 +27,19 @@ def finished_tables(
     which it holds. Raises CorruptFileError for a part that can't be read; chunks that can't be are left out, as workers
     do.
     """
-    needed = None if columns is None else list(dict.fromkeys((*columns, *(where.columns if where else ()))))
+    needed = None
+    if columns is not None:
+        sources = (column.source for column in columns)
+        needed = list(dict.fromkeys((*sources, *(where.columns if where else ()))))
     for _, table in finished_shards(job, columns=needed):
         found = table if where is None else where.filter(table)
         if found.num_rows:
-            yield found if columns is None else found.select(list(columns))
+            yield found if columns is None else selected(found, columns)
+
+
+def selected(table: pa.Table, columns: Sequence[Column]) -> pa.Table:
+    """These columns of a table, at least one."""
+    return pa.table([column.values(table) for column in columns], names=[column.name for column in columns])
 
 
 def finished_counts(job: JobDir) -> Counts:

@@ -116,8 +116,22 @@ def test_first_rows_come_before_the_last_file_is_read(tmp_path: Path) -> None:
 def test_columns_can_be_chosen(job: batcher.Job) -> None:
     assert job.results().to_pandas(["custom_id", "topic"]).columns.tolist() == ["custom_id", "topic"]
     assert job.results().to_table("text").column_names == ["text"]
-    with pytest.raises(InputError, match=r"columns: there is no 'txt'; there are: row, custom_id, "):
+    assert job.results().to_table(["text", "row"]).column_names == ["text", "row"]
+    with pytest.raises(InputError, match=r"columns: there is no column 'txt'; did you mean text\? There are: row, "):
         job.results().to_table(["txt"])
+
+
+def test_condition_says_which_rows_and_the_order_stays(job: batcher.Job) -> None:
+    chosen = job.results(where="row > 1 and status = 'ok'")
+
+    assert [row["row"] for row in chosen] == [2, 3, 3, 5]
+    assert len(chosen) == 4
+    assert chosen.to_table(["topic"]).to_pydict() == {"topic": ["topic-2", "topic-3", "topic-3", "topic-5"]}
+    assert chosen.dataset().count_rows() == 4
+    assert len(job.results(where="row > 99")) == job.results(where="row > 99").to_table("row").num_rows == 0
+    assert "(row > 1 and status = 'ok')" in repr(chosen)
+    with pytest.raises(InputError, match="did you mean text"):
+        job.results(where="txt = ''")
 
 
 def test_options_of_pandas_are_passed_on(job: batcher.Job) -> None:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batcher.arrow.conditions import check_columns, parse_condition, parse_conditions
+from batcher.arrow.conditions import parse_columns, parse_condition, parse_conditions
 from batcher.arrow.plain import plain_table
 from batcher.arrow.values import text_values
 from batcher.errors import InputError
@@ -158,10 +158,34 @@ def test_several_conditions_must_all_hold() -> None:
     assert parse_conditions([], TABLE.schema) is None
 
 
-def test_column_that_is_not_there_is_named_with_the_nearest() -> None:
-    assert check_columns(["ROW", "kind"], TABLE.column_names, what="--columns") == ["row", "kind"]
-    with pytest.raises(InputError, match="--columns: there is no column 'raw'; did you mean row"):
-        check_columns(["raw"], TABLE.column_names, what="--columns")
+def columns(*texts: str) -> list[str]:
+    return [column.name for column in parse_columns(texts, TABLE.schema, what="--columns")]
+
+
+def test_columns_are_named_with_commas_between_whatever_they_are_called() -> None:
+    assert columns("ROW, kind", "a b.c", 'row,"a b.c"') == ["row", "kind", "a b.c"]
+    assert columns("output.name,scores.pos,a b.c") == ["output.name", "scores.pos", "a b.c"]
+
+
+def test_column_has_its_values_and_a_column_of_the_table_its_type() -> None:
+    kind, name, pos = parse_columns(["kind,output.name,scores.pos"], TABLE.schema, what="--columns")
+
+    assert kind.values(TABLE).type == TABLE["kind"].type
+    assert (name.source, name.values(TABLE).to_pylist()) == ("output", ["Ann", "bob", None, None])
+    assert pos.values(TABLE.slice(0, 2)).to_pylist() == [0.9, None]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("raw", "^--columns: there is no column 'raw'; did you mean row"),
+        ("row,ticket-id", "^--columns: there is no column 'ticket-id'; There are: row,"),
+        ("output.nam", "^--columns 'output.nam', character 1: output: has no 'nam'; it has: name, ok"),
+    ],
+)
+def test_column_that_is_not_there_is_refused_with_those_that_are(text: str, problem: str) -> None:
+    with pytest.raises(InputError, match=problem):
+        columns(text)
 
 
 # -- over the space ---------------------------------------------------------------------------------------------------

@@ -1,25 +1,19 @@
 """The commands on jobs: what they print, what they change, how they end."""
 
-import csv
 import errno
 import io
 import json
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from batcher.cli.texts import print_sample
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.lock import exclusive
 from batcher.manage.finish import finalize
-from batcher.submission.planner import submit
-from batcher.types import ErrorCode
-from tests.support.job_files import complete_job, failed, finished_job, make_job, ok, write_chunk, write_part
-from tests.support.submitted import make_options, write_lines
+from tests.support.job_files import complete_job, finished_job, make_job, ok, write_chunk, write_part
 from tests.unit.conftest import Run
 
 #: The installed program.
@@ -133,151 +127,6 @@ def test_job_whose_folder_was_renamed_has_the_name_by_which_commands_find_it(run
 
 def test_list_of_nothing_says_where_it_looked(run: Run) -> None:
     assert run("list --jobs-dir nowhere") == (0, "", "No jobs under nowhere.\n")
-
-
-# -- results ------------------------------------------------------------------------------------------------------
-
-
-def test_results_are_legible(run: Run, finished: JobDir) -> None:
-    code, out, _ = run("results demo")
-
-    assert code == 0
-    assert "[0] id-0 (length, 3 tokens)\n    prompt 0.0\n -> text 0.0\n" in out
-    assert "[1] id-1 (error timeout)\n    prompt 1.0\n -> row 1: timeout\n" in out
-    assert "[3.1] id-3 (length, 3 tokens)\n    prompt 3.1\n -> text 3.1\n" in out
-    assert "more" not in out
-
-
-def test_limit_says_that_there_is_more(run: Run, finished: JobDir) -> None:
-    _, out, _ = run("results demo --limit 2")
-
-    assert "[1]" in out
-    assert "[2]" not in out
-    assert "... and more: --limit 10" in out
-
-
-def test_results_as_json_are_whole_rows(run: Run, finished: JobDir) -> None:
-    rows = [json.loads(line) for line in run("results demo --json")[1].splitlines()]
-
-    assert [(row["row"], row["index"]) for row in rows] == [(0, 0), (1, 0), (2, 0), (3, 0), (3, 1), (4, 0), (5, 0)]
-    assert rows[0]["tags"] == ["a", "0"]
-    assert rows[0]["created"] == "2026-01-01T00:00:00Z"
-    assert len(run("results demo --json --limit 3")[1].splitlines()) == 3
-
-
-def test_results_with_errors_are_only_those(run: Run, finished: JobDir) -> None:
-    rows = [json.loads(line) for line in run("results demo --errors --json")[1].splitlines()]
-
-    assert [row["error_code"] for row in rows] == ["timeout", "context_length_exceeded"]
-    assert run("results demo --errors")[1].count("(error ") == 2
-
-
-def test_row_that_was_refused_at_submit_is_legible_too(run: Run, tmp_path: Path) -> None:
-    job = JobDir(tmp_path / "job")
-    submit(job, [write_lines(tmp_path / "p.jsonl", {"prompt": 5}, {"prompt": "a"})], make_options())
-
-    code, out, _ = run("results job --errors")
-
-    assert code == 0
-    assert "[0] row-0 (error invalid_request)\n" in out
-
-
-def test_row_that_was_set_aside_shows_its_attempts_and_what_happened(run: Run, tmp_path: Path) -> None:
-    job = make_job(tmp_path / "job", (2,))
-    for _ in range(2):
-        job.claim_attempt(0, worker="w1")
-    crashed = failed(1, ErrorCode.WORKER_CRASHED)
-    assert crashed.error is not None
-    message = "the worker died once while it computed this row and nothing else (the last time: signal SIGSEGV)"
-    write_part(job, 0, [ok(0), replace(crashed, error=replace(crashed.error, message=message))])
-
-    code, out, _ = run("results job --errors")
-
-    assert code == 0
-    assert out == (
-        "[1] id-1 (error worker_crashed, 3 attempts)\n"
-        "    prompt 1.0\n"
-        " -> the worker died once while it computed this row and nothing else (the last time: signal SIGSEGV)\n"
-    )
-    (row,) = [json.loads(line) for line in run("results job --errors --json")[1].splitlines()]
-    assert (row["error_code"], row["error_message"], row["attempts"]) == ("worker_crashed", message, 3)
-
-
-def test_results_of_a_running_job_show_each_row_once(run: Run, tmp_path: Path) -> None:
-    job = make_job(tmp_path / "job", (2, 1))
-    write_part(job, 1, [ok(2)])
-    write_chunk(job, 0, [ok(0)], attempt=1)
-    write_chunk(job, 0, [ok(0), ok(1)], attempt=2)
-
-    rows = [json.loads(line)["row"] for line in run("results job --json")[1].splitlines()]
-
-    assert rows == [0, 1, 2]
-
-
-def test_results_of_a_job_without_any_say_so(run: Run, tmp_path: Path) -> None:
-    job = make_job(tmp_path / "job", (1,))
-
-    assert run("results job")[1] == "No finished rows yet.\n"
-    write_part(job, 0, [ok(0)])
-    assert run("results job --errors")[1] == "No error rows.\n"
-
-
-def test_completion_cannot_drive_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    job = make_job(tmp_path / "job", (1,))
-    completion = ok(0, text="\x1b[2Jred\r\x07\n\u202eafter")
-    write_part(job, 0, [replace(completion, request=replace(completion.request, custom_id="\x1b]0;title\x07"))])
-
-    print_sample(job, 1)
-
-    out = capsys.readouterr().out
-    assert "\x1b" not in out
-    assert "\u202e" not in out
-    assert "red" in out
-
-
-def test_long_prompts_and_texts_are_shortened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    job = make_job(tmp_path / "job", (1,))
-    write_part(job, 0, [ok(0, text="word " * 2000)])
-
-    print_sample(job, 1)
-
-    lines = capsys.readouterr().out.splitlines()
-    assert max(map(len, lines)) <= 100
-    assert len(lines) < 12
-
-
-# -- export -------------------------------------------------------------------------------------------------------
-
-
-def test_export_writes_what_the_name_says(run: Run, finished: JobDir, tmp_path: Path) -> None:
-    assert run("export demo -o out.csv") == (0, "out.csv: 7 rows\n", "")
-    assert run("export demo -o out.jsonl --format openai") == (0, "out.jsonl: 6 lines\n", "")
-    assert len(list(csv.reader(io.StringIO((tmp_path / "out.csv").read_text())))) == 8
-    assert "response" in json.loads((tmp_path / "out.jsonl").read_text().splitlines()[0])
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("export demo", "Missing option '--output' / '-o'"),
-        ("export demo -o out.xlsx", "must end in one of .parquet, .jsonl, .csv"),
-        ("export demo -o out.csv --format openai", "OpenAI batch output is JSONL"),
-        ("export demo -o there.csv", "there.csv: exists; --force replaces it"),
-        ("export demo -o out.csv --format tsv", "Invalid value for '--format'"),
-        ("export running -o out.csv", "the job is not complete (1 of 1 shards open)"),
-    ],
-)
-def test_export_that_makes_no_sense_is_refused(
-    run: Run, finished: JobDir, tmp_path: Path, line: str, message: str
-) -> None:
-    make_job(finished.path.parent / "running", (1,))
-    (tmp_path / "there.csv").touch()
-
-    code, out, err = run(line)
-
-    assert (code, out) == (2, "")
-    assert message in err
-    assert not (tmp_path / "out.csv").exists()
 
 
 # -- cancel, pause, delete ----------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from batcher.arrow.plain import plain_table, plain_type
 from batcher.arrow.values import json_text, json_values, text_values, unique_names
+from batcher.cli.row_table import print_table
 from batcher.cli.texts import print_rows, print_sample
 from batcher.errors import InputError
 from batcher.jobdir.folder import JobDir
@@ -109,8 +110,10 @@ def check_everywhere(path: Path, columns: list[tuple[str, pa.Array]]) -> None:
 
     assert export(job, path / "openai.jsonl", layout=ExportFormat.OPENAI) == NUM_ROWS
     assert make_outputs(job).output_bytes == (path / "openai.jsonl").stat().st_size
-    print_sample(job, 5)
-    print_rows(job, None)
+    print_sample(finished_tables(job), 5, if_none="")
+    print_rows(finished_tables(job), None)
+    for width in (40, None):
+        print_table(finished_tables(job), None, width=width)
 
 
 def settled(type_: pa.DataType) -> pa.DataType:
