@@ -289,8 +289,9 @@ def _take_shards(
     from celery.exceptions import SecurityWarning
 
     from batcher.broker.client import queue_name
+    from batcher.broker.sender import Sender
     from workers.queue.app import WORKER_OPTIONS, concurrency, make_celery
-    from workers.queue.tasks import register
+    from workers.queue.tasks import OpenJobs, ShardWork, register
     from workers.queue.transport import IS_OPEN
 
     # Set in a signal handler, which runs in the main thread: safe, as that thread never waits on it.
@@ -313,16 +314,17 @@ def _take_shards(
         return not draining.has_begun and engines.takes_shards(models[queue])
 
     app = make_celery(config.broker_url, **{IS_OPEN: is_open})
-    register(
-        app,
-        jobs_root=Path(config.jobs_root),
+    work = ShardWork(
+        jobs=OpenJobs(Path(config.jobs_root)),
         engines=engines,
         context=_worker_context(config, board, reporter, stopping),
         draining=draining,
+        sender=Sender(config.broker_url, scope=config.scope),
         on_failure=on_failure,
         on_engine_failure=failures.note,
         on_outcome=lambda outcome: reporter.send(Event(EventKind.RAN, outcome.value)),
     )
+    register(app, work)
     # Celery keeps weak references to receivers; these two live as long as this call, which is as long as the worker.
     signals.setup_logging.connect(_keep_logging)
     # "You're running the worker with superuser privileges" is about pickled messages; we accept only JSON.

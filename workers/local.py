@@ -17,7 +17,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -25,6 +24,7 @@ from typing import Any, Self
 from batcher.broker.client import connect
 from batcher.broker.embedded import embedded_broker, own_folder
 from batcher.broker.leases import LEASE_TTL_S, Pace
+from batcher.broker.sender import Sender
 from batcher.errors import BatcherError, BrokerError, JobCancelledError, JobPausedError
 from batcher.jobdir.folder import JobDir, Watch
 from batcher.jobdir.heartbeats import sweep_heartbeats
@@ -35,7 +35,6 @@ from batcher.manage.status import JobState, Status, StatusReader
 from batcher.types import Demand
 from workers.process.events import WorkerConfig
 from workers.process.supervisor import Supervisor, end_idle, stop_all
-from workers.queue.app import enqueue, make_celery
 from workers.queue.sweeper import JobSweep, Sweeper, drop_own_queues, root_sweeper
 
 logger = logging.getLogger(f"batcher.{__name__}")
@@ -247,8 +246,8 @@ def run_worker(config: WorkerConfig, *, on_ready: Callable[[], None]) -> bool:
 def _job_sweeper(watch: Watch, broker_url: str, *, scope: str, sends_first: bool, lease_ttl_s: float) -> Sweeper:
     connect(broker_url).close()
     job = watch.job
-    send = partial(enqueue, make_celery(broker_url), scope=scope)
-    sweep = JobSweep(watch, broker_url, send=send, scope=scope, lease_ttl_s=lease_ttl_s)
+    send = Sender(broker_url, scope=scope)
+    sweep = JobSweep(watch, broker_url, scope=scope, lease_ttl_s=lease_ttl_s)
     return Sweeper(
         sweep.tick,
         # In its thread, so that workers start meanwhile, and a broker may be away for a while.

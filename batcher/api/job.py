@@ -135,7 +135,7 @@ class Job:
         if self._broker is None:
             selection = retry(self._here, where=condition, settings=settings).selection
         else:
-            from workers.queue.app import sending
+            from batcher.broker.sender import sending
 
             with sending(self._broker) as send:
                 selection = retry(self._here, where=condition, settings=settings, send=send).selection

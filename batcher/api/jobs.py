@@ -106,7 +106,7 @@ def submit(
 
     Raises InputError, JobError as `run` does, and BrokerError where the broker can't be reached: then there is no job.
     """
-    from workers.queue.app import sending
+    from batcher.broker.sender import sending
 
     checked = check_options("submit", SubmitJobOptions, options)
     url = find_broker(broker)

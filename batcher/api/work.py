@@ -128,7 +128,7 @@ def resume_here(
 
 def resume_elsewhere(job: JobDir, broker: str) -> None:
     """Send what is unfinished to the workers of a broker."""
-    from workers.queue.app import sending
+    from batcher.broker.sender import sending
 
     with sending(broker) as send:
         resume(job, send=send)

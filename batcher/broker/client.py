@@ -5,6 +5,9 @@ The broker is a doorbell. Whatever it holds (messages, leases) can be lost, and 
 Every key that Batcher uses begins with `KEY_PREFIX`:
 
     batcher:batcher.<scope>.<model>        list, kombu's queue of a model; gone when empty
+    batcher:batcher.<scope>.<model>\\x06\\x16<priority>     the same for another priority than the usual one
+    batcher:queued:<queue>:<job id>        set of the shards of a job that have a message there; see `turns`
+    batcher:cursor:<queue>:<job id>        string, how far a job has come in sending them; see `turns`
     batcher:_kombu.binding*.batcher.*      sets of kombu, two a queue: that it exists
     batcher:unacked, batcher:unacked_*     hashes of kombu: messages taken and not acknowledged
     batcher:lease:<job>:<shard>            string, who works on a shard now; see `leases`
@@ -30,6 +33,7 @@ from redis.retry import Retry
 from batcher.broker.url import client_url, hide_password, redact, tls_files
 from batcher.errors import BrokerError
 from batcher.ids import encode_name
+from batcher.jobdir.standing import NORMAL, PRIORITIES
 
 #: Before every key of ours and of kombu's, so that a Redis can be shared with other applications.
 KEY_PREFIX = "batcher:"
@@ -42,6 +46,9 @@ HEALTH_CHECK_INTERVAL_S = 10
 #: Seconds that a broker gets which was just started and loads what it had written down, and between two looks at it.
 LOADING_PATIENCE_S = 30
 _LOADING_POLL_INTERVAL_S = 0.2
+
+#: kombu's, between the name of a queue and a priority.
+PRIORITY_SEPARATOR = "\x06\x16"
 
 #: Of kombu's sets.
 _BINDINGS = ("binding", "binding_permanent")
@@ -82,15 +89,36 @@ def queue_name(model: str, *, scope: str) -> str:
     return f"batcher.{scope}.{encode_name(model)}"
 
 
-def queue_key(model: str, *, scope: str) -> str:
-    """The Redis list behind `queue_name`."""
-    return KEY_PREFIX + queue_name(model, scope=scope)
+def queue_key(model: str, *, scope: str, priority: int = NORMAL) -> str:
+    """The Redis list behind `queue_name` for jobs of a priority."""
+    return KEY_PREFIX + list_name(queue_name(model, scope=scope), priority)
+
+
+def list_name(queue: str, priority: int) -> str:
+    """The list of a queue, without our prefix. That of the usual priority has the name of the queue, as there was no
+    other in older versions."""
+    return queue if priority == NORMAL else f"{queue}{PRIORITY_SEPARATOR}{priority}"
+
+
+def queue_lists(model: str, *, scope: str) -> tuple[str, ...]:
+    """The Redis lists behind `queue_name`, the most urgent first."""
+    return tuple(queue_key(model, scope=scope, priority=priority) for priority in reversed(PRIORITIES))
 
 
 def queue_keys(model: str, *, scope: str) -> tuple[str, ...]:
-    """All that a broker holds of `queue_name`: the list, and what kombu notes beside it."""
+    """All that a broker holds of `queue_name`: the lists, and what kombu notes beside them."""
     name = queue_name(model, scope=scope)
-    return queue_key(model, scope=scope), *(f"{KEY_PREFIX}_kombu.{kind}.{name}" for kind in _BINDINGS)
+    return *queue_lists(model, scope=scope), *(f"{KEY_PREFIX}_kombu.{kind}.{name}" for kind in _BINDINGS)
+
+
+def queued_key(job_id: str, queue: str) -> str:
+    """The key of the set of a job's shards that have a message in a queue, by its `queue_name`."""
+    return f"{KEY_PREFIX}queued:{queue}:{job_id}"
+
+
+def cursor_key(job_id: str, queue: str) -> str:
+    """The key of how far a job has come in sending its shards to a queue."""
+    return f"{KEY_PREFIX}cursor:{queue}:{job_id}"
 
 
 def count_waiting(client: redis.Redis, models: Sequence[str], *, scope: str) -> dict[str, int]:
@@ -98,11 +126,12 @@ def count_waiting(client: redis.Redis, models: Sequence[str], *, scope: str) -> 
     try:
         with client.pipeline(transaction=False) as pipe:
             for model in models:
-                pipe.llen(queue_key(model, scope=scope))
-            found = pipe.execute()
+                for key in queue_lists(model, scope=scope):
+                    pipe.llen(key)
+            found = iter(pipe.execute())
     except redis.RedisError as exc:
         raise BrokerError(f"broker: the queues could not be read: {trouble(exc)}") from exc
-    return dict(zip(models, found, strict=True))
+    return {model: sum(next(found) for _ in PRIORITIES) for model in models}
 
 
 def lease_key(job: str, shard: int) -> str:

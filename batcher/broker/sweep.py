@@ -8,9 +8,11 @@ with a shard in its hands. Everybody who waits for a job sweeps it, in three way
   once (see `leases`), so there is one message for each death however many sweep, and however long no worker is free.
 - *Left by the dead*: the process of a worker died and its supervisor lives to tell. Its leases are released and its
   shards sent, without waiting for any expiry.
-- *Orphaned*: the queue of a model is empty, and a shard is neither committed nor leased; seen so twice, a sweep
-  interval apart, as a message on its way to a claim takes milliseconds. So nobody has to know which message vanished.
-  A shard whose attempts fail (a full disk, say) is sent again in this way, too: its message is dropped, and it comes
+- *Orphaned*: a shard that was sent before has no message in the queue, and is neither committed nor leased; seen so
+  twice, a sweep interval apart, as a message on its way to a claim takes milliseconds. So nobody has to know which
+  message vanished, and the queue need not be empty. The job goes on, too, where it had come to (see `sender`): whoever
+  was to send its next shards may have died. A broker that was emptied knows not how far that was: then any shard may
+  have been sent. A shard whose attempts fail (a full disk, say) is orphaned, too: its message is dropped, and it comes
   back at growing intervals, from two looks to five minutes, until a chunk more of it is saved.
 
 A message too many costs nothing, as its claim fails. One key a shard keeps sweepers from sending the same at a time:
@@ -22,23 +24,29 @@ A message too many costs nothing, as its claim fails. One key a shard keeps swee
 """
 
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import redis
 
-from batcher.broker.client import queue_key, swept_key, trouble
+from batcher.broker.client import swept_key, trouble
 from batcher.broker.leases import LEASE_TTL_S, Leases
+from batcher.broker.sender import Sender
+from batcher.broker.turns import NOTHING, Found
 from batcher.errors import BrokerError
 from batcher.jobdir.folder import JobDir, Watch
 from batcher.jobdir.listing import Listing
-from batcher.jobdir.manifest import ShardInfo
-from batcher.jobdir.sending import Send
 
 #: Seconds. The longest that a shard which keeps failing waits for another try.
 MAX_RESEND_INTERVAL_S = 300.0
 
 #: Seconds. How old a listing may be by which orphans are found: they are looked at twice.
 LOOK_AGE_S = 1.0
+
+#: Asked for at a time: a script of Redis keeps all others waiting.
+_LEASES_AT_A_TIME = 1000
+
+#: What lies in the queue of each model, by job id.
+Queues = Mapping[str, Mapping[str, Found]]
 
 # KEYS[1] the mark; ARGV[1] the progress, ARGV[2] and ARGV[3] the shortest and the longest interval in milliseconds.
 # Returns 1, and marks the shard as sent, where the last message for it is an interval old. The interval doubles each
@@ -62,14 +70,6 @@ redis.call('PEXPIRE', KEYS[1], 2 * interval)
 return 1
 """
 
-# KEYS[1] a queue. The message that was sent last becomes the one that is taken next.
-_TO_FRONT = """
-local message = redis.call('LPOP', KEYS[1])
-if message then
-  redis.call('RPUSH', KEYS[1], message)
-end
-"""
-
 
 class Every:
     """Says when a periodic task is due; the first time at once. `clock` is in seconds and only grows."""
@@ -91,9 +91,9 @@ class Every:
 class Sweep:
     """Sweeps one job. Every method raises BrokerError where the broker is away, and makes up for it the next time.
 
-    Remembers between looks which shards looked orphaned, and what could not be sent. `scope` is that of the queues to
-    which `send` sends. `models`: only orphans of these are sent; None for all. `lease_ttl_s` gives the pace. `watch` is
-    that of others who look at the job, too.
+    Remembers between looks which shards looked orphaned, and what could not be sent. `sender` sends to the queues that
+    are swept. `models`: only orphans of these are sent; None for all. `lease_ttl_s` gives the pace. `watch` is that of
+    others who look at the job, too.
     """
 
     def __init__(
@@ -101,8 +101,7 @@ class Sweep:
         job: JobDir,
         client: redis.Redis,
         *,
-        send: Send,
-        scope: str,
+        sender: Sender,
         models: Collection[str] | None = None,
         lease_ttl_s: float = LEASE_TTL_S,
         watch: Watch | None = None,
@@ -111,13 +110,11 @@ class Sweep:
         self.watch = watch or Watch(job)
         self._client = client
         self._leases = Leases(client, ttl_s=lease_ttl_s)
-        self._send = send
-        self._scope = scope
+        self._sender = sender
         self._models = models
         self._orphans: frozenset[int] = frozenset()
         self._unsent: set[int] = set()
         self._mark = client.register_script(_MARK)
-        self._to_front = client.register_script(_TO_FRONT)
 
     def reap(self) -> float:
         """Send the shards whose leases expired. Returns the seconds until another can expire; infinite if none."""
@@ -136,16 +133,57 @@ class Sweep:
                 self._unsent.add(lease.shard)
         self._send_unsent()
 
-    def look(self, *, max_age_s: float = 0.0) -> int:
-        """Send what was orphaned at the last look and still is; call it every `Pace.sweep_interval_s`.
+    def look(self, *, max_age_s: float = 0.0, queues: Queues | None = None) -> int:
+        """Send what was orphaned at the last look and still is, and what is next; call it every
+        `Pace.sweep_interval_s`.
 
-        Somebody else's listing, up to `max_age_s` old, will do. Returns how many were sent.
+        Somebody else's listing, up to `max_age_s` old, will do; `queues` are what somebody has just read. Returns how
+        many were sent.
         """
         listing = self.watch.look(max_age_s=max_age_s)
-        orphans = self._find_orphans(listing)
-        again = [info for info in orphans if info.shard in self._orphans and self._may_send(info.shard, listing)]
-        self._orphans = frozenset(info.shard for info in orphans)
-        return self._send(self.job, again) if again else 0
+        orphans: set[int] = set()
+        num_sent = 0
+        if not _is_over(listing):
+            for model in self.job.manifest.models:
+                if self._models is None or model in self._models:
+                    found = queues[model] if queues else self._sender.turns(self.job).read(model)
+                    num_sent += self._heal(model, found.get(self.job.job_id, NOTHING).shards, listing, orphans)
+        self._orphans = frozenset(orphans)
+        return num_sent
+
+    def _heal(self, model: str, queued: frozenset[int], listing: Listing, orphans: set[int]) -> int:
+        """Send the orphans of a model, and what is next. Those found are added to `orphans`; returns how many were
+        sent. `queued` have a message."""
+        turns = self._sender.turns(self.job)
+        cursor, num_queued = turns.state(self.job, model)
+        if num_queued != len(queued):
+            queued = turns.count(self.job, model)
+        order = self._sender.order(self.job, model)
+        sent_before = order if cursor is None else order[:cursor]
+        found = self._unheld([shard for shard in sent_before if shard not in listing.parts and shard not in queued])
+        if cursor is None:
+            # None of them may ever have been sent.
+            found = found[: self._sender.window(self.job, model)]
+        orphans.update(found)
+        room = self._sender.window(self.job, model) - len(queued)
+        due: list[int] = []
+        end = None
+        for shard in found:
+            if len(due) >= room:
+                break
+            if shard in self._orphans:
+                end = None if cursor is not None else order.index(shard) + 1
+                if self._may_send(shard, listing):
+                    due.append(shard)
+        num_sent = self._sender.send_again(self.job, model, due, end=end) if due or end else 0
+        return num_sent + self._sender.refill(self.job, model)
+
+    def _unheld(self, shards: Sequence[int]) -> list[int]:
+        """Those that nobody works on."""
+        held: set[int] = set()
+        for first in range(0, len(shards), _LEASES_AT_A_TIME):
+            held.update(self._leases.held(self.job.manifest.identity, shards[first : first + _LEASES_AT_A_TIME]))
+        return [shard for shard in shards if shard not in held]
 
     def _send_unsent(self) -> None:
         """Send what is known to be in nobody's hands, to the front of the queues."""
@@ -153,39 +191,11 @@ class Sweep:
             return
         listing = self.watch.look()
         if not _is_over(listing):
-            for info in self._pending(listing, self._unsent):
-                self._send(self.job, [info])
-                assert info.model is not None, f"shard {info.shard} was leased and has no model"
-                try:
-                    self._to_front(keys=[queue_key(info.model, scope=self._scope)])
-                except redis.RedisError as exc:
-                    raise BrokerError(
-                        f"broker: the queue of {info.model} could not be written: {trouble(exc)}"
-                    ) from exc
+            for info in self.job.without_part(listing.parts):
+                if info.shard in self._unsent:
+                    assert info.model is not None, f"shard {info.shard} was leased and has no model"
+                    self._sender.send_first(self.job, info.model, info.shard)
         self._unsent.clear()
-
-    def _find_orphans(self, listing: Listing) -> list[ShardInfo]:
-        """The shards without part and lease whose queue is empty."""
-        if _is_over(listing):
-            return []
-        pending = [info for info in self.job.without_part(listing.parts) if self._is_ours(info.model)]
-        idle = {model for model in {info.model for info in pending} if model and self._is_idle(model)}
-        waiting = [info for info in pending if info.model in idle]
-        held = self._leases.held(self.job.manifest.identity, [info.shard for info in waiting])
-        return [info for info in waiting if info.shard not in held]
-
-    def _pending(self, listing: Listing, shards: Iterable[int]) -> list[ShardInfo]:
-        wanted = frozenset(shards)
-        return [info for info in self.job.without_part(listing.parts) if info.shard in wanted]
-
-    def _is_ours(self, model: str | None) -> bool:
-        return model is not None and (self._models is None or model in self._models)
-
-    def _is_idle(self, model: str) -> bool:
-        try:
-            return self._client.llen(queue_key(model, scope=self._scope)) == 0
-        except redis.RedisError as exc:
-            raise BrokerError(f"broker: the queue of {model} could not be read: {trouble(exc)}") from exc
 
     def _may_send(self, shard: int, listing: Listing) -> bool:
         """Whether it is time for another message; marks the shard as sent, if so."""

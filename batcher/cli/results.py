@@ -201,7 +201,7 @@ def _selected(selection: "Selection") -> str:
 def _sending(broker: str | None) -> "AbstractContextManager[Send | None]":
     if broker is None:
         return nullcontext()
-    from workers.queue.app import sending
+    from batcher.broker.sender import sending
 
     return sending(broker)
 

@@ -142,9 +142,9 @@ def submit_command(
     Example:
       batcher submit prompts.jsonl --model qwen --broker redis://host:6379/0 --jobs-dir /mnt/jobs
     """
+    from batcher.broker.sender import sending
     from batcher.jobdir.root import place_job
     from batcher.models.resolver import served_name
-    from workers.queue.app import sending
 
     if broker is None:
         raise click.UsageError(
@@ -246,8 +246,8 @@ def resume_command(
     log_to_stderr(logging.WARNING, broker_url=broker or "")
 
     from batcher.api.order import reopen
+    from batcher.broker.sender import sending
     from batcher.manage.resume import resume
-    from workers.queue.app import sending
 
     engine = take_engine_options(options)
     found = find_job(job, jobs_dir)

@@ -15,6 +15,7 @@ retries.py     what retries ask for: rows that run again
 workload.py    what an attempt has to do, and how it commits that
 attempts.py    what an attempt leaves for those after it
 verdict.py     what crashes mean for the next attempt: suspects, rows set aside
+standing.py    where a job stands among others
 sending.py     what is asked of a broker
 scope.py       whose queues are whose at a broker
 lock.py        one command at a time changes what a job is

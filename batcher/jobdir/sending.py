@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.manifest import ShardInfo
 
-#: Sends a message for each of these shards of a job to the workers, and returns how many; shards of refused rows need
-#: none. Raises BrokerError; what was not sent then is sent by a later call, or by whoever sweeps the job. A message too
-#: many costs nothing.
+#: Has these shards of a job worked on, and returns how many; shards of refused rows need no worker. What goes to the
+#: workers now is what the job's window holds, and the rest follows by itself (`batcher/broker/sender.py`). Raises
+#: BrokerError; what was not sent then is sent by a later call, or by whoever sweeps the job. A call too many costs
+#: nothing.
 Send = Callable[[JobDir, Sequence[ShardInfo]], int]

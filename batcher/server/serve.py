@@ -20,7 +20,6 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -331,9 +330,9 @@ def _bounds(limits: Limits) -> Bounds:
 
 
 def _sender(broker_url: str) -> Send:
-    from workers.queue.app import enqueue, make_celery
+    from batcher.broker.sender import Sender
 
-    return partial(enqueue, make_celery(broker_url))
+    return Sender(broker_url)
 
 
 def _uvicorn_config(app: "FastAPI", config: ServerConfig) -> uvicorn.Config:

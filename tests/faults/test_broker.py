@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import redis
 
-from batcher.broker.client import queue_key
+from batcher.broker.client import KEY_PREFIX, queue_name
 from batcher.broker.embedded import folder_for
+from batcher.broker.messages import encode_message
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.scope import scope_of
 from tests.faults.injection import inject
@@ -169,20 +170,17 @@ def test_flushed_broker_is_refilled_by_whoever_holds_and_sweeps(
 
 
 def test_shard_that_is_queued_fifty_times_is_run_once(family: Family, model: Path, redis_url: str) -> None:
-    from workers.queue.app import enqueue, make_celery
-
     job = submit_job(family, redis_url, shard_rows=ROWS)
-    app = make_celery(redis_url)
-    enqueue(app, job, job.manifest.shards * 49)
-    app.close()
+    queue = queue_name("tiny", scope=scope_of(job.path.parent))
+    client = redis.Redis.from_url(redis_url)
+    for _ in range(49):
+        client.lpush(KEY_PREFIX + queue, encode_message(job.job_id, 0, queue=queue))
 
     worker = start_worker(family, redis_url, model, "w1", *PACE, env=SLOW)
     start_worker(family, redis_url, model, "w2", *PACE, env=SLOW)
     wait_for_end(job)
 
-    client = redis.Redis.from_url(redis_url)
-    queue = queue_key("tiny", scope=scope_of(job.path.parent))
-    wait_for(lambda: not client.exists(queue, "batcher:unacked"), what="all messages are done with")
+    wait_for(lambda: not client.exists(KEY_PREFIX + queue, "batcher:unacked"), what="all messages are done with")
     client.close()
     assert_every_row_once(job, ROWS)
     assert job.num_attempts(0) == 1

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from batcher.broker.client import connect, queue_key
+from batcher.broker.sender import Sender
 from batcher.jobdir.attempts import Cause
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.results import read_file
@@ -29,7 +30,6 @@ from tests.support.family import (
 )
 from tests.support.job_files import make_job
 from tests.support.waiting import wait_for
-from workers.queue.app import enqueue, make_celery
 
 #: A shard is free soon, but not where a busy disk holds up whoever is to renew its lease.
 PACE = ("--slots", 4, "--lease-ttl", 5)
@@ -203,14 +203,14 @@ def test_message_lost_in_a_dead_workers_socket_is_sent_again(family: Family, mod
 
 def freeze_with_message(pids: list[int], job: JobDir, redis_url: str) -> None:
     """Have the server send the message of the only shard to a worker that will never read it."""
-    app = make_celery(redis_url)
+    sender = Sender(redis_url)
     client = connect(redis_url)
     queue = queue_key("tiny", scope=scope_of(job.path.parent))
     try:
         # A worker asks for a message once a second; between the answer and the next question, it gets none.
         for _ in range(50):
             send(signal.SIGSTOP, pids)
-            enqueue(app, job, job.pending_shards())
+            sender(job, job.pending_shards())
             if client.llen(queue) == 0:
                 assert client.hlen("batcher:unacked") == 0
                 return
@@ -220,7 +220,7 @@ def freeze_with_message(pids: list[int], job: JobDir, redis_url: str) -> None:
         raise AssertionError("the worker never waited for a message")
     finally:
         client.close()
-        app.close()
+        sender.close()
 
 
 def test_rows_that_were_in_flight_when_others_killed_their_worker_are_not_blamed(

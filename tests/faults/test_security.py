@@ -23,7 +23,9 @@ import redis
 from kombu.exceptions import OperationalError
 
 from batcher.broker.client import connect, queue_key
+from batcher.broker.messages import RUN_SHARD
 from batcher.broker.ping import ping
+from batcher.broker.sender import Sender
 from batcher.errors import BrokerError
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.scope import scope_of
@@ -31,7 +33,7 @@ from tests.support.family import Command, Family, assert_every_row_once, wait_un
 from tests.support.job_files import make_job
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_for
-from workers.queue.app import RUN_SHARD, enqueue, make_celery
+from workers.queue.app import make_celery
 
 #: With what a URL must encode, a log might quote, and a shell expand.
 PASSWORD, ENCODED = "ge/heim'$;x", "ge%2Fheim%27%24%3Bx"
@@ -189,7 +191,7 @@ def test_password_that_an_old_server_repeats_is_not_shown(tmp_path: Path) -> Non
         with pytest.raises(BrokerError, match="older than Redis 6") as on_connecting:
             connect(url)
         with pytest.raises(BrokerError, match="could be queued") as on_sending:
-            enqueue(make_celery(url), job, job.pending_shards())
+            Sender(url, scope="here")(job, job.pending_shards())
 
     assert "geheim" not in f"{on_connecting.value} {on_sending.value}"
 

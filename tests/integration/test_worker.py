@@ -159,7 +159,8 @@ def test_submit_waits_and_reports_like_run(family: Family, model: Path, redis_ur
 
 
 def test_messages_that_mean_no_job_of_ours_are_dropped(family: Family, model: Path, redis_url: str) -> None:
-    from workers.queue.app import RUN_SHARD, make_celery
+    from batcher.broker.messages import RUN_SHARD
+    from workers.queue.app import make_celery
 
     app = make_celery(redis_url)
     for message in (

@@ -53,6 +53,7 @@ family.py           commands, workers and all that they start, and the audit of 
 serving.py          `batcher serve`
 long_runs.py        around a program that tries Batcher for minutes
 redis_server.py     a broker that many share
+queues.py           what lies in the queues of a broker
 
 field_tables.py     writes the tables of docs/serving.md, and checks them
 """

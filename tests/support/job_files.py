@@ -122,6 +122,30 @@ def make_job(
     return job
 
 
+def make_bare_job(path: Path, num_shards: int, *, models: Sequence[str | None] = (MODEL,)) -> JobDir:
+    """A job of shards of one row each, by its manifest alone: the files of its shards are not there.
+
+    `models` are those of the shards in turn.
+    """
+    job = JobDir(path)
+    infos = tuple(ShardInfo(shard, models[shard % len(models)], 1, 1) for shard in range(num_shards))
+    manifest = Manifest(
+        job_id=path.name,
+        created_at=datetime(2026, 1, 1, tzinfo=UTC),
+        inputs=("prompts.jsonl",),
+        fingerprint="f",
+        defaults=SamplingParams(),
+        default_model=MODEL,
+        seed=7,
+        num_rows=num_shards,
+        num_refused=sum(info.model is None for info in infos),
+        carried_ipc=encode_schema(CARRIED),
+        shards=infos,
+    )
+    assert job.create_manifest(manifest)
+    return job
+
+
 def result_table(
     completions: Sequence[Completion],
     *,

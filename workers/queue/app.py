@@ -1,36 +1,15 @@
-"""The Celery application: every setting that the worker protocol rests on, with its reason, and sending.
+"""The Celery application: every setting that the worker protocol rests on, with its reason.
 
 A message is two ids and nothing else: `{job_id, shard}`. Each model has a queue in each scope, so a worker takes only
 what it can compute and finds in its jobs folder. Measured facts are for Celery 5.7.0 and kombu 5.7.0.
 """
 
 import math
-import shlex
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from functools import partial
 
 from celery import Celery
-from kombu.exceptions import OperationalError
 
-from batcher.broker.client import (
-    CONNECT_TIMEOUT_S,
-    HEALTH_CHECK_INTERVAL_S,
-    KEY_PREFIX,
-    SOCKET_TIMEOUT_S,
-    connect,
-    queue_name,
-    trouble,
-)
-from batcher.broker.url import celery_url, hide_password
-from batcher.errors import BrokerError
-from batcher.jobdir.folder import JobDir
-from batcher.jobdir.manifest import ShardInfo
-from batcher.jobdir.scope import scope_of
-from batcher.jobdir.sending import Send
-
-#: The one task.
-RUN_SHARD = "batcher.run_shard"
+from batcher.broker.client import CONNECT_TIMEOUT_S, HEALTH_CHECK_INTERVAL_S, KEY_PREFIX, SOCKET_TIMEOUT_S
+from batcher.broker.url import celery_url
 
 _SETTINGS = {
     # Acknowledge after the work, so that the message of a worker that was stopped goes back to the queue.
@@ -115,42 +94,3 @@ def make_celery(broker_url: str, **transport_options: object) -> Celery:
     app.conf.update(_SETTINGS)
     app.conf.broker_transport_options = {**app.conf.broker_transport_options, **transport_options}
     return app
-
-
-@contextmanager
-def sending(broker_url: str) -> Iterator[Send]:
-    """What sends shards to the workers of their job's jobs folder, within the block.
-
-    Raises BrokerError at once where the broker can't be reached.
-    """
-    connect(broker_url).close()
-    with make_celery(broker_url) as app:
-        yield partial(enqueue, app)
-
-
-def enqueue(app: Celery, job: JobDir, shards: Iterable[ShardInfo], *, scope: str | None = None) -> int:
-    """Send a message for each shard to the queue of its model; shards of refused rows need none. Returns how many.
-
-    `scope` None: that of the job's jobs folder. Large shards go first, so that the workers end at about the same time.
-    Raises BrokerError where the broker is away, or is full, and what `scope_of` raises.
-    """
-    url = app.conf.broker_url
-    scope = scope or scope_of(job.path.parent, store=job.store)
-    num_sent = 0
-    try:
-        with app.producer_pool.acquire(block=True) as producer:
-            for info in sorted(shards, key=lambda info: -info.num_choices):
-                if info.model is None:
-                    continue
-                message = {"job_id": job.job_id, "shard": info.shard}
-                queue = queue_name(info.model, scope=scope)
-                app.send_task(RUN_SHARD, kwargs=message, queue=queue, producer=producer)
-                num_sent += 1
-    except OperationalError as exc:
-        raise BrokerError(
-            f"broker {hide_password(url)}: after {num_sent} shards of {job.job_id} no more could be queued: "
-            f"{trouble(exc, url)}. "
-            "The job is whole on disk: workers that run find the rest when the broker takes it, or "
-            f"`batcher resume {shlex.quote(str(job.path))} --broker URL` queues it"
-        ) from exc
-    return num_sent

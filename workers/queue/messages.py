@@ -9,12 +9,11 @@ dropped with a line in the log, or replaced by a message of our own making that 
 import base64
 import binascii
 import json
-import uuid
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
+from batcher.broker.messages import RUN_SHARD, envelope
 from batcher.ids import ID_PATTERN
-from workers.queue.app import RUN_SHARD
 
 #: Bytes of a body. Ours have at most 300; a long one is not even parsed.
 MAX_BODY = 1024
@@ -60,13 +59,12 @@ class ShardMessage:
                     return cls.from_values(job_id, shard)
         raise MessageError(f"its body {_shown(body)} is not two ids")
 
-    def to_body(self) -> bytes:
-        """The body of Celery's protocol 2."""
-        return json.dumps([[], {"job_id": self.job_id, "shard": self.shard}, {}]).encode()
 
+def checked(data: bytes, *, queue: str, priority: int = 0) -> bytes:
+    """The message that kombu gets for `data`, taken from `queue`. `priority` is kombu's, of the list where it lay.
 
-def checked(data: bytes, *, queue: str) -> bytes:
-    """The message that kombu gets for `data`, taken from `queue`. Raises MessageError where it is not one of ours."""
+    Raises MessageError where it is not one of ours.
+    """
     if len(data) > MAX_MESSAGE:
         raise MessageError(f"it has {len(data):,} bytes")
     try:
@@ -83,26 +81,9 @@ def checked(data: bytes, *, queue: str) -> bytes:
             # An id of Celery's, which stands in its log.
             if task != RUN_SHARD or not (isinstance(number, str) and ID_PATTERN.fullmatch(number)):
                 raise MessageError(f"its task is {_shown(task)}, its id {_shown(number)}")
-            return json.dumps(_envelope(ShardMessage.from_body(_decode(body)), number, queue)).encode()
+            ids = ShardMessage.from_body(_decode(body))
+            return json.dumps(envelope(ids.job_id, ids.shard, number=number, queue=queue, priority=priority)).encode()
     raise MessageError(f"{_shown(data)} is not of Celery's making")
-
-
-def _envelope(message: ShardMessage, number: str, queue: str) -> dict[str, Any]:
-    """A message as kombu makes them. Its tag is new: another message can have the one that was sent, too."""
-    return {
-        "body": base64.b64encode(message.to_body()).decode(),
-        "content-encoding": "utf-8",
-        "content-type": "application/json",
-        "headers": {"lang": "py", "task": RUN_SHARD, "id": number, "root_id": number},
-        "properties": {
-            "correlation_id": number,
-            "delivery_mode": 2,
-            "delivery_info": {"exchange": "", "routing_key": queue},
-            "priority": 0,
-            "body_encoding": "base64",
-            "delivery_tag": str(uuid.uuid4()),
-        },
-    }
 
 
 def _decode(body: str) -> bytes:

@@ -12,7 +12,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -20,17 +19,17 @@ from typing import Self
 import redis
 
 from batcher import __version__
-from batcher.broker.client import open_client, queue_keys, trouble
+from batcher.broker.client import cursor_key, open_client, queue_keys, queue_name, queued_key, trouble
 from batcher.broker.leases import Pace
 from batcher.broker.presence import MAX_MODELS, Announcer, Presence
+from batcher.broker.sender import Sender
 from batcher.broker.sweep import LOOK_AGE_S, Every, Sweep
+from batcher.broker.turns import Turns
 from batcher.errors import BatcherError, BrokerError, StorageError
 from batcher.jobdir.folder import JobDir, Watch
 from batcher.jobdir.root import list_jobs
-from batcher.jobdir.sending import Send
 from batcher.manage.finish import finalize
 from workers.process.events import WorkerConfig
-from workers.queue.app import enqueue, make_celery
 
 logger = logging.getLogger(f"batcher.{__name__}")
 
@@ -126,15 +125,16 @@ class Sweeper:
 
 
 class JobSweep:
-    """Sweeps one job, as `watch` sees it; `send` sends what it finds to the queues of `scope`.
+    """Sweeps one job, as `watch` sees it; `sender` sends what it finds to the queues of `scope`.
 
     Queues that are the job's own are kept from outliving it for long: a command that is killed leaves them behind.
     """
 
-    def __init__(self, watch: Watch, broker_url: str, *, send: Send, scope: str, lease_ttl_s: float) -> None:
+    def __init__(self, watch: Watch, broker_url: str, *, scope: str, lease_ttl_s: float) -> None:
         self._client = open_client(broker_url)
         self._own_keys = own_keys(watch.job) if scope == watch.job.manifest.identity else []
-        self._sweep = Sweep(watch.job, self._client, send=send, scope=scope, lease_ttl_s=lease_ttl_s, watch=watch)
+        sender = Sender(broker_url, scope=scope)
+        self._sweep = Sweep(watch.job, self._client, sender=sender, lease_ttl_s=lease_ttl_s, watch=watch)
         self._interval_s = Pace(lease_ttl_s).sweep_interval_s
         self._look = Every(self._interval_s)
 
@@ -161,7 +161,11 @@ class JobSweep:
 def own_keys(job: JobDir) -> list[str]:
     """What a broker holds of the queues that are a job's own."""
     scope = job.manifest.identity
-    return [key for model in job.manifest.models for key in queue_keys(model, scope=scope)]
+    keys: list[str] = []
+    for model in job.manifest.models:
+        queue = queue_name(model, scope=scope)
+        keys += [*queue_keys(model, scope=scope), queued_key(job.job_id, queue), cursor_key(job.job_id, queue)]
+    return keys
 
 
 def drop_own_queues(job: JobDir, broker_url: str) -> None:
@@ -183,11 +187,11 @@ class RootSweep:
 
     def __init__(self, root: Path, broker_url: str, *, scope: str, models: frozenset[str], lease_ttl_s: float) -> None:
         self._root = root
-        self._scope = scope
         self._models = models
         self._lease_ttl_s = lease_ttl_s
         self._client = open_client(broker_url)
-        self._send = partial(enqueue, make_celery(broker_url), scope=scope)
+        self._sender = Sender(broker_url, scope=scope)
+        self._turns = Turns(self._client, scope=scope)
         self._interval_s = Pace(lease_ttl_s).sweep_interval_s
         self._look = Every(self._interval_s)
         # By path and version of the manifest: a job deleted and submitted again under its name is another job.
@@ -203,6 +207,7 @@ class RootSweep:
             except (BatcherError, OSError) as exc:
                 # A network folder that is away for a while. Those known before are swept as ever.
                 logger.warning("the jobs are not listed: %s", exc)
+        queues = {model: self._turns.read(model) for model in self._models} if is_look_due and self._sweeps else {}
         next_expiry_s = math.inf
         for sweep in self._sweeps.values():
             try:
@@ -212,7 +217,7 @@ class RootSweep:
                     sweep.release_dead(process)
                 next_expiry_s = min(next_expiry_s, sweep.reap())
                 if is_look_due:
-                    sweep.look(max_age_s=LOOK_AGE_S)
+                    sweep.look(max_age_s=LOOK_AGE_S, queues=queues)
             except BrokerError:
                 raise
             except BatcherError as exc:
@@ -236,8 +241,7 @@ class RootSweep:
     def _sweep_of(self, job: JobDir) -> Sweep:
         return Sweep(
             *(job, self._client),
-            send=self._send,
-            scope=self._scope,
+            sender=self._sender,
             models=self._models,
             lease_ttl_s=self._lease_ttl_s,
         )

@@ -23,12 +23,27 @@ from kombu.transport import redis as kombu_redis
 from kombu.utils.json import dumps
 from kombu.utils.scheduling import round_robin_cycle
 
-from workers.queue.messages import MessageError, checked
+from batcher.broker.client import KEY_PREFIX, PRIORITY_SEPARATOR, list_name, queued_key
+from batcher.jobdir.standing import NORMAL, PRIORITIES
+from workers.queue.messages import MessageError, ShardMessage, checked
 
 #: Of the transport's options.
 IS_OPEN = "is_open"
 
 logger = logging.getLogger(f"batcher.{__name__}")
+
+
+def _step(priority: int) -> int:
+    """kombu's number of a priority of ours: 0 is the most urgent."""
+    return PRIORITIES[-1] - priority
+
+
+def _priority(step: int) -> int:
+    return PRIORITIES[-1] - step
+
+
+#: Of all priorities, the most urgent first.
+_STEPS = [_step(priority) for priority in reversed(PRIORITIES)]
 
 
 class CheckingClient(kombu_redis.PrefixedStrictRedis):
@@ -40,10 +55,9 @@ class CheckingClient(kombu_redis.PrefixedStrictRedis):
         if command_name != "BRPOP" or not found:
             return found
         key, data = found
-        # Behind the separator stands a priority, which no message of ours has.
-        queue = key.decode(errors="replace").partition(kombu_redis.Channel.sep)[0]
+        queue, _, priority = key.decode(errors="replace").partition(PRIORITY_SEPARATOR)
         try:
-            return key, checked(data, queue=queue)
+            return key, checked(data, queue=queue, priority=_step(int(priority or NORMAL)))
         except MessageError as exc:
             logger.warning("a message is dropped: %s", exc)
             return None
@@ -72,7 +86,10 @@ class TakenMessages(kombu_redis.QoS):
             self._remove_from_indices(tag, pipe)
             if is_known and message is not None:
                 push = pipe.lpush if leftmost else pipe.rpush
-                push(message.delivery_info["routing_key"], dumps(message._raw))
+                queue = message.delivery_info["routing_key"]
+                push(self.channel._q_for_pri(queue, message.properties["priority"]), dumps(message._raw))
+                ids = ShardMessage.from_body(message.body)
+                pipe.sadd(queued_key(ids.job_id, queue).removeprefix(KEY_PREFIX), ids.shard)
 
         with self.channel.conn_or_acquire(client) as client:
             client.transaction(put_back, self.unacked_key)
@@ -90,15 +107,23 @@ class OpenQueues(round_robin_cycle):
 
 
 class Channel(kombu_redis.Channel):
-    """kombu's channel, with the classes above. The option `is_open` says of a queue whether it is taken from now."""
+    """kombu's channel, with the classes above. The option `is_open` says of a queue whether it is taken from now.
+
+    kombu asks for the lists of all queues in the order of `priority_steps`, of which the first is the most urgent.
+    """
 
     QoS = TakenMessages
+    priority_steps = _STEPS
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         is_open = self.connection.client.transport_options.get(IS_OPEN)
         if is_open is not None:
             self._queue_cycle = OpenQueues(is_open)
+
+    def _q_for_pri(self, queue: str, pri: int) -> str:
+        """The list of a queue for a step."""
+        return list_name(queue, _priority(pri))
 
     def _get_client(self) -> Any:
         super()._get_client()

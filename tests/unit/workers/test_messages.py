@@ -9,8 +9,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from batcher.broker.client import open_client
+from batcher.broker.messages import RUN_SHARD, encode_body, encode_message
 from batcher.ids import ID_PATTERN
-from workers.queue.app import RUN_SHARD, make_celery
+from workers.queue.app import make_celery
 from workers.queue.messages import MAX_BODY, MAX_MESSAGE, MessageError, ShardMessage, checked
 
 EMBEDDED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
@@ -51,8 +52,15 @@ def test_our_own_message_passes_as_two_ids() -> None:
     message = check(make_message())
 
     assert json.loads(b64decode(message["body"])) == [[], {"job_id": "job-1", "shard": 7}, {}]
-    assert message["headers"] == {"lang": "py", "task": RUN_SHARD, "id": TASK_ID, "root_id": TASK_ID}
+    assert message["headers"] == {"lang": "py", "task": RUN_SHARD, "id": TASK_ID, "root_id": TASK_ID, "of": "job-1/7"}
     assert message["properties"]["delivery_info"]["routing_key"] == "batcher.tiny"
+
+
+def test_what_we_send_passes_and_a_turn_is_not_passed_on() -> None:
+    message = check(json.loads(encode_message("job-1", 7, queue="batcher.tiny")))
+
+    assert json.loads(b64decode(message["body"])) == [[], {"job_id": "job-1", "shard": 7}, {}]
+    assert "turn" not in message["headers"], "put back, it goes before all others"
 
 
 def test_what_celery_sends_and_what_was_passed_once_pass(redis_url: str) -> None:
@@ -138,7 +146,7 @@ def test_two_values_are_two_ids_or_refused(job_id: Any, shard: Any) -> None:
         return
     assert ID_PATTERN.fullmatch(message.job_id)
     assert message.shard >= 0
-    assert ShardMessage.from_body(message.to_body()) == message
+    assert ShardMessage.from_body(encode_body(message.job_id, message.shard)) == message
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from batcher.broker.sender import Sender
 from batcher.broker.sweep import LOOK_AGE_S, Sweep
 from batcher.jobdir.folder import JobDir, Watch
 from batcher.jobdir.heartbeats import workers_dir
@@ -86,12 +87,17 @@ def test_row_that_timed_out_is_retried_in_a_store_without_files(bench: Bench) ->
     assert _rows(job, 0) == [0, 1, 2]
 
 
-def test_each_look_at_a_job_is_one_listing(bench: Bench, store: MemoryStore, client: redis.Redis) -> None:
-    """Given who waits for a job, when it reads the status and sweeps at a moment, then it lists the job once."""
+def test_each_look_at_a_job_is_one_listing(
+    bench: Bench, store: MemoryStore, client: redis.Redis, broker_url: str
+) -> None:
+    """Given who waits for a job, when it reads the status and sweeps at a moment, then it lists the job once. What
+    workers there are is known to the sender for some seconds."""
     job = bench.job
     watch = Watch(job)
     reader = StatusReader(job, watch=watch)
-    sweep = Sweep(job, client, send=lambda job, shards: len(shards), watch=watch, scope=job.manifest.identity)
+    sender = Sender(broker_url, scope=job.manifest.identity)
+    sender.window(job, "tiny")
+    sweep = Sweep(job, client, sender=sender, watch=watch)
 
     for _ in range(3):
         del store.listings[:]

@@ -9,6 +9,7 @@ import redis
 
 from batcher.broker.client import queue_key, queue_keys
 from batcher.broker.leases import Leases, new_lease
+from batcher.broker.sender import Sender
 from batcher.errors import BrokerError, JobError
 from batcher.jobdir.folder import JobDir, Watch
 from tests.support.job_files import MODEL, make_job
@@ -162,7 +163,7 @@ def test_damaged_job_does_not_keep_others_from_being_swept(
 
 def test_round_is_due_when_the_first_lease_can_expire(tmp_path: Path, broker_url: str, client: redis.Redis) -> None:
     job = make_job(tmp_path / "job", (1, 1))
-    sweep = JobSweep(Watch(job), broker_url, send=lambda job, shards: 0, lease_ttl_s=30, scope=SCOPE)
+    sweep = JobSweep(Watch(job), broker_url, lease_ttl_s=30, scope=SCOPE)
     assert sweep.tick([]) == 4
     lease = new_lease(job.manifest.identity, 0, worker="w", process="p")
     Leases(client).claim(lease)
@@ -178,18 +179,20 @@ def test_queues_of_a_job_of_its_own_expire_and_those_of_a_jobs_folder_do_not(
     """A command that is killed leaves its queues behind; they are renewed for as long as it lives."""
     job = make_job(tmp_path / "job", (1, 1))
     own = job.manifest.identity
-    keys = [key for scope in (own, SCOPE) for key in queue_keys(MODEL, scope=scope)]
-    for key in keys:
-        client.lpush(key, "message")
+    Sender(broker_url, scope=own)(job, job.manifest.shards)
+    for scope in (own, SCOPE):
+        for key in queue_keys(MODEL, scope=scope):
+            client.lpush(key, "message")
 
     for scope in (own, SCOPE):
-        JobSweep(Watch(job), broker_url, send=lambda job, shards: 0, scope=scope, lease_ttl_s=30).tick([])
+        JobSweep(Watch(job), broker_url, scope=scope, lease_ttl_s=30).tick([])
 
-    lives = [client.ttl(key) for key in keys]
-    assert all(0 < ttl <= 86_400 for ttl in lives[:3])
-    assert lives[3:] == [-1, -1, -1]
+    assert len(client.keys(f"batcher:*{own}*")) == 10 + 2 + 2
+    assert all(0 < client.ttl(key) <= 86_400 for key in client.keys(f"batcher:*{own}*"))
+    assert {client.ttl(key) for key in queue_keys(MODEL, scope=SCOPE)} == {-1}
     drop_own_queues(job, broker_url)
-    assert [client.exists(key) for key in keys] == [0, 0, 0, 1, 1, 1]
+    assert client.keys(f"batcher:*{own}*") == []
+    assert client.exists(*queue_keys(MODEL, scope=SCOPE)) == 12
 
 
 def test_broker_that_is_away_keeps_nobody_from_ending(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.support.job_files import make_job
 from tests.unit.workers.test_messages import json_values
-from workers.queue.tasks import _resolve
+from workers.queue.tasks import OpenJobs, _resolve
 
 #: Never called: no shard is run here.
 MODELS = ("tiny",)
@@ -38,7 +38,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_message_means_a_job_under_the_root(root: Path) -> None:
-    found = _resolve("job", 0, jobs_root=root, models=MODELS)
+    found = _resolve("job", 0, jobs=OpenJobs(root), models=MODELS)
 
     assert found is not None
     assert (found[0].path, found[1]) == (root.resolve() / "job", 0)
@@ -46,7 +46,7 @@ def test_message_means_a_job_under_the_root(root: Path) -> None:
 
 def test_link_to_another_job_of_the_root_is_worked_on_under_its_own_name(root: Path) -> None:
     # Under two names it would have two leases, and be worked on twice.
-    found = _resolve("alias", 0, jobs_root=root, models=MODELS)
+    found = _resolve("alias", 0, jobs=OpenJobs(root), models=MODELS)
 
     assert found is not None
     assert found[0].job_id == "job"
@@ -70,7 +70,7 @@ def test_message_for_anything_else_is_dropped_with_a_line(
     root: Path, job_id: str, shard: Any, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        assert _resolve(job_id, shard, jobs_root=root, models=MODELS) is None
+        assert _resolve(job_id, shard, jobs=OpenJobs(root), models=MODELS) is None
 
     (record,) = caplog.records
     assert record.getMessage().startswith("a message is dropped: ")
@@ -82,7 +82,7 @@ def test_message_for_anything_else_is_dropped_with_a_line(
 @example("out", 0)
 @example("job", 0)
 def test_no_json_values_mean_anything_outside_the_root(root: Path, job_id: Any, shard: Any) -> None:
-    found = _resolve(job_id, shard, jobs_root=root, models=MODELS)
+    found = _resolve(job_id, shard, jobs=OpenJobs(root), models=MODELS)
 
     if found is not None:
         assert found[0].path == root.resolve() / "job"
