@@ -17,6 +17,7 @@ options.py      what options are made of, and those that several commands share
 row_options.py  options that say what the rows of a job are
 engines.py      options of the commands that load models
 logs.py         the log of commands that stay, and its options
+piping.py       results on standard output, of a job whose folder goes
 watch.py        waiting for a job, and telling how it ended
 row_table.py    rows as a table
 texts.py        the live bar, the summary, a sample of the results

@@ -16,10 +16,11 @@ from batcher.cli import EXIT_INTERRUPTED
 from batcher.cli.engines import choose_models, engine_options, models_dir_option, models_option, standing_config
 from batcher.cli.logs import log_options, log_to_stderr, take_stderr, with_log
 from batcher.cli.options import broker_option, find_job, jobs_dir_option, option, row_timeout_option
+from batcher.cli.piping import STDOUT, output_folder, write_results
 from batcher.cli.row_options import input_options, sampling_options, say_shortage, submit_options, with_stdin
 from batcher.cli.texts import say_json_parts
 from batcher.cli.unserved import warn_of_unserved
-from batcher.cli.watch import complete_job, how_far, quoted, report_complete, typed_command, wait_for_job
+from batcher.cli.watch import complete_job, how_far, quoted, report, report_complete, typed_command, wait_for_job
 from batcher.installation import check_installed
 from batcher.paths import expand_home
 from batcher.selection import ALL_ROWS
@@ -27,13 +28,12 @@ from batcher.selection import ALL_ROWS
 if TYPE_CHECKING:
     import subprocess
 
-    from batcher.api.engines import ChosenModel
+    from batcher.api.order import Run
     from batcher.jobdir.folder import JobDir
     from batcher.jobdir.sending import Send
     from batcher.manage.finish import Summary
     from batcher.manage.repair import Damage
     from batcher.submission.source import SubmitOptions
-    from batcher.types import RemoteServers
 
 files_argument = click.argument("files", nargs=-1, required=True, metavar="FILE...")
 quiet_option = option("--quiet", "-q", is_flag=True, help="No progress; only the summary, and what went wrong.")
@@ -44,7 +44,13 @@ workers_option = option(
 
 @click.command("run")
 @files_argument
-@option("--output", "-o", required=True, type=click.Path(file_okay=False), help="The job directory.")
+@option(
+    "--output",
+    "-o",
+    required=True,
+    type=click.Path(file_okay=False),
+    help="The job directory; - writes results to stdout.",
+)
 @models_option
 @sampling_options
 @input_options
@@ -66,11 +72,12 @@ def run_command(
     """Complete the prompts of FILE... on this machine. The same command again resumes what was interrupted.
 
     FILE is Parquet, JSONL or CSV (.gz, .zst), a folder of these, a glob, or - for stdin. Results are in OUT/results
-    as Parquet.
+    as Parquet, or with -o - on stdout as JSON lines, a row a choice in input order, once all are there.
 
     \b
-    Example:
+    Examples:
       batcher run prompts.jsonl -o out --model smollm2-135m --max-tokens 64
+      cat prompts.jsonl | batcher run - -o - --model smollm2-135m | jq .text
     """
     check_installed("run", *needed_extras(broker, is_remote=bool(options["engine"])))
     take_stderr()
@@ -82,14 +89,13 @@ def run_command(
     from workers.local import job_broker
 
     engine = take_engine_options(options)
+    is_piped = output == STDOUT
+    output = click.get_current_context().with_resource(output_folder(output))
     job = JobDir(Path(expand_home(output)).resolve())
     make_options = partial(submit_options, row_timeout=engine["row_timeout_s"], **options)
     prepared = prepare_run(job, models, engine, make_options, quiet=True, choose=choose_models)
-    again = typed_command()
-    if "-" in files:
-        given = _model_arguments(prepared.models, engine["engine"].servers)
-        given += "".join(f" --allow-validator {shlex.quote(name)}" for name in engine["validators"])
-        again = f"batcher resume {shlex.quote(output)}{given}"
+    again = _resume_line(output, prepared) if is_piped or "-" in files else typed_command()
+    say = partial(write_results, quiet=quiet) if is_piped else report
     with job_broker(job, broker) as queue:
         try:
             summary = _submit(job, files, prepared.submission, quiet=quiet)
@@ -101,7 +107,7 @@ def run_command(
                 click.echo(f"  {typed_command()}", err=True)
             return EXIT_INTERRUPTED
         if summary is not None:
-            return report_complete(job, summary)
+            return say(job, summary) if is_piped else report_complete(job, summary)
         return complete_job(
             *(job, prepared.config),
             num_workers=num_workers,
@@ -109,6 +115,7 @@ def run_command(
             spares=spares,
             quiet=quiet,
             again=again,
+            say=say,
         )
 
 
@@ -320,7 +327,10 @@ def _say_how_far(job: "JobDir", *, quiet: bool) -> None:
         click.echo(f"Resuming: {how_far(job)} are done.", err=True)
 
 
-def _model_arguments(models: Sequence["ChosenModel"], servers: "RemoteServers | None") -> str:
-    urls = servers.urls if servers is not None else ()
-    given = [("--engine", url) for url in urls] + [("--model", model_spec(model)) for model in models]
-    return "".join(f" {name} {shlex.quote(value)}" for name, value in given)
+def _resume_line(output: str, run: "Run") -> str:
+    """What goes on with a run whose input can't be read again."""
+    servers = run.config.engine.servers
+    given = [("--engine", url) for url in (servers.urls if servers is not None else ())]
+    given += [("--model", model_spec(model)) for model in run.models]
+    given += [("--allow-validator", name) for name, _ in run.config.validators]
+    return shlex.join(["batcher", "resume", output, *(word for pair in given for word in pair)])

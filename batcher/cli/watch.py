@@ -12,6 +12,7 @@ from batcher.errors import BatcherError, JobPausedError
 
 if TYPE_CHECKING:
     import subprocess
+    from collections.abc import Callable
 
     from batcher.jobdir.folder import JobDir
     from batcher.manage.finish import Summary
@@ -36,8 +37,9 @@ def complete_job(
     spares: "list[subprocess.Popen[bytes]]",
     quiet: bool,
     again: str,
+    say: "Callable[[JobDir, Summary], int] | None" = None,
 ) -> int:
-    """Complete the job with local workers and report. Returns the exit code."""
+    """Complete the job with local workers and report, by `say` where that is given. Returns the exit code."""
     from batcher.api.progress import showing
     from workers.local import StoppedError, complete
 
@@ -62,7 +64,7 @@ def complete_job(
         if job.exists():
             click.echo(f"{how_far(job)} are done and kept. Go on with:\n  {again}", err=True)
         return exc.exit_code
-    return report(job, summary)
+    return (say or report)(job, summary)
 
 
 def _show_engines(text: str) -> None:
