@@ -19,9 +19,21 @@ from redis.retry import Retry
 
 from batcher.broker.client import KEY_PREFIX
 from batcher.broker.embedded import find_server
+from batcher.jobdir.drains import ask_to_drain
 from batcher.jobdir.folder import JobDir
+from batcher.jobdir.heartbeats import read_heartbeats
+from batcher.manage.pause import PauseResult, pause
 from tests.chaos.audit import Witness
-from tests.chaos.faults import BROKER_FREEZE_S, FREEZE_S, ON_CHUNKS, ON_WORKERS, OUTAGE_S, Fault, FaultKind
+from tests.chaos.faults import (
+    BROKER_FREEZE_S,
+    FREEZE_S,
+    ON_CHUNKS,
+    ON_WORKERS,
+    OUTAGE_S,
+    PAUSE_S,
+    Fault,
+    FaultKind,
+)
 from tests.support.family import Command, Family
 from tests.support.redis_server import free_port
 
@@ -36,6 +48,8 @@ _RESTART_PAUSE_S = 0.5
 #: Seconds. Grace is 8 by default, and a broker that hangs costs one more timeout.
 STOP_LIMIT_S = 30.0
 _MAX_BROKER_STARTS = 20
+#: Seconds between two tries to have a paused job go on.
+RESUME_INTERVAL_S = 3.0
 
 
 class Broker:
@@ -123,6 +137,8 @@ class Worker:
     #: When it must have ended, after it was asked to. Freezing it puts this off.
     must_end_by: float | None = None
     is_end_expected: bool = False
+    #: It was asked to drain, and nobody has killed it since.
+    is_draining: bool = False
 
 
 @dataclass(slots=True)
@@ -144,9 +160,10 @@ class Submitter:
         jobs_dir = ("--jobs-dir", job.path.parent)
         what = ("--job-id", job.job_id, "--model", MODEL, "--shard-rows", SHARD_ROWS)
         self._submit: tuple[object, ...] = ("submit", source, *what, *jobs_dir, *options)
+        self._resume: tuple[object, ...] = ("resume", job.job_id, *jobs_dir, *options)
         waiters: list[tuple[object, ...]] = [
             (*self._submit, "--wait"),
-            ("resume", job.job_id, *jobs_dir, *options),
+            self._resume,
             ("status", job.job_id, "--watch", *jobs_dir),
         ]
         self._rng.shuffle(waiters)
@@ -155,6 +172,8 @@ class Submitter:
         self._command: Command | None = None
         self._starts_at = 0.0
         self._dies_at = 0.0
+        #: When a pause is to end, by `resume`.
+        self._resumes_at: float | None = None
         self.num_killed_midway = 0
         self.has_submitted = False
         self.problems: list[str] = []
@@ -162,9 +181,16 @@ class Submitter:
     def poll(self) -> None:
         """Start what is to run next. The first submits are killed on their way, at times that the seed gives."""
         now = time.monotonic()
+        if self._resumes_at is not None and now >= self._resumes_at:
+            if not self._job.is_paused:
+                # Another command of ours took it up, or it was completed.
+                self._resumes_at = None
+            elif self._command is not None and self._arguments is not self._resume:
+                # It may be one that waits the pause out.
+                self.kill()
         if self._command is None:
             if now >= self._starts_at:
-                self._arguments = next(self._waiters) if self.has_submitted else self._submit
+                self._arguments = self._next()
                 self._command = self._family.start(*self._arguments)
                 # It takes about a second, so some of these come too late.
                 self._dies_at = now + self._rng.uniform(0.2, 1.5)
@@ -173,6 +199,28 @@ class Submitter:
         elif not self.has_submitted and self.num_killed_midway < 2 and now >= self._dies_at:
             self.kill()
             self.num_killed_midway += 1
+
+    def _next(self) -> tuple[object, ...]:
+        if not self.has_submitted:
+            return self._submit
+        if self._resumes_at is None or time.monotonic() < self._resumes_at:
+            return next(self._waiters)
+        # Until it has worked: the broker may be away.
+        self._resumes_at = time.monotonic() + RESUME_INTERVAL_S
+        return self._resume
+
+    def pause(self, duration_s: float) -> str | None:
+        """Pause the job and have it go on after `duration_s`, or earlier by a command that takes it up. Returns what
+        was done."""
+        if not self._job.exists() or pause(self._job) is not PauseResult.PAUSED:
+            return None
+        self._resumes_at = time.monotonic() + duration_s
+        return f"{self._job.job_id} for {duration_s:.1f} s"
+
+    def end_pause(self) -> None:
+        """Have the job go on now, if it is paused."""
+        if self._resumes_at is not None:
+            self._resumes_at = 0.0
 
     def kill(self) -> str | None:
         """Kill what runs now. Returns what it was."""
@@ -207,6 +255,7 @@ class Cluster:
         #: Why workers ended that nobody had killed or asked to.
         self.gave_up: list[str] = []
         self._family = family
+        self._jobs_dir = jobs_dir
         self._frozen: list[_Frozen] = []
         where = ("--broker", broker.url, "--jobs-dir", jobs_dir)
         engine = ("--model", f"{MODEL}={model}", "--threads", 1, "--slots", SLOTS, "--ctx", CONTEXT_LENGTH)
@@ -224,7 +273,7 @@ class Cluster:
                 self._watch(worker, worker.command)
             elif now >= worker.starts_at:
                 worker.command = self._family.start("worker", "--name", worker.name, *self._options)
-                worker.is_end_expected, worker.must_end_by = False, None
+                worker.is_end_expected, worker.must_end_by, worker.is_draining = False, None, False
 
     def inject(self, fault: Fault, *, witness: Witness, submitter: Submitter) -> str | None:
         """Do it. Returns what was done to whom, or None where there was nobody to do it to."""
@@ -235,6 +284,8 @@ class Cluster:
             return _damage(fault, witness)
         if kind is FaultKind.KILL_SUBMITTER:
             return submitter.kill()
+        if kind is FaultKind.PAUSE_JOB:
+            return submitter.pause(fault.duration_s(PAUSE_S))
         if kind in (FaultKind.KILL_BROKER, FaultKind.LOSE_BROKER):
             outage_s = fault.duration_s(OUTAGE_S)
             is_lost = kind is FaultKind.LOSE_BROKER
@@ -270,6 +321,8 @@ class Cluster:
         now = time.monotonic()
         code = command.process.poll()
         if code is not None:
+            if worker.is_draining and code != 0:
+                self.problems.append(f"{worker.name} was drained and ended with {code}: {_last(command)}")
             if not worker.is_end_expected:
                 self.gave_up.append(f"{worker.name} ended with {code}: {_last(command)}")
             worker.command, worker.starts_at = None, now + _RESTART_PAUSE_S
@@ -302,16 +355,28 @@ class Cluster:
                 worker.must_end_by = max(time.monotonic(), thawed_at) + STOP_LIMIT_S
                 command.process.terminate()
                 return worker.name
+            case FaultKind.DRAIN_WORKER:
+                return self._drain(worker, command)
             case FaultKind.KILL_CHILD:
                 victims = both[1:]
             case FaultKind.KILL_SUPERVISOR:
                 victims = both[:1]
             case _:
                 victims = both
-        worker.is_end_expected |= command.pid in victims
+        if command.pid in victims:
+            worker.is_end_expected, worker.is_draining = True, False
         for pid in victims:
             _signal(pid, _born(pid), signal.SIGKILL)
         return f"{worker.name}, {' and '.join(map(str, victims))}"
+
+    def _drain(self, worker: Worker, command: Command) -> str | None:
+        """Ask the life that a worker has now to drain; those before may look alive."""
+        for report in read_heartbeats(self._jobs_dir):
+            beat = report.beat
+            if (beat.name, beat.pid) == (worker.name, command.pid):
+                worker.is_end_expected = worker.is_draining = True
+                return worker.name if ask_to_drain(self._jobs_dir, beat.name, beat.instance) else None
+        return None
 
     def _freeze(self, pids: list[int], duration_s: float) -> str:
         """Stop processes; one that is stopped already is from now on stopped for as long as the longer of the two."""

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-#: Seconds, on average, from one fault to the next.
+#: Seconds, on average, from one fault to the next, where nothing else is said.
 MEAN_PAUSE_S = 2.2
 
 
@@ -24,6 +24,8 @@ class FaultKind(StrEnum):
     FLUSH_BROKER = "FLUSHALL"
     CUT_CONNECTIONS = "CLIENT KILL TYPE normal"
     DELETE_LEASE = "lease deleted"
+    DRAIN_WORKER = "worker drained"
+    PAUSE_JOB = "job paused, 1-20 s"
     KILL_SUBMITTER = "SIGKILL submitter or waiter"
     FLIP_BIT = "bit of a chunk flipped"
     TRUNCATE_CHUNK = "chunk truncated"
@@ -43,6 +45,8 @@ _DECK = {
     FaultKind.FLUSH_BROKER: 1,
     FaultKind.CUT_CONNECTIONS: 1,
     FaultKind.DELETE_LEASE: 2,
+    FaultKind.DRAIN_WORKER: 2,
+    FaultKind.PAUSE_JOB: 2,
     FaultKind.KILL_SUBMITTER: 2,
     FaultKind.FLIP_BIT: 2,
     FaultKind.TRUNCATE_CHUNK: 2,
@@ -56,6 +60,7 @@ ON_WORKERS = frozenset(
         FaultKind.STOP_WORKER,
         FaultKind.FREEZE_CHILD,
         FaultKind.FREEZE_WORKER,
+        FaultKind.DRAIN_WORKER,
     }
 )
 ON_CHUNKS = frozenset({FaultKind.FLIP_BIT, FaultKind.TRUNCATE_CHUNK})
@@ -64,15 +69,18 @@ ON_CHUNKS = frozenset({FaultKind.FLIP_BIT, FaultKind.TRUNCATE_CHUNK})
 FREEZE_S = (1.0, 8.0, 40.0)
 BROKER_FREEZE_S = (1.0, 4.0, 15.0)
 OUTAGE_S = (0.1, 1.5, 8.0)
+PAUSE_S = (1.0, 4.0, 20.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One fault. `pause_s` is the time since the one before. `target` and `place`, both in [0, 1), say which of the
-    workers, leases or chunks there are, and where in the chunk; `length` in units of the mean says for how long."""
+    """One fault. `pause_s` is the time since the one before. `job`, `target` and `place`, all in [0, 1), say which of
+    the jobs, which of the workers, leases or chunks there are, and where in the chunk; `length` in units of the mean
+    says for how long."""
 
     kind: FaultKind
     pause_s: float
+    job: float
     target: float
     place: float
     length: float
@@ -82,7 +90,7 @@ class Fault:
         return min(longest, shortest + self.length * mean)
 
 
-def draw_faults(seed: int) -> Iterator[Fault]:
+def draw_faults(seed: int, *, mean_pause_s: float = MEAN_PAUSE_S) -> Iterator[Fault]:
     """The faults of a seed, without end: what happens when, whatever comes of it.
 
     Kinds are drawn from a deck that is shuffled anew whenever it is used up, so that a minute has some of each.
@@ -92,4 +100,5 @@ def draw_faults(seed: int) -> Iterator[Fault]:
         deck = [kind for kind, count in _DECK.items() for _ in range(count)]
         rng.shuffle(deck)
         for kind in deck:
-            yield Fault(kind, rng.expovariate(1 / MEAN_PAUSE_S), rng.random(), rng.random(), rng.expovariate(1))
+            pause_s, length = rng.expovariate(1 / mean_pause_s), rng.expovariate(1)
+            yield Fault(kind, pause_s, rng.random(), rng.random(), rng.random(), length)

@@ -1,12 +1,14 @@
 """Random faults at random times to everything that can die while jobs run; then the audit: nothing lost, nothing twice.
 
-    python -m tests.chaos.run [--minutes 10] [--seed 1] [--workers 3] [--rows 2000] [--verbose] [--keep FOLDER]
+    python -m tests.chaos.run [--minutes 10] [--seed 1] [--workers 3] [--jobs 2] [--rows 1000] [--every 2.2]
+        [--verbose] [--keep FOLDER]
 
-A real broker with an append-only file, `batcher worker` processes, and a submitter that submits a job and then waits
-for it. A loop kills, freezes, cuts off and corrupts them, about every 2 s; what dies is started again half a second
-later, as a service manager would. A job that is complete is followed by the next one, so that the faults never pause;
-when the time is over they end, the last job may finish, all workers are stopped, and every job is audited: late, so
-that a frozen worker that comes back to a job that is complete is part of it.
+A real broker with an append-only file, `batcher worker` processes, and for each of some jobs at a time a submitter that
+submits it and then waits for it. A loop kills, freezes, cuts off and corrupts them, about every 2 s, pauses jobs for a
+while and drains workers; what dies is started again half a second later, as a service manager would. A job that is
+complete is followed by the next one, so that the faults never pause; when the time is over they end, the last jobs may
+finish, all workers are stopped, and every job is audited: late, so that a frozen worker that comes back to a job that
+is complete is part of it.
 
 The seed gives the jobs' rows and the faults: what is done, to which of the candidates, after what pause. What comes of
 them depends on the machine's timing, so a run can't be repeated exactly. The model is tiny and random; its rows take
@@ -30,7 +32,7 @@ from pathlib import Path
 from batcher.jobdir.folder import JobDir
 from tests.chaos.audit import SET_ASIDE, Audit, InputRow, Why, Witness, audit_job
 from tests.chaos.cluster import CONTEXT_LENGTH, SLOTS, Broker, Cluster, Submitter
-from tests.chaos.faults import FaultKind, draw_faults
+from tests.chaos.faults import MEAN_PAUSE_S, FaultKind, draw_faults
 from tests.support.family import Family
 from tests.support.long_runs import forget_options, own_folder
 from tests.support.tiny_gguf import write_tiny_gguf
@@ -129,14 +131,22 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=10.0, help="how long faults are injected (default: 10)")
     parser.add_argument("--seed", type=int, default=1, help="of the faults and of the jobs' rows (default: 1)")
     parser.add_argument("--workers", type=int, default=3, help="worker processes (default: 3)")
-    parser.add_argument("--rows", type=int, default=2000, help="rows of a job (default: 2000)")
+    parser.add_argument("--jobs", type=int, default=2, help="jobs at a time (default: 2)")
+    parser.add_argument("--rows", type=int, default=1000, help="rows of a job (default: 1000)")
+    parser.add_argument(
+        "--every",
+        type=float,
+        default=MEAN_PAUSE_S,
+        metavar="SECONDS",
+        help=f"from one fault to the next, on average; more where others need the cores (default: {MEAN_PAUSE_S})",
+    )
     parser.add_argument("--verbose", "-v", action="store_true", help="print every fault to stderr")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="work in this new folder, and leave it there")
     args = parser.parse_args()
     if args.keep is not None and args.keep.exists():
         parser.error(f"--keep {args.keep}: is there already; give a new folder")
-    if min(args.minutes, args.workers, args.rows) <= 0:
-        parser.error("--minutes, --workers and --rows must be above 0")
+    if min(args.minutes, args.workers, args.jobs, args.rows, args.every) <= 0:
+        parser.error("--minutes, --workers, --jobs, --rows and --every must be above 0")
     if sys.platform != "linux":
         parser.error("processes are found by /proc, which only Linux has")
     return args
@@ -159,6 +169,8 @@ class Chaos:
             self._family, self._broker, jobs_dir=self._jobs_dir, model=model, num_workers=args.workers
         )
         self._runs: list[Run] = []
+        #: Those that are not complete.
+        self._open: list[Run] = []
         self._report = Report()
         self._begin = self._last_progress = time.monotonic()
 
@@ -168,7 +180,8 @@ class Chaos:
             self._broker.start()
             self._broker.wait_until_ready()
             self._begin = self._last_progress = time.monotonic()
-            self._next_job()
+            for _ in range(self._args.jobs):
+                self._next_job()
             self._storm()
             self._settle()
             self._judge()
@@ -182,39 +195,39 @@ class Chaos:
 
     def _storm(self) -> None:
         """Inject faults until the time is over."""
-        faults = draw_faults(self._args.seed)
+        faults = draw_faults(self._args.seed, mean_pause_s=self._args.every)
         fault = next(faults)
         due = self._begin + fault.pause_s
         end = self._begin + 60 * self._args.minutes
         while (now := time.monotonic()) < end:
             if now >= due:
-                run = self._runs[-1]
+                run = self._open[int(fault.job * len(self._open))]
                 done = self._cluster.inject(fault, witness=run.witness, submitter=run.submitter)
                 counter = self._report.missed if done is None else self._report.injected
                 counter[fault.kind] += 1
                 self._say(f"{fault.kind}: {done or 'nobody there'}")
                 fault = next(faults)
                 due += fault.pause_s
-            if self._tick():
+            for _ in range(self._tick()):
                 self._next_job()
 
     def _settle(self) -> None:
-        """Let the last job finish, undisturbed, and then all workers stop."""
+        """Let the last jobs finish, undisturbed, and then all workers stop."""
         begin = time.monotonic()
         self._say("no more faults")
         self._cluster.thaw_all()
-        while not self._tick():
+        for run in self._open:
+            run.submitter.end_pause()
+        last = list(self._open)
+        while self._open:
+            self._tick()
             if time.monotonic() > max(begin, self._last_progress) + PATIENCE_S:
-                job = self._runs[-1].witness.job
-                pending = len(job.pending_shards()) if job.exists() else "all"
-                self._report.problems.append(
-                    f"{job.job_id}: no row was saved for {PATIENCE_S:.0f} s, although there were no more faults; "
-                    f"{pending} shards are missing"
-                )
+                self._report.problems += [_stuck(run.witness.job) for run in self._open]
                 break
         self._report.finish_s = time.monotonic() - begin
         self._cluster.stop_workers()
-        self._runs[-1].witness.look()
+        for run in last:
+            run.witness.look()
 
     def _judge(self) -> None:
         """Audit all jobs, now that nobody is left who could write to them, and hear what the processes said."""
@@ -230,21 +243,21 @@ class Chaos:
                 said = text[found.start() :].strip().splitlines()
                 report.problems.append(f"{path.name}: {said[0]} ... {said[-1]}" if len(said) > 1 else said[0])
 
-    def _tick(self) -> bool:
-        """Keep all going for a moment. Returns whether the job has just become complete."""
-        run = self._runs[-1]
+    def _tick(self) -> int:
+        """Keep all going for a moment. Returns how many jobs have just become complete."""
         self._cluster.poll()
-        run.submitter.poll()
-        now = time.monotonic()
-        if run.witness.look():
-            self._last_progress = now
-        self._report.longest_pause_s = max(self._report.longest_pause_s, now - self._last_progress)
-        if run.witness.job.is_complete:
-            run.submitter.kill()
-            self._say(f"{run.witness.job.job_id} is complete")
-            return True
+        num_before = len(self._open)
+        for run in list(self._open):
+            run.submitter.poll()
+            if run.witness.look():
+                self._last_progress = time.monotonic()
+            if run.witness.job.is_complete:
+                run.submitter.kill()
+                self._say(f"{run.witness.job.job_id} is complete")
+                self._open.remove(run)
+        self._report.longest_pause_s = max(self._report.longest_pause_s, time.monotonic() - self._last_progress)
         time.sleep(_TICK_S)
-        return False
+        return num_before - len(self._open)
 
     def _next_job(self) -> None:
         """Write the next job's input and have it submitted."""
@@ -254,18 +267,26 @@ class Chaos:
         source = self._folder / f"{job.job_id}.jsonl"
         rows = write_input(source, self._args.rows, job_id=job.job_id, seed=seed)
         broker = ("--broker", self._broker.url)
-        self._runs.append(
-            Run(
-                Witness(job, self._folder / "evidence" / job.job_id),
-                Submitter(self._family, job, source, options=broker, seed=seed),
-                rows,
-            )
+        run = Run(
+            Witness(job, self._folder / "evidence" / job.job_id),
+            Submitter(self._family, job, source, options=broker, seed=seed),
+            rows,
         )
+        self._runs.append(run)
+        self._open.append(run)
         self._last_progress = time.monotonic()
 
     def _say(self, what: str) -> None:
         if self._args.verbose:
             print(f"{time.monotonic() - self._begin:7.2f} s  {what}", file=sys.stderr, flush=True)
+
+
+def _stuck(job: JobDir) -> str:
+    pending = len(job.pending_shards()) if job.exists() else "all"
+    return (
+        f"{job.job_id}: no row was saved for {PATIENCE_S:.0f} s, although there were no more faults; "
+        f"{pending} shards are missing"
+    )
 
 
 def write_input(path: Path, num_rows: int, *, job_id: str, seed: str) -> tuple[InputRow, ...]:
@@ -293,9 +314,9 @@ def print_table(args: argparse.Namespace, report: Report) -> None:
     """The one table of this bench, as Markdown, and the verdict."""
     versions = ", ".join(f"{name} {version(name)}" for name in ("celery", "kombu", "redis", "pyarrow"))
     print(
-        f"{args.minutes:g} minutes of faults, seed {args.seed}; {args.workers} workers of {SLOTS} slots, jobs of "
-        f"{args.rows:,} rows, leases of {LEASE_TTL_S} s; Python {platform.python_version()}, {versions}, "
-        f"{os.cpu_count()} cores\n"
+        f"{args.minutes:g} minutes of faults, one every {args.every:g} s, seed {args.seed}; {args.workers} workers "
+        f"of {SLOTS} slots, {args.jobs} jobs of {args.rows:,} rows at a time, leases of {LEASE_TTL_S} s; Python "
+        f"{platform.python_version()}, {versions}, {os.cpu_count()} cores\n"
     )
     print("| what | number | found nobody to hit |")
     print("|---|---:|---:|")
