@@ -130,6 +130,11 @@ def grammar(text: str) -> Constraint:
     return _bounded(kind, text, MAX_GRAMMAR_CHARS)
 
 
+def is_grammar(text: str) -> bool:
+    """Whether a text, such as a line, has a rule of one of the notations."""
+    return "::=" in text or _IS_LARK.search(text) is not None
+
+
 def _bounded(kind: ConstraintKind, text: str, max_chars: int = MAX_CHARS) -> Constraint:
     if len(text) > max_chars:
         raise _too_long(len(text), max_chars)

@@ -110,6 +110,11 @@ class Constraint:
         return f"{self.kind}:{self.text}"
 
     @property
+    def name(self) -> str:
+        """What messages call it."""
+        return "choice" if self.kind is ConstraintKind.SCORED_CHOICE else self.kind.value
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """The texts to choose from; of another kind none."""
         is_choice = self.kind in (ConstraintKind.CHOICE, ConstraintKind.SCORED_CHOICE)

@@ -61,7 +61,7 @@ def _json_schema(value: Any) -> Constraint:
 
 
 def _grammar(value: Any) -> Constraint:
-    if isinstance(value, str) and ("::=" in value or "\n" in value or "start:" in value):
+    if isinstance(value, str) and ("\n" in value or constraints.is_grammar(value)):
         return constraints.grammar(value)
     return constraints.grammar(_read(value, remedy="or the grammar itself"))
 

@@ -195,6 +195,28 @@ def shows_options(kind: type) -> Callable[[F], F]:
     return decorate
 
 
+#: What an option has to be, by pydantic's name of what is wrong with it, or by the class that it is none of.
+_WANTED = {
+    "bool_type": "True or False",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "string_type": "text",
+    "string_too_short": "text that is not empty",
+    "dict_type": "a dict",
+    "is_type": "a class",
+    "callable_type": "a function",
+    "sequence_str": "a list",
+    "Sequence": "a list",
+    "PathLike": "a path",
+    "literal_error": "{expected}",
+    "greater_than_equal": "{ge} or more",
+    "greater_than": "more than {gt}",
+    "less_than_equal": "{le} or less",
+    "less_than": "less than {lt}",
+}
+
+
 def check_options(function: str, kind: type, options: Mapping[str, Any]) -> dict[str, Any]:
     """`options`, if they are what `kind`, a TypedDict of this module, says; those that are None are left out.
 
@@ -210,12 +232,24 @@ def check_options(function: str, kind: type, options: Mapping[str, Any]) -> dict
     try:
         found: dict[str, Any] = _model(kind)(**options).model_dump(exclude_none=True, by_alias=True)
     except ValidationError as exc:
-        # Where a value can be of two kinds, of the kind that it is nearest to.
-        error = max(exc.errors(include_url=False), key=lambda error: len(error["loc"]))
-        name = str(error["loc"][0])
+        name, wanted = _wanted(exc.errors(include_url=False))
         kind_of = "" if isinstance(options[name], _JSON_TYPES) else f" of type {type(options[name]).__name__}"
-        raise InputError(f"{name} is {shown(options[name])}{kind_of}: {error['msg'].lower()}") from exc
+        raise InputError(f"{name} is {shown(options[name])}{kind_of}: {wanted}") from exc
     return found
+
+
+def _wanted(errors: Sequence[Any]) -> tuple[str, str]:
+    """The first option that is wrong, and what it has to be instead."""
+    name = errors[0]["loc"][0]
+    of_option = [error for error in errors if error["loc"][0] == name]
+    # Where a value can be of several kinds, of those that it is nearest to.
+    depth = max(len(error["loc"]) for error in of_option)
+    nearest = [error for error in of_option if len(error["loc"]) == depth]
+    kinds = [error["ctx"]["class"] if error["type"] == "is_instance_of" else error["type"] for error in nearest]
+    if not {*kinds} <= _WANTED.keys():
+        return str(name), str(nearest[0]["msg"]).lower()
+    words = [_WANTED[kind].format(**error.get("ctx", {})) for kind, error in zip(kinds, nearest, strict=True)]
+    return str(name), f"use {' or '.join(dict.fromkeys(words))}"
 
 
 def _plain_number(value: object) -> object:

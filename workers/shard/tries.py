@@ -111,8 +111,11 @@ def _ask(validator: Validator, answer: str, *, is_json: bool) -> str:
         return f"it is no JSON ({exc})"
     try:
         verdict = validator(value)
-    except Exception as exc:
+    except (ValueError, AssertionError) as exc:
+        # As whoever refuses raises them.
         return _short(str(exc)) or type(exc).__name__
+    except Exception as exc:
+        return _short(f"{type(exc).__name__}: {exc}")
     if verdict is None or verdict is True:
         return ""
     return _short(verdict) if isinstance(verdict, str) and verdict else "the validator says no"

@@ -44,6 +44,7 @@ def test_choice_regex_and_grammar(tmp_path: Path) -> None:
 
     assert constraint_of(choice=["a", "b"]) == constraints.choice(["a", "b"])
     assert constraint_of(regex="a+") == constraints.regex("a+")
+    assert constraint_of(grammar='start : "x"') == constraints.grammar('start : "x"')
     assert constraint_of(grammar=GBNF) == constraint_of(grammar=file) == constraints.grammar(GBNF)
 
 

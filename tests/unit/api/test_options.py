@@ -103,17 +103,23 @@ def test_options_are_what_the_planner_takes() -> None:
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"stop": ["a", ""]}, r'stop is \["a", ""\]: string should have at least 1 character'),
+        ({"stop": ["a", ""]}, r'stop is \["a", ""\]: use text that is not empty'),
         ({"stop": ["a"] * 17}, "stop has 17 texts; at most 16"),
-        ({"chat": 1}, "chat is 1: input should be a valid boolean"),
+        ({"chat": 1}, "chat is 1: use True or False"),
         ({"fields": "top_k"}, 'fields is "top_k"'),
         ({"strict": True, "allow_bad_rows": True}, "strict and allow_bad_rows contradict each other"),
         ({"input_format": "xml"}, 'input_format is "xml"; use one of jsonl, csv, tsv'),
         ({"csv_delimiter": "--"}, 'csv_delimiter is "--", not one ASCII character'),
         ({"memory": "much"}, 'memory is "much": not a size; write 800m or 16g'),
         ({"memory": 0}, "memory is 0: not a size"),
-        ({"max_tokens": Decimal(4)}, 'max_tokens is "4" of type Decimal: input should be a valid integer'),
+        ({"max_tokens": Decimal(4)}, 'max_tokens is "4" of type Decimal: use a whole number'),
         ({"temperature": None}, "temperature is null"),
+        ({"temperature": 3}, "temperature is 3: use 2.0 or less"),
+        ({"json_schema": 5}, "json_schema is 5: use a dict or text or a path or a class"),
+        ({"choice": "a"}, 'choice is "a": use a list'),
+        ({"choice": ["a", 2]}, r'choice is \["a", 2\]: use text'),
+        ({"validate": 5}, "validate is 5: use a function or text"),
+        ({"on_truncation": "x"}, "on_truncation is \"x\": use 'mark', 'fail' or 'retry'"),
     ],
 )
 def test_what_an_option_cannot_be_is_told_with_its_name(options: dict[str, Any], problem: str) -> None:

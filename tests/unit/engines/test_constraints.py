@@ -102,6 +102,7 @@ def test_any_object_begins_like_one_and_is_one_if_it_ends(engine: LlamaEngine) -
         (constraints.regex("(a"), "the regex can't be compiled: "),
         (constraints.grammar("root ::= nothing"), "the gbnf can't be compiled: "),
         (constraints.grammar("start: nothing"), "the lark can't be compiled: "),
+        (constraints.grammar("root ::= root"), "the gbnf can't be compiled: no text can keep to it"),
     ],
 )
 def test_constraint_that_cannot_be_compiled_is_the_requests_fault(

@@ -139,6 +139,8 @@ def test_labels_need_room_for_the_longest(model: Path) -> None:
 
     assert result.error is not None
     assert result.error.code is ErrorCode.CONTEXT_LENGTH_EXCEEDED
+    assert "tokens, and the labels go on for " in result.error.message
+    assert "max_tokens" not in result.error.message
 
 
 def test_long_labels_take_a_step_each_of_as_many_tokens_as_there_is_room_for(model: Path) -> None:
@@ -155,7 +157,8 @@ def test_long_labels_take_a_step_each_of_as_many_tokens_as_there_is_room_for(mod
         tokens = tokens_of(labels, engine)
         prompts = [engine._prompts.tokenize(request) for request in requests]
 
-    assert num_steps_alone == len(labels)
+    # A result may come before its step is counted.
+    assert len(labels) - 1 <= num_steps_alone <= len(labels)
     assert sum(map(len, tokens)) > 256
     with Reference(model, context_length=512) as reference:
         for prompt, result in zip(prompts, results, strict=True):

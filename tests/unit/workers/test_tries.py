@@ -135,7 +135,7 @@ def test_answers_that_were_refused_are_not_kept_where_their_next_try_fails(bench
 
 @pytest.mark.parametrize(
     ("answer", "reason"),
-    [("no", "the validator says no"), ("why", "because"), ("raise", "it was to raise"), ("other", "'other'")],
+    [("no", "the validator says no"), ("why", "because"), ("raise", "it was to raise"), ("other", "KeyError: 'other'")],
 )
 def test_refused_rows_are_errors_with_the_reason(bench: Bench, answer: str, reason: str) -> None:
     prepare(bench, validator=VALIDATOR)

@@ -45,6 +45,8 @@ _LEXER_STATES_OF_SCHEMAS = 250_000
 _LEXER_FUEL = 20_000
 _LEXER_FUEL_OF_SCHEMAS = 1_000_000
 
+_NO_TEXT = "no text can keep to it"
+
 _JSON = frozenset((ConstraintKind.JSON_SCHEMA, ConstraintKind.JSON_OBJECT))
 _OF_SCHEMAS = _JSON | {ConstraintKind.TOOLS}
 
@@ -55,6 +57,16 @@ _STACK_BYTES = 512 << 20
 #: Spaces stand where Python's `json.dumps` puts them, and nowhere else: where any are allowed, models write blanks
 #: until max_tokens, and no token of a skeleton is forced. A schema's own `x-guidance` goes before this.
 _JSON_FORM = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+
+
+#: llguidance's names of why it stopped, where it says no more.
+_STOP_REASONS = {
+    "NoExtension": _NO_TEXT,
+    "NoExtensionBias": _NO_TEXT,
+    "LexerTooComplex": "its terminals or patterns take too many states",
+    "ParserTooComplex": "its rules take too many steps",
+    "InternalError": "llguidance can't follow it",
+}
 
 
 class GrammarError(Exception):
@@ -232,7 +244,7 @@ def find_problem(constraint: Constraint) -> str:
 
 def refused_constraint(constraint: Constraint, problem: str) -> RowError:
     """The error of a request whose constraint has this problem."""
-    return RowError(ErrorCode.INVALID_REQUEST, f"the {constraint.kind.value} can't be compiled: {problem}")
+    return RowError(ErrorCode.INVALID_REQUEST, f"the {constraint.name} can't be compiled: {problem}")
 
 
 @contextlib.contextmanager
@@ -275,7 +287,7 @@ def _compile(constraint: Constraint, tokenizer: "LLTokenizer") -> _Compiled:
     if problem := _reason(first):
         raise GrammarError(problem)
     if first.is_stopped() and not first.is_accepting():
-        raise GrammarError("no text can keep to it")
+        raise GrammarError(_NO_TEXT)
     # Where a call may come behind words, digits in these are as many as the model writes.
     is_call = constraint.kind is ConstraintKind.TOOLS and "\nstart: call\n" in constraint.text
     return _Compiled(matcher, time.thread_time() - started, is_json=constraint.kind in _JSON or is_call)
@@ -318,7 +330,10 @@ def _tokenizer_of(vocabulary: "Vocabulary", entries: Sequence[tuple[bytes, bool]
 
 
 def _reason(matcher: "LLMatcher") -> str:
-    return _shortened(matcher.get_error()) if matcher.is_error() else ""
+    if not matcher.is_error():
+        return ""
+    reason = _shortened(matcher.get_error())
+    return _STOP_REASONS.get(reason, reason)
 
 
 def _shortened(text: str) -> str:

@@ -244,6 +244,11 @@ class Prompts:
             return self._too_long(
                 f"the prompt is too long: it has {len(prompt)} tokens and leaves no room for an answer; shorten it"
             )
+        if params.constraint is not None and params.constraint.kind is ConstraintKind.SCORED_CHOICE:
+            return self._too_long(
+                f"the prompt is too long: it has {len(prompt)} tokens, and the labels go on for {params.max_tokens}; "
+                "shorten it"
+            )
         return self._too_long(
             f"you asked for {len(prompt) + params.max_tokens} tokens ({len(prompt)} in the prompt, {params.max_tokens} "
             "of max_tokens): the prompt is too long, or max_tokens too large; shorten the prompt, lower max_tokens"

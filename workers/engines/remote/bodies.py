@@ -119,7 +119,7 @@ def find_dropped(request: SequenceRequest, dialect: Dialect, refused: Set[str], 
         return RowError(ErrorCode.INVALID_REQUEST, message, "reasoning")
     constraint = request.params.constraint
     if constraint is not None and constraint_fields(constraint, dialect, is_chat=request.is_chat) is None:
-        name = constraint.kind.value
+        name = constraint.name
         message = f"{name}: {dialect.name} at {where} can't be held to it; leave it out"
         return RowError(ErrorCode.INVALID_REQUEST, message, name)
     return None
