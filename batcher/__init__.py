@@ -49,7 +49,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from batcher import errors as errors
-    from batcher.api.fleet import Worker, workers
+    from batcher.api.fleet import Worker, drain, workers
     from batcher.api.job import Job
     from batcher.api.jobs import open_job as open  # noqa: A004 (like gzip.open: said with the name of the package)
     from batcher.api.jobs import run, submit
@@ -69,6 +69,7 @@ __all__ = [
     "Summary",
     "Worker",
     "__version__",
+    "drain",
     "errors",
     "open",
     "run",
@@ -85,6 +86,7 @@ _OFFERED = {
     "Status": ("batcher.manage.status", "Status"),
     "Summary": ("batcher.manage.finish", "Summary"),
     "Worker": ("batcher.api.fleet", "Worker"),
+    "drain": ("batcher.api.fleet", "drain"),
     "open": ("batcher.api.jobs", "open_job"),
     "run": ("batcher.api.jobs", "run"),
     "submit": ("batcher.api.jobs", "submit"),

@@ -1,4 +1,4 @@
-"""The workers of a jobs folder, and those that work at its broker in another folder: `workers`."""
+"""The workers of a jobs folder, and those that work at its broker in another folder: `workers`, `drain`."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -70,6 +70,19 @@ def workers(*, jobs_dir: str | os.PathLike[str] | None = None, broker: str | Non
     present = [] if url is None else _read_broker(url)
     reports = read_heartbeats(root)
     return [_worker(report, root) for report in reports] + find_elsewhere(root, present, reports)
+
+
+def drain(*names: str, jobs_dir: str | os.PathLike[str] | None = None) -> list[str]:
+    """Have workers finish the shards that they have, take no more, and end; returns the names of those that will.
+
+    Each is given by its name, by `NAME~INSTANCE` where several have that name, or by a host: all workers there. Returns
+    at once; `workers` shows them as "draining", and no more once they have ended. Raises InputError where one means
+    nobody, and then nobody is drained; StorageError.
+    """
+    from batcher.api.jobs import jobs_folder
+    from batcher.manage import drain as module
+
+    return [each.beat.name for each in module.drain(jobs_folder(jobs_dir), *names)]
 
 
 def find_elsewhere(root: Path, present: "Iterable[Presence]", reports: Sequence[WorkerReport]) -> list[Worker]:

@@ -11,6 +11,7 @@ import pytest
 
 import batcher
 from batcher.broker.presence import Announcer, Presence
+from batcher.jobdir.drains import is_to_drain
 from batcher.jobdir.heartbeats import HeldShard, WorkerHeartbeat, heartbeat_path, write_heartbeat
 from batcher.jobdir.pulse import WorkerState
 from batcher.jobdir.scope import scope_of
@@ -38,6 +39,18 @@ BEAT = WorkerHeartbeat(
 def presence(root: Path, beat: WorkerHeartbeat = BEAT, **changes: Any) -> Presence:
     here = Presence(beat.name, beat.host, beat.pid, beat.version, scope_of(root), str(root), beat.models)
     return replace(here, **changes)
+
+
+def test_worker_is_drained_by_its_name_and_shown_so(tmp_path: Path) -> None:
+    write_heartbeat(tmp_path, replace(BEAT, instance="a1"))
+
+    assert batcher.drain("w1", jobs_dir=tmp_path) == ["w1"]
+
+    assert is_to_drain(tmp_path, "w1", "a1")
+    write_heartbeat(tmp_path, replace(BEAT, instance="a1", state=WorkerState.DRAINING))
+    assert batcher.workers(jobs_dir=tmp_path)[0].state == "draining"
+    with pytest.raises(batcher.errors.InputError, match="w2: no worker of"):
+        batcher.drain("w2", jobs_dir=tmp_path)
 
 
 def test_worker_is_told_of_with_all_that_its_sign_says(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from batcher.errors import BrokerError
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.manifest import ShardInfo
 from batcher.server.batches import keeper
@@ -68,3 +69,33 @@ def test_round_reads_nothing_of_batches_that_have_ended(bench: BatchBench, monke
     bench.keeper.make_round()
 
     assert set(read) <= {waiting.id}
+
+
+def test_paused_batch_is_in_progress_and_not_sent_until_it_goes_on_or_its_time_is_over(bench: BatchBench) -> None:
+    sent: list[str] = []
+
+    def send(job: JobDir, shards: Sequence[ShardInfo]) -> int:
+        sent.append(job.job_id)
+        if len(sent) == 1:
+            raise BrokerError("away")
+        return len(shards)
+
+    keeper = bench.server(send=send).keeper
+    batch = bench.create(GOOD)
+    keeper.make_round()
+    job = bench.job(batch.id)
+    job.pause()
+
+    keeper.make_round()
+    assert len(sent) == 1
+    assert bench.get(batch.id).status is BatchStatus.IN_PROGRESS
+
+    job.unhalt()
+    keeper.make_round()
+    assert len(sent) == 2
+
+    job.pause()
+    assert batch.expires_at is not None
+    bench.clock.now = batch.expires_at + 1.0
+    keeper.make_round()
+    assert bench.get(batch.id).status is BatchStatus.EXPIRED
