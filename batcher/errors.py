@@ -106,6 +106,13 @@ class BrokerError(BatcherError):
     is_retriable = True
 
 
+class BrokerUrlError(BrokerError):
+    """What was given as the broker's URL is none that Batcher takes."""
+
+    is_retriable = False
+    exit_code = 2
+
+
 class BrokerBusyError(BrokerError):
     """Another process of this machine runs the embedded broker of the same folder."""
 

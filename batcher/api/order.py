@@ -17,7 +17,7 @@ from batcher.api.servers import check_asked
 from batcher.ids import check_id
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.root import check_place
-from batcher.manage.finish import Summary
+from batcher.manage.finish import Summary, finalize
 from batcher.manage.repair import Damage
 from batcher.manage.resume import needed_models, resume
 from batcher.submission.planner import submit
@@ -90,7 +90,8 @@ def begin(
     """Make the job, or take up the one that is there; see `submission.planner.submit` and `manage.resume.resume`."""
     submitted = submit(job, inputs, options, send=send, on_progress=on_progress)
     if submitted.is_new:
-        return Begun(submitted.manifest, None)
+        # Rows that were all refused wait for nobody.
+        return Begun(submitted.manifest, None if submitted.manifest.models else finalize(job))
     return Begun(None, resume(job, send=send, on_damage=on_damage).summary)
 
 

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
 
-from batcher.errors import BrokerError, InputError
+from batcher.errors import BrokerUrlError, InputError
 
 #: Parameters of a `rediss://` URL, each the path of a PEM file: the CA to trust, our own certificate and its key.
 TLS_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
@@ -23,7 +23,7 @@ _AUTHORITY = re.compile(r"(?:\[[^\]]*\]|[^:/\[\]]*)(?::[0-9]*)?")
 
 
 def check_url(url: str) -> SplitResult:
-    """`url` in parts. Raises BrokerError where a library would misread it; no message shows a secret."""
+    """`url` in parts. Raises BrokerUrlError where a library would misread it; no message shows a secret."""
     shown = f"broker {hide_password(url)}"
     try:
         parts = urlsplit(url)
@@ -32,20 +32,20 @@ def check_url(url: str) -> SplitResult:
         (parts.hostname or "").encode("idna")
     except ValueError:
         # Without a cause: its message may hold a piece of the password.
-        raise BrokerError(f"{shown}: not a broker URL; {_EXAMPLES}{_hint(url)}") from None
+        raise BrokerUrlError(f"{shown}: not a broker URL; {_EXAMPLES}{_hint(url)}") from None
     is_socket = parts.scheme in _SOCKET_SCHEMES
     # An @ behind the host: the host is a piece of a password that was not encoded.
     is_misread = not is_socket and "@" in f"{parts.path}{parts.query}{parts.fragment}"
     if parts.scheme not in ("redis", "rediss", *_SOCKET_SCHEMES) or "://" not in url or is_misread:
-        raise BrokerError(f"{shown}: not a broker URL; {_EXAMPLES}{_hint(url)}")
+        raise BrokerUrlError(f"{shown}: not a broker URL; {_EXAMPLES}{_hint(url)}")
     if parts.fragment or not (is_socket or re.fullmatch(r"/?|/[0-9]+", parts.path)):
-        raise BrokerError(f"{shown}: what follows the host must be the number of a database, such as /0{_hint(url)}")
+        raise BrokerUrlError(f"{shown}: what follows the host must be the number of a database, such as /0{_hint(url)}")
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
         if parts.scheme != "rediss" or name not in (*TLS_FILES, *_CERTIFICATE_CHECK):
             known = f"{', '.join(TLS_FILES)}, with rediss://"
-            raise BrokerError(f"{shown}: a parameter behind the ? is none that Batcher knows; it knows {known}")
+            raise BrokerUrlError(f"{shown}: a parameter behind the ? is none that Batcher knows; it knows {known}")
         if value != _CERTIFICATE_CHECK.get(name, value):
-            raise BrokerError(
+            raise BrokerUrlError(
                 f"{shown}: {name}: the certificate is always checked; give the CA that signed it as "
                 "?ssl_ca_certs=/path/to/ca.pem, and the host by the name in the certificate"
             )
@@ -53,18 +53,18 @@ def check_url(url: str) -> SplitResult:
 
 
 def client_url(url: str) -> str:
-    """The URL as redis-py spells it (`unix://` for a socket). Raises BrokerError."""
+    """The URL as redis-py spells it (`unix://` for a socket). Raises BrokerUrlError."""
     return _spell(check_url(url), socket_scheme="unix")
 
 
 def celery_url(url: str) -> str:
-    """The URL as kombu spells it (`redis+socket://` for a socket). Raises BrokerError."""
+    """The URL as kombu spells it (`redis+socket://` for a socket). Raises BrokerUrlError."""
     # kombu takes what stands between semicolons for URLs of their own.
     return _spell(check_url(url), socket_scheme="redis+socket").replace(";", "%3B")
 
 
 def tls_files(url: str) -> dict[str, Path]:
-    """The files that a `rediss://` URL names, by parameter. Raises BrokerError."""
+    """The files that a `rediss://` URL names, by parameter. Raises BrokerUrlError."""
     return {name: Path(value) for name, value in parse_qsl(check_url(url).query) if name in TLS_FILES}
 
 

@@ -27,6 +27,7 @@ doctor/         the checks of `batcher doctor`
 """
 
 import atexit
+import difflib
 import importlib
 import os
 import sys
@@ -82,6 +83,15 @@ class LazyGroup(click.Group):
         command = getattr(importlib.import_module(f"batcher.cli.{module}"), f"{cmd_name}_command")
         assert isinstance(command, click.Command)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does it, but for the hint: it looks among the commands that are loaded, which are none."""
+        name = args[0]
+        if name not in _COMMANDS and (near := difflib.get_close_matches(name, _COMMANDS, n=3)):
+            ctx.fail(f"No such command {name!r}. Did you mean {' or '.join(near)}?")
+        return super().resolve_command(ctx, args)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

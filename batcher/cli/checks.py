@@ -11,7 +11,7 @@ import click
 
 from batcher.api.engines import context_lengths
 from batcher.cli.engines import server_options
-from batcher.cli.options import broker_option, context_option, jobs_dir_option, json_option, option
+from batcher.cli.options import any_broker_option, context_option, jobs_dir_option, json_option, option
 from batcher.cli.row_options import input_options, sampling_options, say_shortage, submit_options, with_stdin
 from batcher.types import EngineConfig
 
@@ -91,12 +91,14 @@ def validate_command(
 def _find_model(spec: str) -> "tuple[str, ModelRef | None]":
     """The name that `--model` gives, and its file, if it is on this machine."""
     from batcher.errors import ModelError
+    from batcher.models.registry import all_models
     from batcher.models.resolver import is_bare_name, parse_model, served_name
 
     try:
         model = parse_model(spec, fetch=False)
     except ModelError:
-        if not is_bare_name(spec):
+        # One of this name that is here, and can't be used, is what `run` would take.
+        if not is_bare_name(spec) or any(model.name == spec for model in all_models()):
             raise
         click.echo(f"Note: the model {spec} is not on this machine, so its tokens are not counted.", err=True)
         return served_name(spec), None
@@ -133,7 +135,7 @@ def _examiner(models: "Sequence[ModelRef]", lengths: Mapping[str, int]) -> "Exam
 @option("--slots", type=click.IntRange(min=1), help="Slots that memory must have room for. [default: as a worker]")
 @option("--ctx", type=click.IntRange(min=1), help="Tokens of each slot. [default: as a worker]")
 @option("--gpu-layers", type=click.IntRange(min=0), help="As for a worker; 0 checks the memory that CPUs need.")
-@broker_option
+@any_broker_option
 @json_option
 @jobs_dir_option
 def doctor_command(

@@ -78,7 +78,22 @@ _broker_options = chain(
 
 
 def broker_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The broker, by URL or file. Parameter: broker, a URL or None."""
+    """The broker, by URL or file, whose URL is one. Parameter: broker, a URL or None."""
+
+    @functools.wraps(command)
+    def with_checked(*args: Any, broker: str | None, **kwargs: Any) -> Any:
+        if broker is not None:
+            from batcher.broker.url import check_url
+
+            # Before anything is read or written.
+            check_url(broker)
+        return command(*args, broker=broker, **kwargs)
+
+    return any_broker_option(with_checked)
+
+
+def any_broker_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The same of a command that tells itself what is wrong with a URL."""
 
     @functools.wraps(command)
     def with_broker(*args: Any, broker: str | None, broker_file: Path | None, **kwargs: Any) -> Any:

@@ -8,6 +8,8 @@ that is the job's own goes; a writer that was in the midst of its last file can 
 import time
 from pathlib import Path
 
+from pydantic_core import from_json
+
 from batcher.errors import JobError, StorageError
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.heartbeats import workers_dir
@@ -21,7 +23,21 @@ _RETRY_INTERVAL_S = 0.05
 
 def can_be_deleted(job: JobDir) -> bool:
     """Whether there is a job, a batch that is not one yet or has failed, or what an interrupted deletion left."""
-    return job.exists() or job.has(job.deleted_path) or job.has(job.batch_path)
+    return job.exists() or job.has(job.deleted_path) or _has_batch(job)
+
+
+def _has_batch(job: JobDir) -> bool:
+    """Whether the folder is a batch's: others have files called batch.json, too."""
+    if not job.has(job.batch_path):
+        return False
+    try:
+        found = from_json(job.store.read(job.batch_path))
+    except FileNotFoundError:
+        return False
+    except ValueError:
+        # Of ours where the server that wrote it has left more than that.
+        return bool(job.store.names(job.batch_dir))
+    return isinstance(found, dict) and found.keys() >= {"batch_id", "input_file_id"}
 
 
 def find_deletable(named: str, root: Path) -> JobDir:
@@ -45,7 +61,7 @@ def delete_job(job: JobDir) -> list[str]:
             job.store.move(job.manifest_path, job.deleted_path)
         elif job.has(job.deleted_path):
             pass
-        elif job.has(job.batch_path):
+        elif _has_batch(job):
             job.store.move(job.batch_path, job.deleted_path)
         else:
             raise JobError(f"{job.path}: no job here (no manifest.json); another command has deleted it")

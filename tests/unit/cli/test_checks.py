@@ -44,6 +44,54 @@ def test_each_option_has_a_variable_and_a_help_text(name: str) -> None:
             assert parameter.help, parameter.name
 
 
+#: Needed arguments of commands that take a broker. `doctor` tells itself what is wrong with a URL.
+ARGUMENTS = {
+    "run": "prompts.jsonl -o out",
+    "submit": "prompts.jsonl",
+    "resume": "job",
+    "retry": "job",
+    **dict.fromkeys(("worker", "serve", "health", "workers"), ""),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_what_is_no_broker_url_is_bad_usage_and_changes_nothing(run: Run, name: str, tmp_path: Path) -> None:
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    if name == "doctor" or all(parameter.name != "broker" for parameter in command.params):
+        return
+
+    code, _, err = run(f"{name} {ARGUMENTS.get(name, 'job')} --broker nonsense")
+
+    assert code == 2
+    assert "not a broker URL; use redis://host:6379/0" in err
+    assert list(tmp_path.glob("**/manifest.json")) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        ("stauts", "No such command 'stauts'. Did you mean status"),
+        ("modle", "Did you mean models"),
+        ("resum job", "Did you mean resume"),
+        ("run x --max-token 4", "--max-tokens"),
+    ],
+)
+def test_what_is_mistyped_is_answered_with_what_may_have_been_meant(run: Run, line: str, hint: str) -> None:
+    code, _, err = run(line)
+
+    assert code == 2
+    assert hint in err
+
+
+def test_what_is_like_no_command_gets_no_hint(run: Run) -> None:
+    code, _, err = run("frobnicate")
+
+    assert code == 2
+    assert "No such command 'frobnicate'." in err
+    assert "Did you mean" not in err
+
+
 # -- validate -----------------------------------------------------------------------------------------------------
 
 

@@ -75,7 +75,7 @@ def test_output_whose_name_is_no_job_id_is_refused(
     "arguments",
     [
         ["run", "--output", "out/batch", "--model", "tiny.gguf"],
-        ["submit", "--broker", "memory://", "--jobs-dir", "out", "--job-id", "batch"],
+        ["submit", "--broker", "redis://host", "--jobs-dir", "out", "--job-id", "batch"],
     ],
     ids=["run", "submit"],
 )
@@ -83,13 +83,33 @@ def test_job_inside_another_is_refused_before_anything_is_written(
     run: Run, prompts: Path, model: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     outer = make_job(prompts.parent / "out", (1,))
-    monkeypatch.setattr("workers.queue.app.sending", lambda url: contextlib.nullcontext())
+    monkeypatch.setattr("batcher.broker.sender.sending", lambda url: contextlib.nullcontext())
     before = sorted(outer.path.rglob("*"))
 
     code, _, err = run(shlex.join([*arguments, str(prompts)]))
 
     assert (code, sorted(outer.path.rglob("*"))) == (2, before)
     assert f"{outer.path / 'batch'}: lies inside the job {outer.path}" in err
+
+
+@pytest.mark.parametrize("line", ["run prompts.jsonl -o out", "worker --broker redis://127.0.0.1:1/0"])
+def test_memory_that_the_weights_alone_exceed_is_refused_before_anything_is_written(
+    run: Run, prompts: Path, tiny: Path, line: str
+) -> None:
+    code, _, err = run(f"{line} --model {tiny} --memory 1")
+
+    assert code == 2
+    assert "the weights of tiny alone take" in err
+    assert not (prompts.parent / "out").exists()
+
+
+def test_rows_that_are_all_refused_wait_for_nobody(run: Run, tmp_path: Path, redis_url: str) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "x", "top_p": 2}\n')
+
+    code, out, _ = run(f"submit bad.jsonl --model m --job-id bad --allow-bad-rows --broker {redis_url}")
+
+    assert (code, out) == (0, "bad\n")
+    assert JobDir(tmp_path / "batcher-jobs" / "bad").is_complete
 
 
 def test_resume_without_the_model_of_the_job_names_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -106,7 +106,7 @@ def test_slots_are_those_that_memory_leaves_room_for() -> None:
         (
             CHOOSE_ALL,
             -GIB,
-            "--memory is less than the weights, but 1 slot of 2048 tokens takes 256 MiB; give it 1.25 GiB more",
+            "--memory has no room for the weights of the model and a slot beside them; give it 1.25 GiB more",
         ),
     ],
 )

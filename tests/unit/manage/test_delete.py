@@ -50,6 +50,16 @@ def test_files_of_others_are_left_and_named(tmp_path: Path) -> None:
         delete_job(job)
 
 
+@pytest.mark.parametrize("content", ["", "[]", '{"batch": 3}', "{", '{"batch_id": "x"}'])
+def test_folder_of_another_with_a_file_of_that_name_is_no_batch(tmp_path: Path, content: str) -> None:
+    (tmp_path / "batch.json").write_text(content)
+
+    assert not can_be_deleted(JobDir(tmp_path))
+    with pytest.raises(JobError, match="no job here"):
+        delete_job(JobDir(tmp_path))
+    assert (tmp_path / "batch.json").read_text() == content
+
+
 def test_link_is_deleted_and_not_what_it_leads_to(tmp_path: Path) -> None:
     job = make_job(tmp_path / "job")
     elsewhere = tmp_path / "elsewhere"

@@ -182,12 +182,13 @@ def _check_allowance(situation: Situation, num_slots: int, context_length: int) 
         return
     needed = num_slots * situation.cache_need.slot(context_length)
     if situation.allowance < needed:
-        left = f"leaves {_size_text(situation.allowance)} beside" if situation.allowance > 0 else "is less than"
+        more = f"give it {_size_text(needed - situation.allowance)} more"
+        if situation.allowance <= 0:
+            raise ModelError(f"--memory has no room for the weights of the model and a slot beside them; {more}")
         raise ModelError(
-            f"--memory {left} the weights, but {_count(num_slots, 'slot')} of {context_length} tokens "
-            f"{'takes' if num_slots == 1 else 'take'} {_size_text(needed)}; give it "
-            f"{_size_text(needed - situation.allowance)} more, or use {'' if num_slots == 1 else 'fewer --slots or '}"
-            "a smaller --ctx"
+            f"--memory leaves {_size_text(situation.allowance)} beside the weights, but "
+            f"{_count(num_slots, 'slot')} of {context_length} tokens {'takes' if num_slots == 1 else 'take'} "
+            f"{_size_text(needed)}; {more}, or use {'' if num_slots == 1 else 'fewer --slots or '}a smaller --ctx"
         )
 
 
