@@ -295,7 +295,7 @@ def _watch(
     on_status: Callable[[Status], None],
 ) -> Summary:
     job = watch.job
-    reader = StatusReader(job, watch=watch)
+    reader = StatusReader(job, watch=watch, reads_reasons=True)
     next_status, is_busy = 0.0, False
     while True:
         if stop.num_received:

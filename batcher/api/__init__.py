@@ -12,4 +12,7 @@ work.py      a job is worked on: here, or by the workers of a broker
 engines.py   workers of this machine: which models they serve, and how; also for the command line
 servers.py   engines behind URLs, and which of their models
 progress.py  how a job proceeds, shown to a person; also for the command line
+status_texts.py  what is said of a status wherever it is shown
+screen.py    a status as the lines of a screen
+terminal.py  lines at the bottom of a terminal that are drawn anew
 """

@@ -75,7 +75,7 @@ class Job:
     def wait(self, *, progress: bool = False, timeout: float | None = None) -> Self:
         """Block until the job is complete; returns it.
 
-        With `progress` a bar on the terminal or in the notebook, elsewhere a JSON line every few seconds on stderr.
+        With `progress` a bar on the terminal or in the notebook, elsewhere a short line at times on stderr.
         Waiting starts no workers: `resume` does. A pause is waited out. Ctrl-C ends the waiting, not the job. Raises
         TimeoutError after `timeout` seconds, JobCancelledError if the job is cancelled, BrokerError if the broker that
         it was submitted to is away for 30 seconds.

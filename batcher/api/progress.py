@@ -1,4 +1,4 @@
-"""How a job proceeds, shown to a person: a live bar, or where there is none a JSON line every few seconds.
+"""How a job proceeds, shown to a person: lines that change in their place, and off a terminal a short line at times.
 
 All of it goes to stderr, so that stdout holds only what was asked for; in a notebook it is output of the cell.
 """
@@ -13,82 +13,98 @@ from dataclasses import asdict
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from batcher.words import counted, duration_text
-
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.progress import Progress as RichProgress
-
+    from batcher.api.terminal import BottomLines
     from batcher.manage.status import Status
 
-#: Seconds between two JSON lines.
-LINE_INTERVAL_S = 5.0
+#: Seconds between two lines, where something has moved.
+LINE_INTERVAL_S = 10.0
+#: The same of JSON lines, which come in any case.
+JSON_INTERVAL_S = 5.0
+#: The bar goes back only by more than that: how much work is in rows in flight is an estimate.
+_BACKLASH = 0.02
 
 
 class Progress:
-    """Shows how a job proceeds: a live bar on a terminal and in a notebook, elsewhere a JSON line every few seconds.
+    """Shows how a job proceeds: on a terminal and in a notebook lines that change, elsewhere a short line at times.
 
         with Progress() as progress:
             progress.update(reader.read())
 
-    The last status is always shown, when the block ends. `clock` gives seconds and need not be wall time. Text printed
-    to stdout or stderr meanwhile appears above the bar.
+    The last status stays when the block ends, unless it is `transient`: something else is told then. `as_json` has
+    JSON lines anywhere. `clock` gives seconds and need not be wall time. What is printed meanwhile, by whomever,
+    appears above the lines.
     """
 
     def __init__(
-        self,
-        *,
-        console: "Console | None" = None,
-        interval_s: float = LINE_INTERVAL_S,
-        clock: Callable[[], float] = time.monotonic,
+        self, *, transient: bool = False, as_json: bool = False, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._console = console
-        self._interval_s = interval_s
+        self._transient = transient
+        self._as_json = as_json
         self._clock = clock
-        self._bar: RichProgress | None = None
+        self._lines: BottomLines | None = None
         self._cell: _Cell | None = None
         self._last: Status | None = None
+        self._shown = 0.0
+        self._printed: tuple[object, ...] = ()
         self._printed_at: float | None = None
 
     def __enter__(self) -> Self:
-        if self._console is None:
+        if not self._as_json:
             self._cell = _open_cell()
-        if self._console is None and self._cell is None and sys.stderr.isatty():
-            from rich.console import Console
+        if not self._as_json and self._cell is None and sys.stderr.isatty():
+            from batcher.api.terminal import BottomLines, is_capable
 
-            self._console = Console(stderr=True)
-        if self._console is not None and self._console.is_terminal:
-            self._bar = _make_bar(self._console)
-            self._bar.start()
+            if is_capable():
+                self._lines = BottomLines()
+                self._lines.__enter__()
         return self
 
     def __exit__(self, *exc_info: type[BaseException] | BaseException | TracebackType | None) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
-        elif self._last is not None:
-            self._print_line(self._last)
+        if self._lines is not None:
+            last = self._last
+            self._lines.leave(None if self._transient or last is None else self._frame(last, is_short=True))
+            self._lines.__exit__(None, None, None)
+            self._lines = None
+        elif self._last is not None and self._cell is None and (self._as_json or not self._transient):
+            self._print(self._last)
 
     def update(self, status: "Status") -> None:
-        """Show `status` now (bar), or when the next line is due."""
-        if self._bar is not None:
-            fields: dict[str, Any] = _texts(status)
-            if self._bar.task_ids:
-                self._bar.update(self._bar.task_ids[0], completed=status.num_done, **fields)
-            else:
-                self._bar.add_task(status.job_id, completed=status.num_done, total=status.num_rows, **fields)
-            return
-        if self._cell is not None:
-            self._cell.show(status)
-            return
+        """Show `status` now, or when the next line is due."""
         self._last = status
-        now = self._clock()
-        if self._printed_at is None or now - self._printed_at >= self._interval_s:
-            self._printed_at = now
-            self._print_line(status)
+        if self._lines is not None:
+            self._lines.draw(self._frame(status))
+        elif self._cell is not None:
+            self._cell.show(status)
+        else:
+            now = self._clock()
+            interval_s = JSON_INTERVAL_S if self._as_json else LINE_INTERVAL_S
+            if self._printed_at is None or now - self._printed_at >= interval_s:
+                self._print(status)
 
-    def _print_line(self, status: "Status") -> None:
-        print(status_json(status), file=sys.stderr, flush=True)
+    def _frame(self, status: "Status", *, is_short: bool = False) -> Any:
+        """The lines for a terminal of any size; the short ones are without workers."""
+        from dataclasses import replace
+
+        from batcher.api.screen import screen
+
+        lines = self._lines
+        assert lines is not None
+        if status.progress > self._shown or status.progress < self._shown - _BACKLASH:
+            self._shown = status.progress
+        shown, status = self._shown, replace(status, workers=()) if is_short else status
+        return lambda width, height: screen(
+            status, progress=shown, width=width, height=height, is_unicode=lines.is_unicode
+        )
+
+    def _print(self, status: "Status") -> None:
+        from batcher.api.status_texts import status_line
+
+        moved = (status.state, status.num_done, status.progress, status.num_crashes)
+        if moved != self._printed or self._as_json:
+            line = status_json(status) if self._as_json else f"{status.job_id}: {status_line(status)}"
+            print(line, file=sys.stderr, flush=True)
+            self._printed, self._printed_at = moved, self._clock()
         self._last = None
 
 
@@ -113,13 +129,12 @@ class _CellView:
         self._status = status
 
     def __repr__(self) -> str:
-        return "  ".join(filter(None, [self._status.job_id, *_texts(self._status).values()]))
+        return f"{self._status.job_id}: {_line(self._status)}"
 
     def _repr_html_(self) -> str:
-        done, total = self._status.num_done, self._status.num_rows
-        texts = [html.escape(text) for text in _texts(self._status).values() if text]
+        texts = html.escape(_line(self._status)).split(", ")
         return (
-            f'<div>{html.escape(self._status.job_id)} <progress value="{done}" max="{total}"></progress> '
+            f'<div>{html.escape(self._status.job_id)} <progress value="{self._status.progress}" max="1"></progress> '
             f"{' &middot; '.join(texts)}</div>"
         )
 
@@ -135,14 +150,10 @@ def _open_cell() -> _Cell | None:
     return _Cell(display)
 
 
-def _texts(status: "Status") -> dict[str, str]:
-    """What is said beside the bar; "" where there is nothing to say."""
-    return {
-        "rows": f"{status.num_done:,}/{status.num_rows:,} rows",
-        "speed": f"{status.tokens_per_s:,.0f} tokens/s",
-        "eta": f"ETA {duration_text(status.eta_s)}" if status.eta_s is not None else status.state.value,
-        "errors": _trouble_text(status),
-    }
+def _line(status: "Status") -> str:
+    from batcher.api.status_texts import status_line
+
+    return status_line(status)
 
 
 def print_line(line: str) -> None:
@@ -151,43 +162,18 @@ def print_line(line: str) -> None:
 
 
 @contextmanager
-def showing(progress: bool) -> "Iterator[Callable[[Status], None]]":
-    """What to call with each status: it is shown if `progress`."""
+def showing(progress: bool, *, transient: bool = False) -> "Iterator[Callable[[Status], None]]":
+    """What to call with each status: it is shown if `progress`, and at the end no more if `transient`."""
     if not progress:
         yield lambda status: None
         return
-    with Progress() as display:
+    with Progress(transient=transient) as display:
         yield display.update
-
-
-def _make_bar(console: "Console") -> "RichProgress":
-    from rich.progress import BarColumn, TaskProgressColumn, TextColumn
-    from rich.progress import Progress as RichProgress
-
-    columns = [
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=None),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[rows]}", markup=False),
-        TextColumn("{task.fields[speed]}", markup=False),
-        TextColumn("{task.fields[eta]}", markup=False),
-        TextColumn("{task.fields[errors]}", markup=False, style="red"),
-    ]
-    # Piped stdout stays what it is: redirected, it would land on the terminal and be missing in the pipe.
-    return RichProgress(*columns, console=console, expand=True, redirect_stdout=sys.stdout.isatty())
 
 
 def status_json(status: "Status") -> str:
     """A status as one JSON line: its fields by name, times in ISO 8601."""
     return json.dumps(asdict(status), default=_iso)
-
-
-def _trouble_text(status: "Status") -> str:
-    """What the live bar says of errors and crashes; nothing where there are none."""
-    texts = [counted(status.num_errors, "error")] if status.num_errors else []
-    if status.num_crashes:
-        texts.append(counted(status.num_crashes, "crash", "crashes"))
-    return ", ".join(texts)
 
 
 def _iso(value: Any) -> str:

@@ -156,7 +156,7 @@ def wait_for(job: JobDir, broker: str | None, *, progress: bool, timeout_s: floa
                 )
 
         # Its own, as others may ask for the status meanwhile.
-        reader = StatusReader(job)
+        reader = StatusReader(job, reads_reasons=progress)
         warn_of_unserved(job, reader.read(), broker=broker)
         if broker is None:
             _look_on(job, reader, on_status)

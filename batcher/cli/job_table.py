@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from batcher.api.status_texts import STATE_COLOURS, done_percent
 from batcher.cli.texts import table_text, utc_text
-from batcher.words import percent_text, short_duration_text, shortened
+from batcher.words import short_duration_text, shortened
 
 if TYPE_CHECKING:
     from batcher.manage.status import Status
-
-#: Of a state's name, on a terminal.
-_COLOURS = {"complete": "green", "running": "cyan", "waiting": "yellow", "cancelled": "magenta"}
 
 _HEADER = ("JOB", "STATE", "DONE", "ROWS", "ERRORS", "TOK/S", "ETA", "MODEL", "CREATED")
 #: Models of a job that are named; more are counted.
@@ -75,7 +73,7 @@ def _cells(status: "Status") -> tuple[str, ...]:
     return (
         status.job_id,
         status.state.value,
-        percent_text(status.num_done, status.num_rows),
+        done_percent(status),
         f"{status.num_rows:,}",
         f"{status.num_errors:,}",
         f"{status.tokens_per_s:,.0f}" if status.is_complete or status.eta_s is not None else "-",
@@ -114,4 +112,4 @@ def _width(columns: list[tuple[str, ...]]) -> int:
 
 def _with_colour(line: str, state: str) -> str:
     """The line, its state in the colour of that. No id holds a blank, so the state is the second word."""
-    return line.replace(f" {state}", f" {click.style(state, fg=_COLOURS.get(state))}", 1)
+    return line.replace(f" {state}", f" {click.style(state, fg=STATE_COLOURS.get(state))}", 1)

@@ -34,10 +34,10 @@ def status_command(job: str, *, watch: bool, as_json: bool, jobs_dir: Path) -> i
     from batcher.manage.status import JobState, StatusReader
 
     found = find_job(job, jobs_dir)
-    reader = StatusReader(found)
+    reader = StatusReader(found, reads_reasons=True)
     status = reader.read()
     if watch:
-        with Progress() as progress:
+        with Progress(transient=True, as_json=as_json) as progress:
             progress.update(status)
             while status.state not in (JobState.COMPLETE, JobState.CANCELLED):
                 time.sleep(WATCH_INTERVAL_S)

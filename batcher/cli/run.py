@@ -81,7 +81,7 @@ def run_command(
     """
     check_installed("run", *needed_extras(broker, is_remote=bool(options["engine"])))
     take_stderr()
-    spares = _launch_spares(num_workers)
+    spares, log = _launch_spares(num_workers, quiet=quiet)
     log_to_stderr(logging.WARNING, broker_url=broker or "")
 
     from batcher.api.order import prepare_run
@@ -113,6 +113,7 @@ def run_command(
             num_workers=num_workers,
             broker=queue,
             spares=spares,
+            log=log,
             quiet=quiet,
             again=again,
             say=say,
@@ -249,7 +250,7 @@ def resume_command(
     if broker is None:
         check_installed("resume", *needed_extras(broker, is_remote=bool(options["engine"])))
     take_stderr()
-    spares = _launch_spares(num_workers if broker is None else 0)
+    spares, log = _launch_spares(num_workers if broker is None else 0, quiet=quiet)
     log_to_stderr(logging.WARNING, broker_url=broker or "")
 
     from batcher.api.order import reopen
@@ -276,16 +277,23 @@ def resume_command(
             num_workers=num_workers,
             broker=reopened.broker,
             spares=spares,
+            log=log,
             quiet=quiet,
             again=typed_command(),
         )
 
 
-def _launch_spares(number: int) -> "list[subprocess.Popen[bytes]]":
-    """Processes for workers, to be called first of all: they get ready while this one does. Gone with the command."""
+def _launch_spares(number: int, *, quiet: bool) -> "tuple[list[subprocess.Popen[bytes]], int | None]":
+    """Processes for workers, to be called first of all: they get ready while this one does. Gone with the command.
+
+    With them the descriptor of their stderr, if that is not ours: no line of theirs breaks into what is drawn.
+    """
+    from batcher.api.terminal import Relay, is_capable
     from workers.process.launch import spare_children
 
-    return click.get_current_context().with_resource(spare_children(number))
+    context = click.get_current_context()
+    log = context.with_resource(Relay()).descriptor if is_capable() and not quiet else None
+    return context.with_resource(spare_children(number, log=log)), log
 
 
 # -- submitting ---------------------------------------------------------------------------------------------------

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from batcher.cli.unserved import is_at_rest, resume_line, unserved_text
-from batcher.words import counted, duration_text, one_line, percent_text
+from batcher.words import counted, duration_text, one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from batcher.jobdir.folder import JobDir
     from batcher.manage.finish import Summary
-    from batcher.manage.status import Status, WorkerStatus
+    from batcher.manage.status import Status
     from batcher.submission.validation import ValidationReport
     from batcher.types import SamplingParams
 
@@ -30,8 +30,8 @@ TEXT_WIDTH = 100
 #: Characters of a prompt's tail and of a text that a sample shows.
 PROMPT_TAIL, TEXT_HEAD = 160, 600
 
-#: Workers, shards of each, and failed shards that a status names; and the characters of a message in it.
-MAX_WORKERS, MAX_SHARDS, MAX_FAILURES, MESSAGE_HEAD = 20, 8, 3, 300
+#: Workers and failed shards that a status names; and the characters of a message in it.
+MAX_WORKERS, MAX_FAILURES, MESSAGE_HEAD = 20, 3, 300
 
 #: Parts of a schema without a type of their own that are named.
 MAX_PARTS = 10
@@ -39,6 +39,9 @@ MAX_PARTS = 10
 
 def status_text(job: "JobDir", status: "Status") -> str:
     """A status in a few lines."""
+    from batcher.api.status_texts import done_percent
+
+    in_flight = " with rows in flight" if status.tokens_in_flight else ""
     shards = f"{status.num_committed:,} of {status.num_shards:,} committed"
     if status.num_claimed or status.num_waiting:
         shards += f", {status.num_claimed:,} claimed, {status.num_waiting:,} waiting"
@@ -48,9 +51,9 @@ def status_text(job: "JobDir", status: "Status") -> str:
     lines = {
         "Job": f"{status.job_id}: {status.state.value}"
         + (", but no worker shows a sign of life" if is_at_rest(status) else ""),
-        "Rows": f"{status.num_done:,} of {status.num_rows:,} done ({percent_text(status.num_done, status.num_rows)}): "
+        "Rows": f"{status.num_done:,} of {status.num_rows:,} done ({done_percent(status)}{in_flight}): "
         f"{status.num_ok:,} ok, {counted(status.num_errors, 'error')}",
-        "Errors": _counts_text(status.error_codes),
+        "Errors": _errors_text(status),
         "Set aside": _set_aside_text(job, status.num_quarantined),
         "Tokens": _tokens_text(status.prompt_tokens, status.cached_tokens, status.completion_tokens),
         "Speed": f"{status.tokens_per_s:,.1f} tokens/s" if status.tokens_per_s else "",
@@ -81,8 +84,10 @@ def print_summary(job: "JobDir", summary: "Summary") -> None:
         "Errors": _counts_text(summary.error_codes),
         "Set aside": _set_aside_text(job, summary.error_codes.get(ErrorCode.WORKER_CRASHED.value, 0)),
         "Choices": f"{summary.num_choices:,}" if summary.num_choices != summary.num_ok else "",
-        "Tokens": _tokens_text(summary.prompt_tokens, summary.cached_tokens, summary.completion_tokens),
-        "Speed": f"{summary.tokens_per_s:,.1f} tokens/s",
+        "Tokens": _tokens_text(
+            summary.prompt_tokens, summary.cached_tokens, summary.completion_tokens, copied=summary.copied_tokens
+        ),
+        "Speed": "" if summary.completion_tokens == summary.copied_tokens else f"{summary.tokens_per_s:,.1f} tokens/s",
         "Finish": _counts_text(summary.finish_reasons),
         "Elapsed": duration_text(summary.elapsed_s),
         "Results": f"{pattern} ({counted(summary.num_parts, 'part')})",
@@ -228,6 +233,13 @@ def _counts_text(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} {number:,}" for name, number in by_number)
 
 
+def _errors_text(status: "Status") -> str:
+    """How many of each code, and what the first row with it says, where that was read."""
+    by_number = sorted(status.error_codes.items(), key=lambda item: (-item[1], item[0]))
+    reasons = {code: f": {_head(reason)}" for code, reason in status.error_reasons.items() if reason}
+    return ("\n" if reasons else ", ").join(f"{code} {number:,}{reasons.get(code, '')}" for code, number in by_number)
+
+
 def _set_aside_text(job: "JobDir", number: int) -> str:
     """Of rows that ended the process that computed them: how many, and where to see which; "" for none."""
     if not number:
@@ -248,12 +260,13 @@ def _failures_text(status: "Status") -> str:
 
 def _workers_text(job: "JobDir", status: "Status") -> str:
     """A line for each worker. Of many, those that are not well come first, and the last ones are only counted."""
+    from batcher.api.status_texts import load_text, sorted_workers, worker_text
     from batcher.jobdir.heartbeats import Health
     from batcher.manage.status import JobState
 
     workers = list(status.workers)
     if len(workers) > MAX_WORKERS:
-        workers.sort(key=lambda each: (each.health is Health.ALIVE and not each.num_crashes, not each.shards))
+        workers = sorted_workers(workers)
     shown = workers[:MAX_WORKERS]
     names = [_head(worker.name) for worker in shown]
     names = [
@@ -261,7 +274,8 @@ def _workers_text(job: "JobDir", status: "Status") -> str:
         for name, worker in zip(names, shown, strict=True)
     ]
     width = max(map(len, names), default=0)
-    lines = [f"{name.ljust(width)}  {_worker_text(worker)}" for name, worker in zip(names, shown, strict=True)]
+    texts = [worker_text(worker) + (f"; {load}" if (load := load_text(worker)) else "") for worker in shown]
+    lines = [f"{name.ljust(width)}  {text}" for name, text in zip(names, texts, strict=True)]
     if len(workers) > MAX_WORKERS:
         lines.append(f"... and {len(workers) - MAX_WORKERS:,} more; --json shows them")
     is_going_on = status.state in (JobState.WAITING, JobState.RUNNING) and status.num_committed < status.num_shards
@@ -271,41 +285,16 @@ def _workers_text(job: "JobDir", status: "Status") -> str:
     return "\n".join(lines)
 
 
-def _worker_text(worker: "WorkerStatus") -> str:
-    """How a worker is: `alive, working on shards 3, 4`; `gone for 1 min 20 s, held shard 9; crashed 2 times (...)`."""
-    from batcher.jobdir.heartbeats import Health
-    from batcher.jobdir.pulse import WorkerState
-
-    shards = ", ".join(str(shard) for shard in worker.shards[:MAX_SHARDS])
-    if worker.shards:
-        shards = f"{'shard' if len(worker.shards) == 1 else 'shards'} {shards}"
-    if len(worker.shards) > MAX_SHARDS:
-        shards += ", ..."
-    match worker.health:
-        case Health.GONE:
-            text = f"gone for {duration_text(worker.age_s)}" + (f", held {shards}" if shards else "")
-        case Health.STALLED:
-            text = f"stalled {worker.stalled_s:.0f} s" + (f", {shards}" if shards else "")
-        case Health.ALIVE if worker.state is WorkerState.WORKING:
-            text = "alive, working" + (f" on {shards}" if shards else "")
-            text += " for other jobs" if worker.is_busy_elsewhere and not shards else ""
-        case Health.ALIVE:
-            text = f"alive, {worker.state.value}" + (f", {shards}" if shards else "")
-    if worker.num_crashes:
-        times = "once" if worker.num_crashes == 1 else f"{worker.num_crashes:,} times"
-        text += f"; crashed {times}" + (f" ({_head(worker.last_crash)})" if worker.last_crash else "")
-    return text
-
-
 def _head(message: str) -> str:
     """A message from a file, on one line and shortened."""
     text = one_line(message)
     return text if len(text) <= MESSAGE_HEAD else f"{text[:MESSAGE_HEAD]}..."
 
 
-def _tokens_text(prompt: int, cached: int, completion: int) -> str:
+def _tokens_text(prompt: int, cached: int, completion: int, *, copied: int = 0) -> str:
     cached_note = f" ({cached:,} from cache)" if cached else ""
-    return f"{prompt:,} prompt{cached_note} + {completion:,} generated"
+    copied_note = f" ({copied:,} copied from equal rows)" if copied else ""
+    return f"{prompt:,} prompt{cached_note} + {completion:,} generated{copied_note}"
 
 
 def utc_text(moment: datetime) -> str:

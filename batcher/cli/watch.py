@@ -35,16 +35,20 @@ def complete_job(
     num_workers: int,
     broker: "JobBroker",
     spares: "list[subprocess.Popen[bytes]]",
+    log: int | None,
     quiet: bool,
     again: str,
     say: "Callable[[JobDir, Summary], int] | None" = None,
 ) -> int:
-    """Complete the job with local workers and report, by `say` where that is given. Returns the exit code."""
+    """Complete the job with local workers and report, by `say` where that is given. Returns the exit code.
+
+    `log` is the descriptor of the workers' stderr; None: that of this process.
+    """
     from batcher.api.progress import showing
     from workers.local import StoppedError, complete
 
     try:
-        with showing(not quiet) as on_status:
+        with showing(not quiet, transient=True) as on_status:
             summary = complete(
                 *(job, with_log(config)),
                 num_workers=num_workers,
@@ -52,6 +56,7 @@ def complete_job(
                 spares=spares,
                 on_status=on_status,
                 on_engines=_ignore if quiet else _show_engines,
+                log=log,
             )
     except StoppedError:
         click.echo(f"Stopped: {how_far(job)} are done and kept. Resume with:\n  {again}", err=True)
@@ -82,7 +87,7 @@ def wait_for_job(job: "JobDir", broker: str, *, quiet: bool) -> int:
     from workers.local import StoppedError, wait
 
     try:
-        with showing(not quiet) as on_status:
+        with showing(not quiet, transient=True) as on_status:
             summary = wait(job, broker, on_status=on_status)
     except StoppedError:
         click.echo(f"The job goes on without us; look at it with:\n  batcher status {quoted(job)} --watch", err=True)

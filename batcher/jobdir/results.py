@@ -95,6 +95,25 @@ class Counts:
             self.copied_tokens + other.copied_tokens,
         )
 
+    def at_most(self, num_rows: int) -> "Counts":
+        """These counts of chunks that may overlap (two attempts at one time), brought down to what a shard can hold."""
+        if self.num_rows <= num_rows:
+            return self
+        share = num_rows / self.num_rows
+        num_errors = round(self.num_errors * share)
+        return Counts(
+            num_rows=num_rows,
+            num_ok=num_rows - num_errors,
+            num_errors=num_errors,
+            num_choices=round(self.num_choices * share),
+            prompt_tokens=round(self.prompt_tokens * share),
+            completion_tokens=round(self.completion_tokens * share),
+            cached_tokens=round(self.cached_tokens * share),
+            finish_reasons={reason: round(number * share) for reason, number in self.finish_reasons.items()},
+            error_codes={code: round(number * share) for code, number in self.error_codes.items()},
+            copied_tokens=round(self.copied_tokens * share),
+        )
+
     @classmethod
     def of(cls, table: pa.Table) -> "Counts":
         """Count the rows of a result table."""

@@ -38,7 +38,7 @@ class _Attempt:
     max_tokens: int
 
 
-#: Of a shard: what its chunks have, all or only those of one attempt.
+#: Of a shard: what is done of it, or only what the chunks of one attempt have.
 Saved = Callable[[ShardInfo, int | None], Counts]
 
 

@@ -8,7 +8,7 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 #: Seconds over which the rate of tokens is taken. A few flushes of a chunk and signs of life, so that their rhythm
 #: does not show.
@@ -17,8 +17,8 @@ RATE_WINDOW_S = 15.0
 ETA_WINDOW_S = 60.0
 #: Seconds without a step after which the rate falls: two signs of life at the longest.
 STILL_AFTER_S = 10.0
-#: Seconds that must be seen before there is a rate of our own, or an ETA.
-LEAST_SPAN_S = 5.0
+#: Seconds that must be seen before there is a rate, and steps before there is an ETA.
+LEAST_SPAN_S, LEAST_STEPS = 5.0, 3
 #: Seconds in which an ETA comes by two thirds to what is found anew.
 SETTLING_S = 10.0
 
@@ -37,6 +37,8 @@ class Speedometer:
 
     def __init__(self) -> None:
         self._steps: deque[Step] = deque()
+        self._num_steps = 0
+        self._began_at: float | None = None
         self._now = 0.0
         self._end_at: float | None = None
         self._settled_at = 0.0
@@ -44,14 +46,30 @@ class Speedometer:
 
     def look(self, step: Step) -> None:
         """Take in how far the job is now."""
-        self._now = step.at
+        before, self._now = self._now, step.at
+        self._began_at = step.at if self._began_at is None else self._began_at
         last = self._steps[-1] if self._steps else None
         if last is None or (step.work, step.tokens) != (last.work, last.tokens):
+            if last is not None and before - last.at >= STILL_AFTER_S:
+                # It stood still for long, and how fast it went before says nothing of now.
+                self._steps.clear()
+                self._steps.append(replace(last, at=before))
             self._steps.append(step)
+            self._num_steps += 1
         # The oldest is the last one before the window, or further back where nothing has moved since: then the rate
-        # decays towards 0 instead of jumping there between two chunks.
+        # falls towards 0 instead of jumping there between two chunks.
         while len(self._steps) > 2 and self._steps[1].at <= step.at - ETA_WINDOW_S:
             self._steps.popleft()
+
+    @property
+    def is_new(self) -> bool:
+        """Whether it has looked for a moment only."""
+        return self._began_at is None or self._now - self._began_at < LEAST_SPAN_S
+
+    @property
+    def has_settled(self) -> bool:
+        """Whether an ETA means something."""
+        return self._num_steps > LEAST_STEPS
 
     @property
     def tokens_per_s(self) -> float | None:

@@ -204,8 +204,7 @@ class StatusReader:
         in_flight = self._in_flight(listing, reports, pending, counts)
         rates = self._rates(counts, in_flight, reports, state=state, now=now)
         work = counts.num_rows + in_flight.work
-        has_eta = state is JobState.RUNNING and not unserved and rates.elapsed_s >= LEAST_SPAN_S
-        eta_s = self._speed.eta_s(manifest.num_rows - work, work_per_s=rates.rows_per_s if has_eta else None)
+        eta_s = self._eta_s(manifest.num_rows - work, rates) if state is JobState.RUNNING and not unserved else None
         return Status(
             # A folder may have been renamed since; `.` has no name.
             job_id=job.job_id or manifest.job_id,
@@ -380,7 +379,7 @@ class StatusReader:
                 self._read_reasons(chunk.path, counts)
             found[chunk.path] = counts
         self._chunks[info.shard] = found
-        return _clamp(sum(found.values(), Counts()), info.num_rows - self._kept_counts(info).num_rows)
+        return sum(found.values(), Counts()).at_most(info.num_rows - self._kept_counts(info).num_rows)
 
     def _in_flight(
         self, listing: Listing, reports: list[WorkerReport], pending: list[ShardInfo], done: Counts
@@ -391,7 +390,8 @@ class StatusReader:
         def saved(info: ShardInfo, attempt: int | None) -> Counts:
             known = self._chunks.get(info.shard, {})
             chunks = (each for each in listing.chunks(info.shard) if attempt in (None, each.attempt))
-            return sum((known[each.path] for each in chunks if each.path in known), Counts())
+            kept = self._kept_counts(info) if attempt is None else Counts()
+            return sum((known[each.path] for each in chunks if each.path in known), kept)
 
         return measure(self._job.manifest, held, {info.shard: info for info in pending}, done, saved)
 
@@ -426,6 +426,11 @@ class StatusReader:
             guess.rows_per_s if work_per_s is None else work_per_s,
             elapsed_s,
         )
+
+    def _eta_s(self, left: float, rates: _Rates) -> float | None:
+        is_meant = self._speed.has_settled or self._speed.is_new
+        has_begun = rates.elapsed_s >= LEAST_SPAN_S
+        return self._speed.eta_s(left, work_per_s=rates.rows_per_s if is_meant and has_begun else None)
 
     def _guess(self, step: Step, in_flight: InFlight, reports: list[WorkerReport], *, elapsed_s: float) -> _Rates:
         """The rates as long as too little was seen: what workers say that do nothing else, else those of the job."""
@@ -476,24 +481,4 @@ def _worker_status(report: WorkerReport, shards: list[int], *, is_busy_elsewhere
         num_slots=beat.num_slots,
         num_running=beat.num_running,
         tokens_per_s=beat.tokens_per_s,
-    )
-
-
-def _clamp(counts: Counts, num_rows: int) -> Counts:
-    """Counts of chunks that may overlap (two attempts at one time), brought down to what a shard can hold."""
-    if counts.num_rows <= num_rows:
-        return counts
-    share = num_rows / counts.num_rows
-    num_errors = round(counts.num_errors * share)
-    return Counts(
-        num_rows=num_rows,
-        num_ok=num_rows - num_errors,
-        num_errors=num_errors,
-        num_choices=round(counts.num_choices * share),
-        prompt_tokens=round(counts.prompt_tokens * share),
-        completion_tokens=round(counts.completion_tokens * share),
-        cached_tokens=round(counts.cached_tokens * share),
-        finish_reasons={reason: round(number * share) for reason, number in counts.finish_reasons.items()},
-        error_codes={code: round(number * share) for code, number in counts.error_codes.items()},
-        copied_tokens=round(counts.copied_tokens * share),
     )

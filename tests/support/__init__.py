@@ -2,6 +2,7 @@
 
 Time and trouble
 clock.py            a clock that a test moves
+pseudo_terminal.py  a terminal, and what stands on its screen
 waiting.py          waiting for what another thread or process does
 wall_clock.py       another time of day for a process
 damage.py           files that went bad

@@ -79,6 +79,8 @@ def set_up_logging(name: str, style: LogStyle, *, broker_url: str, stream: TextI
     logging.getLogger("batcher").setLevel(style.level)
     # At WARNING it logs each message that is put back at a stop.
     logging.getLogger("celery.app.trace").setLevel(logging.ERROR)
+    # And this one each that came while it stopped to take any: "Requeuing undeliverable message".
+    logging.getLogger("kombu.transport.virtual.base").setLevel(logging.ERROR)
 
 
 class JsonFormatter(logging.Formatter):

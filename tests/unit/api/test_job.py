@@ -104,7 +104,7 @@ def test_waiting_ends_where_the_folder_goes(tmp_path: Path, capfd: pytest.Captur
 
     thread = threading.Thread(target=wait, daemon=True)
     thread.start()
-    wait_for(lambda: '"state": "waiting"' in capfd.readouterr().err, what="a line of progress")
+    wait_for(lambda: ": waiting, " in capfd.readouterr().err, what="a line of progress")
     job.path.rename(tmp_path / "elsewhere")
 
     thread.join(30)
@@ -126,7 +126,7 @@ def test_waiting_ends_with_the_job(tmp_path: Path, capfd: pytest.CaptureFixture[
     job = batcher.open(folder.path)
     thread = threading.Thread(target=job.wait, kwargs={"progress": True})
     thread.start()
-    wait_for(lambda: '"state": "waiting"' in capfd.readouterr().err, what="a line of progress")
+    wait_for(lambda: ": waiting, " in capfd.readouterr().err, what="a line of progress")
 
     write_part(folder, 0, [ok(0), failed(1)])
     thread.join(30)
@@ -134,7 +134,7 @@ def test_waiting_ends_with_the_job(tmp_path: Path, capfd: pytest.CaptureFixture[
     assert not thread.is_alive()
     # Whoever waits finishes what the last worker could not.
     assert job.summary().num_errors == 1
-    assert '"state": "complete"' in capfd.readouterr().err
+    assert ": complete, 100%, 2 of 2 rows" in capfd.readouterr().err
 
 
 def test_waiting_has_an_end_that_the_caller_sets(tmp_path: Path) -> None:

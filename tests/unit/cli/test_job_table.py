@@ -22,7 +22,9 @@ def statuses(tmp_path: Path) -> Sequence[Status]:
     running = replace(first, state=JobState.RUNNING, tokens_per_s=1204.4, eta_s=7800.0)
     return [
         replace(first, created_at=created, models=("smollm2-135m",)),
-        replace(running, job_id=LONG_ID, num_rows=1_000_000, num_done=414_999, models=("hf:a/b:Q4_K_M", "c")),
+        replace(
+            running, job_id=LONG_ID, num_rows=1_000_000, num_done=414_999, progress=0.415, models=("hf:a/b:Q4_K_M", "c")
+        ),
         replace(first, num_rows=260, num_done=260, state=JobState.COMPLETE, models=tuple("abcde")),
         replace(first, state=JobState.CANCELLED, models=()),
     ]
@@ -38,7 +40,8 @@ def test_no_line_is_longer_than_the_terminal(statuses: Sequence[Status], width: 
 
 def test_terminal_of_80_columns_has_every_column_of_usual_jobs(statuses: Sequence[Status]) -> None:
     header, first, *_ = jobs_text(
-        [statuses[0], replace(statuses[1], num_rows=10_000, num_done=4_199)], Screen(80, has_colours=False)
+        [statuses[0], replace(statuses[1], num_rows=10_000, num_done=4_199, progress=0.42)],
+        Screen(80, has_colours=False),
     ).splitlines()
 
     assert header.split() == ["JOB", "STATE", "DONE", "ROWS", "ERRORS", "TOK/S", "ETA", "MODEL", "CREATED"]

@@ -45,7 +45,7 @@ def test_status_of_a_complete_job_with_errors_succeeds_and_shows_them(run: Run, 
     assert (code, err) == (0, "")
     assert re.search(r"^Job +demo: complete$", out, re.M)
     assert re.search(r"^Rows +6 of 6 done \(100%\): 4 ok, 2 errors$", out, re.M)
-    assert re.search(r"^Errors +context_length_exceeded 1, timeout 1$", out, re.M)
+    assert re.search(r"^Errors +context_length_exceeded 1: row 4: .+\n +timeout 1: row 1: timeout$", out, re.M)
     assert re.search(r"^Where +batcher-jobs/demo$", out, re.M)
 
 
@@ -72,23 +72,32 @@ def test_status_json_is_one_line_with_stable_keys(run: Run, finished: JobDir) ->
     assert found["created_at"] == "2026-01-01T00:00:00Z"
 
 
-def test_watched_job_ends_when_it_is_complete(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_json", [True, False])
+def test_watched_job_ends_when_it_is_complete(tmp_path: Path, is_json: bool) -> None:
     job = make_job(tmp_path / "job", (2,))
+    job.claim_attempt(0, worker="w")
     write_chunk(job, 0, [ok(0)])
-    command = [str(BATCHER), "status", "job", "--watch"]
+    command = [str(BATCHER), "status", "job", "--watch", *(["--json"] if is_json else [])]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=tmp_path) as watcher:
-        assert watcher.stderr is not None
-        first = json.loads(watcher.stderr.readline())
+        try:
+            assert watcher.stderr is not None
+            first = watcher.stderr.readline()
 
-        write_part(job, 0, [ok(0), ok(1)])
-        finalize(job)
-        out, err = watcher.communicate(timeout=60)
+            write_part(job, 0, [ok(0), ok(1)])
+            finalize(job)
+            out, err = watcher.communicate(timeout=60)
+        finally:
+            watcher.kill()
 
-    assert first["num_done"] == 1
     assert watcher.returncode == 0
-    assert json.loads(err.splitlines()[-1])["state"] == "complete"
-    assert "job: complete" in out
+    if is_json:
+        assert json.loads(first)["num_done"] == 1
+        assert json.loads(err.splitlines()[-1])["state"] == json.loads(out)["state"] == "complete"
+    else:
+        assert first.startswith("job: running, 50%, 1 of 2 rows")
+        assert err == ""
+        assert "job: complete" in out
 
 
 def test_watching_a_complete_job_returns_at_once(run: Run, finished: JobDir) -> None:
