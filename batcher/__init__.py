@@ -30,6 +30,7 @@ installation.py  what is installed, and the line that installs the rest
 startup.py       what a process does before its large imports
 heap.py          memory that was freed goes back to the system
 rounds.py        things that wait, one of each client after the other
+engine_metrics.py  what Prometheus is told of an engine
 live.py          what the server and its engines say to each other
 models/          which file a model's name means, and where to get it
 arrow/           tables and values of any type

@@ -37,6 +37,7 @@ from workers.process.events import (
     SavedRows,
     WorkerConfig,
 )
+from workers.process.figures import FAILED
 from workers.process.lines import decode, encode
 from workers.process.logs import LogStyle, set_up_logging
 from workers.queue.draining import Draining
@@ -297,11 +298,6 @@ def _take_shards(
     # Set in a signal handler, which runs in the main thread: safe, as that thread never waits on it.
     stopping = threading.Event()
 
-    def on_failure(job_id: str, shard: int, exc: BatcherError) -> None:
-        message = f"shard {shard} of {job_id}: {exc}"
-        logger.error("%s", message)
-        reporter.send(Event(EventKind.FAILED, message, exc.exit_code))
-
     def on_stop(**_: Any) -> None:
         stopping.set()
 
@@ -320,7 +316,7 @@ def _take_shards(
         context=_worker_context(config, board, reporter, stopping),
         draining=draining,
         sender=Sender(config.broker_url, scope=config.scope),
-        on_failure=on_failure,
+        on_failure=partial(_report_failure, reporter),
         on_engine_failure=failures.note,
         on_outcome=lambda outcome: reporter.send(Event(EventKind.RAN, outcome.value)),
     )
@@ -339,6 +335,13 @@ def _take_shards(
     return int(worker.exitcode or 0)
 
 
+def _report_failure(reporter: Reporter, job_id: str, shard: int, exc: BatcherError) -> None:
+    message = f"shard {shard} of {job_id}: {exc}"
+    logger.error("%s", message)
+    reporter.send(Event(EventKind.RAN, FAILED))
+    reporter.send(Event(EventKind.FAILED, message, exc.exit_code))
+
+
 def _worker_context(
     config: WorkerConfig, board: "Board", reporter: Reporter, stopping: threading.Event
 ) -> "WorkerContext":
@@ -349,9 +352,7 @@ def _worker_context(
     from workers.shard.validators import ValidatorRef
 
     def on_rows(rows: "Counts") -> None:
-        codes = tuple(rows.error_codes.items())
-        saved = SavedRows(rows.num_ok, codes, rows.prompt_tokens, rows.completion_tokens)
-        reporter.send(Event(EventKind.SAVED, saved=saved))
+        reporter.send(Event(EventKind.SAVED, saved=SavedRows(rows.num_ok, tuple(rows.error_codes.items()))))
 
     def on_attempt(kind: EventKind, job: "JobDir", shard: int, attempt: int) -> None:
         reporter.send(Event(kind, attempt=OpenAttempt(str(job.path), shard, attempt)))

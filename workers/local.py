@@ -212,15 +212,18 @@ def wait(
             ) from exc
 
 
-def run_worker(config: WorkerConfig, *, on_ready: Callable[[], None]) -> bool:
+def run_worker(
+    config: WorkerConfig, *, on_ready: Callable[[], None], metrics_at: tuple[str, int] | None = None
+) -> bool:
     """Run one worker until SIGINT or SIGTERM, or until it was drained, and sweep the jobs under its jobs root.
 
     Returns whether it was drained.
 
     Call it from the main thread.
 
-    `on_ready` is called once, when the model is loaded and the worker waits for shards. Raises BatcherError where the
-    broker can't be reached at the start, the model can't be loaded, or the child keeps crashing.
+    `on_ready` is called once, when the model is loaded and the worker waits for shards. `metrics_at` are host and port
+    for Prometheus, if it is to be answered. Raises BatcherError where the broker can't be reached at the start, the
+    model can't be loaded, or the child keeps crashing.
     """
     connect(config.broker_url).close()
     sweep_heartbeats(Path(config.home))
@@ -228,19 +231,40 @@ def run_worker(config: WorkerConfig, *, on_ready: Callable[[], None]) -> bool:
     with StopSignals() as stop, root_sweeper(config) as sweeper:
         # The child has logged why a shard could not be run; the worker has other shards to do.
         supervisor = Supervisor(config, on_shard_failure=lambda message: None, on_death=sweeper.on_death)
-        try:
-            supervisor.start()
-            has_announced = False
-            while not (stop.num_received or supervisor.is_drained):
-                supervisor.poll()
-                sweeper.check()
-                if supervisor.is_ready and not has_announced:
-                    has_announced = True
-                    on_ready()
-                time.sleep(TICK_S)
-            return supervisor.is_drained
-        finally:
-            stop_all([supervisor], grace_s=config.grace_s, is_urgent=stop.is_urgent)
+        with _metrics(supervisor, metrics_at):
+            return _work_until_stopped(supervisor, config, sweeper, stop, on_ready=on_ready)
+
+
+@contextlib.contextmanager
+def _metrics(supervisor: Supervisor, at: tuple[str, int] | None) -> Iterator[None]:
+    """Answer Prometheus at host and port within the block, if there is any."""
+    if at is None:
+        yield
+        return
+    from workers.process.metrics import serving_metrics
+
+    with serving_metrics(supervisor.figures, host=at[0], port=at[1]) as url:
+        logger.info("worker %s: metrics at %s", supervisor.name, url)
+        yield
+
+
+def _work_until_stopped(
+    supervisor: Supervisor, config: WorkerConfig, sweeper: Sweeper, stop: StopSignals, *, on_ready: Callable[[], None]
+) -> bool:
+    """Returns whether the worker was drained."""
+    try:
+        supervisor.start()
+        has_announced = False
+        while not (stop.num_received or supervisor.is_drained):
+            supervisor.poll()
+            sweeper.check()
+            if supervisor.is_ready and not has_announced:
+                has_announced = True
+                on_ready()
+            time.sleep(TICK_S)
+        return supervisor.is_drained
+    finally:
+        stop_all([supervisor], grace_s=config.grace_s, is_urgent=stop.is_urgent)
 
 
 def _job_sweeper(watch: Watch, broker_url: str, *, scope: str, sends_first: bool, lease_ttl_s: float) -> Sweeper:

@@ -1,5 +1,6 @@
 """Options and choices of the commands that load models: run, worker, resume, serve."""
 
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -125,6 +126,31 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for decorate in reversed(_ENGINE_OPTIONS):
         command = decorate(command)
     return command
+
+
+_metrics_options = chain(
+    option(
+        "--metrics-port",
+        type=click.IntRange(min=0, max=65535),
+        help="Port where Prometheus is told of the worker, at /metrics; 0 takes a free one. [default: none]",
+    ),
+    option(
+        "--metrics-host",
+        default="127.0.0.1",
+        help="Address of --metrics-port; 0.0.0.0 is every one of this machine. No key is asked for.",
+    ),
+)
+
+
+def metrics_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Where Prometheus is answered. Parameter: metrics_at, host and port or None."""
+
+    @functools.wraps(command)
+    def with_metrics(*args: Any, metrics_port: int | None, metrics_host: str, **kwargs: Any) -> Any:
+        at = None if metrics_port is None else (metrics_host, metrics_port)
+        return command(*args, metrics_at=at, **kwargs)
+
+    return _metrics_options(with_metrics)
 
 
 def tell(line: str) -> None:

@@ -13,7 +13,14 @@ import click
 
 from batcher.api.engines import model_spec, needed_extras, take_engine_options
 from batcher.cli import EXIT_INTERRUPTED
-from batcher.cli.engines import choose_models, engine_options, models_dir_option, models_option, standing_config
+from batcher.cli.engines import (
+    choose_models,
+    engine_options,
+    metrics_options,
+    models_dir_option,
+    models_option,
+    standing_config,
+)
 from batcher.cli.logs import log_options, log_to_stderr, take_stderr, with_log
 from batcher.cli.options import broker_option, find_job, jobs_dir_option, option, row_timeout_option
 from batcher.cli.piping import STDOUT, output_folder, write_results
@@ -172,12 +179,19 @@ def submit_command(
 @models_option
 @models_dir_option
 @engine_options
+@metrics_options
 @option("--name", help="What stands in the `worker` column of the results. [default: host and process id]")
 @broker_option
 @jobs_dir_option
 @log_options
 def worker_command(
-    *, models: tuple[str, ...], name: str | None, broker: str | None, jobs_dir: Path, **options: Any
+    *,
+    models: tuple[str, ...],
+    metrics_at: tuple[str, int] | None,
+    name: str | None,
+    broker: str | None,
+    jobs_dir: Path,
+    **options: Any,
 ) -> int:
     """Work on submitted jobs until stopped. Start as many as you like, on any machine that sees broker and jobs.
 
@@ -187,7 +201,7 @@ def worker_command(
     Example:
       batcher worker --model qwen=/models/qwen.gguf --broker redis://host:6379/0 --jobs-dir /mnt/jobs
     """
-    check_installed("worker", "remote" if options["engine"] else "worker")
+    check_installed("worker", "remote" if options["engine"] else "worker", *(("metrics",) if metrics_at else ()))
     from batcher.broker.url import hide_password
     from batcher.ids import check_id
     from batcher.jobdir.probe import check_takes_jobs
@@ -212,6 +226,7 @@ def worker_command(
             f"Worker {config.name} is ready: {', '.join(model.name for model in chosen)} "
             f"from {hide_password(broker)}, jobs in {jobs_root}"
         ),
+        metrics_at=metrics_at,
     )
     if is_drained:
         click.echo("Drained; the shards that it had are finished or with others.", err=True)

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from batcher.engine_metrics import ENGINE_COUNTERS, ENGINE_GAUGES
 from batcher.jobdir.heartbeats import Health
 from batcher.server.census import Census
 from batcher.server.guard.clients import Usage
@@ -21,24 +22,6 @@ _LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30,
 
 #: Methods that are told apart; whatever else somebody sends is one more.
 _METHODS = frozenset({"GET", "POST", "DELETE", "HEAD", "OPTIONS", "PUT", "PATCH"})
-
-_ENGINE_GAUGES = {
-    "num_slots": ("batcher_slots", "Sequences that are decoded at a time"),
-    "num_running": ("batcher_sequences_running", "Sequences that hold a slot"),
-    "num_waiting": ("batcher_sequences_waiting", "Sequences that wait for a slot"),
-    "num_live_running": ("batcher_live_sequences_running", "Sequences of live requests that hold a slot"),
-    "num_live_waiting": ("batcher_live_sequences_waiting", "Sequences of live requests that wait for a slot"),
-    "num_cells": ("batcher_kv_cells", "Cells of the KV cache"),
-    "num_cells_used": ("batcher_kv_cells_used", "Cells of the KV cache that hold a token"),
-    "longest_step_s": ("batcher_longest_step_seconds", "Longest step of the engine so far"),
-}
-_ENGINE_COUNTERS = {
-    "num_steps": ("batcher_steps", "Steps of the engine"),
-    "num_prompt_tokens": ("batcher_prompt_tokens", "Tokens of prompts"),
-    "num_cached_tokens": ("batcher_cached_tokens", "Tokens of prompts that were not computed anew"),
-    "num_completion_tokens": ("batcher_completion_tokens", "Tokens generated"),
-    "num_preempted": ("batcher_preemptions", "Sequences that gave up their slot to a live one"),
-}
 
 
 class Metrics:
@@ -97,9 +80,9 @@ class _Snapshot(Collector):
         self._usage = usage
 
     def collect(self) -> Iterator[Metric]:
-        for attribute, (name, text) in _ENGINE_GAUGES.items():
+        for attribute, (name, text) in ENGINE_GAUGES.items():
             yield self._fill(GaugeMetricFamily(name, text, labels=["model"]), attribute)
-        for attribute, (name, text) in _ENGINE_COUNTERS.items():
+        for attribute, (name, text) in ENGINE_COUNTERS.items():
             yield self._fill(CounterMetricFamily(name, text, labels=["model"]), attribute)
         yield from _keys(self._usage)
         if self._census is not None:

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -191,3 +192,37 @@ def test_server_logs_in_json_too(family: Family, model: Path) -> None:
     messages = [line["message"] for line in lines_of(server)]
     assert any(message.startswith("stopping: requests may finish") for message in messages)
     assert messages[-1].startswith("Stopped; ")
+
+
+def test_metrics_of_a_worker_go_on_over_the_death_of_its_process(family: Family, model: Path, redis_url: str) -> None:
+    worker = start_worker(family, redis_url, model, "w1", "--metrics-port", 0)
+    wait_until_ready(worker)
+    (url,) = re.findall(r"metrics at (http://127\.0\.0\.1:\d+/metrics)", worker.stderr)
+
+    def metrics() -> dict[str, float]:
+        with urllib.request.urlopen(url) as answer:
+            lines = [line for line in answer.read().decode().splitlines() if not line.startswith("#")]
+        return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines}
+
+    idle = metrics()
+    assert idle['batcher_worker_up{worker="w1"}'] == 1
+    assert idle['batcher_model_loaded{model="tiny"}'] == 1
+    job = submit(family, redis_url, rows=8, shard_rows=4, options=("--max-tokens", 8))
+    wait_for(lambda: job.is_complete, what="the job is complete")
+    wait_for(lambda: metrics().get('batcher_completion_tokens_total{model="tiny"}') == 64, what="all tokens are told")
+    done = wait_for(
+        lambda: (now := metrics()).get('batcher_shard_runs_total{outcome="committed"}') == 2 and now,
+        what="both shards are told",
+    )
+    assert done['batcher_rows_saved_total{code="",status="ok"}'] == 8
+
+    os.kill(wait_for(lambda: family.child_of(worker), what="the child"), signal.SIGKILL)
+
+    dead = wait_for(
+        lambda: (now := metrics())['batcher_worker_crashes{worker="w1"}'] == 1 and now, what="the crash is told"
+    )
+    assert dead['batcher_worker_up{worker="w1"}'] == 0
+    assert dead['batcher_rows_saved_total{code="",status="ok"}'] == 8
+    wait_for(lambda: metrics()['batcher_worker_up{worker="w1"}'] == 1, what="the next process is up")
+    assert metrics()['batcher_completion_tokens_total{model="tiny"}'] == 64
+    stop(worker)

@@ -57,4 +57,5 @@ redis_server.py     a broker that many share
 queues.py           what lies in the queues of a broker
 
 field_tables.py     writes the tables of docs/serving.md, and checks them
+metric_tables.py   the tables of docs/metrics.md, made of what server and worker answer
 """

@@ -9,5 +9,7 @@ stall.py        when an engine that makes no step is given up
 load.py         how loaded the engines are: slots, tokens, their rate
 loading.py      what a death while a model was loaded means
 memory.py       whether the kernel killed for lack of memory
+figures.py      what a supervisor tells of its worker in numbers
+metrics.py      these numbers, for Prometheus
 beacon.py       the worker's sign of life
 """

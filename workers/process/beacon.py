@@ -43,7 +43,7 @@ class Beacon:
         self._interval_s = config.lease_ttl_s / BEATS_PER_LEASE
         self._instance = uuid.uuid4().hex[:12]
         self._started_at = utc_now()
-        self._num_crashes = 0
+        self.num_crashes = 0
         self._last_crash = ""
         self._shown: tuple[object, ...] = ()
         self._made: tuple[AttemptBeat, ...] = ()
@@ -60,7 +60,7 @@ class Beacon:
 
     def note_crash(self, ending: str) -> None:
         """Count a death of the child; `ending` says how."""
-        self._num_crashes += 1
+        self.num_crashes += 1
         self._last_crash = ending
 
     def show(
@@ -79,7 +79,7 @@ class Beacon:
         if not self._config.takes_shards:
             return False
         now = self._clock()
-        current = (state, tuple(attempts), self._num_crashes)
+        current = (state, tuple(attempts), self.num_crashes)
         moved = tuple(made)
         is_moving = self._config.home != self._config.jobs_root and moved != self._made and now >= self._next_move_at
         if current == self._shown and now < self._next_at and not is_moving:
@@ -100,7 +100,7 @@ class Beacon:
             interval_s=self._interval_s,
             stalled_s=stalled_s if state is WorkerState.STALLED else 0.0,
             shards=_held(attempts, made),
-            num_crashes=self._num_crashes,
+            num_crashes=self.num_crashes,
             last_crash=self._last_crash,
             instance=self._instance,
             num_slots=load.num_slots,

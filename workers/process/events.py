@@ -87,12 +87,10 @@ class OpenAttempt:
 
 @dataclass(frozen=True, slots=True)
 class SavedRows:
-    """Rows that were saved, with the tokens of those that are ok; `error_codes` has the others by their code."""
+    """Rows that were saved: those that are ok, and the others by their error codes."""
 
     num_ok: int = 0
     error_codes: tuple[tuple[str, int], ...] = ()
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from batcher.jobdir.heartbeats import STALLED_AFTER_S
 from batcher.jobdir.pulse import WorkerState
 from workers.process.beacon import Beacon
 from workers.process.events import DRAIN_ORDER, AttemptBeat, Event, EventKind, OpenAttempt, WorkerConfig
+from workers.process.figures import WorkCounts, WorkerFigures
 from workers.process.launch import CHILD_COMMAND, close_child, kill_child, launch_child
 from workers.process.lines import decode, encode
 from workers.process.load import LoadMeter
@@ -105,6 +106,7 @@ class Supervisor:
         self._stall = StallMeter(now=clock())
         self._stall_limit_s = stall_limit_s(0.0, config.stall_timeout_s)
         self._load = LoadMeter([name for name, _ in config.models])
+        self._work = WorkCounts()
         self._killed_for = self._aborted_for = self._loading = ""
         self._load_deaths = LoadDeaths()
         self._oom_kills_at_poll = self._oom_kills_at_beat = 0
@@ -136,6 +138,19 @@ class Supervisor:
         if self._is_draining:
             return WorkerState.DRAINING
         return WorkerState.WORKING if self.holds_shards else WorkerState.IDLE
+
+    def figures(self) -> WorkerFigures:
+        """The worker in numbers. For any thread."""
+        return WorkerFigures(
+            name=self.name,
+            state=self.state,
+            stalled_s=self._stall.stalled_s if self.state is WorkerState.STALLED else 0.0,
+            num_shards=len(self._open),
+            num_crashes=self._beacon.num_crashes,
+            loads=self._load.loads,
+            tokens=self._load.tokens,
+            work=self._work,
+        )
 
     def start(self) -> None:
         """Start a child. Returns at once; `poll` sees it become ready."""
@@ -250,6 +265,7 @@ class Supervisor:
                 yield decode(Event, line)
 
     def _handle(self, event: Event) -> None:
+        self._work.hear(event)
         match event.kind:
             case EventKind.LOADED | EventKind.LOADING | EventKind.READY | EventKind.DRAINED:
                 self._note_stage(event)

@@ -19,6 +19,7 @@ FLOORS: tuple[dict[str, tuple[str, ...]], ...] = (
             "batcher.chat_templates",
             "batcher.constraints",
             "batcher.endings",
+            "batcher.engine_metrics",
             "batcher.errors",
             "batcher.gguf",
             "batcher.heap",
@@ -147,6 +148,7 @@ KNOWN_TO = {
     "starlette": ("batcher.server.app", "batcher.server.guard", "batcher.server.live", "batcher.server.routes"),
     "uvicorn": ("batcher.server.serve", "batcher.server.guard.connections"),
     "click": ("batcher.cli",),
+    "prometheus_client": ("workers.process.metrics", "batcher.server.metrics", "batcher.server.app"),
     "rich": ("batcher.cli", "batcher.api"),
 }
 
