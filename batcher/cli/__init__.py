@@ -11,6 +11,8 @@ checks.py       validate, doctor
 drain.py        drain
 models.py       models
 health.py       health
+completion.py   completion
+completing.py   what a shell offers at the Tab key
 tune.py         tune
 serve.py        serve
 options.py      what options are made of, and those that several commands share
@@ -34,6 +36,7 @@ import sys
 from typing import Any, NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 
 import batcher
 from batcher.errors import BatcherError
@@ -67,6 +70,7 @@ _COMMANDS = {
     "tune": "tune",
     "doctor": "checks",
     "health": "health",
+    "completion": "completion",
 }
 
 
@@ -83,6 +87,11 @@ class LazyGroup(click.Group):
         command = getattr(importlib.import_module(f"batcher.cli.{module}"), f"{cmd_name}_command")
         assert isinstance(command, click.Command)
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Names alone: their help would import all commands, and a person waits at the Tab key."""
+        names = [CompletionItem(name) for name in _COMMANDS if name.startswith(incomplete)]
+        return names + click.Command.shell_complete(self, ctx, incomplete)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from batcher.api.engines import context_lengths
+from batcher.cli.completing import complete_file
 from batcher.cli.engines import server_options
 from batcher.cli.options import any_broker_option, context_option, jobs_dir_option, json_option, option
 from batcher.cli.row_options import input_options, sampling_options, say_shortage, submit_options, with_stdin
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @click.command("validate")
-@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", shell_complete=complete_file)
 @option(
     "--model",
     "models",

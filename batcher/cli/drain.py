@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from batcher.cli.completing import complete_worker
 from batcher.cli.options import jobs_dir_option, option
 
 #: Of a worker that did not end in good order.
@@ -11,7 +12,7 @@ EXIT_NOT_DRAINED = 3
 
 
 @click.command("drain")
-@click.argument("workers", nargs=-1, required=True, metavar="WORKER...")
+@click.argument("workers", nargs=-1, required=True, metavar="WORKER...", shell_complete=complete_worker)
 @option("--wait", "is_waiting", is_flag=True, help="Stay until they have ended.")
 @jobs_dir_option
 def drain_command(workers: tuple[str, ...], *, is_waiting: bool, jobs_dir: Path) -> int:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
+from click.shell_completion import CompletionItem
 
+from batcher.cli.completing import complete_file, complete_job, complete_model
 from batcher.errors import InputError
 from batcher.machine import parse_size
 
@@ -27,6 +29,13 @@ class EnvOption(click.Option):
         super().__init__(*args, **kwargs)
         if self.envvar is None and self.name is not None:
             self.envvar = f"BATCHER_{self.name.upper()}"
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """As its type says; of a text, the names of models, or files."""
+        found = super().shell_complete(ctx, incomplete)
+        if found or self.is_flag or not isinstance(self.type, click.types.StringParamType):
+            return found
+        return complete_model(ctx, incomplete) if "--model" in self.opts else complete_file(ctx, self, incomplete)
 
 
 def option(*names: str, **kwargs: Any) -> Decorator:
@@ -53,7 +62,7 @@ def chain(*decorators: Decorator) -> Decorator:
     return decorate
 
 
-job_argument = click.argument("job", metavar="JOB")
+job_argument = click.argument("job", metavar="JOB", shell_complete=complete_job)
 
 jobs_dir_option = option(
     "--jobs-dir",

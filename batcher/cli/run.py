@@ -13,6 +13,7 @@ import click
 
 from batcher.api.engines import model_spec, needed_extras, take_engine_options
 from batcher.cli import EXIT_INTERRUPTED
+from batcher.cli.completing import complete_file
 from batcher.cli.engines import (
     choose_models,
     engine_options,
@@ -22,7 +23,7 @@ from batcher.cli.engines import (
     standing_config,
 )
 from batcher.cli.logs import log_options, log_to_stderr, take_stderr, with_log
-from batcher.cli.options import broker_option, find_job, jobs_dir_option, option, row_timeout_option
+from batcher.cli.options import broker_option, find_job, job_argument, jobs_dir_option, option, row_timeout_option
 from batcher.cli.piping import STDOUT, output_folder, write_results
 from batcher.cli.row_options import input_options, sampling_options, say_shortage, submit_options, with_stdin
 from batcher.cli.texts import say_json_parts
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from batcher.manage.repair import Damage
     from batcher.submission.source import SubmitOptions
 
-files_argument = click.argument("files", nargs=-1, required=True, metavar="FILE...")
+files_argument = click.argument("files", nargs=-1, required=True, metavar="FILE...", shell_complete=complete_file)
 quiet_option = option("--quiet", "-q", is_flag=True, help="No progress; only the summary, and what went wrong.")
 workers_option = option(
     "--workers", "num_workers", envvar="BATCHER_WORKERS", type=click.IntRange(min=1), default=1, help="Local workers."
@@ -236,7 +237,7 @@ def worker_command(
 
 
 @click.command("resume")
-@click.argument("job", metavar="JOB")
+@job_argument
 @models_option
 @engine_options
 @workers_option
