@@ -49,6 +49,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from batcher import errors as errors
+    from batcher.api.estimating import Estimate, estimate
     from batcher.api.fleet import Worker, drain, workers
     from batcher.api.job import Job
     from batcher.api.jobs import open_job as open  # noqa: A004 (like gzip.open: said with the name of the package)
@@ -62,6 +63,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BatcherError",
+    "Estimate",
     "Job",
     "JobState",
     "Results",
@@ -71,6 +73,7 @@ __all__ = [
     "__version__",
     "drain",
     "errors",
+    "estimate",
     "open",
     "run",
     "submit",
@@ -80,6 +83,7 @@ __all__ = [
 #: Name -> the module that has it, and how it is called there.
 _OFFERED = {
     "BatcherError": ("batcher.errors", "BatcherError"),
+    "Estimate": ("batcher.api.estimating", "Estimate"),
     "Job": ("batcher.api.job", "Job"),
     "JobState": ("batcher.manage.status", "JobState"),
     "Results": ("batcher.api.results", "Results"),
@@ -87,6 +91,7 @@ _OFFERED = {
     "Summary": ("batcher.manage.finish", "Summary"),
     "Worker": ("batcher.api.fleet", "Worker"),
     "drain": ("batcher.api.fleet", "drain"),
+    "estimate": ("batcher.api.estimating", "estimate"),
     "open": ("batcher.api.jobs", "open_job"),
     "run": ("batcher.api.jobs", "run"),
     "submit": ("batcher.api.jobs", "submit"),

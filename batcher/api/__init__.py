@@ -1,6 +1,7 @@
 """The public Python API that `import batcher` offers, made of the functions of the rooms below.
 
 jobs.py      jobs begin: run, submit, open
+estimating.py  what a job will take, before it runs: estimate
 job.py       a job: status, wait, results, retry, resume, pause, cancel, export
 fleet.py     the workers of a jobs folder, and those of its broker that work elsewhere
 source.py    paths, dicts and tables as inputs

@@ -9,6 +9,7 @@ workers.py      workers
 results.py      results, export, retry
 checks.py       validate, doctor
 drain.py        drain
+estimate.py     estimate
 models.py       models
 health.py       health
 completion.py   completion
@@ -66,6 +67,7 @@ _COMMANDS = {
     "delete": "jobs",
     "drain": "drain",
     "validate": "checks",
+    "estimate": "estimate",
     "models": "models",
     "tune": "tune",
     "doctor": "checks",

@@ -67,7 +67,7 @@ def status_text(job: "JobDir", status: "Status") -> str:
         "Elapsed": duration_text(status.elapsed_s) if status.started_at else "",
         "Where": shown_path(job.path),
     }
-    return _aligned(lines)
+    return aligned(lines)
 
 
 def print_summary(job: "JobDir", summary: "Summary") -> None:
@@ -94,7 +94,7 @@ def print_summary(job: "JobDir", summary: "Summary") -> None:
         "Read them": f"batcher results {shlex.quote(where)} --limit 5",
         "": f"python -c {shlex.quote(reader)}",
     }
-    click.echo(_aligned(lines))
+    click.echo(aligned(lines))
 
 
 def validation_text(report: "ValidationReport", *, tokenizer: str) -> str:
@@ -115,9 +115,9 @@ def validation_text(report: "ValidationReport", *, tokenizer: str) -> str:
         "Carried": ", ".join(f"{field.name} ({field.type})" for field in report.carried),
     }
     if not report.bad:
-        return _aligned(lines)
+        return aligned(lines)
     title = f"Bad rows, the first {len(report.bad):,}:" if len(report.bad) < report.num_bad else "Bad rows:"
-    return "\n".join([_aligned(lines), title, *(f"  {one_line(message)}" for message in report.bad)])
+    return "\n".join([aligned(lines), title, *(f"  {one_line(message)}" for message in report.bad)])
 
 
 def validation_json(report: "ValidationReport") -> str:
@@ -219,7 +219,7 @@ def _wrapped(text: str, start: str) -> Iterator[str]:
     yield from textwrap.wrap(text, TEXT_WIDTH, initial_indent=start, subsequent_indent=indent) or [start.rstrip()]
 
 
-def _aligned(lines: dict[str, str]) -> str:
+def aligned(lines: dict[str, str]) -> str:
     """`label  value` lines, without those that have nothing to say. A value may have several lines."""
     width = max(len(label) for label, value in lines.items() if value)
     indent = "\n" + " " * (width + 2)

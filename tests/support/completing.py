@@ -2,28 +2,12 @@
 
 import threading
 
-from batcher.broker.leases import Lease, Leases, Pace
 from batcher.jobdir.folder import JobDir
 from batcher.manage.finish import Summary, finalize
 from tests.support.manual_engine import ManualEngine
+from workers.estimating.trial import SoleLeases
 from workers.shard.context import WorkerContext
 from workers.shard.runner import RunOutcome, run_shard
-
-
-class SoleLeases(Leases):
-    """Of a worker that is the only one."""
-
-    def __init__(self) -> None:
-        self.pace = Pace()
-
-    def claim(self, lease: Lease) -> bool:
-        return True
-
-    def renew(self, lease: Lease) -> bool:
-        return True
-
-    def release(self, lease: Lease) -> bool:
-        return True
 
 
 def complete(job: JobDir, engine: ManualEngine) -> Summary:

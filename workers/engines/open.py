@@ -32,13 +32,17 @@ _USUAL_LENGTH = 4096
 #: Of each request the number of tokens of its prompt, or why it can't run.
 CountTokens = Callable[[Sequence[SequenceRequest]], Iterable[int | RowError]]
 
+#: Receives, in the engine's thread, how many tokens a step computed, and for how many sequences one is drawn from it.
+OnDecoded = Callable[[int, int], None]
+
 
 @dataclass(frozen=True, slots=True)
 class LoadedEngine:
-    """An engine that has not started yet, and how it was set up, in a line."""
+    """An engine that has not started yet, how it was set up, in a line, and the bytes that it takes here."""
 
     engine: Engine
     setup: str
+    num_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +91,9 @@ class EngineLoader:
         *,
         adapters: Sequence[tuple[str, str, float]] = (),
         on_abort: Callable[[str], None] | None = None,
+        on_decoded: OnDecoded | None = None,
     ) -> None:
-        """`adapters` and `on_abort` are as for `load_engines`."""
+        """`adapters` and `on_abort` are as for `load_engines`. `on_decoded` is told of each step."""
         from workers.engines.llama import loader
         from workers.engines.llama.gate import Gate
 
@@ -98,6 +103,7 @@ class EngineLoader:
         self._adapters = {name: Adapter(Path(where), scale) for name, where, scale in adapters}
         self._config = config
         self._demand = demand
+        self._on_decoded = on_decoded
         self._gate = Gate()
         #: What each of those takes that are loaded.
         self._taken: dict[str, int] = {}
@@ -120,7 +126,7 @@ class EngineLoader:
         path, config = self._paths[name], self._config
         if config.memory is not None:
             config = replace(config, memory=config.memory - sum(self._taken.values()))
-        model = loader.load_model(path, config)
+        model = loader.load_model(path, config, on_decoded=self._on_decoded)
         if (adapter := self._adapters.get(name)) is not None:
             model.add_adapter(adapter.path, scale=adapter.scale)
         model.chat_template = dict(config.chat_templates).get(name, model.chat_template)
@@ -137,7 +143,7 @@ class EngineLoader:
         self._taken[name] = loader.bytes_taken(model, settings)
         setup = f"{name}: {settings}"
         logger.info("%s", setup)
-        return LoadedEngine(engine, setup)
+        return LoadedEngine(engine, setup, self._taken[name])
 
     def has_room(self, name: str, *, beside: Collection[str]) -> bool:
         """Whether memory has room for a model beside those, with slots enough to be of use; always for the first."""
@@ -193,7 +199,7 @@ def find_dropped(params: SamplingParams, servers: RemoteServers, *, is_chat: boo
     return ""
 
 
-def load_metered(path: Path, config: EngineConfig, *, on_decoded: Callable[[int], None]) -> MeteredEngine:
+def load_metered(path: Path, config: EngineConfig, *, on_decoded: OnDecoded) -> MeteredEngine:
     """An engine as `config` says, whatever was tuned, that tells of the tokens of each step in its own thread.
 
     Raises ModelError.

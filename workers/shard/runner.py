@@ -282,7 +282,8 @@ class _ShardRun:
                     if self._stopped is not None:
                         return self._stopped
                 self._receive(timeout_s=POLL_INTERVAL_S)
-                outcome = self._tick()
+                # Whoever has all his rows commits them, also where he is to stop.
+                outcome = self._tick() if self._open or self._again else None
                 if outcome is not None:
                     return outcome
         finally:

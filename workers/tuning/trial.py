@@ -196,7 +196,7 @@ def main() -> int:
 def measure(config: TrialConfig) -> TrialResult:
     """Measure in this process. Raises ModelError or EngineError."""
     meter = Meter(config.seconds)
-    opened = load_metered(Path(config.model), config.engine, on_decoded=meter.add)
+    opened = load_metered(Path(config.model), config.engine, on_decoded=lambda num_tokens, _: meter.add(num_tokens))
     engine, settings = opened.engine, opened.settings
     num_slots = settings.num_slots.value
     prompts = _prompts_that_fit(opened.count_tokens, config.prompts, settings.context_length.value)

@@ -50,7 +50,7 @@ FLOORS: tuple[dict[str, tuple[str, ...]], ...] = (
     },
     {"workers/process": ("workers.process",), "workers/engines": ("workers.engines",)},
     {"workers/shard": ("workers.shard",), "workers/tuning": ("workers.tuning",)},
-    {"workers/queue": ("workers.queue",)},
+    {"workers/queue": ("workers.queue",), "workers/estimating": ("workers.estimating",)},
     {"workers/local.py": ("workers.local",)},
     {"workers/live": ("workers.live",)},
     {"workers/child.py": ("workers.child",)},

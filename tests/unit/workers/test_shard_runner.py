@@ -274,6 +274,35 @@ def test_run_goes_on_and_commits_without_a_broker(tmp_path: Path) -> None:
     bench.client.close()
 
 
+class AtOnce(ManualEngine):
+    """Answers in `submit`, and then has the worker stop."""
+
+    def __init__(self, stop: Callable[[], None]) -> None:
+        super().__init__()
+        self._stop = stop
+
+    def submit(
+        self,
+        requests: Iterable[SequenceRequest],
+        sink: Sink,
+        *,
+        on_start: OnStart = ignore_start,
+        on_delta: OnDelta | None = None,
+        is_alone: bool = False,
+    ) -> Ticket:
+        for request in requests:
+            sink(self._result(request))
+        self._stop()
+        return Ticket()
+
+
+def test_stop_that_comes_with_the_last_answer_loses_no_row(bench: Bench) -> None:
+    outcome = bench.run(AtOnce(bench.stopping.set))
+
+    assert outcome is RunOutcome.COMMITTED
+    assert bench.part()["row"] == list(range(ROWS))
+
+
 def test_cancelled_job_stops_with_its_finished_rows_saved(bench: Bench) -> None:
     _engine, running = bench.begin(2)
 

@@ -46,8 +46,8 @@ __all__ = [
 #: llama.cpp: every layer that fits.
 ALL_LAYERS = -1
 
-#: Receives the number of tokens that were computed.
-OnDecoded = Callable[[int], None]
+#: Receives how many tokens a step computed, and for how many sequences one is drawn from it.
+OnDecoded = Callable[[int, int], None]
 
 
 def load_engine(name: str, path: Path, config: EngineConfig, *, gate: Gate | None = None) -> LlamaEngine:
@@ -62,7 +62,7 @@ def load_engine(name: str, path: Path, config: EngineConfig, *, gate: Gate | Non
 def load_model(path: Path, config: EngineConfig, *, on_decoded: OnDecoded | None = None) -> Model:
     """Load the weights. Raises ModelError, and before it loads anything for options that contradict each other.
 
-    `on_decoded` is told of the number of tokens after each decode, in the engine's thread.
+    `on_decoded` is told of each decode, in the engine's thread.
     """
     check_config(config)
     if config.num_gpu_layers != 0 and (kinds := gpu_libraries()) and not supports_gpu():
@@ -91,7 +91,7 @@ class _MeteredModel(Model):
 
     def decode(self, batch: StepBatch) -> Floats:
         logits = super().decode(batch)
-        self._on_decoded(len(batch.tokens))
+        self._on_decoded(len(batch.tokens), len(batch.ready))
         return logits
 
 

@@ -1,0 +1,220 @@
+"""What a job will take, before it runs: `estimate`.
+
+The job is made as `run` makes it, some seconds of it are run (`workers.estimating`), and the rest is reckoned. With a
+folder for the job all of that stays: `run` of the same goes on with it. Without one it is gone at the end.
+"""
+
+import contextlib
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Unpack
+
+from batcher.api.engines import ModelSpecs, choose_models, model_specs, take_engine_options
+from batcher.api.options import RunOptions, check_options, shows_options, submit_options
+from batcher.api.order import Run, begin, prepare_run
+from batcher.api.source import Source, inputs_of
+from batcher.api.work import is_quiet
+from batcher.broker.embedded import own_folder
+from batcher.errors import InputError
+from batcher.installation import check_installed
+from batcher.jobdir.folder import JobDir
+from batcher.jobdir.manifest import ShardInfo
+from batcher.manage.status import read_status
+from batcher.paths import expand_home, temp_folder
+from batcher.submission.source import Input
+
+if TYPE_CHECKING:
+    from workers.estimating.trial import TrialReport
+
+#: Seconds for which each model is measured, unless somebody says.
+SECONDS = 10.0
+#: Shards whose rows are run; more at a time would be only more threads.
+_MAX_TRIED_SHARDS = 64
+#: Seconds of a `run` before and after all that is measured here: its own start, its broker, the last commits.
+_AROUND_S = 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a job takes on this machine, from its start to its end. Times are in seconds, memory in bytes.
+
+    `low_s` and `high_s` are a range in which the time probably lies. `start_s` is the part of `total_s` until the first
+    row is computed. `num_done` rows are done and kept in `job`, "" where nothing is kept. `cost` is in the money of the
+    price that was given.
+    """
+
+    num_rows: int
+    num_refused: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    total_s: float
+    low_s: float
+    high_s: float
+    start_s: float
+    tokens_per_s: float
+    peak_memory: int
+    num_measured: int
+    num_done: int
+    job: str
+    cost: float | None
+    cost_low: float | None
+    cost_high: float | None
+    setups: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What computing costs: by the hour of the machine, or by the million tokens of prompts and completions."""
+
+    per_hour: float | None = None
+    per_million: float | None = None
+
+    def of(self, *, seconds: float, num_tokens: int) -> float | None:
+        """The money for so much."""
+        if self.per_hour is not None:
+            return self.per_hour * seconds / 3600
+        return None if self.per_million is None else self.per_million * num_tokens / 1_000_000
+
+
+@shows_options(RunOptions)
+def estimate(
+    source: Source,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    model: ModelSpecs | None = None,
+    seconds: float = SECONDS,
+    price_per_hour: float | None = None,
+    price_per_million: float | None = None,
+    **options: Unpack[RunOptions],
+) -> Estimate:
+    """Say what `run` of the same would take on this machine, blocking for some `seconds` a model.
+
+        found = batcher.estimate(tickets, "out", model="qwen", template="Summarize: {text}", max_tokens=64)
+        print(found.total_s / 3600, "hours,", found.completion_tokens, "tokens")
+
+    The job is made, rows from all over it are run, and the whole is reckoned from these. With `out` all of that is
+    kept, and `run` of the same source, folder and options goes on with it; without, it is gone at the end. A price, by
+    the hour of this machine or by a million tokens, gives `cost`. Other arguments and errors are as for `run`; a
+    `source` that is read only once, such as a generator, is used up. Raises InputError where there is nothing to
+    measure.
+    """
+    checked = check_options("estimate", RunOptions, options)
+    price = check_price(per_hour=price_per_hour, per_million=price_per_million)
+    if not 0 < seconds < math.inf:
+        raise InputError(f"seconds is {seconds!r}: give a number above 0")
+    check_installed("estimate", "worker")
+    inputs = inputs_of(source)
+    with job_folder(None if out is None else Path(expand_home(out)).resolve()) as job:
+        prepared = prepare_run(
+            job,
+            () if model is None else model_specs(model),
+            take_engine_options(dict(checked)),
+            partial(submit_options, checked),
+            quiet=is_quiet(),
+            choose=choose_models,
+        )
+        return estimate_run(prepared, inputs, seconds=seconds, price=price, is_kept=out is not None)
+
+
+def check_price(*, per_hour: float | None, per_million: float | None) -> Price:
+    """The price that was given. Raises InputError for two, and for one below 0."""
+    if per_hour is not None and per_million is not None:
+        raise InputError("price_per_hour and price_per_million contradict each other; give one of them")
+    for name, value in (("price_per_hour", per_hour), ("price_per_million", per_million)):
+        if value is not None and not 0 <= value < math.inf:
+            raise InputError(f"{name} is {value!r}: give a number from 0")
+    return Price(per_hour, per_million)
+
+
+@contextlib.contextmanager
+def job_folder(out: Path | None) -> Iterator[JobDir]:
+    """The job directory that was named; one that is gone afterwards where none was."""
+    if out is not None:
+        yield JobDir(out)
+        return
+    with tempfile.TemporaryDirectory(prefix="batcher-estimate-", dir=temp_folder()) as folder:
+        yield JobDir(Path(folder).resolve() / "estimate")
+
+
+def estimate_run(
+    prepared: Run, inputs: Sequence[Input], *, seconds: float = SECONDS, price: Price = Price(), is_kept: bool
+) -> Estimate:
+    """Make the job that was prepared, or find it there, run some of it, and say what all of it takes. Blocks.
+
+    Raises as `batcher.api.jobs.run` does, and InputError where there is nothing to measure.
+    """
+    from workers.estimating.whole import forecast_model
+
+    job = prepared.job
+    if prepared.config.engine.servers is not None:
+        raise InputError("estimate measures models in this machine's memory, and --engine has a server compute")
+    with own_folder(job.path):
+        summary = begin(job, inputs, prepared.submission).summary
+        job = JobDir.open(job.path)
+        if job.manifest.num_refused == job.manifest.num_rows:
+            raise InputError("no row of the input can be computed; `batcher validate` says what is wrong with them")
+        if summary is not None:
+            raise InputError(f"{job.path}: this job is complete, so there is nothing to estimate; its summary says all")
+        pending = [info for info in job.pending_shards() if info.model is not None]
+        forecasts, reports = [], []
+        for model in dict.fromkeys(info.model for info in pending if info.model is not None):
+            report = _try_model(prepared, job, model, pending, seconds)
+            reports.append(report)
+            forecasts.append(
+                forecast_model(job, model, report, max_batch_tokens=prepared.config.engine.max_batch_tokens)
+            )
+        status = read_status(job)
+    work_s = sum(each.seconds for each in forecasts)
+    start_s = max(each.start_s for each in forecasts) + _AROUND_S
+    spread_s = 2 * math.hypot(*(each.spread * each.seconds for each in forecasts)) + 0.2 * start_s
+    total_s = start_s + work_s
+    low_s, high_s = max(0.0, total_s - spread_s), total_s + spread_s
+    prompt, cached, completion = (
+        round(sum(getattr(each, name) for each in forecasts))
+        for name in ("prompt_tokens", "cached_tokens", "completion_tokens")
+    )
+    cost, cost_low, cost_high = (
+        price.of(seconds=each, num_tokens=prompt + completion) for each in (total_s, low_s, high_s)
+    )
+    return Estimate(
+        num_rows=job.manifest.num_rows,
+        num_refused=job.manifest.num_refused,
+        prompt_tokens=prompt,
+        cached_tokens=cached,
+        completion_tokens=completion,
+        total_s=total_s,
+        low_s=low_s,
+        high_s=high_s,
+        start_s=start_s,
+        tokens_per_s=completion / total_s,
+        peak_memory=sum(max(each.peak_bytes, each.model_bytes) for each in reports),
+        num_measured=sum(each.num_measured for each in forecasts),
+        num_done=status.num_done,
+        job=str(job.path) if is_kept else "",
+        cost=cost,
+        cost_low=cost_low,
+        cost_high=cost_high,
+        setups=tuple(each.setup for each in reports),
+    )
+
+
+def _try_model(prepared: Run, job: JobDir, model: str, pending: Sequence[ShardInfo], seconds: float) -> "TrialReport":
+    from workers.estimating.trial import TrialConfig, run_trial
+    from workers.estimating.whole import some_shards
+
+    shards = some_shards([info for info in pending if info.model == model], _MAX_TRIED_SHARDS)
+    return run_trial(
+        TrialConfig(
+            worker=prepared.config,
+            job=str(job.path),
+            model=model,
+            shards=tuple(info.shard for info in shards),
+            seconds=seconds,
+        )
+    )
