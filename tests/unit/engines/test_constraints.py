@@ -246,6 +246,33 @@ def test_text_that_cannot_be_followed_any_further_is_an_error_and_no_whole_text(
     assert len(choices(engine, constraint, **params)) == 16
 
 
+#: Texts with little in common: a matcher that follows them all has as many states as all of them.
+MANY = constraints.regex("|".join(f"{letter}[0-9]{{30}}{letter}" for letter in "abcdefgh"))
+
+
+@pytest.mark.parametrize("params", [{}, {"logprobs": 1}, {"n": 1, "stop": ("z",)}], ids=str)
+def test_rows_that_share_a_constraint_do_not_share_its_bound(
+    model: Path, monkeypatch: pytest.MonkeyPatch, params: dict[str, Any]
+) -> None:
+    # Given a bound that one text does not reach, but several together do
+    monkeypatch.setattr(grammars, "_LEXER_STATES", 90)
+    asked = requests(MANY, 32, **params)
+
+    with running(model, num_slots=8) as engine:
+        results = complete(engine, asked)
+        num_anew = engine.stats().num_preempted
+        engine._scheduler.check_integrity()
+
+    found = [result.choice for result in results]
+    assert num_anew, "the bound was reached"
+    assert {result.error for result in results} == {None}
+    for choice in found:
+        assert choice is not None
+        assert re.fullmatch(MANY.text, choice.text)
+        assert choice.logprobs is None or "".join(one.token.decode() for one in choice.logprobs) == choice.text
+    assert len({choice.text[0] for choice in found if choice is not None}) > 1
+
+
 def test_choice_whose_whole_text_is_forced_needs_no_model(engine: LlamaEngine) -> None:
     for choice in choices(engine, constraints.choice(["the only one"])):
         assert (choice.text, choice.finish_reason) == ("the only one", FinishReason.STOP)

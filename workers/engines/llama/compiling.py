@@ -7,7 +7,6 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-from batcher.types import Constraint
 from workers.engines.llama.grammars import GrammarError, Grammars, large_stack, refused_constraint
 from workers.engines.llama.sequence import Sequence
 
@@ -57,9 +56,22 @@ class Compiling:
                 self._changed.wait_for(lambda: self._is_closed or self._grammars.has(constraint), patience_s)
         return False
 
-    def forget(self, constraint: Constraint | None) -> None:
-        """Have a constraint compiled anew for those that come later; see `Grammars.forget`."""
-        self._grammars.forget(constraint)
+    def begin_alone(self, sequence: Sequence) -> bool:
+        """Give a sequence whose matching has reached a bound one of its own, and then to `on_ready`. Those that come
+        later get another, too. Returns False where it had one already, or can't be followed again."""
+        constraint, matching = sequence.request.params.constraint, sequence.matching
+        assert constraint is not None
+        assert matching is not None
+        self._grammars.forget(constraint, matching)
+        has_thought = sequence.transcript is not None and sequence.transcript.num_reasoning_tokens
+        # Beside the scores of its prompt the token that could not be followed is listed.
+        if sequence.is_matched_alone or matching.is_stuck or has_thought or sequence.request.scores_prompt:
+            return False
+        sequence.is_matched_alone = True
+        with self._changed:
+            (self._live if sequence.request.is_live else self._others).append(sequence)
+            self._changed.notify_all()
+        return True
 
     def drop_all(self) -> list[Sequence]:
         """Take out everything that waits, and return it."""
@@ -103,6 +115,8 @@ class Compiling:
         assert constraint is not None
         found, error = None, None
         try:
+            if sequence.is_matched_alone:
+                found = self._grammars.compile_alone(constraint)
             while found is None:
                 self._grammars.compile(constraint)
                 found = self._grammars.find(constraint)

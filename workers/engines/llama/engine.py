@@ -391,11 +391,12 @@ class LlamaEngine:
         there are sequences that share them. Returns whether the text is at its end, and whether at its max_tokens.
         """
         matching.follow(token)
-        if matching.problem:
-            self._drop(sequence)
-            self._scheduler.finish(sequence)
-            self._compiling.forget(sequence.request.params.constraint)
-            sequence.fail(RowError(ErrorCode.INVALID_REQUEST, f"the constraint can't be kept to: {matching.problem}"))
+        if matching.problem and not is_full:
+            self._scheduler.leave_slot(sequence)
+            if not self._compiling.begin_alone(sequence):
+                self._drop(sequence)
+                problem = f"the constraint can't be kept to: {matching.problem}"
+                sequence.fail(RowError(ErrorCode.INVALID_REQUEST, problem))
             return False, False
         is_stopped = False
         is_at_once = sequence.request.params.logprobs is None and len(matching.forced) > self._scheduler.num_running

@@ -91,11 +91,11 @@ class Matching:
     no token at all may come. With `spelling` numbers of JSON are bounded.
     """
 
-    __slots__ = ("_compiled", "_number", "_spelling", "forced", "is_stuck", "matcher")
+    __slots__ = ("_number", "_spelling", "compiled", "forced", "is_stuck", "matcher")
 
     def __init__(self, compiled: _Compiled, spelling: "Spelling | None" = None) -> None:
         # Held, so that it counts as used.
-        self._compiled = compiled
+        self.compiled = compiled
         self._spelling = spelling
         self._number = NumberBound(spelling.leading_digits) if spelling is not None and compiled.is_json else None
         self.matcher = compiled.matcher.deep_copy()
@@ -212,12 +212,18 @@ class Grammars:
         with self._lock:
             self._keep(constraint, found)
 
-    def forget(self, constraint: Constraint | None) -> None:
-        """Have a constraint compiled anew: all that stand in it share what they have learned, and reach one bound."""
-        if constraint is not None:
-            with self._lock:
-                self._kept.pop(constraint, None)
-                self._alive.pop(constraint, None)
+    def forget(self, constraint: Constraint, matching: Matching) -> None:
+        """Have a constraint compiled anew for those to come: all that began as `matching` share what they have learned,
+        and reach one bound."""
+        with self._lock:
+            for found in (self._kept, self._alive):
+                if found.get(constraint) is matching.compiled:
+                    del found[constraint]
+
+    def compile_alone(self, constraint: Constraint) -> Matching:
+        """The beginning of a text that shares nothing with others. As `compile`; raises GrammarError."""
+        assert self._tokenizer is not None, "it was compiled before"
+        return Matching(_compile(constraint, self._tokenizer), self._spelling)
 
     def _keep(self, constraint: Constraint, found: _Compiled | GrammarError) -> None:
         self._kept[constraint] = found

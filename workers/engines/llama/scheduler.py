@@ -354,7 +354,7 @@ class Scheduler:
             if self._is_coming(match):
                 continue
             if leaver is not None:
-                self._leave_slot(leaver)
+                self.leave_slot(leaver)
                 live.remove(leaver)
                 left.append(leaver)
                 num_held[leaver.request.client] -= 1
@@ -378,10 +378,11 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence) -> None:
         """Have a running sequence leave its slot and wait at the front."""
-        self._leave_slot(sequence)
+        self.leave_slot(sequence)
         self._waiting.appendleft([sequence])
 
-    def _leave_slot(self, sequence: Sequence) -> None:
+    def leave_slot(self, sequence: Sequence) -> None:
+        """Take a running sequence out, to be added again with what it has generated."""
         sequence.generated = self.completion(sequence).copy()
         sequence.was_preempted = True
         self.finish(sequence)
@@ -391,7 +392,7 @@ class Scheduler:
         """Have all running sequences leave their slots, and be taken up again in their order."""
         for sequence in reversed(list(self._running.values())):
             if sequence.request.is_live:
-                self._leave_slot(sequence)
+                self.leave_slot(sequence)
                 self._live.put_back(sequence)
             else:
                 self._preempt(sequence)

@@ -66,6 +66,8 @@ class Sequence:
     is_echoed: bool = False
     #: Where its text stands in the constraint that it has to keep to, if there is one.
     matching: Matching | None = None
+    #: Whether it shares nothing with those of others that have the same constraint.
+    is_matched_alone: bool = False
     #: How far its labels are scored, if that is what it is for.
     scoring: Scoring | None = None
     draws: Draws = field(init=False)
@@ -139,9 +141,14 @@ class Sequence:
     def constrain(self, matching: Matching) -> None:
         """Hold its text to a constraint. Before it runs.
 
-        What that begins with is computed with the prompt, where nothing is to be known of its tokens one by one.
+        What that begins with is computed with the prompt, where nothing is to be known of its tokens one by one. A text
+        that has begun is followed as far as it is.
         """
         self.matching = matching
+        for token in self.generated.tolist():
+            matching.follow(token)
+        if len(self.generated):
+            return
         num_forced = len(matching.forced)
         if (
             self.transcript is None

@@ -58,6 +58,9 @@ class Twins:
             sequence.answer_like(answer)
             return True
         first = self._firsts.get(key)
+        if first is sequence:
+            # It was away to get another matching.
+            return False
         if first is not None and first.is_wanted:
             first.twins.append(sequence)
             return True
