@@ -96,8 +96,9 @@ class Job:
 
         if not partial and not self.is_complete:
             status = self.status()
+            done = f"{status.num_done:,} of {counted(status.num_rows, 'row')} done"
             raise JobError(
-                f"{self.path}: the job is not complete ({status.num_done:,} of {status.num_rows:,} rows are done); "
+                f"{self.path}: the job is not complete ({done}); "
                 "wait() for it, or resume() it, or take what is there with results(partial=True)"
             )
         return Results(self._here, where=where)
@@ -235,7 +236,7 @@ class Job:
             status = self.status()
         except BatcherError as exc:
             return str(exc)
-        texts = [status.state.value, f"{status.num_done:,} of {status.num_rows:,} rows"]
+        texts = [status.state.value, f"{status.num_done:,} of {counted(status.num_rows, 'row')}"]
         texts += [counted(status.num_errors, "error")] if status.num_errors else []
         texts += [f"ETA {duration_text(status.eta_s)}"] if status.eta_s is not None else []
         return ", ".join(texts)

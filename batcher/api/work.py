@@ -23,6 +23,7 @@ from batcher.jobdir.folder import JobDir
 from batcher.manage.finish import finalize
 from batcher.manage.resume import resume
 from batcher.manage.status import JobState, Status, StatusReader
+from batcher.words import counted
 
 if TYPE_CHECKING:
     import subprocess
@@ -151,9 +152,8 @@ def wait_for(job: JobDir, broker: str | None, *, progress: bool, timeout_s: floa
             check_here(job)
             show(status)
             if deadline is not None and time.monotonic() >= deadline and not status.is_complete:
-                raise TimeoutError(
-                    f"{job.path}: not complete after {timeout_s:g} s ({status.num_done:,} of {status.num_rows:,} rows)"
-                )
+                done = f"{status.num_done:,} of {counted(status.num_rows, 'row')}"
+                raise TimeoutError(f"{job.path}: not complete after {timeout_s:g} s ({done})")
 
         # Its own, as others may ask for the status meanwhile.
         reader = StatusReader(job, reads_reasons=progress)

@@ -15,6 +15,7 @@ from batcher.cli.engines import server_options
 from batcher.cli.options import any_broker_option, context_option, jobs_dir_option, json_option, option
 from batcher.cli.row_options import input_options, sampling_options, say_shortage, submit_options, with_stdin
 from batcher.types import EngineConfig
+from batcher.words import counted
 
 if TYPE_CHECKING:
     from batcher.cli.doctor import Check
@@ -83,7 +84,8 @@ def validate_command(
     names = ", ".join(model.name for model in here)
     click.echo(validation_json(report) if as_json else validation_text(report, tokenizer=names))
     if report.num_refused and options.strict:
-        raise InputError(f"{report.num_refused:,} of {report.num_rows:,} rows are bad, so --strict refuses the input")
+        bad = f"{report.num_refused:,} of {counted(report.num_rows, 'row')}"
+        raise InputError(f"{bad} bad, so --strict refuses the input")
     if report.refusal is not None:
         raise InputError(report.refusal)
     return EXIT_ERROR_ROWS if report.num_bad else 0

@@ -15,7 +15,7 @@ from batcher.cli.row_options import input_options, sampling_options, submit_opti
 from batcher.cli.texts import aligned, size_text
 from batcher.installation import check_installed
 from batcher.paths import expand_home
-from batcher.words import duration_text
+from batcher.words import counted, duration_text
 
 if TYPE_CHECKING:
     from batcher.api.estimating import Estimate
@@ -97,7 +97,7 @@ def _text(found: "Estimate", output: str | None) -> str:
         money = f"{found.cost:,.2f}"
         if found.cost_low != found.cost_high:
             money += f" ({found.cost_low:,.2f} to {found.cost_high:,.2f})"
-    kept = f"{found.num_done:,} rows are done; go on with `batcher run ... -o {output}` and the same options"
+    kept = f"{counted(found.num_done, 'row')} done; go on with `batcher run ... -o {output}` and the same options"
     return aligned(
         {
             "Rows": f"{found.num_rows:,}{refused}",

@@ -32,6 +32,7 @@ from batcher.cli.watch import complete_job, how_far, quoted, report, report_comp
 from batcher.installation import check_installed
 from batcher.paths import expand_home
 from batcher.selection import ALL_ROWS
+from batcher.words import counted
 
 if TYPE_CHECKING:
     import subprocess
@@ -280,7 +281,8 @@ def resume_command(
             resumed = resume(found, send=send, on_damage=_warn_of_damage)
         if resumed.summary is not None:
             return report_complete(found, resumed.summary)
-        click.echo(f"Enqueued {resumed.num_sent:,} shards; `batcher status {quoted(found)} --watch` shows how they go.")
+        line = f"batcher status {quoted(found)} --watch"
+        click.echo(f"Enqueued {counted(resumed.num_sent, 'shard')}; `{line}` shows how they go.")
         warn_of_unserved(found, broker)
         return 0
     with reopen(found, models, engine, quiet=True, choose=choose_models, on_damage=_warn_of_damage) as reopened:
@@ -329,8 +331,8 @@ def _submit(
     elif not quiet:
         refused = f" ({manifest.num_refused:,} refused)" if manifest.num_refused else ""
         is_whole = options.selection == ALL_ROWS or options.selection.find_shortage(manifest.num_rows)
-        rows = f"{manifest.num_rows:,} rows" if is_whole else options.selection
-        click.echo(f"Submitted {rows}{refused} in {len(manifest.shards):,} shards.", err=True)
+        rows = counted(manifest.num_rows, "row") if is_whole else options.selection
+        click.echo(f"Submitted {rows}{refused} in {counted(len(manifest.shards), 'shard')}.", err=True)
         say_shortage(options.selection, manifest.num_rows)
         say_json_parts(options.params)
     return begun.summary
@@ -343,7 +345,7 @@ def _warn_of_damage(damage: "Damage") -> None:
 def _show_reading(num_rows: int) -> None:
     """A count that stays on its line; nothing where nobody looks."""
     if sys.stderr.isatty():
-        click.echo(f"\rReading: {num_rows:,} rows\r", nl=False, err=True)
+        click.echo(f"\rReading: {counted(num_rows, 'row')}\r", nl=False, err=True)
 
 
 def _say_how_far(job: "JobDir", *, quiet: bool) -> None:

@@ -9,6 +9,7 @@ import click
 from batcher.cli import EXIT_ERROR_ROWS, EXIT_INTERRUPTED
 from batcher.cli.logs import with_log
 from batcher.errors import BatcherError, JobPausedError
+from batcher.words import counted
 
 if TYPE_CHECKING:
     import subprocess
@@ -25,7 +26,7 @@ def how_far(job: "JobDir") -> str:
     from batcher.manage.status import StatusReader
 
     status = StatusReader(job).read()
-    return f"{status.num_done:,} of {status.num_rows:,} rows"
+    return f"{status.num_done:,} of {counted(status.num_rows, 'row')}"
 
 
 def complete_job(

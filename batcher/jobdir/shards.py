@@ -25,6 +25,7 @@ from batcher.jobdir.local_store import LOCAL
 from batcher.jobdir.sealed import MissingFileError
 from batcher.jobdir.store import Store
 from batcher.types import Constraint, ErrorCode, Request, RequestFacts, RowError, SamplingParams, Tools
+from batcher.words import counted
 
 #: The column of a parameter by its type; that of a tuple is a list. Of a constraint and of tools the text is kept once,
 #: however many rows have it.
@@ -114,8 +115,8 @@ def read_shard(path: Path, *, carried: pa.Schema, num_rows: int | None = None, s
     table = _read(path, store)
     if num_rows is not None and table.num_rows != num_rows:
         raise CorruptFileError(
-            f"{path}: holds {table.num_rows} rows, the manifest says {num_rows}; restore the one that was changed, or "
-            "submit the input again"
+            f"{path}: holds {counted(table.num_rows, 'row')}, the manifest says {num_rows}; restore the one that was "
+            "changed, or submit the input again"
         )
     rows = _shard_rows(_one_array(table["request"]))
     if "carried" in table.column_names:

@@ -9,6 +9,7 @@ from batcher.errors import InputError
 from batcher.jobdir.drains import ask_to_drain
 from batcher.jobdir.heartbeats import Health, WorkerHeartbeat, WorkerReport, read_heartbeats
 from batcher.jobdir.pulse import SEPARATOR
+from batcher.words import counted
 
 #: Seconds between two looks at workers that drain.
 LOOK_INTERVAL_S = 1.0
@@ -66,7 +67,7 @@ def _meant(root: Path, worker: str) -> list[WorkerReport]:
     named = [each for each in alive if each.beat.name == name and instance in ("", each.beat.instance)]
     if len(named) > 1:
         choices = ", ".join(f"{_key(each.beat)} ({_where(each.beat)})" for each in named[:_MAX_NAMED])
-        raise InputError(f"{worker}: {len(named)} workers have that name; give one of {choices}")
+        raise InputError(f"{worker}: {counted(len(named), 'worker')} have that name; give one of {choices}")
     found = named or [each for each in alive if each.beat.host == worker]
     if found:
         return found

@@ -29,6 +29,7 @@ from batcher.manage.finish import finalize
 from batcher.manage.finished import finished_shards, finished_table, finished_tables, json_rows
 from batcher.openai.answers import Unrun, batch_output_line, completion_body, unrun_line
 from batcher.types import RequestFacts, RowStatus
+from batcher.words import counted
 
 #: Bytes of rows gathered before a row group is written: parts of few rows would make many small groups.
 ROW_GROUP_BYTES = 32 << 20
@@ -72,8 +73,9 @@ def export(
     # Whoever committed the last part may have died before the proof.
     if not partial and (not job.is_complete or job.pending_shards()) and finalize(job) is None:
         raise JobError(
-            f"{job.path}: the job is not complete ({len(job.pending_shards())} of {len(job.manifest.shards)} shards "
-            "open); `batcher resume` finishes it, --partial exports what is there"
+            f"{job.path}: the job is not complete ({len(job.pending_shards())} of "
+            f"{counted(len(job.manifest.shards), 'shard')} open); `batcher resume` finishes it, --partial exports what "
+            "is there"
         )
     schema = job_schema(job.manifest)
     with replacing(target) as temp:

@@ -24,6 +24,7 @@ from batcher.jobdir.refused import commit_refused
 from batcher.jobdir.results import Counts, job_schema, read_counts, read_rows
 from batcher.jobdir.sealed import MissingFileError
 from batcher.jobdir.shards import read_row_numbers
+from batcher.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,8 @@ class Damage:
     moved_to: Path
 
     def __str__(self) -> str:
-        return f"{self.reason}; moved to {self.moved_to}, its {self.info.num_rows:,} rows are computed again"
+        rows = f"{counted(self.info.num_rows, 'row')} {'is' if self.info.num_rows == 1 else 'are'}"
+        return f"{self.reason}; moved to {self.moved_to}, its {rows} computed again"
 
 
 def repair(job: JobDir) -> list[Damage]:
@@ -106,7 +108,7 @@ def _check_footer(job: JobDir, info: ShardInfo, path: Path) -> Counts:
     if counts.num_rows != info.num_rows or counts.num_rows != counts.num_ok + counts.num_errors:
         _check_manifest(job, info, counts)
         raise CorruptFileError(
-            f"{path}: holds {counts.num_rows} rows ({counts.num_ok} ok, {counts.num_errors} error), "
+            f"{path}: holds {counted(counts.num_rows, 'row')} ({counts.num_ok} ok, {counts.num_errors} error), "
             f"the shard has {info.num_rows}"
         )
     return counts
@@ -120,8 +122,8 @@ def _check_manifest(job: JobDir, info: ShardInfo, counts: Counts) -> None:
         return
     if num_rows == counts.num_rows != info.num_rows:
         raise JobError(
-            f"{job.manifest_path}: damaged or changed (it gives shard {info.shard} {info.num_rows} rows, its file and "
-            f"its part have {num_rows}); restore it, or submit the input again"
+            f"{job.manifest_path}: damaged or changed (it gives shard {info.shard} {counted(info.num_rows, 'row')}, "
+            f"its file and its part have {num_rows}); restore it, or submit the input again"
         )
 
 

@@ -9,6 +9,7 @@ from batcher.api.servers import choose_served
 from batcher.cli.doctor.finding import Check, Level
 from batcher.errors import BatcherError
 from batcher.types import UNKNOWN_DEMAND, EngineConfig, RemoteModel, RemoteServers, SamplingParams
+from batcher.words import counted
 
 if TYPE_CHECKING:
     from workers.engines.base import SequenceResult
@@ -47,7 +48,7 @@ def _check_server(servers: RemoteServers) -> tuple[Check, bool]:
     if isinstance(found, BatcherError):
         message, _, remedy = str(found).removeprefix(f"{url}: ").partition("; ")
         return Check(name, Level.FAIL, message, remedy), False
-    return Check(name, Level.OK, f"{found.dialect.name}, {len(found.models)} models"), True
+    return Check(name, Level.OK, f"{found.dialect.name}, {counted(len(found.models), 'model')}"), True
 
 
 def _try(model: RemoteModel, servers: RemoteServers) -> Check:

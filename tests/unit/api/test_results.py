@@ -188,7 +188,7 @@ def test_job_that_is_not_complete_has_results_only_on_demand(tmp_path: Path) -> 
     write_part(folder, 1, [ok(1), failed(2)])
     job = batcher.open(tmp_path / "job")
 
-    with pytest.raises(JobError, match=r"not complete \(3 of 4 rows are done\); wait\(\) for it, or resume\(\)"):
+    with pytest.raises(JobError, match=r"not complete \(3 of 4 rows done\); wait\(\) for it, or resume\(\)"):
         job.results()
 
     assert job.results(partial=True).to_pandas()["row"].tolist() == [1, 2, 3]

@@ -139,7 +139,7 @@ def test_validate_under_strict_ends_as_submit_would(run: Run, prompts: Path) -> 
 
     assert code == 2
     assert "prompts.jsonl:3" in out
-    assert "1 of 3 rows are bad, so --strict refuses the input" in err
+    assert "1 of 3 rows bad, so --strict refuses the input" in err
 
 
 def test_validate_of_good_rows_succeeds(run: Run, prompts: Path) -> None:

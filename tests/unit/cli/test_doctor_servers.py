@@ -20,7 +20,7 @@ def test_server_that_completes_a_prompt_is_well() -> None:
         found = check_servers(server, "mine=tiny")
 
     assert [check.level for check in found.values()] == [Level.OK, Level.OK]
-    assert found[f"engine {server.url}"].message == "a server of the OpenAI API, 1 models"
+    assert found[f"engine {server.url}"].message == "a server of the OpenAI API, 1 model"
     assert found["model mine"].message.startswith("tiny completes a prompt, in ")
 
 

@@ -200,7 +200,7 @@ def test_export_writes_what_the_name_says(run: Run, finished: JobDir, tmp_path: 
         ("export demo -o out.csv --format openai", "OpenAI batch output is JSONL"),
         ("export demo -o there.csv", "there.csv: exists; --force replaces it"),
         ("export demo -o out.csv --format tsv", "Invalid value for '--format'"),
-        ("export running -o out.csv", "the job is not complete (1 of 1 shards open)"),
+        ("export running -o out.csv", "the job is not complete (1 of 1 shard open)"),
     ],
 )
 def test_export_that_makes_no_sense_is_refused(

@@ -88,7 +88,7 @@ def test_part_with_a_missing_row_is_no_commit(tmp_path: Path, caplog: pytest.Log
     assert not job.is_complete
     assert not job.summary_path.exists()
     (message,) = caplog.messages
-    assert re.search(r"part-00001\.parquet: holds 1 rows .* the shard has 2; moved to .*, its 2 rows are", message)
+    assert re.search(r"part-00001\.parquet: holds 1 row .* the shard has 2; moved to .*, its 2 rows are", message)
 
 
 def test_rows_that_a_neighbour_part_has_too_many_do_not_make_up_for_missing_ones(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_part_that_is_torn_is_no_commit(tmp_path: Path, caplog: pytest.LogCaptur
     assert finalize(job) is None
 
     assert [info.shard for info in job.pending_shards()] == [0]
-    assert "its 1 rows are computed again" in caplog.text
+    assert "its 1 row is computed again" in caplog.text
 
 
 def test_part_that_cannot_be_read_now_stays_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
