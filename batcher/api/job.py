@@ -198,19 +198,32 @@ class Job:
         path: str | os.PathLike[str],
         *,
         format: Literal["rows", "openai"] = "rows",  # noqa: A002 (the command line's name)
+        columns: str | None = None,
+        output_column: str | None = None,
         partial: bool = False,
         force: bool = False,
     ) -> int:
         """Write the results as one file; its suffix says how: .parquet, .csv (a row a choice) or .jsonl (a line a row).
 
         `format` is what a JSONL line holds: a response object with the row's own columns, or an OpenAI batch output
-        line. Returns the number of rows or lines. `force` replaces a file that is there, `partial` takes a job that is
-        not complete. Raises InputError for the path, JobError for the job.
+        line. With `columns` ("finish_reason,output.name") or `output_column` the file has the input's rows in their
+        order, the input's columns under their own names, then these of the results, and the answer as `output_column`:
+        the text, or what the job has of `output` and `label`. Returns the number of rows or lines. `force` replaces a
+        file that is there, `partial` takes a job that is not complete. Raises InputError for the path and the columns,
+        JobError for the job.
         """
         layouts = {each.value: each for each in ExportFormat}
         if format not in layouts:
             raise InputError(f"format is {format!r}; use one of {', '.join(layouts)}")
-        return export(self._here, Path(expand_home(path)), layout=layouts[format], force=force, partial=partial)
+        return export(
+            self._here,
+            Path(expand_home(path)),
+            layout=layouts[format],
+            columns=columns,
+            output_column=output_column,
+            force=force,
+            partial=partial,
+        )
 
     def delete(self) -> None:
         """Delete the job, and all in its `results` and other folders. Files of others beside these are left there."""

@@ -2,7 +2,7 @@
 
 import importlib
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -13,15 +13,13 @@ from batcher.arrow.conditions import Column, parse_columns, parse_conditions
 from batcher.errors import MissingPackageError
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.results import job_schema
-from batcher.manage.finished import finished_counts, finished_tables, selected
+from batcher.manage.finished import finished_counts, selected, tables_in_order
 from batcher.types import RowStatus
 
 if TYPE_CHECKING:
     import pandas
     import polars
 
-#: Columns by which rows are in the order of the input.
-_ORDER = ("row", "index")
 #: Rows that a notebook shows of a table.
 _SHOWN_ROWS = 10
 
@@ -131,49 +129,13 @@ class Results:
 
     def _tables(self, columns: Sequence[Column] | None = None) -> Iterator[pa.Table]:
         """The rows in input order; with `columns` these and no others."""
-        needed = None
-        if columns is not None:
-            # The order is known by these two.
-            names = {column.name for column in columns}
-            needed = [*columns, *(each for each in self._chosen(_ORDER) or () if each.name not in names)]
-        tables = finished_tables(self._job, columns=needed, where=self._where)
-        if self._job.pending_shards():
-            # Of a shard that is not finished the first row can be missing, by which the order would be known.
-            whole = list(tables)
-            tables = iter([_sorted(pa.concat_tables(whole))] if whole else [])
-        for table in _in_order(tables):
-            yield table if columns is None else table.select([column.name for column in columns])
+        return tables_in_order(self._job, columns=columns, where=self._where)
 
     def _chosen(self, columns: Sequence[str] | None) -> list[Column] | None:
         if columns is None:
             return None
         names = [columns] if isinstance(columns, str) else list(columns)
         return parse_columns(names, self.schema, what="columns")
-
-
-def _in_order(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """The rows of tables in order, of which each is, and none begins before the one in front of it.
-
-    So it is with shards: they are numbered by their first row. Of several models, and of refused rows, they overlap.
-    """
-    waiting: pa.Table | None = None
-    for table in tables:
-        first = table["row"][0].as_py()
-        if waiting is None:
-            waiting = table
-        elif waiting["row"][-1].as_py() < first:
-            yield waiting
-            waiting = table
-        else:
-            is_earlier = pc.less(waiting["row"], first)
-            yield waiting.filter(is_earlier)
-            waiting = _sorted(pa.concat_tables([waiting.filter(pc.invert(is_earlier)), table]))
-    if waiting is not None:
-        yield waiting
-
-
-def _sorted(table: pa.Table) -> pa.Table:
-    return table.sort_by([(name, "ascending") for name in _ORDER])
 
 
 def _cell(value: object) -> str:

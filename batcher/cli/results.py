@@ -1,5 +1,6 @@
 """Commands on the results of jobs: results, export, retry."""
 
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -87,8 +88,15 @@ def results_command(
     "--output",
     "-o",
     required=True,
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="File to write: .parquet, .jsonl or .csv.",
+    type=click.Path(dir_okay=False, path_type=Path, allow_dash=True),
+    help="File to write: .parquet, .jsonl or .csv; - is standard output.",
+)
+@option(
+    "--type",
+    "kind",
+    envvar="BATCHER_TYPE",
+    type=click.Choice(["parquet", "jsonl", "csv"]),
+    help="What to write, whatever the file is called. [default: by the name; jsonl for -]",
 )
 @option(
     "--format",
@@ -98,29 +106,61 @@ def results_command(
     default="rows",
     help="What a JSONL line holds: a response object with the row's own columns, or an OpenAI batch output line.",
 )
+@option(
+    "--columns",
+    metavar="NAMES",
+    help="Write the columns of the input, under their own names, then these of the results: finish_reason,output.name.",
+)
+@option(
+    "--output-column",
+    metavar="NAME",
+    help="Likewise, and the answer as the last column: the text, or what the job has of output and label.",
+)
 @option("--partial", is_flag=True, help="Export the finished rows of a job that is not complete.")
 @option("--force", is_flag=True, help="Replace an existing file.")
 @jobs_dir_option
-def export_command(job: str, *, output: Path, layout: str, partial: bool, force: bool, jobs_dir: Path) -> int:
+def export_command(
+    job: str,
+    *,
+    output: Path,
+    kind: str | None,
+    layout: str,
+    columns: str | None,
+    output_column: str | None,
+    partial: bool,
+    force: bool,
+    jobs_dir: Path,
+) -> int:
     """Write the results of JOB as one file; its name says how.
 
-    Parquet and CSV have a row a choice (nested columns as JSON text in CSV), JSONL a line a request.
+    Parquet and CSV have a row a choice (nested columns as JSON text in CSV), JSONL a line a request. With --columns or
+    --output-column rows are in the order of the input, and have its columns first, so that a CSV file comes out as it
+    went in, with a column more.
 
     \b
-    Example:
+    Examples:
       batcher export out -o answers.jsonl --format openai
+      batcher export out -o tickets-with-label.csv --output-column label
     """
-    from batcher.manage.export import SUFFIXES, ExportFormat, export
+    from batcher.manage.export import ExportFormat, FileKind, export, file_kind
 
-    if output.suffix not in SUFFIXES:
-        raise click.UsageError(f"-o {output}: the name must end in one of {', '.join(SUFFIXES)}")
-    if layout == ExportFormat.OPENAI and output.suffix != ".jsonl":
-        raise click.UsageError(
-            f"--format openai: OpenAI batch output is JSONL; name the file .jsonl, not {output.name}"
-        )
+    is_stdout = str(output) == "-"
+    chosen = FileKind(kind) if kind else FileKind.JSONL if is_stdout else file_kind(output)
+    if is_stdout and chosen is FileKind.PARQUET and sys.stdout.isatty():
+        raise click.UsageError("-o -: Parquet is nothing for a terminal; name a file, or use --type csv or jsonl")
     found = find_job(job, jobs_dir)
-    number = export(found, output, layout=ExportFormat(layout), force=force, partial=partial)
-    click.echo(f"{output}: {number:,} {'lines' if output.suffix == '.jsonl' else 'rows'}")
+    number = export(
+        found,
+        sys.stdout.buffer if is_stdout else output,
+        kind=chosen,
+        layout=ExportFormat(layout),
+        columns=columns,
+        output_column=output_column,
+        force=force,
+        partial=partial,
+    )
+    noun = "line" if chosen is FileKind.JSONL else "row"
+    click.echo(f"{'standard output' if is_stdout else output}: {counted(number, noun)}", err=is_stdout)
     return 0
 
 

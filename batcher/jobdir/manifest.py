@@ -30,6 +30,19 @@ class ShardInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class InputColumn:
+    """A column of the input: its `name` there, and the `column` of the results that has its values.
+
+    `column` None: it is a field of the request, such as max_tokens, and no column has it. `is_message`: the values are
+    the users' messages of the chats that `column` has.
+    """
+
+    name: str
+    column: str | None
+    is_message: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """A job as submitted. Immutable; every other state is derived from the files beside it.
 
@@ -39,7 +52,7 @@ class Manifest:
     No choice takes more than `longest_request` tokens, prompt and completion, by the bytes of its prompt. `uid` is of
     this job alone, whatever its name; "" in jobs of version 2. `optional_ipc` is the schema of its optional result
     columns (see `optional_columns`), likewise; "" where it has none. `answers` says which answers it does not take,
-    `selection` which rows of the inputs it has.
+    `selection` which rows of the inputs it has, `columns` are those of the input, in its order; none in older jobs.
     """
 
     job_id: str
@@ -59,6 +72,7 @@ class Manifest:
     optional_ipc: str = ""
     answers: AnswerRules = TAKE_ALL
     selection: RowSelection = ALL_ROWS
+    columns: tuple[InputColumn, ...] = ()
     version: int = MANIFEST_VERSION
 
     @property

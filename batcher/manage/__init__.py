@@ -11,6 +11,7 @@ pause.py    the same for a while
 drain.py    workers finish their shards and end
 retry.py    failed rows run again
 finished.py the result rows that exist now
+joined.py   answers joined to the input
 export.py   results in other forms
 delete.py   the job goes, also while it is worked on
 """

@@ -4,18 +4,21 @@ Works shard by shard, so memory is bounded by one shard. The file is written und
 whoever sees it sees it whole.
 """
 
+import json
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from enum import StrEnum
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
+from batcher.arrow.conditions import Column
 from batcher.arrow.values import json_line, text_values
 from batcher.errors import InputError, JobError
 from batcher.jobdir.folder import JobDir
@@ -26,7 +29,15 @@ from batcher.jobdir.results import RESULT_FIELDS, job_schema
 from batcher.jobdir.shards import read_custom_ids, read_request_facts
 from batcher.manage.delete import own_names
 from batcher.manage.finish import finalize
-from batcher.manage.finished import finished_shards, finished_table, finished_tables, json_rows
+from batcher.manage.finished import (
+    finished_shards,
+    finished_table,
+    finished_tables,
+    json_rows,
+    selected,
+    tables_in_order,
+)
+from batcher.manage.joined import joined_columns
 from batcher.openai.answers import Unrun, batch_output_line, completion_body, unrun_line
 from batcher.types import RequestFacts, RowStatus
 from batcher.words import counted
@@ -34,14 +45,23 @@ from batcher.words import counted
 #: Bytes of rows gathered before a row group is written: parts of few rows would make many small groups.
 ROW_GROUP_BYTES = 32 << 20
 
-#: What a target's name may end in.
-SUFFIXES = (".parquet", ".jsonl", ".csv")
-
 #: Keys of an exported response object; a carried column of such a name gets the prefix `input_`, as at submit.
 _BODY_KEYS = frozenset({*RESULT_FIELDS.names, "system_fingerprint", "choices", "usage", "error"})
 
 
 _NO_FACTS = RequestFacts()
+
+
+class FileKind(StrEnum):
+    """What an exported file is; its suffix says so."""
+
+    PARQUET = "parquet"
+    JSONL = "jsonl"
+    CSV = "csv"
+
+
+#: What a target's name may end in.
+SUFFIXES = tuple(f".{kind}" for kind in FileKind)
 
 
 class ExportFormat(StrEnum):
@@ -52,24 +72,33 @@ class ExportFormat(StrEnum):
 
 
 def export(
-    job: JobDir, target: Path, *, layout: ExportFormat = ExportFormat.ROWS, force: bool = False, partial: bool = False
+    job: JobDir,
+    target: Path | BinaryIO,
+    *,
+    kind: FileKind | None = None,
+    layout: ExportFormat = ExportFormat.ROWS,
+    columns: str | None = None,
+    output_column: str | None = None,
+    force: bool = False,
+    partial: bool = False,
 ) -> int:
-    """Write the results of `job` to `target`, whose suffix says how (.parquet, .csv, .jsonl).
+    """Write the results of `job` to `target`, a file or a stream.
 
-    Returns the number of rows (Parquet and CSV: a row a choice) or lines (JSONL: a line a request) written. Refuses an
-    existing file without `force`, and a job that is not complete without `partial` (then what is finished now is
-    written). Raises InputError, JobError, StorageError.
+    `kind` is by default what the file's suffix says (.parquet, .csv, .jsonl), of a stream JSONL. With `columns` or
+    `output_column` the rows are those of the input, in its order, with its own columns first (see `joined`), and a
+    JSONL line is such a row. Returns the number of rows (a row a choice) or lines (JSONL without these: a line a
+    request) written. Refuses an existing file without `force`, and a job that is not complete without `partial` (then
+    what is finished now is written). Raises InputError, JobError, StorageError.
     """
-    suffix = target.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise InputError(f"{target}: cannot export to {target.suffix or 'no suffix'}; name it .parquet, .jsonl or .csv")
-    if layout is ExportFormat.OPENAI and suffix != ".jsonl":
-        raise InputError(f"{target}: OpenAI batch output is JSONL; name it .jsonl, or use the format 'rows'")
-    for own in sorted(job.path / name for name in own_names(job)):
-        if target.resolve().is_relative_to(own.resolve()):
-            raise InputError(f"{target}: is in the job's own folder {own}; name a file elsewhere")
-    if target.exists() and not force:
-        raise InputError(f"{target}: exists; --force replaces it")
+    kind = kind or (file_kind(target) if isinstance(target, Path) else FileKind.JSONL)
+    is_joined = columns is not None or output_column is not None
+    if layout is ExportFormat.OPENAI and kind is not FileKind.JSONL:
+        raise InputError("OpenAI batch output is JSONL; name the file .jsonl, or use the format 'rows'")
+    if layout is ExportFormat.OPENAI and is_joined:
+        raise InputError("lines of OpenAI batch output have no columns; leave out the columns, or the format 'openai'")
+    chosen = joined_columns(job.manifest, columns=columns, output_column=output_column) if is_joined else None
+    if isinstance(target, Path):
+        _check_target(job, target, force=force)
     # Whoever committed the last part may have died before the proof.
     if not partial and (not job.is_complete or job.pending_shards()) and finalize(job) is None:
         raise JobError(
@@ -77,17 +106,58 @@ def export(
             f"{counted(len(job.manifest.shards), 'shard')} open); `batcher resume` finishes it, --partial exports what "
             "is there"
         )
+    if not isinstance(target, Path):
+        return _write(target, job, kind, layout, chosen)
+    with replacing(target) as temp, temp.open("wb") as file:
+        return _write(file, job, kind, layout, chosen)
+
+
+def file_kind(target: Path) -> FileKind:
+    """What a file is by its suffix. Raises InputError for one that is none of ours, with what makes such a file."""
+    suffix = target.suffix.lower()
+    if suffix not in SUFFIXES:
+        problem = f"{target}: cannot export to {target.suffix or 'no suffix'}; name it .parquet, .jsonl or .csv"
+        raise InputError(problem + (_spreadsheet_remedy(target) if suffix == ".xlsx" else ""))
+    return FileKind(suffix.removeprefix("."))
+
+
+def _spreadsheet_remedy(target: Path) -> str:
+    csv, spreadsheet = str(target.with_suffix(".csv")), json.dumps(str(target))
+    script = f"import pandas; pandas.read_csv({json.dumps(csv)}).to_excel({spreadsheet}, index=False)"
+    return (
+        f". Spreadsheets open .csv; or export to {csv}, then: python -c {shlex.quote(script)} (needs pandas, openpyxl)"
+    )
+
+
+def _check_target(job: JobDir, target: Path, *, force: bool) -> None:
+    for own in sorted(job.path / name for name in own_names(job)):
+        if target.resolve().is_relative_to(own.resolve()):
+            raise InputError(f"{target}: is in the job's own folder {own}; name a file elsewhere")
+    if target.exists() and not force:
+        raise InputError(f"{target}: exists; --force replaces it")
+
+
+def _write(file: BinaryIO, job: JobDir, kind: FileKind, layout: ExportFormat, chosen: Sequence[Column] | None) -> int:
     schema = job_schema(job.manifest)
-    with replacing(target) as temp:
-        if suffix == ".jsonl":
-            return _write_jsonl(temp, job, layout=layout)
-        tables = finished_tables(job)
-        return (_write_parquet if suffix == ".parquet" else _write_csv)(temp, tables, schema=schema)
+    tables = finished_tables(job)
+    if chosen is not None:
+        schema = selected(schema.empty_table(), chosen).schema
+        tables = tables_in_order(job, columns=chosen)
+    match kind:
+        case FileKind.PARQUET:
+            return _write_parquet(file, tables, schema=schema)
+        case FileKind.CSV:
+            return _write_csv(file, tables, schema=schema)
+        case FileKind.JSONL:
+            lines = (
+                _request_lines(job, layout=layout) if chosen is None else chain.from_iterable(map(json_rows, tables))
+            )
+            return _write_jsonl(file, lines)
 
 
-def _write_parquet(path: Path, tables: Iterable[pa.Table], *, schema: pa.Schema) -> int:
+def _write_parquet(file: BinaryIO, tables: Iterable[pa.Table], *, schema: pa.Schema) -> int:
     num_rows = 0
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
         waiting: list[pa.Table] = []
         for table in tables:
             waiting.append(table)
@@ -100,12 +170,12 @@ def _write_parquet(path: Path, tables: Iterable[pa.Table], *, schema: pa.Schema)
     return num_rows
 
 
-def _write_csv(path: Path, tables: Iterable[pa.Table], *, schema: pa.Schema) -> int:
+def _write_csv(file: BinaryIO, tables: Iterable[pa.Table], *, schema: pa.Schema) -> int:
     num_rows = 0
     flat = pa.schema([pa.field(f.name, f.type if _is_csv_type(f.type) else pa.string()) for f in schema])
-    with pacsv.CSVWriter(path, flat) as writer:
+    with pacsv.CSVWriter(file, flat) as writer:
         for table in tables:
-            columns = [_csv_column(table[f.name]) for f in schema]
+            columns = [_csv_column(column) for column in table.columns]
             writer.write_table(pa.Table.from_arrays(columns, schema=flat))
             num_rows += table.num_rows
     return num_rows
@@ -123,18 +193,21 @@ def _csv_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return pa.chunked_array([pa.array(text_values(column), pa.string())])
 
 
-def _write_jsonl(path: Path, job: JobDir, *, layout: ExportFormat) -> int:
+def _write_jsonl(file: BinaryIO, lines: Iterable[dict[str, Any]]) -> int:
     num_lines = 0
-    optional = job.manifest.optional.names
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        for rows, facts in _finished_requests(job, with_carried=layout is ExportFormat.ROWS):
-            if layout is ExportFormat.OPENAI:
-                line = _batch_line(job, rows, facts=facts)
-            else:
-                line = _response_object(rows, facts=facts, optional=optional)
-            file.write(f"{json_line(line)}\n")
-            num_lines += 1
+    for line in lines:
+        file.write(f"{json_line(line)}\n".encode())
+        num_lines += 1
     return num_lines
+
+
+def _request_lines(job: JobDir, *, layout: ExportFormat) -> Iterator[dict[str, Any]]:
+    optional = job.manifest.optional.names
+    for rows, facts in _finished_requests(job, with_carried=layout is ExportFormat.ROWS):
+        if layout is ExportFormat.OPENAI:
+            yield _batch_line(job, rows, facts=facts)
+        else:
+            yield _response_object(rows, facts=facts, optional=optional)
 
 
 def write_batch_output(

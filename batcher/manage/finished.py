@@ -4,10 +4,11 @@ Works shard by shard, so memory is bounded by one shard, and of a part only the 
 for. A shard without a part is read from its chunks.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from batcher.arrow.conditions import Column, Condition
 from batcher.arrow.values import json_values
@@ -16,6 +17,9 @@ from batcher.jobdir.folder import JobDir
 from batcher.jobdir.manifest import ShardInfo
 from batcher.jobdir.results import Counts, job_schema, join_tables, read_chunks, read_counts
 from batcher.manage.repair import read_part, with_remedy
+
+#: Columns by which rows are in the order of the input.
+_ORDER = ("row", "index")
 
 
 def finished_tables(
@@ -27,11 +31,35 @@ def finished_tables(
     which it holds. Raises CorruptFileError for a part that can't be read; chunks that can't be are left out, as workers
     do.
     """
-    needed = None
-    if columns is not None:
-        sources = (column.source for column in columns)
-        needed = list(dict.fromkeys((*sources, *(where.columns if where else ()))))
-    for _, table in finished_shards(job, columns=needed):
+    tables = (table for _, table in finished_shards(job, columns=_sources(columns, where)))
+    return _narrowed(tables, columns, where)
+
+
+def tables_in_order(
+    job: JobDir, *, columns: Sequence[Column] | None = None, where: Condition | None = None
+) -> Iterator[pa.Table]:
+    """The same rows in the order of the input, in bounded memory; all at once where the job is not complete."""
+    shards = finished_shards(job, columns=_sources(columns, where, *_ORDER))
+    tables: Iterator[pa.Table] = (table for _, table in shards)
+    if job.pending_shards():
+        # Of a shard that is not finished the first row can be missing, by which the order would be known.
+        whole = list(tables)
+        tables = iter([_sorted(pa.concat_tables(whole))] if whole else [])
+    # Narrowed last, for the same reason.
+    return _narrowed(_in_order(tables), columns, where)
+
+
+def _sources(columns: Sequence[Column] | None, where: Condition | None, *others: str) -> list[str] | None:
+    """The columns of the results that are read for these; None: all."""
+    if columns is None:
+        return None
+    return list(dict.fromkeys([*(column.source for column in columns), *(where.columns if where else ()), *others]))
+
+
+def _narrowed(
+    tables: Iterable[pa.Table], columns: Sequence[Column] | None, where: Condition | None
+) -> Iterator[pa.Table]:
+    for table in tables:
         found = table if where is None else where.filter(table)
         if found.num_rows:
             yield found if columns is None else selected(found, columns)
@@ -82,3 +110,28 @@ def json_rows(table: pa.Table) -> Iterator[dict[str, Any]]:
     """The rows of a result table as JSON can hold them."""
     columns = [json_values(column) for column in table.columns]
     return (dict(zip(table.column_names, row, strict=True)) for row in zip(*columns, strict=True))
+
+
+def _in_order(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The rows of tables in order, of which each is, and none begins before the one in front of it.
+
+    So it is with shards: they are numbered by their first row. Of several models, and of refused rows, they overlap.
+    """
+    waiting: pa.Table | None = None
+    for table in tables:
+        first = table["row"][0].as_py()
+        if waiting is None:
+            waiting = table
+        elif waiting["row"][-1].as_py() < first:
+            yield waiting
+            waiting = table
+        else:
+            is_earlier = pc.less(waiting["row"], first)
+            yield waiting.filter(is_earlier)
+            waiting = _sorted(pa.concat_tables([waiting.filter(pc.invert(is_earlier)), table]))
+    if waiting is not None:
+        yield waiting
+
+
+def _sorted(table: pa.Table) -> pa.Table:
+    return table.sort_by([(name, "ascending") for name in _ORDER])

@@ -7,6 +7,7 @@ columns.py     columns as the values of fields, ids and templates
 template.py    prompts from templates
 chats.py       rows that are chats
 carried.py     columns that go along to the results
+input_columns.py where in the results each column of the input is
 custom_ids.py  no custom_id twice
 bad_rows.py    a mistake that ruins every row is told
 splitter.py    validated rows -> shards

@@ -93,6 +93,11 @@ class CarriedColumns:
         """The columns seen so far, with the types that hold all their values."""
         return pa.schema([self._settled(name) for name in self._names.values()])
 
+    @property
+    def names(self) -> Mapping[str, str]:
+        """Name in the input -> name in the results, of the columns seen so far."""
+        return self._names
+
     def rename(self, table: pa.Table) -> pa.Table:
         """`table` (of `plain_table`) with its columns under their result names."""
         self._name_all(table.column_names)

@@ -139,6 +139,7 @@ def _write_shards(job: JobDir, source: Source, on_progress: Callable[[int], None
         uid=secrets.token_hex(16),
         answers=options.answers,
         selection=options.selection,
+        columns=source.columns(carried.names),
         optional_ipc=encode_schema(optional) if optional.names else "",
     )
 

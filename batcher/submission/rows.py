@@ -25,6 +25,7 @@ from batcher.openai.parameters import CHAT_URL, COMPLETIONS_URL, ROW_FIELDS, Bat
 from batcher.openai.row_params import RowParams, check_fields, table_values
 from batcher.submission.chats import MESSAGES, ChatRows
 from batcher.submission.columns import bad_positions, field_values, id_values, template_values, without_bad_text
+from batcher.submission.input_columns import InputColumns
 from batcher.submission.readers.files import LineBatch, Origin, TableBatch
 from batcher.submission.readers.raw_rows import too_long
 from batcher.submission.template import Template
@@ -107,6 +108,9 @@ class RowParser:
             system=system,
         )
         self._id_column = id_column or "custom_id"
+        self.columns = InputColumns(
+            id_column=self._id_column, prompt_column=self._prompt_column, makes_chats=self._makes_chats
+        )
         #: Whether a row so far has given a value for its id, be it a good one or not.
         self.has_ids = False
         self._needed = {*(template.columns if template else (prompt_column or "prompt",))}
@@ -176,6 +180,7 @@ class RowParser:
             if self._chats.is_chat(extras):
                 self._check_endpoint(CHAT_URL)
                 column = self._chats.column(extras)
+                self.columns.see_prompt(column)
                 parsed = self._build(found, extras, row, custom_id=found.custom_id, is_chat=True)
                 return parsed, {key: item for key, item in extras.items() if key not in (column, self._prompt_column)}
         found = self._validate_json(line)
@@ -183,6 +188,7 @@ class RowParser:
         if self._has_system:
             raise _cant_have_system("the prompt is a completion", "give --chat too, which makes it a chat")
         extras = found.__pydantic_extra__
+        self.columns.see_prompt(self._prompt_column)
         return self._build(found, extras, row, custom_id=found.custom_id), extras
 
     def _check_endpoint(self, url: str) -> None:
@@ -229,6 +235,7 @@ class RowParser:
     def _parse_table(self, batch: TableBatch, *, numbers: Iterable[int]) -> RowBatch:
         origin = batch.origin
         self._check_table(origin.file, batch.table.column_names)
+        self.columns.see(batch.table.column_names)
         try:
             table = batch.table if batch.is_text else plain_table(batch.table)
         except InputError as exc:

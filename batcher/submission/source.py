@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from batcher.errors import InputError
 from batcher.ids import check_model_name
+from batcher.jobdir.manifest import InputColumn
 from batcher.jobdir.optional_columns import optional_schema
 from batcher.openai.parameters import ROW_FIELDS
 from batcher.selection import ALL_ROWS, RowSelection
@@ -156,6 +157,10 @@ class Source:
             if self.options.id_column is not None and not self._parser.has_ids:
                 raise InputError(f"--id-column {self.options.id_column}: no row has a value there; correct the name")
             ids.check()
+
+    def columns(self, carried: Mapping[str, str]) -> tuple[InputColumn, ...]:
+        """The columns of what was scanned, see `InputColumns.found`."""
+        return self._parser.columns.found(carried, has_ids=self._parser.has_ids)
 
     def fingerprint(self) -> str:
         """See the function. Of streams it reads what is left."""

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -196,7 +197,11 @@ def test_export_writes_what_the_name_says(run: Run, finished: JobDir, tmp_path: 
     ("line", "message"),
     [
         ("export demo", "Missing option '--output' / '-o'"),
-        ("export demo -o out.xlsx", "must end in one of .parquet, .jsonl, .csv"),
+        ("export demo -o out.xlsx", "name it .parquet, .jsonl or .csv"),
+        ("export demo -o out.xlsx", 'pandas.read_csv("out.csv").to_excel("out.xlsx", index=False)'),
+        ("export demo -o out.jsonl --format openai --columns row", "have no columns"),
+        ("export demo -o out.csv --output-column topic", "the input has a column 'topic' itself"),
+        ("export demo -o out.csv --columns rwo", "there is no column 'rwo'; did you mean row"),
         ("export demo -o out.csv --format openai", "OpenAI batch output is JSONL"),
         ("export demo -o there.csv", "there.csv: exists; --force replaces it"),
         ("export demo -o out.csv --format tsv", "Invalid value for '--format'"),
@@ -214,3 +219,38 @@ def test_export_that_makes_no_sense_is_refused(
     assert (code, out) == (2, "")
     assert message in err
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_export_to_standard_output_has_nothing_else_there(run: Run, finished: JobDir) -> None:
+    code, out, err = run("export demo -o -")
+    assert (code, err) == (0, "standard output: 6 lines\n")
+    assert [json.loads(line)["custom_id"] for line in out.splitlines()] == [f"id-{row}" for row in range(6)]
+
+    code, out, err = run("export demo -o - --type csv --columns error_code --output-column answer")
+    assert (code, err) == (0, "standard output: 7 rows\n")
+    assert out.splitlines()[:2] == [
+        '"custom_id","topic","tags","error_code","answer"', '"id-0","topic-0","[""a"", ""0""]",,"text 0.0"',
+    ]  # fmt: skip
+
+
+def test_parquet_is_not_written_to_a_terminal(
+    run: Run, finished: JobDir, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+
+    code, out, err = run("export demo -o - --type parquet")
+
+    assert (code, out) == (2, "")
+    assert "Parquet is nothing for a terminal; name a file" in err
+
+
+def test_reader_that_has_enough_ends_an_export_without_a_word(tmp_path: Path) -> None:
+    finished_job(tmp_path / "job")
+    script = f"{BATCHER} export job -o - --type csv | head -1"
+
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300
+    )
+
+    assert done.stdout.startswith('"row","custom_id"')
+    assert "Traceback" not in done.stderr
