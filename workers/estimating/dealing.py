@@ -30,6 +30,8 @@ from workers.engines.base import (
 
 #: Seconds between two looks at whether the time is over.
 _LOOK_INTERVAL_S = 0.05
+#: With fewer nothing can be said, however slow the machine is. The first is no step like the others: all slots read.
+MIN_STEPS = 16
 
 
 @dataclass(slots=True, eq=False)
@@ -83,13 +85,14 @@ class Dealer:
             self._offered.add(shard)
             self._changed.notify_all()
 
-    def deal(self, *, seconds: float, grace_s: float) -> None:
-        """Deal for `seconds`, and wait for what was begun, for `grace_s` at most. Blocks. Raises EngineError."""
+    def deal(self, *, seconds: float, grace_s: float, min_steps: int = MIN_STEPS) -> None:
+        """Deal for `seconds`, and wait for what was begun, for `grace_s` at most, but for `min_steps` of the engine in
+        any case. Blocks. Raises EngineError."""
         with self._changed:
             self._changed.wait_for(lambda: len(self._offered) >= self.num_shards or self.is_over.is_set())
             rows = sorted(self._rows, key=lambda row: (row.shard, row.position))
         random.Random(self.seed).shuffle(rows)  # noqa: S311 (no secret)
-        ends_at = self.clock() + seconds
+        ends_at, first_step = self.clock() + seconds, self.engine.num_steps
         # One that waits for each four: the slot of one that ends is filled in the step after.
         most = self.engine.num_slots + max(1, self.engine.num_slots // 4)
         num_open = 0
@@ -99,7 +102,8 @@ class Dealer:
                 sequences = rows.pop().sequences
                 num_open += len(sequences)
                 self._give(sequences)
-            if not num_open or now >= ends_at + grace_s:
+            has_steps = self.engine.num_steps - first_step >= min_steps
+            if not num_open or (has_steps and now >= ends_at + grace_s):
                 break
             try:
                 failure = self._inbox.get(timeout=_LOOK_INTERVAL_S)

@@ -216,6 +216,7 @@ def _run(job: JobDir, config: TrialConfig, engine: Engine, is_over: threading.Ev
             run_shard(job, shard, DealtEngine(dealer, shard), context)
         except BatcherError as exc:
             failures.append(exc)
+            is_over.set()
         finally:
             dealer.note_offer(shard)
 
