@@ -63,6 +63,11 @@ class Family:
     jobs: list[Path] = field(default_factory=list)
     commands: list[Command] = field(default_factory=list)
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a process has in its environment that is to be one of the family."""
+        return {_MARK: self.mark}
+
     def start(self, *arguments: object, env: Mapping[str, str] | None = None, prefix: Sequence[object] = ()) -> Command:
         """Start `batcher` with these arguments, in the test's folder and in a session of its own.
 
@@ -84,7 +89,7 @@ class Family:
             process = subprocess.Popen(
                 words,
                 cwd=self.folder,
-                env={**os.environ, _MARK: self.mark, **(env or {})},
+                env={**os.environ, **self.environment, **(env or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
