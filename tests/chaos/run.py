@@ -37,8 +37,9 @@ from tests.support.family import Family
 from tests.support.long_runs import forget_options, own_folder
 from tests.support.tiny_gguf import write_tiny_gguf
 
-#: Seconds without a row saved after which the last job is given up, once the faults have ended. A frozen worker's
-#: leases have expired long before, and a dead one's child has been started again.
+#: Seconds without a row saved after which the last jobs are given up, once the faults have ended. A frozen worker's
+#: leases have expired long before, and a dead one's child has been started again. Longer where faults come more slowly,
+#: as others need the cores.
 PATIENCE_S = 60.0
 #: Seconds that a lease lives. Shorter than the 30 s of the product, so that a frozen worker loses its shards.
 LEASE_TTL_S = 5
@@ -219,10 +220,11 @@ class Chaos:
         for run in self._open:
             run.submitter.end_pause()
         last = list(self._open)
+        patience_s = PATIENCE_S * max(1.0, self._args.every / MEAN_PAUSE_S)
         while self._open:
             self._tick()
-            if time.monotonic() > max(begin, self._last_progress) + PATIENCE_S:
-                self._report.problems += [_stuck(run.witness.job) for run in self._open]
+            if time.monotonic() > max(begin, self._last_progress) + patience_s:
+                self._report.problems += [_stuck(run.witness.job, patience_s=patience_s) for run in self._open]
                 break
         self._report.finish_s = time.monotonic() - begin
         self._cluster.stop_workers()
@@ -281,11 +283,11 @@ class Chaos:
             print(f"{time.monotonic() - self._begin:7.2f} s  {what}", file=sys.stderr, flush=True)
 
 
-def _stuck(job: JobDir) -> str:
+def _stuck(job: JobDir, *, patience_s: float) -> str:
     pending = len(job.pending_shards()) if job.exists() else "all"
     return (
-        f"{job.job_id}: no row was saved for {PATIENCE_S:.0f} s, although there were no more faults; "
-        f"{pending} shards are missing"
+        f"{job.job_id}{' (paused)' if job.is_paused else ''}: no row was saved for {patience_s:.0f} s, although there "
+        f"were no more faults; {pending} shards are missing"
     )
 
 
