@@ -70,6 +70,26 @@ def test_object_has_no_properties_that_its_schema_does_not_name(schema: Schema, 
     assert not is_allowed(schema, more)
 
 
+@pytest.mark.parametrize(
+    ("kind", "text", "is_taken"),
+    [
+        ("date-time", "2024-02-29T10:11:12Z", True),
+        ("date-time", "2024-02-29T10:11:12.123456789+01:30", True),
+        ("date-time", "2024-02-29T10:11:12.1234567891Z", False),
+        ("date-time", "2023-02-29T10:11:12Z", False),
+        ("date", "2024-02-29", True),
+        ("time", "10:11:12Z", True),
+        ("time", "10:11:12.5-02:00", True),
+        ("time", "10:11:12.1234567891Z", False),
+        ("duration", "P1Y2M3DT4H5M6S", True),
+        ("duration", "P999999999D", True),
+        ("duration", "P9999999999D", False),
+    ],
+)
+def test_dates_are_real_and_times_come_to_an_end(kind: str, text: str, is_taken: bool) -> None:
+    assert is_allowed({"type": "string", "format": kind}, json.dumps(text)) is is_taken
+
+
 @pytest.mark.parametrize(("schema", "text"), OPEN, ids=lambda value: str(value)[:90])
 def test_object_has_others_where_its_schema_says_so_or_needs_them(schema: Schema, text: str) -> None:
     assert VALIDATOR(schema).is_valid(json.loads(text))

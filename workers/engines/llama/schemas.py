@@ -1,4 +1,5 @@
-"""JSON schemas as they are given to llguidance: dates are those of the calendar, and objects have what is named.
+"""JSON schemas as they are given to llguidance: dates are those of the calendar, times and durations come to an end,
+and objects have what is named.
 
 By llguidance's own `date` and `date-time` there is a year 0, and a 29th of February in each year, which validators
 refuse. And an object may have any properties that its schema does not forbid, as the standard has it: small models make
@@ -39,7 +40,16 @@ _MOST_EXACT = 2**53
 _YEAR = "(?:[1-9][0-9]{3}|0[1-9][0-9]{2}|00[1-9][0-9]|000[1-9])"
 _LEAP_YEAR = "(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:0[48]|[2468][048]|[13579][26])00)"
 #: What a date begins with. The formats themselves say how many days the months have.
-_REAL_DATE = f"^(?:{_YEAR}-(?:0[13-9]|1[0-2]|02-(?:[01]|2[0-8]))|{_LEAP_YEAR}-02-29)"
+_REAL_DATE = f"(?:{_YEAR}-(?:0[13-9]|1[0-2]|02-(?:[01]|2[0-8]))|{_LEAP_YEAR}-02-29)"
+#: Seconds of at most nine digits behind the point: by the formats they have any number, which models make use of.
+_END_OF_TIME = r"[^.]*(?:\.[0-9]{1,9}(?:[^.0-9].*)?)?$"
+#: Of the texts that formats allow, those that are taken.
+_OF_FORMATS = {
+    "date": f"^{_REAL_DATE}",
+    "date-time": f"^{_REAL_DATE}{_END_OF_TIME}",
+    "time": f"^{_END_OF_TIME}",
+    "duration": "^(?:[^0-9]+[0-9]{1,9})*[^0-9]+$",
+}
 
 
 def as_written(text: str) -> str:
@@ -75,8 +85,8 @@ def narrow(schema: Any) -> None:
         waiting += [(inner, is_joined) for inner in same]
     for value, is_joined in found.values():
         _check_numbers(value)
-        if value.get("format") in ("date", "date-time") and "pattern" not in value:
-            value["pattern"] = _REAL_DATE
+        if isinstance(kind := value.get("format"), str) and kind in _OF_FORMATS and "pattern" not in value:
+            value["pattern"] = _OF_FORMATS[kind]
         if not is_joined and _names_all(value):
             value["additionalProperties"] = False
 
