@@ -49,6 +49,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from batcher import errors as errors
+    from batcher.api.diff import diff
     from batcher.api.estimating import Estimate, estimate
     from batcher.api.fleet import Worker, drain, workers
     from batcher.api.job import Job
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from batcher.api.jobs import run, submit
     from batcher.api.results import Results
     from batcher.errors import BatcherError
+    from batcher.manage.differences import Diff
     from batcher.manage.finish import Summary
     from batcher.manage.status import JobState, Status
 
@@ -63,6 +65,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BatcherError",
+    "Diff",
     "Estimate",
     "Job",
     "JobState",
@@ -71,6 +74,7 @@ __all__ = [
     "Summary",
     "Worker",
     "__version__",
+    "diff",
     "drain",
     "errors",
     "estimate",
@@ -83,6 +87,7 @@ __all__ = [
 #: Name -> the module that has it, and how it is called there.
 _OFFERED = {
     "BatcherError": ("batcher.errors", "BatcherError"),
+    "Diff": ("batcher.manage.differences", "Diff"),
     "Estimate": ("batcher.api.estimating", "Estimate"),
     "Job": ("batcher.api.job", "Job"),
     "JobState": ("batcher.manage.status", "JobState"),
@@ -90,6 +95,7 @@ _OFFERED = {
     "Status": ("batcher.manage.status", "Status"),
     "Summary": ("batcher.manage.finish", "Summary"),
     "Worker": ("batcher.api.fleet", "Worker"),
+    "diff": ("batcher.api.diff", "diff"),
     "drain": ("batcher.api.fleet", "drain"),
     "estimate": ("batcher.api.estimating", "estimate"),
     "open": ("batcher.api.jobs", "open_job"),

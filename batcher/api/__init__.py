@@ -8,6 +8,7 @@ source.py    paths, dicts and tables as inputs
 options.py   the options of jobs and workers, checked
 constraint.py  those of them that say what every text must be
 results.py   results as tables of Arrow, pandas, Polars
+diff.py      two jobs compared
 order.py     the order of steps by which a job begins and goes on; also for the command line
 work.py      a job is worked on: here, or by the workers of a broker
 engines.py   workers of this machine: which models they serve, and how; also for the command line

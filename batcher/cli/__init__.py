@@ -22,6 +22,7 @@ engines.py      options of the commands that load models
 logs.py         the log of commands that stay, and its options
 piping.py       results on standard output, of a job whose folder goes
 watch.py        waiting for a job, and telling how it ended
+diff.py         two jobs beside each other: diff
 row_table.py    rows as a table
 texts.py        the live bar, the summary, a sample of the results
 job_table.py    the table of `batcher list`
@@ -61,6 +62,7 @@ _COMMANDS = {
     "workers": "workers",
     "results": "results",
     "export": "results",
+    "diff": "diff",
     "retry": "results",
     "pause": "jobs",
     "cancel": "jobs",

@@ -12,6 +12,7 @@ drain.py    workers finish their shards and end
 retry.py    failed rows run again
 finished.py the result rows that exist now
 joined.py   answers joined to the input
+differences.py two jobs compared row by row
 export.py   results in other forms
 delete.py   the job goes, also while it is worked on
 """

@@ -14,7 +14,7 @@ from batcher.jobdir.manifest import InputColumn, Manifest
 from batcher.jobdir.results import job_schema
 
 #: What an answer is, the first of these that a job has.
-_ANSWERS = ("output", "label", "text")
+ANSWERS = ("output", "label", "text")
 #: In front of a column of the input that has the name of one of ours.
 _PREFIX = "input_"
 
@@ -29,7 +29,7 @@ def joined_columns(manifest: Manifest, *, columns: str | None, output_column: st
     schema = job_schema(manifest)
     asked = [] if columns is None else parse_columns([columns], schema, what="columns")
     if output_column is not None:
-        answer = next(name for name in _ANSWERS if name in schema.names)
+        answer = next(name for name in ANSWERS if name in schema.names)
         asked.append(Column(output_column, answer, lambda table: table[answer]))
     taken = {column.name for column in asked}
     found: dict[str, Column] = {}
