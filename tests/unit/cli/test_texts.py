@@ -155,7 +155,8 @@ Created """ in status_text(job, status)
 
 def test_status_of_a_job_that_nobody_works_on_says_how_it_goes_on(workplace: Path) -> None:
     job = running_job(workplace / "my job")
-    hint = "none alive for its models; start a `batcher worker`, or go on here with: batcher resume 'my job'"
+    line = "batcher resume 'my job' --model tiny=PATH"
+    hint = f"none alive for its models; start a `batcher worker`, or go on here with: {line}"
     status = read_status(job)
     gone = replace(WORKER, health=Health.GONE)
 
