@@ -17,6 +17,10 @@ DEFAULT_CHAT_MAX_TOKENS = 1024
 
 _MASK_64 = (1 << 64) - 1
 
+#: Priorities of jobs, of which the last is the most urgent; that of a job that has none; and their names.
+PRIORITIES, NORMAL = range(10), 5
+PRIORITY_NAMES = {"low": PRIORITIES[0], "normal": NORMAL, "urgent": PRIORITIES[-1]}
+
 
 class FinishReason(StrEnum):
     """Why a choice ended: a stop string or the model's own end (`stop`), `max_tokens` reached (`length`), or a call of

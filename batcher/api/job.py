@@ -5,6 +5,7 @@ import logging
 import os
 import threading
 from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, Unpack
 
@@ -13,11 +14,13 @@ from batcher.api.options import EngineOptions, check_options, shows_options
 from batcher.api.work import check_here
 from batcher.errors import BatcherError, InputError, JobError
 from batcher.jobdir.folder import JobDir
+from batcher.jobdir.standing import Standing, parse_finish_by, parse_priority
 from batcher.manage.cancel import CancelResult, cancel
 from batcher.manage.delete import delete_job
 from batcher.manage.export import ExportFormat, export
 from batcher.manage.finish import Summary, finalize, read_summary
 from batcher.manage.pause import PauseResult, pause
+from batcher.manage.prioritize import prioritize
 from batcher.manage.retry import equals, parse_where, retry
 from batcher.manage.status import Status, StatusReader
 from batcher.paths import expand_home
@@ -185,6 +188,19 @@ class Job:
         whether it is paused now; False: it is complete or cancelled.
         """
         return pause(self._here) in (PauseResult.PAUSED, PauseResult.ALREADY_PAUSED)
+
+    def set_priority(self, priority: int | str) -> None:
+        """Give the job another priority, 0 to 9 or "low", "normal" or "urgent", while it waits or runs.
+
+        Shards in work are finished first; those that wait in the workers' queue are moved within seconds. Does nothing
+        to a job that is complete. Raises InputError, JobBusyError while another command changes the job.
+        """
+        prioritize(self._here, Standing(priority=parse_priority(priority)))
+
+    def set_finish_by(self, time: datetime | timedelta | str | None) -> None:
+        """Have the job be finished by a time, given as for `batcher.submit`, or None: by no time. As `set_priority`."""
+        finish_by = None if time is None else parse_finish_by(time)
+        prioritize(self._here, Standing(finish_by=finish_by), forgets_time=time is None)
 
     def cancel(self) -> bool:
         """Stop the job: its workers end at their next row, and finished rows stay. `resume` takes it up again.

@@ -8,6 +8,7 @@ import inspect
 import numbers
 import os
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
 from functools import cache
 from typing import Annotated, Any, Literal, TypedDict, TypeVar, get_type_hints
 
@@ -17,6 +18,7 @@ from pydantic_core import PydanticCustomError
 from batcher.api.constraint import read_constraint
 from batcher.constraints import find_unscorable
 from batcher.errors import InputError, InvalidBodyError
+from batcher.jobdir.standing import Standing, parse_finish_by, parse_priority
 from batcher.machine import parse_size
 from batcher.openai.fields import MAX_INT32, MAX_MAX_TOKENS, MAX_SEED, MAX_STOPS
 from batcher.openai.parameters import shown
@@ -92,6 +94,10 @@ class JobOptions(TypedDict, total=False):
     limit: _Count | None
     #: Take so many rows, drawn from all by `seed`, or by 0: the same ones each time. [all]
     sample: _Count | None
+    #: How urgent the job is, 0 to 9, of which 9 is the most, or "urgent", "normal", "low". ["normal"]
+    priority: int | str | None
+    #: When it has to be finished: a datetime, a timedelta from now, "2027-01-31T18:00" or "+2h". [any time]
+    finish_by: datetime | timedelta | str | None
     #: Column that holds the prompt. ["prompt"]
     prompt_column: str | None
     #: Column that holds the custom_id. ["custom_id", else the row]
@@ -307,6 +313,7 @@ def submit_options(
         context_lengths=context_lengths,
         models_reason=models_reason,
         selection=selection,
+        standing=_standing(options),
         row_timeout_s=options.get("row_timeout"),
         # The documented default would cut off most answers of a chat.
         chat_max_tokens=options.get("max_tokens"),
@@ -317,6 +324,14 @@ def submit_options(
             options.get("max_unpacked", MAX_UNPACKED_BYTES), options.get("max_ratio", MAX_RATIO)
         ),
         **{"allow_bad_rows": False} | {name: options[name] for name in usual if name in options},
+    )
+
+
+def _standing(options: Mapping[str, Any]) -> Standing:
+    priority, finish_by = options.get("priority"), options.get("finish_by")
+    return Standing(
+        None if priority is None else parse_priority(priority),
+        None if finish_by is None else parse_finish_by(finish_by),
     )
 
 

@@ -33,7 +33,7 @@ from redis.retry import Retry
 from batcher.broker.url import client_url, hide_password, redact, tls_files
 from batcher.errors import BrokerError
 from batcher.ids import encode_name
-from batcher.jobdir.standing import NORMAL, PRIORITIES
+from batcher.types import NORMAL, PRIORITIES
 
 #: Before every key of ours and of kombu's, so that a Redis can be shared with other applications.
 KEY_PREFIX = "batcher:"

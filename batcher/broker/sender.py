@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 from batcher.broker.client import connect, open_client
-from batcher.broker.turns import Offer, Turn, Turns
+from batcher.broker.turns import NO_TIME, Offer, Turn, Turns
 from batcher.broker.url import hide_password
 from batcher.errors import BrokerError
 from batcher.jobdir.folder import JobDir
@@ -24,7 +24,7 @@ from batcher.jobdir.heartbeats import Health, read_heartbeats
 from batcher.jobdir.manifest import ShardInfo
 from batcher.jobdir.scope import scope_of
 from batcher.jobdir.sending import Send
-from batcher.jobdir.standing import NORMAL
+from batcher.jobdir.standing import read_standing
 
 #: Messages. As many shards as a worker holds at most (`workers.queue.app`), so that it never waits for one, and enough
 #: to have workers started where there is none.
@@ -100,12 +100,12 @@ class Sender:
         None leaves that as it is. Returns how many were sent."""
         places = {shard: place for place, shard in enumerate(self.order(job, model))} if end is not None else {}
         offers = [Offer(shard, places.get(shard, 0)) for shard in shards]
-        found = self.turns(job).offer(job, model, offers, turn=_turn(job), window=self.window(job, model), end=end)
+        found = self.turns(job).offer(job, model, offers, turn=turn_of(job), window=self.window(job, model), end=end)
         return found.num_sent
 
     def send_first(self, job: JobDir, model: str, shard: int) -> None:
         """Send a shard that was begun, to the front of its priority, whatever the window."""
-        self.turns(job).send_first(job, model, shard, priority=_turn(job).priority)
+        self.turns(job).send_first(job, model, shard, priority=turn_of(job).priority)
 
     def turns(self, job: JobDir) -> Turns:
         """The queues to which shards of the job go."""
@@ -149,7 +149,7 @@ class Sender:
                 if not is_committed(order[cursor]):
                     offers.append(Offer(order[cursor], cursor))
                 cursor += 1
-            offered = self.turns(job).offer(job, model, offers, turn=_turn(job), window=window, end=cursor)
+            offered = self.turns(job).offer(job, model, offers, turn=turn_of(job), window=window, end=cursor)
             num_sent += offered.num_sent
             if offered.is_full:
                 break
@@ -184,5 +184,8 @@ def sending(broker_url: str) -> Iterator[Send]:
         yield sender
 
 
-def _turn(job: JobDir) -> Turn:
-    return Turn(NORMAL)
+def turn_of(job: JobDir) -> Turn:
+    """Where the job's messages belong now. One read."""
+    standing = read_standing(job)
+    due = standing.finish_by
+    return Turn(standing.level, NO_TIME if due is None else min(NO_TIME - 1, int(due.timestamp())))

@@ -30,7 +30,7 @@ import redis
 
 from batcher.broker.client import swept_key, trouble
 from batcher.broker.leases import LEASE_TTL_S, Leases
-from batcher.broker.sender import Sender
+from batcher.broker.sender import Sender, turn_of
 from batcher.broker.turns import NOTHING, Found
 from batcher.errors import BrokerError
 from batcher.jobdir.folder import JobDir, Watch
@@ -146,8 +146,11 @@ class Sweep:
         if not _is_over(listing):
             for model in self.job.manifest.models:
                 if self._models is None or model in self._models:
-                    found = queues[model] if queues else self._sender.turns(self.job).read(model)
-                    num_sent += self._heal(model, found.get(self.job.job_id, NOTHING).shards, listing, orphans)
+                    read = queues[model] if queues else self._sender.turns(self.job).read(model)
+                    found = read.get(self.job.job_id, NOTHING)
+                    if not found.belongs_to(turn := turn_of(self.job)):
+                        self._sender.turns(self.job).move(self.job, model, turn)
+                    num_sent += self._heal(model, found.shards, listing, orphans)
         self._orphans = frozenset(orphans)
         return num_sent
 

@@ -45,7 +45,7 @@ from batcher.broker.client import (
 from batcher.broker.messages import encode_message
 from batcher.errors import BrokerError
 from batcher.jobdir.folder import JobDir
-from batcher.jobdir.standing import PRIORITIES
+from batcher.types import PRIORITIES
 
 #: Seconds that what is known of a job's messages lives.
 KEPT_S = 86_400
@@ -173,19 +173,53 @@ return redis.call('SMEMBERS', KEYS[1])
 """
 )
 
-# KEYS the lists. Returns, for each message that says whose it is, the number of its list, the job id and the shard.
+# KEYS the lists. Returns, for each message that says whose it is, the number of its list, when it is due ('' for one
+# without a turn), the job id and the shard.
 _READ = """
 local found = {}
 for i, list in ipairs(KEYS) do
   for _, message in ipairs(redis.call('LRANGE', list, 0, -1)) do
     local job, shard = string.match(message, '"of": "([%w_.-]+)/(%d+)"')
     if job then
-      found[#found + 1] = i .. '/' .. job .. '/' .. shard
+      found[#found + 1] = i .. '/' .. (string.match(message, '"turn": "(%d+) ') or '') .. '/' .. job .. '/' .. shard
     end
   end
 end
 return found
 """
+
+
+# KEYS[1] the set, KEYS[2...11] the lists; ARGV[1] the job id, ARGV[2] which of the lists, ARGV[3] when the job is due,
+# ARGV[4] seconds that the set lives. Takes all messages of the job out, and puts them where they belong.
+_MOVE = (
+    _SHARED
+    + """
+local target, due, found = KEYS[1 + ARGV[2]], tonumber(ARGV[3]), {}
+for i = 2, 11 do
+  local messages = redis.call('LRANGE', KEYS[i], 0, -1)
+  for j = #messages, 1, -1 do
+    if shard_of(messages[j], ARGV[1]) then
+      redis.call('LREM', KEYS[i], 1, messages[j])
+      found[#found + 1] = messages[j]
+    end
+  end
+end
+local first, num_placed = first_round(target, due), 0
+for i, message in ipairs(found) do
+  if turn_of(message) then
+    place(target, due, first + num_placed, message)
+    num_placed = num_placed + 1
+  end
+end
+for i = #found, 1, -1 do
+  if not turn_of(found[i]) then
+    redis.call('RPUSH', target, found[i])
+  end
+end
+count(KEYS[1], 2, 11, ARGV[1])
+redis.call('EXPIRE', KEYS[1], ARGV[4])
+"""
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,13 +248,18 @@ class Offered:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The messages of a job that lie in a queue: the shards, and in the lists of which priorities."""
+    """The messages of a job that lie in a queue: the shards, the priorities of their lists, and when they are due."""
 
     shards: frozenset[int]
     priorities: frozenset[int]
+    due_s: frozenset[int]
+
+    def belongs_to(self, turn: Turn) -> bool:
+        """Whether all of them lie where they belong."""
+        return self.priorities <= {turn.priority} and self.due_s <= {turn.due_s}
 
 
-NOTHING = Found(frozenset(), frozenset())
+NOTHING = Found(frozenset(), frozenset(), frozenset())
 
 
 class Turns:
@@ -233,6 +272,7 @@ class Turns:
         self._first = client.register_script(_FIRST)
         self._count = client.register_script(_COUNT)
         self._read = client.register_script(_READ)
+        self._move = client.register_script(_MOVE)
 
     def offer(
         self, job: JobDir, model: str, offers: Sequence[Offer], *, turn: Turn, window: int, end: int | None
@@ -294,13 +334,24 @@ class Turns:
         are."""
         with _asking(model):
             lines = self._read(keys=self._lists(model))
-        shards: defaultdict[str, set[int]] = defaultdict(set)
-        priorities: defaultdict[str, set[int]] = defaultdict(set)
+        found: defaultdict[str, list[tuple[int, int, str]]] = defaultdict(list)
         for line in lines:
-            number, job_id, shard = line.decode().split("/")
-            shards[job_id].add(int(shard))
-            priorities[job_id].add(_priority(int(number)))
-        return {job_id: Found(frozenset(found), frozenset(priorities[job_id])) for job_id, found in shards.items()}
+            number, due_s, job_id, shard = line.decode().split("/")
+            found[job_id].append((int(shard), _priority(int(number)), due_s))
+        return {
+            job_id: Found(
+                frozenset(shard for shard, _, _ in messages),
+                frozenset(priority for _, priority, _ in messages),
+                frozenset(int(due_s) for _, _, due_s in messages if due_s),
+            )
+            for job_id, messages in found.items()
+        }
+
+    def move(self, job: JobDir, model: str, turn: Turn) -> None:
+        """Put all messages of the job where they belong now, from whatever priority. Reads all of the queue."""
+        keys = [queued_key(job.job_id, self._queue(model)), *self._lists(model)]
+        with _asking(model):
+            self._move(keys=keys, args=[job.job_id, _number(turn.priority), turn.due_s, KEPT_S])
 
     def _queue(self, model: str) -> str:
         return queue_name(model, scope=self._scope)

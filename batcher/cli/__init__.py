@@ -10,6 +10,7 @@ results.py      results, export, retry
 checks.py       validate, doctor
 drain.py        drain
 estimate.py     estimate
+priority.py     priority
 models.py       models
 health.py       health
 completion.py   completion
@@ -65,6 +66,7 @@ _COMMANDS = {
     "diff": "diff",
     "retry": "results",
     "pause": "jobs",
+    "priority": "priority",
     "cancel": "jobs",
     "delete": "jobs",
     "drain": "drain",

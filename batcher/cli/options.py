@@ -152,6 +152,22 @@ model_sha256_option = option(
     help="SHA-256 that the model's file must have, else it is not loaded; can be given several times.",
 )
 
+#: A job's place among others. Parameters: priority, finish_by.
+standing_options = chain(
+    option(
+        "--priority",
+        metavar="0-9",
+        help="How urgent the job is: 9 goes before 8, and so on; also urgent (9), normal (5) and low (0). Jobs of one "
+        "priority take turns. [default: normal]",
+    ),
+    option(
+        "--finish-by",
+        metavar="TIME",
+        help="When the job has to be finished, such as 2027-01-31T18:00, of this machine's zone unless it has one, or "
+        "+2h; `batcher status` says whether it will be. Within a priority the earliest goes first. [default: any time]",
+    ),
+)
+
 json_option = option("--json", "as_json", is_flag=True, envvar="BATCHER_JSON", help="Print JSON, for programs.")
 
 where_option = option(

@@ -23,7 +23,15 @@ from batcher.cli.engines import (
     standing_config,
 )
 from batcher.cli.logs import log_options, log_to_stderr, take_stderr, with_log
-from batcher.cli.options import broker_option, find_job, job_argument, jobs_dir_option, option, row_timeout_option
+from batcher.cli.options import (
+    broker_option,
+    find_job,
+    job_argument,
+    jobs_dir_option,
+    option,
+    row_timeout_option,
+    standing_options,
+)
 from batcher.cli.piping import STDOUT, output_folder, write_results
 from batcher.cli.row_options import input_options, sampling_options, say_shortage, submit_options, with_stdin
 from batcher.cli.texts import say_json_parts
@@ -63,6 +71,7 @@ workers_option = option(
 @models_option
 @sampling_options
 @input_options
+@standing_options
 @engine_options
 @workers_option
 @broker_option
@@ -135,6 +144,7 @@ def run_command(
 @option("--model", metavar="NAME", help="Model of rows which name none.")
 @sampling_options
 @input_options
+@standing_options
 @row_timeout_option
 @broker_option
 @jobs_dir_option

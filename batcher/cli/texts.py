@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from batcher.cli.unserved import is_at_rest, resume_line, unserved_text
+from batcher.types import NORMAL, PRIORITY_NAMES
 from batcher.words import counted, duration_text, one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from batcher.jobdir.folder import JobDir
+    from batcher.jobdir.standing import Standing
     from batcher.manage.finish import Summary
     from batcher.manage.status import Status
     from batcher.submission.validation import ValidationReport
@@ -58,6 +60,8 @@ def status_text(job: "JobDir", status: "Status") -> str:
         "Tokens": _tokens_text(status.prompt_tokens, status.cached_tokens, status.completion_tokens),
         "Speed": f"{status.tokens_per_s:,.1f} tokens/s" if status.tokens_per_s else "",
         "ETA": duration_text(status.eta_s) if status.eta_s is not None else "",
+        "Priority": priority_text(status.priority) if status.priority != NORMAL else "",
+        "Finish by": _finish_by_text(status),
         "Shards": shards,
         "Attempts": attempts,
         "Failures": _failures_text(status),
@@ -68,6 +72,33 @@ def status_text(job: "JobDir", status: "Status") -> str:
         "Where": shown_path(job.path),
     }
     return aligned(lines)
+
+
+def priority_text(priority: int) -> str:
+    """A priority, with the name that it has."""
+    names = [name for name, level in PRIORITY_NAMES.items() if level == priority]
+    return f"{priority} ({names[0]})" if names else str(priority)
+
+
+def standing_text(standing: "Standing") -> str:
+    """A job's place among others."""
+    text = f"Priority {priority_text(standing.level)}"
+    return f"{text}." if standing.finish_by is None else f"{text}, to be finished by {utc_text(standing.finish_by)}."
+
+
+def _finish_by_text(status: "Status") -> str:
+    """When the job has to be finished, and whether it will be."""
+    if status.finish_by is None:
+        return ""
+    text = utc_text(status.finish_by)
+    if status.late_s is None:
+        return text
+    if status.is_complete:
+        return f"{text}: {'late by' if status.late_s > 0 else 'early by'} {duration_text(abs(status.late_s))}"
+    rate = " at this rate" if status.eta_s is not None else ""
+    if status.late_s > 0:
+        return f"{text}: late by {duration_text(status.late_s)}{rate}"
+    return f"{text}: on time, with {duration_text(-status.late_s)} to spare{rate}"
 
 
 def print_summary(job: "JobDir", summary: "Summary") -> None:

@@ -13,6 +13,7 @@
     JOB/results/_SUCCESS, JOB/summary.json     written when every part exists and the count proves it
     JOB/CANCELLED                              present while the job is cancelled
     JOB/PAUSED                                 present while the job is paused
+    JOB/standing.json                          its place among others (see `standing`)
     JOB/batch.json                             what was asked for, if it was made by the server (see `server.batches`)
     JOB/batch/                                 what became of that, and its output files for download
     JOB/DELETED                                the manifest of a job that is being deleted: there is no job any more
@@ -147,6 +148,10 @@ class JobDir:
     @property
     def paused_path(self) -> Path:
         return self.path / PAUSED_NAME
+
+    @property
+    def standing_path(self) -> Path:
+        return self.path / "standing.json"
 
     @property
     def batch_path(self) -> Path:

@@ -9,6 +9,7 @@ resume.py   a job is taken up again
 cancel.py   workers stop, what is finished stays
 pause.py    the same for a while
 drain.py    workers finish their shards and end
+prioritize.py  it gets another place among others
 retry.py    failed rows run again
 finished.py the result rows that exist now
 joined.py   answers joined to the input

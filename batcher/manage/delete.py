@@ -97,5 +97,5 @@ def own_names(job: JobDir) -> frozenset[str]:
         *(job.results_dir, job.chunks_root, job.attempts_root, job.shards_dir),
         *(job.damaged_dir, job.retries_root, job.earlier_dir, workers_dir(job.path), job.batch_dir),
     )
-    files = (job.summary_path, job.cancelled_path, job.paused_path, job.batch_path)
+    files = (job.summary_path, job.cancelled_path, job.paused_path, job.standing_path, job.batch_path)
     return frozenset(path.name for path in (*folders, *files))

@@ -9,6 +9,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 #: Seconds over which the rate of tokens is taken. A few flushes of a chunk and signs of life, so that their rhythm
 #: does not show.
@@ -106,3 +107,15 @@ class Speedometer:
         if end_at - base.at < LEAST_SPAN_S:
             return None
         return max(0.0, (amount(last) - amount(base)) / (end_at - base.at))
+
+
+def late_s(finish_by: datetime | None, ends_at: float | None, *, now: float) -> float | None:
+    """Seconds by which a job is late that ends at `ends_at` (Unix seconds); None where nobody knows, or need know.
+
+    One whose end nobody knows is as late as it is by now.
+    """
+    if finish_by is None:
+        return None
+    if ends_at is None and now > finish_by.timestamp():
+        ends_at = now
+    return None if ends_at is None else round(ends_at - finish_by.timestamp(), 1)

@@ -25,9 +25,10 @@ from batcher.jobdir.pulse import WorkerState
 from batcher.jobdir.results import Counts, read_counts, read_file
 from batcher.jobdir.retries import read_retry
 from batcher.jobdir.root import list_jobs
+from batcher.jobdir.standing import read_standing
 from batcher.manage.finish import read_part_counts, read_summary
 from batcher.manage.in_flight import InFlight, measure
-from batcher.manage.speedometer import LEAST_SPAN_S, Speedometer, Step
+from batcher.manage.speedometer import LEAST_SPAN_S, Speedometer, Step, late_s
 from batcher.types import ErrorCode
 
 
@@ -92,6 +93,7 @@ class Status:
     it is complete), without those that were copied from an equal row. `progress` is how much of the work is done, 0 to
     1, with what is made of rows that have no result yet: `tokens_in_flight`; `rows_per_s` goes by it, too.
     `error_reasons` has, of error codes, what the first row with it says, where it was asked for.
+    `late_s` are the seconds by which a job that has to be finished by a time will be late, or was; below 0 it is early.
     `unserved_models` are those that rows wait for and no worker has that is alive, with the number of these rows;
     `served_models` are those that such workers have, `models` those of the job's rows. `eta_s` is None where nothing is
     known to progress, and where rows wait for a model that is not served.
@@ -129,6 +131,9 @@ class Status:
     progress: float
     tokens_in_flight: int
     error_reasons: dict[str, str]
+    priority: int
+    finish_by: datetime | None
+    late_s: float | None
 
     @property
     def is_complete(self) -> bool:
@@ -205,6 +210,7 @@ class StatusReader:
         rates = self._rates(counts, in_flight, reports, state=state, now=now)
         work = counts.num_rows + in_flight.work
         eta_s = self._eta_s(manifest.num_rows - work, rates) if state is JobState.RUNNING and not unserved else None
+        standing = read_standing(job)
         return Status(
             # A folder may have been renamed since; `.` has no name.
             job_id=job.job_id or manifest.job_id,
@@ -239,7 +245,15 @@ class StatusReader:
             progress=round(work / manifest.num_rows, 4) if manifest.num_rows else 1.0,
             tokens_in_flight=in_flight.num_tokens,
             error_reasons={code: self._reasons[code] for code in sorted(self._reasons) if code in counts.error_codes},
+            priority=standing.level,
+            finish_by=standing.finish_by,
+            late_s=late_s(standing.finish_by, self._ends_at(eta_s, rates, now=now, state=state), now=now),
         )
+
+    def _ends_at(self, eta_s: float | None, rates: _Rates, *, now: float, state: JobState) -> float | None:
+        if state is JobState.COMPLETE:
+            return (self._started_at or self._job.manifest.created_at).timestamp() + rates.elapsed_s
+        return None if eta_s is None else now + eta_s
 
     def _count_rows(self, listing: Listing) -> tuple[list[ShardInfo], Counts]:
         """The shards that are not committed, and what parts and chunks add up to."""

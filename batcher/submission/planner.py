@@ -19,6 +19,7 @@ from batcher.jobdir.refused import commit_parts
 from batcher.jobdir.root import check_place
 from batcher.jobdir.sending import Send
 from batcher.jobdir.shards import Shard, write_shard
+from batcher.jobdir.standing import USUAL, change_standing, write_first_standing
 from batcher.submission import staging
 from batcher.submission.bad_rows import BadRowsWatch
 from batcher.submission.carried import CarriedColumns
@@ -53,7 +54,8 @@ def submit(
     `checkpoint` is called before each block that is read, written or unpacked; where it raises, nothing is left behind.
 
     `send` has a new job worked on; None: the caller does. A job that is there already stays as it is if input and
-    options are the same: the same call again is a resume, and `manage.resume` does what that takes. Raises JobError if
+    options are the same, but for its place among others: the same call again is a resume, and `manage.resume` does what
+    that takes. Raises JobError if
     they are not the same or the folder lies inside another job, JobBusyError if another submit is writing it;
     InputError if the input can't be used, and then nothing is left behind; BrokerError of `send`, the job is there.
     """
@@ -61,7 +63,10 @@ def submit(
     source = Source(inputs, options, own=job.path)
     manifest = _make(job, source, on_progress or _ignore, checkpoint)
     if manifest is None:
-        return Submitted(_same_job(job, source), is_new=False)
+        manifest = _same_job(job, source)
+        if options.standing != USUAL:
+            change_standing(job, options.standing)
+        return Submitted(manifest, is_new=False)
     if send is not None:
         send(job, manifest.shards)
     return Submitted(manifest, is_new=True)
@@ -84,6 +89,7 @@ def _write_job(job: JobDir, source: Source, on_progress: Callable[[int], None], 
         for shard in manifest.shards:
             checkpoint()
             commit_parts(job, manifest, [shard])
+        write_first_standing(job, source.options.standing)
         if not job.create_manifest(manifest):
             raise JobError(f"{job.path}: another submit was first; run the command again to see whose job it is")
     except BaseException:

@@ -13,6 +13,7 @@ from batcher.errors import InputError
 from batcher.ids import check_model_name
 from batcher.jobdir.manifest import InputColumn
 from batcher.jobdir.optional_columns import optional_schema
+from batcher.jobdir.standing import USUAL, Standing
 from batcher.openai.parameters import ROW_FIELDS
 from batcher.selection import ALL_ROWS, RowSelection
 from batcher.submission.custom_ids import CustomIds
@@ -60,6 +61,8 @@ class SubmitOptions:
 
     `selection` says which rows of the input are wanted; a sample is drawn by `seed`, None: by 0.
 
+    `standing` is the job's place among others, and changes nothing of what its rows are.
+
     `reasoning` is what becomes of the thoughts in chats (see `types.Reasoning`). None: they are split where one of the
     models that will run reasons (`models_reason`; None: nobody knows), else kept.
     """
@@ -88,6 +91,7 @@ class SubmitOptions:
     reasoning: str | None = None
     models_reason: bool | None = None
     selection: RowSelection = ALL_ROWS
+    standing: Standing = USUAL
 
     @property
     def chat_reasoning(self) -> str:

@@ -51,5 +51,6 @@ def clear_leftovers(job: JobDir) -> None:
     for folder in (job.results_dir, job.shards_dir):
         with contextlib.suppress(StorageError):
             job.store.delete_tree(folder)
+    job.store.discard([job.standing_path])
     # Of a manifest that was not finished.
     job.store.discard([entry.path for entry in job.store.leftovers(job.path, is_deep=False)])

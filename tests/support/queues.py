@@ -7,7 +7,7 @@ import redis
 from batcher.broker.client import PRIORITY_SEPARATOR, queue_lists
 from batcher.broker.turns import Turns
 from batcher.jobdir.folder import JobDir
-from batcher.jobdir.standing import NORMAL
+from batcher.types import NORMAL
 from tests.support.job_files import MODEL
 
 #: Of queues that no jobs folder has.

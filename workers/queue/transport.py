@@ -24,7 +24,7 @@ from kombu.utils.json import dumps
 from kombu.utils.scheduling import round_robin_cycle
 
 from batcher.broker.client import KEY_PREFIX, PRIORITY_SEPARATOR, list_name, queued_key
-from batcher.jobdir.standing import NORMAL, PRIORITIES
+from batcher.types import NORMAL, PRIORITIES
 from workers.queue.messages import MessageError, ShardMessage, checked
 
 #: Of the transport's options.

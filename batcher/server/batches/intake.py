@@ -119,6 +119,7 @@ def _read(
         endpoint=record.endpoint,
         unpack_limits=bounds.limits,
         max_line_bytes=bounds.max_line_bytes,
+        standing=record.standing,
     )
     if not begin_reading(job):
         said = f"the server died {MAX_READINGS} times while it read this input; split it, and make batches of the parts"

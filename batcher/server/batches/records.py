@@ -21,6 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from batcher.errors import JobError, StorageError
 from batcher.jobdir.folder import Cancellation, JobDir
+from batcher.jobdir.standing import USUAL, Standing
 from batcher.manage.finish import Summary
 
 _T = TypeVar("_T")
@@ -53,7 +54,10 @@ _FINAL = (BatchStatus.COMPLETED, BatchStatus.EXPIRED, BatchStatus.CANCELLED, Bat
 
 @dataclass(frozen=True, slots=True)
 class BatchRecord:
-    """A batch as it was asked for. Times are in Unix seconds; output files live for `output_expires_s` (None: ever)."""
+    """A batch as it was asked for. Times are in Unix seconds; output files live for `output_expires_s` (None: ever).
+
+    `standing` is the place of its job among others.
+    """
 
     batch_id: str
     input_file_id: str
@@ -64,6 +68,7 @@ class BatchRecord:
     expires_at: int
     metadata: dict[str, str] | None = None
     output_expires_s: int | None = None
+    standing: Standing = USUAL
 
 
 @dataclass(frozen=True, slots=True)

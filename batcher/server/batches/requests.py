@@ -1,9 +1,11 @@
 """What a batch may be asked for with: the documented bounds of its window and metadata, and the errors beyond them."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from batcher.errors import InputError, JobError
+from batcher.jobdir.standing import Standing, parse_finish_by, parse_priority
 from batcher.openai.parameters import CHAT_URL, COMPLETIONS_URL
 
 #: What a request of a batch may be sent to.
@@ -13,6 +15,8 @@ MAX_METADATA_PAIRS = 16
 MAX_METADATA_KEY_CHARS = 64
 MAX_METADATA_VALUE_CHARS = 512
 MAX_WINDOW_DAYS = 365
+
+T = TypeVar("T")
 
 _WINDOW = re.compile(r"^([1-9][0-9]{0,5})([mhd])\Z")
 _WINDOW_UNITS_S = {"m": 60, "h": 3600, "d": 86_400}
@@ -61,6 +65,31 @@ def check_metadata(metadata: Mapping[str, str]) -> None:
         if len(value) > MAX_METADATA_VALUE_CHARS:
             message = f"metadata.{key} has {len(value)} characters; at most {MAX_METADATA_VALUE_CHARS}"
             raise BatchRequestError(message, param="metadata")
+
+
+def standing_of(priority: int | str | None, finish_by: str | None, metadata: Mapping[str, str]) -> Standing:
+    """The place among others that a batch is to have, by its own fields, or by the metadata key `priority`.
+
+    Raises BatchRequestError for a field; what else clients note under that key is their own.
+    """
+    return Standing(
+        _noted_priority(metadata) if priority is None else _parsed("priority", parse_priority, priority),
+        None if finish_by is None else _parsed("finish_by", parse_finish_by, finish_by),
+    )
+
+
+def _parsed(param: str, parse: Callable[[Any], T], value: object) -> T:
+    try:
+        return parse(value)
+    except InputError as exc:
+        raise BatchRequestError(str(exc), param=param) from exc
+
+
+def _noted_priority(metadata: Mapping[str, str]) -> int | None:
+    try:
+        return parse_priority(metadata["priority"])
+    except (KeyError, InputError):
+        return None
 
 
 def check_endpoint(endpoint: str) -> None:

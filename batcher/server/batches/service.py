@@ -42,6 +42,7 @@ from batcher.server.batches.requests import (
     NoSuchThingError,
     check_endpoint,
     check_metadata,
+    standing_of,
     window_s,
 )
 from batcher.server.batches.states import BatchReader
@@ -101,12 +102,15 @@ class Batches:
         completion_window: str,
         metadata: Mapping[str, str] | None = None,
         output_expires_s: int | None = None,
+        priority: int | str | None = None,
+        finish_by: str | None = None,
     ) -> Batch:
         """Make a batch, which is `validating`. Raises BatchRequestError, InputError and StorageError."""
         seconds = window_s(completion_window)
         check_expires_after(output_expires_s)
         check_metadata(metadata or {})
         check_endpoint(endpoint)
+        standing = standing_of(priority, finish_by, metadata or {})
         stored = self._files.get(input_file_id)
         if stored is None:
             raise NoSuchThingError(f"No such file: {input_file_id[:80]!r}; upload it first", param="input_file_id")
@@ -130,6 +134,7 @@ class Batches:
                 expires_at=now + seconds,
                 metadata=dict(metadata) if metadata is not None else None,
                 output_expires_s=output_expires_s,
+                standing=standing,
             ),
         )
         assert created, "ids are drawn at random"

@@ -53,6 +53,8 @@ class CreateBatch(BaseModel):
     completion_window: str
     metadata: dict[str, str] | None = None
     output_expires_after: ExpiresAfter | None = None
+    priority: int | str | None = None
+    finish_by: str | None = None
 
 
 class BatchErrorObject(BaseModel):
@@ -171,6 +173,15 @@ _CREATE = {
                                 "seconds": {"type": "integer", "minimum": MIN_EXPIRES_S, "maximum": MAX_EXPIRES_S},
                             },
                         },
+                        "priority": {
+                            "type": ["integer", "string", "null"],
+                            "description": "0 to 9, of which 9 is the most urgent, or `urgent`, `normal`, `low`; by "
+                            "default that of the metadata key `priority`, if it has one of these.",
+                        },
+                        "finish_by": {
+                            "type": ["string", "null"],
+                            "description": "When it has to be finished: a time such as `2027-01-31T18:00Z`, or `+2h`.",
+                        },
                     },
                 }
             }
@@ -204,6 +215,8 @@ def batches_router(batches: Batches) -> APIRouter:
             completion_window=asked.completion_window,
             metadata=asked.metadata,
             output_expires_s=expires.seconds if expires is not None else None,
+            priority=asked.priority,
+            finish_by=asked.finish_by,
         )
         return _answer(_object(batch))
 

@@ -2,6 +2,7 @@
 
 import sys
 import threading
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -173,6 +174,23 @@ def test_pause_is_waited_out(tmp_path: Path) -> None:
         job.wait(timeout=0)
 
     assert job.status().state.value == "paused"
+
+
+def test_place_among_others_is_changed_by_name_number_and_time(tmp_path: Path) -> None:
+    job = batcher.open(make_job(tmp_path / "job", (1,)).path)
+
+    job.set_priority("urgent")
+    job.set_finish_by(timedelta(hours=2))
+
+    status = job.status()
+    assert status.priority == 9
+    assert status.finish_by is not None
+    assert timedelta(minutes=119) < status.finish_by - datetime.now(UTC) < timedelta(minutes=121)
+    job.set_priority(3)
+    job.set_finish_by(None)
+    assert (job.status().priority, job.status().finish_by) == (3, None)
+    with pytest.raises(InputError, match="priority is 10"):
+        job.set_priority(10)
 
 
 def test_complete_job_can_be_neither_cancelled_nor_paused(finished: JobDir) -> None:

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,13 @@ import redis
 from batcher.broker import sender as sending
 from batcher.broker.client import cursor_key, queue_key, queue_name, queued_key
 from batcher.broker.leases import Leases, new_lease
-from batcher.broker.sender import MAX_WINDOW, WINDOW, Sender
+from batcher.broker.sender import MAX_WINDOW, WINDOW, Sender, turn_of
 from batcher.errors import BrokerError
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.heartbeats import WorkerHeartbeat, utc_now, write_heartbeat
 from batcher.jobdir.pulse import WorkerState
+from batcher.jobdir.standing import Standing, change_standing
+from batcher.types import PRIORITIES
 from tests.support.job_files import MODEL, make_bare_job, make_job
 from tests.support.queues import SCOPE, lose_next, take_next, waiting, waiting_shards
 
@@ -282,3 +285,103 @@ def test_messages_of_before_come_first_and_keep_their_order(
         assert isinstance(message, bytes)
         assert json.loads(message) == {"number": number}
     assert waiting_shards(client) == [0, 1]
+
+
+# -- priorities and times -----------------------------------------------------------------------------------------
+
+
+def stand(job: JobDir, priority: int | None = None, *, hours: float | None = None) -> JobDir:
+    at = None if hours is None else datetime(2026, 12, 1, tzinfo=UTC) + timedelta(hours=hours)
+    change_standing(job, Standing(priority, at), forgets_time=hours is None)
+    return job
+
+
+def test_each_priority_goes_before_those_below_it(tmp_path: Path, client: redis.Redis, sender: Sender) -> None:
+    for priority in (5, 0, 9, 3, 1, 8, 2, 7, 6, 4):
+        job = stand(make_bare_job(tmp_path / f"p{priority}", 2), priority)
+        sender(job, job.manifest.shards)
+
+    assert waiting(client) == [f"p{priority}/{shard}" for priority in reversed(PRIORITIES) for shard in (0, 1)]
+
+
+def test_shard_that_was_begun_is_first_of_its_priority_and_no_further(
+    tmp_path: Path, client: redis.Redis, sender: Sender
+) -> None:
+    urgent, low = stand(make_bare_job(tmp_path / "urgent", 1), 9), stand(make_bare_job(tmp_path / "low", 2), 0)
+    sender(urgent, urgent.manifest.shards)
+    sender(low, low.manifest.shards)
+
+    sender.send_first(low, MODEL, 1)
+
+    assert waiting(client) == ["urgent/0", "low/1", "low/0", "low/1"]
+
+
+def test_of_one_priority_the_earliest_to_be_finished_goes_first_and_equals_take_turns(
+    tmp_path: Path, client: redis.Redis, sender: Sender
+) -> None:
+    for name, hours in (("any", None), ("late", 9), ("soon", 1), ("also", 1), ("other", None)):
+        job = stand(make_bare_job(tmp_path / name, 2), hours=hours)
+        sender(job, job.manifest.shards)
+
+    order = [of.partition("/")[0] for of in waiting(client)]
+
+    assert order == ["soon", "also", "soon", "also", "late", "late", "any", "other", "any", "other"]
+
+
+def test_next_shards_go_to_the_priority_that_the_job_has_now(
+    tmp_path: Path, client: redis.Redis, sender: Sender
+) -> None:
+    job = make_bare_job(tmp_path / "job", 50)
+    sender(job, job.manifest.shards)
+    for _ in range(3):
+        take_next(client, job)
+    stand(job, 9)
+
+    assert sender.refill(job, MODEL) == 3
+
+    assert waiting_shards(client) == [WINDOW, WINDOW + 1, WINDOW + 2, *range(3, WINDOW)]
+
+
+def test_window_is_counted_over_all_priorities_where_the_set_is_lost(
+    tmp_path: Path, client: redis.Redis, sender: Sender
+) -> None:
+    job = make_bare_job(tmp_path / "job", 50)
+    sender(job, job.manifest.shards)
+    stand(job, 2)
+    client.delete(queued_key("job", queue_name(MODEL, scope=SCOPE)))
+
+    sender(job, job.manifest.shards)
+    sender.refill(job, MODEL)
+
+    assert len(waiting_shards(client)) == WINDOW
+
+
+@pytest.mark.parametrize(("priority", "hours"), [(9, None), (0, None), (None, 1.0), (7, 3.0)])
+def test_messages_of_a_job_move_with_it_in_their_order_and_no_others(
+    tmp_path: Path, client: redis.Redis, sender: Sender, priority: int | None, hours: float | None
+) -> None:
+    job, other = make_bare_job(tmp_path / "job", 3), make_bare_job(tmp_path / "other", 3)
+    for each in (other, job):
+        sender(each, each.manifest.shards)
+    sender.send_first(job, MODEL, 2)
+
+    stand(job, priority, hours=hours)
+    sender.turns(job).move(job, MODEL, turn_of(job))
+
+    own = ["job/2", "job/0", "job/1", "job/2"]
+    others = ["other/0", "other/1", "other/2"]
+    assert waiting(client) == (others + own if priority == 0 else own + others)
+    assert sender.turns(job).read(MODEL)["job"].belongs_to(turn_of(job))
+    assert client.scard(queued_key("job", queue_name(MODEL, scope=SCOPE))) == 3
+
+
+def test_job_that_moves_takes_turns_with_those_that_are_there(
+    tmp_path: Path, client: redis.Redis, sender: Sender
+) -> None:
+    there, job = stand(make_bare_job(tmp_path / "there", 3), 9), make_bare_job(tmp_path / "job", 3)
+    for each in (there, job):
+        sender(each, each.manifest.shards)
+
+    sender.turns(job).move(stand(job, 9), MODEL, turn_of(job))
+
+    assert waiting(client) == ["there/0", "job/0", "there/1", "job/1", "there/2", "job/2"]

@@ -14,6 +14,7 @@ from batcher.broker.sender import WINDOW, Sender
 from batcher.broker.sweep import MAX_RESEND_INTERVAL_S, Every, Sweep
 from batcher.errors import BrokerError
 from batcher.jobdir.folder import JobDir
+from batcher.jobdir.standing import Standing, change_standing
 from tests.support.job_files import MODEL, make_bare_job, make_job
 from tests.support.queues import SCOPE, lose_next, take_next, waiting, waiting_shards
 
@@ -149,6 +150,22 @@ def test_shards_that_fail_keep_no_other_from_being_found_after_the_broker_was_em
     sweep.look()
 
     assert set(waiting_shards(client)) == set(range(WINDOW, 2 * WINDOW))
+
+
+def test_messages_move_at_the_next_look_where_the_job_has_another_priority(
+    tmp_path: Path, client: redis.Redis, sender: Sender
+) -> None:
+    job, other = make_bare_job(tmp_path / "job", 2), make_bare_job(tmp_path / "other", 2)
+    for each in (other, job):
+        sender(each, each.manifest.shards)
+    sweep = Sweep(job, client, sender=sender)
+    sweep.look()
+    assert waiting(client) == ["other/0", "job/0", "other/1", "job/1"]
+
+    change_standing(job, Standing(priority=6))
+    sweep.look()
+
+    assert waiting(client) == ["job/0", "job/1", "other/0", "other/1"]
 
 
 def test_what_a_worker_died_with_does_not_narrow_the_window(

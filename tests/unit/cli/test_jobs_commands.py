@@ -6,12 +6,14 @@ import json
 import re
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.lock import exclusive
+from batcher.jobdir.standing import USUAL, Standing, read_standing
 from batcher.manage.finish import finalize
 from tests.support.job_files import complete_job, finished_job, make_job, ok, write_chunk, write_part
 from tests.unit.conftest import Run
@@ -67,6 +69,7 @@ def test_status_json_is_one_line_with_stable_keys(run: Run, finished: JobDir) ->
         "num_waiting", "num_attempts", "num_crashes", "num_quarantined", "tokens_per_s", "rows_per_s", "eta_s",
         "created_at", "started_at", "elapsed_s", "workers", "failures",
         "unserved_models", "served_models", "models", "progress", "tokens_in_flight", "error_reasons",
+        "priority", "finish_by", "late_s",
     ]  # fmt: skip
     assert (found["state"], found["num_done"]) == ("complete", 6)
     assert found["created_at"] == "2026-01-01T00:00:00Z"
@@ -162,6 +165,26 @@ def test_pause_is_said_once_and_never_of_what_is_over(run: Run, tmp_path: Path, 
     assert run("pause 'my job'")[1].startswith("The job is cancelled: nobody works on it")
     assert run("pause demo") == (0, "The job is complete; there is nothing to pause.\n", "")
     assert not finished.is_paused
+
+
+def test_priority_is_shown_changed_and_refused(run: Run, tmp_path: Path, finished: JobDir) -> None:
+    job = make_job(tmp_path / "my job", (1,))
+
+    assert run("priority 'my job'") == (0, "Priority 5 (normal).\n", "")
+    assert run("priority 'my job' low") == (0, "Priority 0 (low).\n", "")
+    assert "Priority  0 (low)\n" in run("status 'my job'")[1]
+    assert run("priority 'my job' 7 --finish-by 2999-01-31T18:00Z")[1] == (
+        "Priority 7, to be finished by 2999-01-31 18:00:00 UTC.\n"
+    )
+    assert read_standing(job) == Standing(7, datetime(2999, 1, 31, 18, tzinfo=UTC))
+    assert "2999-01-31 18:00:00 UTC\n" in run("status 'my job'")[1]
+    assert run("priority 'my job' --finish-by none")[1] == "Priority 7.\n"
+    for line, reason in (("11", "priority is '11': give 0 to 9"), ("--finish-by 2020-01-01", "which is over")):
+        code, _, err = run(f"priority 'my job' {line}")
+        assert code == 2
+        assert reason in err
+    assert run("priority demo 9") == (0, "The job is complete; it needs no priority any more.\n", "")
+    assert read_standing(finished) == USUAL
 
 
 def test_cancellation_that_comes_too_late_says_so(run: Run, tmp_path: Path) -> None:

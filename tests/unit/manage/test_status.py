@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from batcher.jobdir import attempts, local_store, results
 from batcher.jobdir.attempts import AttemptEnd, Cause, Outcome, forgive, record_end
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.results import Counts, write_file
+from batcher.jobdir.standing import Standing, change_standing
 from batcher.manage import status
 from batcher.manage.finish import finalize
 from batcher.manage.speedometer import RATE_WINDOW_S
 from batcher.manage.status import JobState, StatusReader, read_status
 from batcher.types import ErrorCode
 from tests.support.clock import Clock
-from tests.support.job_files import failed, make_job, ok, result_table, write_chunk, write_part
+from tests.support.job_files import complete_job, failed, make_job, ok, result_table, write_chunk, write_part
 from tests.unit.manage.test_status_workers import give_sign
 
 
@@ -223,6 +225,46 @@ def test_rates_and_eta_follow_the_last_seconds(tmp_path: Path) -> None:
     assert found.rows_per_s == pytest.approx(2.0)
     assert found.tokens_per_s == pytest.approx(20.0)
     assert found.eta_s == pytest.approx(30.0, abs=1)
+
+
+def test_status_says_whether_a_job_will_be_finished_in_time(tmp_path: Path) -> None:
+    """Two rows a second, 230 rows left: 115 s; or, where nobody knows a rate, that the time is over already."""
+    job = make_job(tmp_path / "job", (240,))
+    give_sign(tmp_path, "w")
+    assert read_status(job).late_s is None
+    reader, clock = reader_since_the_claim(job)
+    finish_by = datetime.fromtimestamp(clock.now + 100, UTC)
+    change_standing(job, Standing(priority=7, finish_by=finish_by))
+    for second in range(1, 6):
+        clock.now += 1
+        write_chunk(job, 0, [ok(2 * second, tokens=10), ok(2 * second - 1, tokens=10)], sequence=second)
+        found = reader.read()
+
+    assert (found.priority, found.finish_by) == (7, finish_by)
+    assert found.late_s == pytest.approx(20, abs=3)
+    change_standing(job, Standing(finish_by=finish_by + timedelta(seconds=100)))
+    assert reader.read().late_s == pytest.approx(-80, abs=3)
+    clock.now += 250
+    stuck = StatusReader(make_waiting(tmp_path / "stuck", finish_by), clock=clock).read()
+    assert (stuck.eta_s, stuck.late_s) == (None, 155)
+
+
+def make_waiting(path: Path, finish_by: datetime) -> JobDir:
+    job = make_job(path, (1,))
+    change_standing(job, Standing(finish_by=finish_by))
+    return job
+
+
+@pytest.mark.parametrize("early_s", [-30, 30])
+def test_complete_job_says_whether_it_was_in_time(tmp_path: Path, early_s: int) -> None:
+    job = complete_job(tmp_path / "job")
+    summary = finalize(job)
+    assert summary is not None
+    change_standing(job, Standing(finish_by=summary.finished_at + timedelta(seconds=early_s)))
+
+    found = read_status(job)
+
+    assert found.late_s == pytest.approx(-early_s, abs=0.2)
 
 
 def test_first_reading_gives_the_average_of_the_whole_job(tmp_path: Path) -> None:

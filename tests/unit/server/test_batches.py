@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from batcher.jobdir.heartbeats import HeldShard, WorkerHeartbeat, remove_heartbe
 from batcher.jobdir.lock import exclusive
 from batcher.jobdir.manifest import ShardInfo
 from batcher.jobdir.pulse import WorkerState
+from batcher.jobdir.standing import USUAL, Standing, read_standing
 from batcher.manage.retry import reopen, select
 from batcher.server.batches.records import BatchStatus
 from batcher.server.batches.requests import BatchEndedError, BatchRequestError, NoSuchThingError
@@ -141,6 +143,8 @@ def test_input_that_is_deleted_before_it_is_read_fails_the_batch(bench: BatchBen
         ({"metadata": {str(i): "" for i in range(17)}}, "metadata"),
         ({"metadata": {"k" * 65: ""}}, "metadata"),
         ({"metadata": {"k": "v" * 513}}, "metadata"),
+        ({"priority": 10}, "priority"),
+        ({"finish_by": "2020-01-01"}, "finish_by"),
     ],
 )
 def test_batch_that_can_not_be_is_refused(bench: BatchBench, changes: dict[str, Any], param: str) -> None:
@@ -149,6 +153,25 @@ def test_batch_that_can_not_be_is_refused(bench: BatchBench, changes: dict[str, 
 
     assert caught.value.param == param
     assert bench.batches.list_page().batches == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "standing"),
+    [
+        ({}, USUAL),
+        ({"priority": "urgent"}, Standing(9)),
+        ({"metadata": {"priority": "8"}}, Standing(8)),
+        ({"metadata": {"priority": "P1, see ticket"}}, USUAL),
+        ({"metadata": {"priority": "low"}, "priority": 6}, Standing(6)),
+        ({"finish_by": "2999-01-01T00:00Z"}, Standing(None, datetime(2999, 1, 1, tzinfo=UTC))),
+    ],
+)
+def test_job_of_a_batch_has_the_place_that_was_asked_for(
+    bench: BatchBench, changes: dict[str, Any], standing: Standing
+) -> None:
+    batch = bench.started(GOOD, **changes)
+
+    assert read_standing(bench.job(batch.id)) == standing
 
 
 def test_batch_needs_a_file_of_purpose_batch(bench: BatchBench) -> None:

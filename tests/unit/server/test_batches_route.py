@@ -113,6 +113,8 @@ def test_unknown_batch_is_not_found(client: openai.OpenAI) -> None:
         ({"completion_window": "soon"}, "completion_window"),
         ({"metadata": {"a": 1}}, "metadata.a"),
         ({"metadata": {"a": "x" * 513}}, "metadata"),
+        ({"priority": "soon"}, "priority"),
+        ({"finish_by": "soon"}, "finish_by"),
         ({"output_expires_after": {"anchor": "now", "seconds": 3600}}, "output_expires_after.anchor"),
         ({"output_expires_after": {"anchor": "created_at", "seconds": 1}}, None),
     ],
