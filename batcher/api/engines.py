@@ -15,7 +15,7 @@ from batcher.model_files import ModelRef, parse_sha256
 from batcher.model_kinds import check_completes_text
 from batcher.model_memory import model_need
 from batcher.models.folder import ModelsFolder, check_models_dir
-from batcher.models.resolver import model_named, our_models, parse_model, spec_for
+from batcher.models.resolver import model_named, our_models, our_problems, parse_model, spec_for
 from batcher.models.source import Tell
 from batcher.paths import expand_home
 from batcher.thoughts import model_reasons
@@ -85,6 +85,8 @@ def choose_models(
         check_completes_text(ours[0].path)
         return [*ours]
     check_models_dir()
+    if not ours and (problems := our_problems()):
+        raise ModelError(str(problems[0].problem))
     listed = ", ".join(model.name for model in ours)
     raise InputError(
         f"which model? Give --model NAME; `batcher models` lists: {listed}"
@@ -97,13 +99,10 @@ def choose_models(
 def _all_of_folder(tell: Tell | None) -> list[ModelRef]:
     found = []
     for model in ModelsFolder().models():
-        try:
-            check_completes_text(model.path)
-        except ModelError as exc:
-            if tell is not None:
-                tell(f"left out: {exc}")
-        else:
+        if model.problem is None:
             found.append(ModelRef(model.name, model.path))
+        elif tell is not None:
+            tell(f"left out: {model.problem}")
     return found
 
 

@@ -12,7 +12,7 @@ import click
 from batcher.api.engines import context_lengths
 from batcher.cli.completing import complete_file
 from batcher.cli.engines import server_options
-from batcher.cli.options import any_broker_option, context_option, jobs_dir_option, json_option, option
+from batcher.cli.options import any_broker_option, as_size, context_option, jobs_dir_option, json_option, option
 from batcher.cli.row_options import input_options, sampling_options, say_shortage, submit_options, with_stdin
 from batcher.types import EngineConfig
 from batcher.words import counted
@@ -138,6 +138,7 @@ def _examiner(models: "Sequence[ModelRef]", lengths: Mapping[str, int]) -> "Exam
 @option("--slots", type=click.IntRange(min=1), help="Slots that memory must have room for. [default: as a worker]")
 @option("--ctx", type=click.IntRange(min=1), help="Tokens of each slot. [default: as a worker]")
 @option("--gpu-layers", type=click.IntRange(min=0), help="As for a worker; 0 checks the memory that CPUs need.")
+@option("--memory", metavar="SIZE", callback=as_size, help="Memory that a worker may take. [default: what is free]")
 @any_broker_option
 @json_option
 @jobs_dir_option
@@ -149,6 +150,7 @@ def doctor_command(
     slots: int | None,
     ctx: int | None,
     gpu_layers: int | None,
+    memory: int | None,
     broker: str | None,
     as_json: bool,
     jobs_dir: Path,
@@ -182,11 +184,15 @@ def doctor_command(
         check_installed("doctor --engine", "remote")
     servers = read_servers(engine, engine_key_file)
     refs, checks = _find_models(models if servers is None else ())
+    if servers is None and not models:
+        checks = _check_folder()
     found = run_checks(
         jobs_dir=jobs_dir,
         broker=broker,
         models=refs if models else our_models(),
-        wishes=EngineConfig(num_slots=slots, context_length=ctx, num_gpu_layers=gpu_layers, servers=servers),
+        wishes=EngineConfig(
+            num_slots=slots, context_length=ctx, num_gpu_layers=gpu_layers, memory=memory, servers=servers
+        ),
         is_one_worker=bool(models),
         served=models,
     )
@@ -213,6 +219,18 @@ def _find_models(specs: Sequence[str]) -> "tuple[list[ModelRef], list[Check]]":
                 Check(f"model {spec}", Level.FAIL, message, remedy or "`batcher models` lists the known ones")
             )
     return refs, checks
+
+
+def _check_folder() -> "list[Check]":
+    """What lies in the folder of models and is of no use."""
+    from batcher.cli.doctor import Check, Level
+    from batcher.models.resolver import our_problems
+
+    checks = []
+    for model in our_problems():
+        message, _, remedy = str(model.problem).partition("; ")
+        checks.append(Check(f"model {model.name}", Level.WARN, message, remedy))
+    return checks
 
 
 def _check_text(check: "Check") -> str:

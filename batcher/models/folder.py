@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from batcher.errors import ModelError
-from batcher.model_files import is_later_split, safe_name
-from batcher.models.source import FoundModel, find_by_name
+from batcher.model_files import check_gguf, is_later_split, safe_name
+from batcher.models.source import FoundModel
 from batcher.paths import expand_home, whose
 
 MODELS_DIR_VARIABLE = "BATCHER_MODELS_DIR"
@@ -15,21 +15,35 @@ MODELS_DIR_VARIABLE = "BATCHER_MODELS_DIR"
 
 @dataclass(frozen=True, slots=True)
 class ModelsFolder:
-    """Every `*.gguf` right in the folder, named after its file. `path` defaults to BATCHER_MODELS_DIR."""
+    """Every `*.gguf` right in the folder, named after its file. `path` defaults to BATCHER_MODELS_DIR.
+
+    One that is no GGUF file, or of something that completes no text, is a model with a problem.
+    """
 
     path: Path | None = None
     key: str = "folder"
 
     def models(self) -> Iterator[FoundModel]:
-        folder = self.path or models_dir()
-        if folder is None or not os.access(folder, os.R_OK | os.X_OK):
-            return
-        named = {safe_name(path): path for path in sorted(folder.glob("*.gguf")) if not is_later_split(path)}
-        for name, path in named.items():
-            yield FoundModel(name, path.absolute(), self.key)
+        for name, path in self._named().items():
+            yield self._found(name, path)
 
     def find(self, name: str) -> FoundModel | None:
-        return find_by_name(self, name)
+        path = self._named().get(name)
+        return None if path is None else self._found(name, path)
+
+    def _named(self) -> dict[str, Path]:
+        folder = self.path or models_dir()
+        if folder is None or not os.access(folder, os.R_OK | os.X_OK):
+            return {}
+        return {safe_name(path): path for path in sorted(folder.glob("*.gguf")) if not is_later_split(path)}
+
+    def _found(self, name: str, path: Path) -> FoundModel:
+        problem = None
+        try:
+            check_gguf(path)
+        except ModelError as exc:
+            problem = str(exc)
+        return FoundModel(name, path.absolute(), self.key, problem)
 
     def how_to_remove(self, model: FoundModel) -> str:
         return f"it is a file of your folder of models: delete {model.path}"

@@ -8,7 +8,7 @@ from batcher.errors import InputError, ModelError
 from batcher.ids import check_model_name, is_model_name
 from batcher.model_files import Adapter, ModelRef, check_gguf, safe_name
 from batcher.model_kinds import check_adapter
-from batcher.models.folder import MODELS_DIR_VARIABLE, check_models_dir
+from batcher.models.folder import MODELS_DIR_VARIABLE, ModelsFolder, check_models_dir
 from batcher.models.hub import KEY as HUB
 from batcher.models.hub import parse_hub_name
 from batcher.models.registry import OUR_SOURCES, all_models, find_model, source_of
@@ -123,12 +123,19 @@ def is_bare_name(spec: str) -> bool:
 
 
 def our_models() -> list[ModelRef]:
-    """The models that were put here for Batcher, by name: of the models folder, which come first, and of the wheel."""
+    """The models that were put here for Batcher and can be used, by name: of the models folder, which come first, and
+    of the wheel."""
     found: dict[str, ModelRef] = {}
     for source in OUR_SOURCES:
         for model in source.models():
-            found.setdefault(model.name, ModelRef(model.name, model.path))
+            if model.problem is None:
+                found.setdefault(model.name, ModelRef(model.name, model.path))
     return [found[name] for name in sorted(found)]
+
+
+def our_problems() -> list[FoundModel]:
+    """Of the models that were put here for Batcher those that can't be used."""
+    return [model for source in OUR_SOURCES for model in source.models() if model.problem is not None]
 
 
 def _split_spec(spec: str) -> tuple[str | None, str]:
@@ -183,7 +190,9 @@ def _of_source(source: Source, spec: str, fetch: bool, tell: Tell | None) -> Mod
 
 def _usable(model: FoundModel) -> ModelRef:
     if model.problem is not None:
-        raise ModelError(f"model {model.name} of {model.source}: {model.problem}")
+        # Of the folder the problem names the file.
+        whose = "" if model.source == ModelsFolder().key else f"model {model.name} of {model.source}: "
+        raise ModelError(f"{whose}{model.problem}")
     return ModelRef(model.name, check_gguf(model.path))
 
 

@@ -115,7 +115,7 @@ def check_models(
     """
     if not models:
         yield Check("models", Level.WARN, "none known", "give --model NAME=PATH, or set BATCHER_MODELS_DIR")
-    memory = read_memory()
+    memory = _allowed(read_memory(), wishes.memory)
     for model in models:
         check, outline = _check_file(model)
         yield check
@@ -130,7 +130,7 @@ def check_models(
             yield Check(name, Level.OK, "the GPU's, which is not looked at")
             continue
         need = _reckon(outline, wishes, memory)
-        yield _check_memory(name, need, memory)
+        yield _check_memory(name, need, memory, is_limited=wishes.memory is not None)
         if is_one_worker:
             memory = Memory(memory.total - need.total, memory.available - need.total)
 
@@ -182,6 +182,13 @@ def _outline(path: Path) -> _Outline | None:
     return _Outline(**found)
 
 
+def _allowed(memory: Memory, num_bytes: int | None) -> Memory:
+    """The memory that a worker may take, by `--memory`."""
+    if num_bytes is None:
+        return memory
+    return Memory(min(memory.total, num_bytes), min(memory.available, num_bytes))
+
+
 def _reckon(outline: _Outline, wishes: EngineConfig, memory: Memory) -> _Need:
     """What a worker would take, by the rules of workers/engines/llama/loader.py."""
     context_length = wishes.context_length or outline.context_length
@@ -197,13 +204,14 @@ def _reckon(outline: _Outline, wishes: EngineConfig, memory: Memory) -> _Need:
     )
 
 
-def _check_memory(name: str, need: _Need, memory: Memory) -> Check:
+def _check_memory(name: str, need: _Need, memory: Memory, *, is_limited: bool) -> Check:
     remedy = "use a smaller --ctx or a smaller quantization, or give it more memory"
     if need.total > memory.available:
         # What others hold may come free; what the machine or the container lacks, it lacks for good.
         level, have = Level.WARN, f"{size_text(max(0, memory.available))} are available now"
         if need.total > memory.total:
-            level, have = Level.FAIL, f"this machine or container has {size_text(max(0, memory.total))} for it"
+            whose = "--memory" if is_limited else "this machine or container"
+            level, have = Level.FAIL, f"{whose} has {size_text(max(0, memory.total))} for it"
         fewer = f"use --slots {need.num_possible}, or " if 0 < need.num_possible < need.num_slots else ""
         return Check(name, level, f"a worker takes {need}, but {have}", fewer + remedy)
     if need.num_slots < need.num_wanted:

@@ -204,6 +204,18 @@ def test_memory_is_not_asked_for_twice(tiny: ModelRef) -> None:
     assert (loaded.level, loaded.message) == (Level.OK, "the worker w0 of this machine has it loaded")
 
 
+def test_memory_that_a_worker_may_take_bounds_what_is_there(tiny: ModelRef) -> None:
+    (_, usual) = model_checks.check_models([tiny], EngineConfig(), is_one_worker=True)
+    (_, small) = model_checks.check_models([tiny], EngineConfig(memory=4 << 20), is_one_worker=True)
+    (_, none) = model_checks.check_models([tiny], EngineConfig(memory=1000), is_one_worker=True)
+
+    assert usual.level is Level.OK
+    assert small.level is Level.WARN
+    assert "of 4.0 MiB available" in small.message
+    assert none.level is Level.FAIL
+    assert "but --memory has 1,000 bytes for it" in none.message
+
+
 def test_workers_of_our_version_are_counted(tmp_path: Path) -> None:
     for number, words in enumerate(("none alive", "1 alive", "2 alive")):
         check = folder_checks.check_workers(tmp_path)

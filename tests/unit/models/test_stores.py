@@ -4,14 +4,17 @@ import hashlib
 import json
 from pathlib import Path
 
+import gguf
 import pytest
 
+from batcher.api.engines import choose_models
 from batcher.errors import ModelError
+from batcher.models.folder import ModelsFolder
 from batcher.models.hub import HubCache, cache_folder
 from batcher.models.llama_cache import LlamaCache
 from batcher.models.lm_studio import LmStudio
 from batcher.models.registry import all_models
-from batcher.models.resolver import parse_model, served_name, spec_for
+from batcher.models.resolver import our_models, parse_model, served_name, spec_for
 from tests.support.model_stores import OllamaStore, hub_cache
 
 WEIGHTS = b"GGUF\x03\x00\x00\x00w"
@@ -254,3 +257,42 @@ def test_model_that_a_job_needs_is_asked_for_in_words_that_get_it(ollama: Ollama
     ollama.add("registry.ollama.ai/library/gemma3:270m", ollama.blob(WEIGHTS))
 
     assert spec_for(name) == spec
+
+
+# -- the folder of models -----------------------------------------------------------------------------------------
+
+
+def test_files_of_the_folder_that_are_no_models_are_told_apart(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of them beside the only model made `which model?` of a command, and a worker of all took it for a model."""
+    model = put(tmp_path / "good.gguf")
+    put(tmp_path / "junk.gguf", b"<html>not found</html>")
+    put(tmp_path / "empty.gguf", b"")
+    projector = gguf.GGUFWriter(tmp_path / "mmproj.gguf", "clip")
+    projector.write_header_to_file()
+    projector.write_kv_data_to_file()
+    projector.write_tensors_to_file()
+    projector.close()
+    monkeypatch.setenv("BATCHER_MODELS_DIR", str(tmp_path))
+    left: list[str] = []
+
+    found = choose_models((), takes_all=True, tell=left.append)
+
+    assert [each.name for each in found] == ["good"]
+    assert [line.partition("; ")[0] for line in left] == [
+        f"left out: {tmp_path}/empty.gguf: not a GGUF file (it does not begin with 'GGUF')",
+        f"left out: {tmp_path}/junk.gguf: not a GGUF file (it does not begin with 'GGUF')",
+        f"left out: {tmp_path}/mmproj.gguf: a projector of images or sounds (mmproj), a part of a model",
+    ]
+    assert "good" in {each.name for each in our_models()}
+    assert {each.name for each in our_models()}.isdisjoint({"junk", "empty", "mmproj"})
+    assert {each.name: each.problem is None for each in ModelsFolder().models()} == {
+        "empty": False,
+        "good": True,
+        "junk": False,
+        "mmproj": False,
+    }
+    with pytest.raises(ModelError, match=r"junk\.gguf: not a GGUF file .*; convert the model"):
+        parse_model("junk")
+    assert parse_model("good").path == model
