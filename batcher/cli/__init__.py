@@ -23,6 +23,7 @@ engines.py      options of the commands that load models
 logs.py         the log of commands that stay, and its options
 piping.py       results on standard output, of a job whose folder goes
 watch.py        waiting for a job, and telling how it ended
+query.py        results by SQL: query
 diff.py         two jobs beside each other: diff
 row_table.py    rows as a table
 texts.py        the live bar, the summary, a sample of the results
@@ -63,6 +64,7 @@ _COMMANDS = {
     "workers": "workers",
     "results": "results",
     "export": "results",
+    "query": "query",
     "diff": "diff",
     "retry": "results",
     "pause": "jobs",

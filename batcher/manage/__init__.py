@@ -13,6 +13,7 @@ prioritize.py  it gets another place among others
 retry.py    failed rows run again
 finished.py the result rows that exist now
 joined.py   answers joined to the input
+query.py    results by SQL
 differences.py two jobs compared row by row
 export.py   results in other forms
 delete.py   the job goes, also while it is worked on

@@ -155,6 +155,28 @@ def _write(file: BinaryIO, job: JobDir, kind: FileKind, layout: ExportFormat, ch
             return _write_jsonl(file, lines)
 
 
+def write_tables(
+    target: Path,
+    kind: FileKind,
+    tables: Iterable[pa.Table],
+    *,
+    schema: pa.Schema,
+    jobs: Sequence[JobDir],
+    force: bool = False,
+) -> int:
+    """Write tables of any columns to a file, outside these jobs. Returns the number of rows. Raises as `export`."""
+    for job in jobs:
+        _check_target(job, target, force=force)
+    with replacing(target) as temp, temp.open("wb") as file:
+        match kind:
+            case FileKind.PARQUET:
+                return _write_parquet(file, tables, schema=schema)
+            case FileKind.CSV:
+                return _write_csv(file, tables, schema=schema)
+            case FileKind.JSONL:
+                return _write_jsonl(file, chain.from_iterable(map(json_rows, tables)))
+
+
 def _write_parquet(file: BinaryIO, tables: Iterable[pa.Table], *, schema: pa.Schema) -> int:
     num_rows = 0
     with pq.ParquetWriter(file, schema, compression="zstd") as writer:

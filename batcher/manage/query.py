@@ -1,0 +1,74 @@
+"""SQL over the results of jobs, by DuckDB: reads only, in bounded memory, and nothing but these jobs."""
+
+import importlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+
+from batcher.errors import InputError, first_line
+from batcher.installation import check_installed
+from batcher.jobdir.folder import JobDir
+from batcher.jobdir.results import job_schema
+from batcher.machine import read_memory
+from batcher.manage.finished import finished_tables
+from batcher.paths import temp_folder
+
+#: Kinds of statements that change nothing.
+_READING = ("SELECT", "EXPLAIN")
+
+
+@contextmanager
+def query(
+    jobs: Mapping[str, JobDir], sql: str, *, memory: int | None = None
+) -> Iterator[tuple[pa.Schema, Iterator[pa.Table]]]:
+    """The answer to a query, of which each job is a table of this name; as tables that are made while they are read.
+
+    `memory` bounds it, in bytes; what does not fit goes to temporary files. Raises InputError for a query that is wrong
+    or would do anything but read, MissingPackageError without the extra `query`, CorruptFileError, StorageError.
+    """
+    check_installed("batcher query", "query")
+    # Its name here is that of this module.
+    duckdb = importlib.import_module("duckdb")
+    try:
+        with duckdb.connect(":memory:") as connection:
+            kinds = [statement.type.name for statement in connection.extract_statements(sql)]
+            if len(kinds) != 1 or kinds[0] not in _READING:
+                raise InputError(f"query {sql!r}: it must be one SELECT, and is {', '.join(kinds) or 'none'}")
+            for name, job in jobs.items():
+                connection.register(name, _dataset(job))
+            _confine(connection, memory)
+            reader = pa.RecordBatchReader.from_stream(connection.sql(sql))
+            yield reader.schema, (pa.Table.from_batches([batch]) for batch in reader)
+    except duckdb.Error as exc:
+        raise InputError(f"query: {_message(exc)}") from exc
+
+
+def _dataset(job: JobDir) -> Any:
+    """The rows of a job: its parts, of which DuckDB reads what it needs, or of a job at work what is finished now."""
+    schema = job_schema(job.manifest)
+    if job.pending_shards():
+        return ds.dataset(list(finished_tables(job)) or [schema.empty_table()], schema=schema)
+    paths = [str(job.part_path(info.shard)) for info in job.manifest.shards]
+    return ds.dataset(paths, schema=schema, format="parquet")
+
+
+def _confine(connection: Any, memory: int | None) -> None:
+    """Leave a connection no more than the tables that it has, and this much memory."""
+    limit = memory or max(read_memory().available // 2, 256 << 20)
+    for name, value in (
+        ("memory_limit", f"'{limit}B'"),
+        ("temp_directory", "'" + str(temp_folder()).replace("'", "''") + "'"),
+        ("python_enable_replacements", "false"),
+        ("enable_external_access", "false"),
+        ("lock_configuration", "true"),
+    ):
+        connection.execute(f"SET {name} = {value}")
+
+
+def _message(exc: Exception) -> str:
+    """What DuckDB says, with the line of the query that it points into."""
+    text = str(exc).strip()
+    return text if len(text) < 600 else first_line(exc)

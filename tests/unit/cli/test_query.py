@@ -1,0 +1,69 @@
+"""SQL over the results of jobs: it answers, and can do nothing else."""
+
+import csv
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.support.job_files import failed, finished_job, make_job, ok, write_chunk
+from tests.unit.conftest import Run
+
+
+def test_query_answers_of_a_job_and_of_several(run: Run, workplace: Path) -> None:
+    finished_job(workplace / "a")
+    write_chunk(make_job(workplace / "b", (3,)), 0, [ok(0), failed(1)])
+
+    assert run('query a "select status, count(*) as n from results group by all order by 1"')[1] == (
+        "status\tn\nerror\t2\nok\t5\n"
+    )
+    assert run('query x=a y=b "select count(*) as n from x join y using (custom_id, index)" --json')[1] == '{"n": 2}\n'
+    assert json.loads(run("query a \"select topic, tags from results where row = 2\" --json")[1]) == {
+        "topic": "topic-2", "tags": ["a", "2"],
+    }  # fmt: skip
+
+
+def test_answer_becomes_a_file(run: Run, workplace: Path) -> None:
+    finished_job(workplace / "a")
+
+    assert run("query a 'select row, text from results order by row' -o out.csv")[1] == "out.csv: 7 rows\n"
+    assert run("query a 'select row, created from results' -o out.parquet")[0] == 0
+
+    with (workplace / "out.csv").open(newline="") as file:
+        assert [row["row"] for row in csv.DictReader(file)] == ["0", "1", "2", "3", "3", "4", "5"]
+    assert pq.read_table(workplace / "out.parquet").column_names == ["row", "created"]
+    assert "exists; --force replaces it" in run("query a 'select 1' -o out.csv")[2]
+
+
+@pytest.mark.parametrize(
+    ("sql", "problem"),
+    [
+        ("select * from '/etc/passwd'", "does not exist"),
+        ("select * from read_csv('/etc/passwd')", "disabled by configuration"),
+        ("copy results to 'stolen.csv'", "must be one SELECT, and is COPY"),
+        ("attach 'other.db'", "must be one SELECT, and is ATTACH"),
+        ("drop view results", "must be one SELECT, and is DROP"),
+        ("set memory_limit = '9GB'", "must be one SELECT, and is SET"),
+        ("select 1; select 2", "must be one SELECT, and is SELECT, SELECT"),
+        ("", "must be one SELECT, and is none"),
+        ("select nope from results", "nope"),
+        ("selec 1", "syntax error"),
+    ],
+)
+def test_query_can_do_nothing_but_read_these_jobs(run: Run, workplace: Path, sql: str, problem: str) -> None:
+    finished_job(workplace / "a")
+
+    code, out, err = run(f'query a "{sql}"')
+
+    assert (code, out) == (2, "")
+    assert problem in err
+    assert not (workplace / "stolen.csv").exists()
+
+
+def test_query_needs_a_job_and_a_name_for_each(run: Run, workplace: Path) -> None:
+    finished_job(workplace / "a")
+
+    assert "a job and a query are needed" in run("query a")[2]
+    assert "two jobs have the same name" in run("query a a 'select 1'")[2]
+    assert run("query nowhere 'select 1'")[0] == 2
