@@ -27,13 +27,16 @@ SHARD_ROWS = 4
 NUM_HUGE, NUM_EQUAL = 1000, 20
 
 
-def submit(family: Family, redis_url: str, name: str, num_shards: int, *, max_tokens: int) -> JobDir:
+def submit(
+    family: Family, redis_url: str, name: str, num_shards: int, *, max_tokens: int, priority: str = "normal"
+) -> JobDir:
     """From Python, which takes no time to start: jobs that are to be equal begin together."""
     job = batcher.submit(
         [{"prompt": f"hello {number}"} for number in range(num_shards * SHARD_ROWS)],
         job_id=name,
         model="tiny",
         max_tokens=max_tokens,
+        priority=priority,
         shard_rows=SHARD_ROWS,
         broker=redis_url,
         jobs_dir=family.folder / "jobs",
@@ -76,7 +79,7 @@ def test_fleet_at_work_is_seen_and_steered(family: Family, model: Path, redis_ur
 
 def check_urgent(family: Family, redis_url: str, huge: JobDir) -> None:
     """Its first row comes within a shard's time of the huge job: it waits for no shard that had not begun before."""
-    urgent = submit(family, redis_url, "urgent", 1, max_tokens=4)
+    urgent = submit(family, redis_url, "urgent", 1, max_tokens=4, priority="urgent")
     wait_for(lambda: urgent.is_complete, what="the urgent job is complete")
 
     submitted_at, first_row_at = urgent.manifest_path.stat().st_mtime, min(commits(urgent).values())

@@ -19,10 +19,14 @@ from redis.retry import Retry
 
 from batcher.broker.client import KEY_PREFIX
 from batcher.broker.embedded import find_server
+from batcher.errors import JobBusyError
 from batcher.jobdir.drains import ask_to_drain
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.heartbeats import read_heartbeats
+from batcher.jobdir.standing import Standing
 from batcher.manage.pause import PauseResult, pause
+from batcher.manage.prioritize import prioritize
+from batcher.types import PRIORITIES
 from tests.chaos.audit import Witness
 from tests.chaos.faults import (
     BROKER_FREEZE_S,
@@ -286,6 +290,8 @@ class Cluster:
             return submitter.kill()
         if kind is FaultKind.PAUSE_JOB:
             return submitter.pause(fault.duration_s(PAUSE_S))
+        if kind is FaultKind.CHANGE_PRIORITY:
+            return _prioritize(fault, witness.job)
         if kind in (FaultKind.KILL_BROKER, FaultKind.LOSE_BROKER):
             outage_s = fault.duration_s(OUTAGE_S)
             is_lost = kind is FaultKind.LOSE_BROKER
@@ -391,6 +397,16 @@ class Cluster:
                 if _signal(pid, born, signal.SIGSTOP):
                     self._frozen.append(_Frozen(pid, born, thaws_at))
         return f"{' and '.join(map(str, pids))} for {duration_s:.1f} s"
+
+
+def _prioritize(fault: Fault, job: JobDir) -> str | None:
+    """Give the job one of all priorities, unless another command changes it at this moment."""
+    wish = Standing(priority=PRIORITIES[int(fault.target * len(PRIORITIES))])
+    try:
+        changed = prioritize(job, wish) if job.exists() else None
+    except JobBusyError:
+        return None
+    return None if changed is None else f"{job.job_id} to {wish.level}"
 
 
 def _damage(fault: Fault, witness: Witness) -> str | None:

@@ -26,6 +26,7 @@ class FaultKind(StrEnum):
     DELETE_LEASE = "lease deleted"
     DRAIN_WORKER = "worker drained"
     PAUSE_JOB = "job paused, 1-20 s"
+    CHANGE_PRIORITY = "job's priority changed"
     KILL_SUBMITTER = "SIGKILL submitter or waiter"
     FLIP_BIT = "bit of a chunk flipped"
     TRUNCATE_CHUNK = "chunk truncated"
@@ -47,6 +48,7 @@ _DECK = {
     FaultKind.DELETE_LEASE: 2,
     FaultKind.DRAIN_WORKER: 2,
     FaultKind.PAUSE_JOB: 2,
+    FaultKind.CHANGE_PRIORITY: 2,
     FaultKind.KILL_SUBMITTER: 2,
     FaultKind.FLIP_BIT: 2,
     FaultKind.TRUNCATE_CHUNK: 2,

@@ -5,10 +5,10 @@
 
 A real broker with an append-only file, `batcher worker` processes, and for each of some jobs at a time a submitter that
 submits it and then waits for it. A loop kills, freezes, cuts off and corrupts them, about every 2 s, pauses jobs for a
-while and drains workers; what dies is started again half a second later, as a service manager would. A job that is
-complete is followed by the next one, so that the faults never pause; when the time is over they end, the last jobs may
-finish, all workers are stopped, and every job is audited: late, so that a frozen worker that comes back to a job that
-is complete is part of it.
+while, changes their priorities, and drains workers; what dies is started again half a second later, as a service
+manager would. A job that is complete is followed by the next one, so that the faults never pause; when the time is over
+they end, the last jobs may finish, all workers are stopped, and every job is audited: late, so that a frozen worker
+that comes back to a job that is complete is part of it.
 
 The seed gives the jobs' rows and the faults: what is done, to which of the candidates, after what pause. What comes of
 them depends on the machine's timing, so a run can't be repeated exactly. The model is tiny and random; its rows take
