@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from jupyter_client.manager import KernelManager
 
 from batcher.jobdir.folder import JobDir
 from tests.support.job_files import result_rows
-from tests.support.waiting import PATIENCE_S, wait_for
+from tests.support.kernel import Kernel, open_kernel
+from tests.support.waiting import wait_for
 
 CELL = """
 import batcher
@@ -18,38 +17,10 @@ job = batcher.run(rows, {out!r}, model={model!r}, max_tokens=480, threads=1, pro
 """
 
 
-class Kernel:
-    """A kernel, and what a cell makes of it."""
-
-    def __init__(self, manager: KernelManager) -> None:
-        self.manager = manager
-        self.client = manager.blocking_client()
-        self.client.start_channels()
-        self.client.wait_for_ready(timeout=PATIENCE_S)
-
-    def start(self, source: str) -> str:
-        # A kernel aborts, for a moment after a cell that failed, those that arrive unless they ask it not to.
-        return str(self.client.execute(source, stop_on_error=False))
-
-    def finish(self, cell: str) -> dict[str, Any]:
-        while True:
-            reply = self.client.get_shell_msg(timeout=PATIENCE_S)
-            if reply["parent_header"].get("msg_id") == cell:
-                content: dict[str, Any] = reply["content"]
-                return content
-
-
 @pytest.fixture
 def kernel(tmp_path: Path) -> Iterator[Kernel]:
-    manager = KernelManager(kernel_name="python3")
-    manager.start_kernel(cwd=str(tmp_path))
-    kernel = Kernel(manager)
-    try:
+    with open_kernel(tmp_path) as kernel:
         yield kernel
-    finally:
-        kernel.client.stop_channels()
-        manager.shutdown_kernel(now=True)
-        manager.cleanup_resources()
 
 
 def test_interrupted_cell_ends_in_good_order_and_goes_on_when_run_again(

@@ -5,6 +5,7 @@ clock.py            a clock that a test moves
 pseudo_terminal.py  a terminal, and what stands on its screen
 waiting.py          waiting for what another thread or process does
 wall_clock.py       another time of day for a process
+kernel.py           the kernel of a notebook
 damage.py           files that went bad
 crashing.py         a process that dies between two steps
 
