@@ -45,7 +45,9 @@ class Board:
         try:
             yield tally
         finally:
-            del self._tallies[attempt]
+            # Another's, where the job was deleted meanwhile, and one of its name has this attempt.
+            if self._tallies.get(attempt) is tally:
+                del self._tallies[attempt]
 
     def look(self) -> tuple[AttemptBeat, ...]:
         """What each attempt has made by now."""
