@@ -10,9 +10,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from batcher.api.engines import context_lengths
-from batcher.cli.completing import complete_file
 from batcher.cli.engines import server_options
-from batcher.cli.options import any_broker_option, as_size, context_option, jobs_dir_option, json_option, option
+from batcher.cli.options import (
+    any_broker_option,
+    as_size,
+    context_option,
+    files_argument,
+    jobs_dir_option,
+    json_option,
+    option,
+)
 from batcher.cli.row_options import input_options, sampling_options, say_shortage, submit_options, with_stdin
 from batcher.types import EngineConfig
 from batcher.words import counted
@@ -25,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @click.command("validate")
-@click.argument("files", nargs=-1, required=True, metavar="FILE...", shell_complete=complete_file)
+@files_argument
 @option(
     "--model",
     "models",

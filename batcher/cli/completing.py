@@ -33,20 +33,29 @@ def complete_worker(ctx: click.Context, param: click.Parameter, incomplete: str)
     return _items(sorted({name for name, _ in _signs(_jobs_dir(ctx)) if name.startswith(incomplete)}))
 
 
-def complete_model(ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+def complete_model(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Models that workers have, for what they do, and those of this machine; else files."""
     if incomplete.startswith(_PATHS) or "=" in incomplete:
-        return complete_file(ctx, None, incomplete)
+        return complete_file(ctx, param, incomplete)
     found = {model for _, models in _signs(_jobs_dir(ctx)) for model in models}
     if ctx.info_name != "submit" or not found:
         with contextlib.suppress(Exception):
             from batcher.models.registry import all_models
 
             found |= {model.name for model in all_models()}
-    return _items(sorted(name for name in found if name.startswith(incomplete))) or complete_file(ctx, None, incomplete)
+    return _items(sorted(name for name in found if name.startswith(incomplete))) or complete_file(
+        ctx, param, incomplete
+    )
 
 
-def complete_file(ctx: click.Context, param: click.Parameter | None, incomplete: str) -> list[CompletionItem]:
+def complete_priority(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The priorities that have names."""
+    from batcher.types import PRIORITY_NAMES
+
+    return _items(name for name in PRIORITY_NAMES if name.startswith(incomplete))
+
+
+def complete_file(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Files, as the shell finds them."""
     return [CompletionItem(incomplete, type="file")]
 

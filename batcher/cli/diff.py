@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from batcher.cli.completing import complete_job
 from batcher.cli.options import find_job, jobs_dir_option, json_option, option
 from batcher.words import one_line, shortened
 
@@ -23,8 +24,8 @@ _NONE = "-"
 
 
 @click.command("diff")
-@click.argument("job_a", metavar="A")
-@click.argument("job_b", metavar="B")
+@click.argument("job_a", metavar="A", shell_complete=complete_job)
+@click.argument("job_b", metavar="B", shell_complete=complete_job)
 @option("--column", metavar="NAME", help="What to compare. [default: the answer: output, label or text]")
 @option("--limit", type=click.IntRange(min=0), help="Most changed rows to show. [default: 5; with --json all]")
 @json_option

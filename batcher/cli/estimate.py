@@ -10,7 +10,7 @@ import click
 
 from batcher.api.engines import needed_extras, take_engine_options
 from batcher.cli.engines import choose_models, engine_options, models_option
-from batcher.cli.options import json_option, option
+from batcher.cli.options import files_argument, json_option, option
 from batcher.cli.row_options import input_options, sampling_options, submit_options, with_stdin
 from batcher.cli.texts import aligned, size_text
 from batcher.installation import check_installed
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @click.command("estimate")
-@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@files_argument
 @option(
     "--output",
     "-o",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from batcher.cli.completing import complete_model
 from batcher.cli.engines import tell
 from batcher.cli.options import json_option, option
 
@@ -127,7 +128,7 @@ def pull_command(*, model: str) -> int:
 
 
 @models_command.command("show")
-@click.argument("model", metavar="NAME")
+@click.argument("model", metavar="NAME", shell_complete=complete_model)
 @json_option
 def show_command(*, model: str, as_json: bool) -> int:
     """Show what is known of a model of this machine, by its file's header, and where it comes from.
@@ -176,7 +177,7 @@ def show_command(*, model: str, as_json: bool) -> int:
 
 
 @models_command.command("remove")
-@click.argument("model", metavar="NAME")
+@click.argument("model", metavar="NAME", shell_complete=complete_model)
 @option("--yes", "-y", is_flag=True, help="Don't ask.")
 def remove_command(*, model: str, yes: bool) -> int:
     """Remove a model that batcher has fetched.

@@ -35,7 +35,8 @@ class EnvOption(click.Option):
         found = super().shell_complete(ctx, incomplete)
         if found or self.is_flag or not isinstance(self.type, click.types.StringParamType):
             return found
-        return complete_model(ctx, incomplete) if "--model" in self.opts else complete_file(ctx, self, incomplete)
+        complete = complete_model if "--model" in self.opts else complete_file
+        return complete(ctx, self, incomplete)
 
 
 def option(*names: str, **kwargs: Any) -> Decorator:
@@ -63,6 +64,7 @@ def chain(*decorators: Decorator) -> Decorator:
 
 
 job_argument = click.argument("job", metavar="JOB", shell_complete=complete_job)
+files_argument = click.argument("files", nargs=-1, required=True, metavar="FILE...", shell_complete=complete_file)
 
 jobs_dir_option = option(
     "--jobs-dir",

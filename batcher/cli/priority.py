@@ -4,12 +4,13 @@ from pathlib import Path
 
 import click
 
+from batcher.cli.completing import complete_priority
 from batcher.cli.options import find_job, job_argument, jobs_dir_option, option
 
 
 @click.command("priority")
 @job_argument
-@click.argument("level", metavar="[0-9]", required=False)
+@click.argument("level", metavar="[0-9]", required=False, shell_complete=complete_priority)
 @option("--finish-by", metavar="TIME", help="When it has to be finished, as for `submit`; none takes that back.")
 @jobs_dir_option
 def priority_command(job: str, *, level: str | None, finish_by: str | None, jobs_dir: Path) -> int:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from batcher.cli.completing import complete_job
 from batcher.cli.options import as_size, find_job, jobs_dir_option, json_option, option
 from batcher.cli.results import SAMPLE_ROWS
 from batcher.words import counted
@@ -13,7 +14,7 @@ TABLE = "results"
 
 
 @click.command("query")
-@click.argument("arguments", nargs=-1, required=True, metavar="JOB... SQL")
+@click.argument("arguments", nargs=-1, required=True, metavar="JOB... SQL", shell_complete=complete_job)
 @option(
     "--output",
     "-o",

@@ -13,7 +13,6 @@ import click
 
 from batcher.api.engines import model_spec, needed_extras, take_engine_options
 from batcher.cli import EXIT_INTERRUPTED
-from batcher.cli.completing import complete_file
 from batcher.cli.engines import (
     choose_models,
     engine_options,
@@ -25,6 +24,7 @@ from batcher.cli.engines import (
 from batcher.cli.logs import log_options, log_to_stderr, take_stderr, with_log
 from batcher.cli.options import (
     broker_option,
+    files_argument,
     find_job,
     job_argument,
     jobs_dir_option,
@@ -52,7 +52,6 @@ if TYPE_CHECKING:
     from batcher.manage.repair import Damage
     from batcher.submission.source import SubmitOptions
 
-files_argument = click.argument("files", nargs=-1, required=True, metavar="FILE...", shell_complete=complete_file)
 quiet_option = option("--quiet", "-q", is_flag=True, help="No progress; only the summary, and what went wrong.")
 workers_option = option(
     "--workers", "num_workers", envvar="BATCHER_WORKERS", type=click.IntRange(min=1), default=1, help="Local workers."

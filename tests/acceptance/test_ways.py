@@ -55,6 +55,12 @@ def test_table_gets_a_column_after_samples_of_two_prompts(batcher: Batcher, mode
     assert first.keys() == second.keys()
     assert all(first[name]["prompt"] != second[name]["prompt"] for name in first)
     assert {row["label"] for row in (*first.values(), *second.values())} <= {"billing", "delivery", "other"}
+    changed = {name for name in first if first[name]["label"] != second[name]["label"]}
+    compared = batcher("diff", "first", "second", "--json")
+    assert compared.returncode == 0, compared.stderr
+    found = json.loads(compared.stdout)
+    assert (found["column"], found["num_equal"]) == ("label", SAMPLE - len(changed))
+    assert {row["custom_id"] for row in found["changed"]} == changed
 
     # Then all of them, with the prompt that was better.
     run("all", PROMPTS[1])
