@@ -6,8 +6,8 @@ Every key that Batcher uses begins with `KEY_PREFIX`:
 
     batcher:batcher.<scope>.<model>        list, kombu's queue of a model; gone when empty
     batcher:batcher.<scope>.<model>\\x06\\x16<priority>     the same for another priority than the usual one
-    batcher:queued:<queue>:<job id>        set of the shards of a job that have a message there; see `turns`
-    batcher:cursor:<queue>:<job id>        string, how far a job has come in sending them; see `turns`
+    batcher:queued:<queue>:<job_id>        set of the shards of a job that have a message there; see `turns`
+    batcher:cursor:<queue>:<job_id>        string, how far a job has come in sending them; see `turns`
     batcher:_kombu.binding*.batcher.*      sets of kombu, two a queue: that it exists
     batcher:unacked, batcher:unacked_*     hashes of kombu: messages taken and not acknowledged
     batcher:lease:<job>:<shard>            string, who works on a shard now; see `leases`

@@ -12,14 +12,14 @@ time take turns. A message without a turn was in work before, and is at the fron
 
 Beside the lists there are two keys for each job and queue. Both can be lost, and live a day after the last use:
 
-    batcher:queued:<queue>:<job id>   set of the shards that have a message in the queue
+    batcher:queued:<queue>:<job_id>   set of the shards that have a message in the queue
         `_OFFER`     SADD, and LINSERT of the message, as long as there are fewer than the window; counts the lists anew
                      where there is no set
         `_FIRST`     SADD, and RPUSH of the message
         `taken`      SREM, by the worker that took a message
         `_COUNT`     made anew from what is in the lists
         `_MOVE`      likewise, when messages go to another priority
-    batcher:cursor:<queue>:<job id>   string, how far the job has come in the order in which its shards are sent
+    batcher:cursor:<queue>:<job_id>   string, how far the job has come in the order in which its shards are sent
         `_OFFER`     SET; too low a one has shards looked at for nothing, and with none they are left to the sweep
 
 A worker that dies between taking a message and saying so leaves a shard in the set that has no message. The sweep reads

@@ -81,7 +81,7 @@ def test_without_a_folder_nothing_is_left_and_that_is_said(family: Family, model
 
 
 def test_interrupted_it_keeps_what_is_finished_and_blames_no_row(family: Family, model: Path) -> None:
-    prompts = write_prompts(family.folder / "prompts.jsonl", NUM_ROWS)
+    prompts = write_prompts(family.folder / "prompts.jsonl", 4 * NUM_ROWS)
     job = JobDir(family.folder / "out")
     family.jobs.append(job.path)
     given = (prompts, "-o", "out", *options(model, 300), "--slots", 2)
@@ -96,7 +96,7 @@ def test_interrupted_it_keeps_what_is_finished_and_blames_no_row(family: Family,
     kept = chunk_rows(JobDir.open(job.path))
     assert kept
     family.run("run", *given[:-2], code=0)
-    rows = assert_every_row_once(job, NUM_ROWS)
+    rows = assert_every_row_once(job, 4 * NUM_ROWS)
     assert {rows[number]["text"] for number in kept} == {row["text"] for row in kept.values()}
 
 

@@ -111,7 +111,7 @@ def test_worker_of_a_paused_job_takes_other_work_until_it_goes_on(family: Family
     assert saved
     assert not first.is_complete
     client = connect(redis_url)
-    assert client.keys("batcher:lease:*") == []
+    wait_for(lambda: client.keys("batcher:lease:*") == [], what="the leases are given back")
     assert client.llen(queue_key("tiny", scope=scope_of(first.path.parent))) == 0
     client.close()
 
@@ -125,8 +125,9 @@ def test_worker_of_a_paused_job_takes_other_work_until_it_goes_on(family: Family
 def test_drained_worker_finishes_its_shards_and_the_other_goes_on(family: Family, model: Path, redis_url: str) -> None:
     first = start_worker(family, redis_url, model, "first")
     wait_until_ready(first)
-    job = submit(family, redis_url, rows=ROWS, shard_rows=ROWS // 6)
-    wait_for(lambda: has_chunks(job), what="a chunk")
+    # Far more shards than a worker holds, so that some are left for the other.
+    job = submit(family, redis_url, rows=2 * ROWS, shard_rows=10)
+    wait_for(lambda: job.committed_shards(), what="a part")
     start_worker(family, redis_url, model, "second")
 
     drain = family.run("drain", "first", "--wait", "--jobs-dir", job.path.parent, code=0)
@@ -135,7 +136,7 @@ def test_drained_worker_finishes_its_shards_and_the_other_goes_on(family: Family
     assert first.wait() == 0
     assert "Drained; " in first.stderr
     wait_for(lambda: job.is_complete, what="the job is complete")
-    rows = assert_every_row_once(job, ROWS)
+    rows = assert_every_row_once(job, 2 * ROWS)
     assert {row["worker"] for row in rows} == {"first", "second"}
     # Its shards were finished by it, none given back and run once more.
     assert {row["attempts"] for row in rows} == {1}

@@ -50,6 +50,7 @@ async def open_engines(
     is_working: bool,
     on_loaded: Callable[[str], None],
     on_failure: Callable[[BatcherError], None],
+    on_drained: Callable[[], None],
     is_urgent: Callable[[], bool],
 ) -> AsyncIterator[PromptedEngine]:
     """As `workers.live.server_end.open_engines`."""

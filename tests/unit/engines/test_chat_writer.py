@@ -52,10 +52,13 @@ def processes() -> list[int]:
     """Those that write chats for the test."""
     found = []
     for task in Path("/proc/self/task").iterdir():
-        for pid in map(int, (task / "children").read_text().split()):
-            with contextlib.suppress(OSError):
-                if b"chat_process" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    found.append(pid)
+        # A thread or a child may end while it is looked at.
+        with contextlib.suppress(OSError):
+            children = [int(pid) for pid in (task / "children").read_text().split()]
+            for pid in children:
+                with contextlib.suppress(OSError):
+                    if b"chat_process" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                        found.append(pid)
     return [pid for pid in found if pid not in _others]
 
 
