@@ -5,7 +5,7 @@ The broker is a doorbell. Whatever it holds (messages, leases) can be lost, and 
 Every key that Batcher uses begins with `KEY_PREFIX`:
 
     batcher:batcher.<scope>.<model>        list, kombu's queue of a model; gone when empty
-    batcher:batcher.<scope>.<model>\\x06\\x16<priority>     the same for another priority than the usual one
+    batcher:batcher.<scope>.<model>:<priority>     the same for another priority than the usual one
     batcher:queued:<queue>:<job_id>        set of the shards of a job that have a message there; see `turns`
     batcher:cursor:<queue>:<job_id>        string, how far a job has come in sending them; see `turns`
     batcher:_kombu.binding*.batcher.*      sets of kombu, two a queue: that it exists
@@ -47,8 +47,9 @@ HEALTH_CHECK_INTERVAL_S = 10
 LOADING_PATIENCE_S = 30
 _LOADING_POLL_INTERVAL_S = 0.2
 
-#: kombu's, between the name of a queue and a priority.
-PRIORITY_SEPARATOR = "\x06\x16"
+#: Between the name of a queue and a priority. Neither scope nor model has it. KEDA makes the name of a metric from that
+#: of a list, with a dash for this; the control characters that kombu has here would stay in.
+PRIORITY_SEPARATOR = ":"
 
 #: Of kombu's sets.
 _BINDINGS = ("binding", "binding_permanent")

@@ -2,7 +2,7 @@
 
 A queue has a list for each priority, of which workers take from the most urgent that is not empty, at the right end:
 
-    batcher:batcher.<scope>.<model>[\\x06\\x16<priority>]   list of messages, the next one to be taken at the right
+    batcher:batcher.<scope>.<model>[:<priority>]   list of messages, the next one to be taken at the right
 
 Within a list the jobs take turns. A message has a *round*: that of the message which is taken next, and one more for
 each that its job has in the queue already. It is put behind those of its round or an earlier one. So of three jobs with

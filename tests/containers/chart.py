@@ -52,7 +52,7 @@ CASES: dict[str, dict[str, Any]] = {
             "qwen": {
                 "model": "qwen3-8b",
                 "resources": {"requests": {"cpu": "8", "memory": "12Gi"}, "limits": {"cpu": "8", "memory": "12Gi"}},
-                "autoscaling": {"enabled": True, "address": "redis.example:6379"},
+                "autoscaling": {"enabled": True, "address": "redis.example:6379", "shardsPerWorker": 16},
             },
         },
         "redis": {"enabled": False},
@@ -76,6 +76,9 @@ REFUSED: dict[str, dict[str, Any]] = {
         "redis": {"enabled": False},
         "broker": {"url": "redis://queue.example:6379/0"},
         "workers": {"default": {"autoscaling": {"enabled": True}}},
+    },
+    "shardsPerWorker is 17: give 1 to 16": {
+        "workers": {"default": {"autoscaling": {"enabled": True, "shardsPerWorker": 17}}},
     },
 }
 

@@ -4,10 +4,10 @@ import json
 
 import redis
 
-from batcher.broker.client import PRIORITY_SEPARATOR, queue_lists
+from batcher.broker.client import queue_lists
 from batcher.broker.turns import Turns
 from batcher.jobdir.folder import JobDir
-from batcher.types import NORMAL
+from batcher.types import PRIORITIES
 from tests.support.job_files import MODEL
 
 #: Of queues that no jobs folder has.
@@ -31,11 +31,11 @@ def waiting_shards(client: redis.Redis, *, model: str = MODEL, scope: str = SCOP
 
 def lose_next(client: redis.Redis, *, model: str = MODEL, scope: str = SCOPE) -> tuple[int, str, int] | None:
     """Take the next message away, as a worker that dies of it does. Returns priority, job id and shard; None: none."""
-    for key in queue_lists(model, scope=scope):
+    for priority, key in zip(reversed(PRIORITIES), queue_lists(model, scope=scope), strict=True):
         message = client.rpop(key)
         if isinstance(message, bytes):
             job_id, _, shard = json.loads(message)["headers"]["of"].partition("/")
-            return int(key.partition(PRIORITY_SEPARATOR)[2] or NORMAL), job_id, int(shard)
+            return priority, job_id, int(shard)
     return None
 
 

@@ -47,7 +47,7 @@ _STEPS = [_step(priority) for priority in reversed(PRIORITIES)]
 
 
 class CheckingClient(kombu_redis.PrefixedStrictRedis):
-    """kombu's client, whose answers to BRPOP hold messages of ours or nothing."""
+    """kombu's client, whose answers to BRPOP hold messages of ours or nothing, and the queue instead of its list."""
 
     def parse_response(self, connection: Any, command_name: Any, **options: Any) -> Any:
         """The answer to a command, as ever but for BRPOP: None where what was taken is dropped."""
@@ -57,7 +57,7 @@ class CheckingClient(kombu_redis.PrefixedStrictRedis):
         key, data = found
         queue, _, priority = key.decode(errors="replace").partition(PRIORITY_SEPARATOR)
         try:
-            return key, checked(data, queue=queue, priority=_step(int(priority or NORMAL)))
+            return queue.encode(), checked(data, queue=queue, priority=_step(int(priority or NORMAL)))
         except MessageError as exc:
             logger.warning("a message is dropped: %s", exc)
             return None

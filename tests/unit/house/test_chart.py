@@ -11,12 +11,14 @@ import yaml
 
 import batcher
 from batcher.api.engines import DEFAULT_GRACE_S
-from batcher.broker.client import KEY_PREFIX, queue_key
+from batcher.broker.client import KEY_PREFIX, queue_lists
 from batcher.broker.leases import LEASE_TTL_S
+from batcher.broker.sender import WINDOW
 from batcher.cli import cli
 from batcher.jobdir.pulse import MISSED_BEATS
 from batcher.jobdir.scope import SCOPE_VARIABLE
-from tests.containers.chart import CASES, CHART, RENDERED, digest
+from batcher.types import PRIORITIES
+from tests.containers.chart import CASES, CHART, REFUSED, RENDERED, digest
 from tests.unit.house.test_containers import SERVICES, parse_command
 from workers.process.beacon import BEATS_PER_LEASE
 
@@ -172,18 +174,50 @@ def test_selectors_find_the_pods_of_their_own(case: str) -> None:
         assert found == [each["metadata"]["name"]]
 
 
-def test_workers_scale_by_the_queue_of_their_model() -> None:
+def test_workers_scale_by_the_lists_of_their_model() -> None:
     (scaled,) = of_kind("all", "ScaledObject")
-    waiting, held = (trigger["metadata"] for trigger in scaled["spec"]["triggers"])
+    *waiting, held = (trigger["metadata"] for trigger in scaled["spec"]["triggers"])
     (deployment,) = (d for d in of_kind("all", "Deployment") if d["metadata"]["name"] == scaled["metadata"]["name"])
 
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
 
     assert scaled["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
     assert "replicas" not in deployment["spec"], "helm upgrade would undo what KEDA does"
-    assert waiting["listName"] == queue_key("smollm2-135m", scope=environment(container)["BATCHER_SCOPE"])
+    lists = queue_lists("smollm2-135m", scope=environment(container)["BATCHER_SCOPE"])
+    assert tuple(each["listName"] for each in waiting) == lists
     assert held["listName"] == f"{KEY_PREFIX}unacked"
-    assert waiting["address"] == held["address"] == "batcher-redis:6379"
+    assert {each["address"] for each in (*waiting, held)} == {"batcher-redis:6379"}
+    assert all(trigger["authenticationRef"]["name"] == "redis-password" for trigger in scaled["spec"]["triggers"])
+
+
+@pytest.mark.parametrize("case", ["all", "elsewhere"])
+@pytest.mark.parametrize("priority", PRIORITIES)
+@pytest.mark.parametrize("num_shards", [1, 16, 17, 100, 10_000])
+def test_workers_grow_with_a_job_of_any_priority_until_its_shards_fit(
+    case: str, priority: int, num_shards: int
+) -> None:
+    """As KEDA and Kubernetes count: the most that any list asks for, of shards that wait and are not in work."""
+    (scaled,) = of_kind(case, "ScaledObject")
+    triggers = [trigger["metadata"] for trigger in scaled["spec"]["triggers"][:-1]]
+    most = scaled["spec"]["maxReplicaCount"]
+    num_workers, seen = scaled["spec"]["minReplicaCount"], []
+
+    while num_workers not in seen:
+        seen.append(num_workers)
+        num_waiting = min(num_shards, WINDOW * (1 + num_workers))
+        lengths = [num_waiting if number == len(PRIORITIES) - 1 - priority else 0 for number in range(len(triggers))]
+        num_workers = min(
+            most, max(-(-length // int(each["listLength"])) for length, each in zip(lengths, triggers, strict=True))
+        )
+
+    fitting = -(-num_shards // int(triggers[0]["listLength"]))
+    assert num_workers == min(most, fitting)
+    assert seen == sorted(seen), "a step back would end workers that are needed"
+
+
+def test_more_shards_for_each_worker_than_the_window_grows_by_are_refused() -> None:
+    """By Helm, in tests/containers/chart.py."""
+    assert f"shardsPerWorker is {WINDOW + 1}: give 1 to {WINDOW}" in REFUSED
 
 
 def test_gpu_is_a_limit_of_the_container_with_the_image_for_it() -> None:
