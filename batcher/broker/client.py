@@ -122,8 +122,11 @@ def cursor_key(job_id: str, queue: str) -> str:
     return f"{KEY_PREFIX}cursor:{queue}:{job_id}"
 
 
-def count_waiting(client: redis.Redis, models: Sequence[str], *, scope: str) -> dict[str, int]:
-    """How many shards wait in the queue of each model. One round trip. Raises BrokerError."""
+def count_waiting(client: redis.Redis, models: Sequence[str], *, scope: str) -> dict[str, dict[int, int]]:
+    """How many shards of each priority wait for each model; what has none is left out. One round trip.
+
+    Raises BrokerError.
+    """
     try:
         with client.pipeline(transaction=False) as pipe:
             for model in models:
@@ -132,7 +135,9 @@ def count_waiting(client: redis.Redis, models: Sequence[str], *, scope: str) -> 
             found = iter(pipe.execute())
     except redis.RedisError as exc:
         raise BrokerError(f"broker: the queues could not be read: {trouble(exc)}") from exc
-    return {model: sum(next(found) for _ in PRIORITIES) for model in models}
+    lengths = {model: {priority: next(found) for priority in reversed(PRIORITIES)} for model in models}
+    waiting = {model: {priority: number for priority, number in of.items() if number} for model, of in lengths.items()}
+    return {model: of for model, of in waiting.items() if of}
 
 
 def lease_key(job: str, shard: int) -> str:

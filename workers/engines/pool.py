@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from batcher.errors import BatcherError, ModelError
+from batcher.types import NORMAL
 from workers.engines.base import Engine
 from workers.engines.rotation import STAY, Candidate, Move, Stay, next_move
 
@@ -26,8 +27,8 @@ RETRY_INTERVAL_S = 300.0
 #: An engine for a model, which has started. Blocks while the model is read; raises ModelError.
 Load = Callable[[str], Engine]
 
-#: The shards that wait for each of some models. Raises BatcherError where nobody knows.
-CountWaiting = Callable[[], Mapping[str, int]]
+#: How many shards of each priority wait for each of some models. Raises BatcherError where nobody knows.
+CountWaiting = Callable[[], Mapping[str, Mapping[int, int]]]
 
 
 class NotLoadedError(BatcherError):
@@ -46,6 +47,7 @@ class _Place:
     num_users: int = 0
     num_wanting: int = 0
     num_waiting: int = 0
+    priority: int = NORMAL
     is_closing: bool = False
     failure: ModelError | None = None
     failed_s: float = 0.0
@@ -229,10 +231,11 @@ class RotatingPool(EnginePool):
             return
         with self._changed:
             for name, place in self._places.items():
-                number = found.get(name, 0)
-                if number and not place.num_waiting and not place.num_wanting and place.engine is None:
+                waiting = found.get(name, {})
+                if waiting and not place.num_waiting and not place.num_wanting and place.engine is None:
                     place.since_s = self._clock()
-                place.num_waiting = number
+                place.num_waiting = sum(waiting.values())
+                place.priority = max(waiting, default=NORMAL)
 
     def _candidate(self, name: str, place: _Place) -> Candidate:
         return Candidate(
@@ -240,6 +243,7 @@ class RotatingPool(EnginePool):
             is_loaded=place.engine is not None,
             is_in_hand=place.num_users > 0,
             num_waiting=place.num_waiting,
+            priority=place.priority,
             is_wanted=place.num_wanting > 0,
             since_s=place.since_s,
             used_s=place.used_s,

@@ -5,10 +5,17 @@ each: one that has something to do stays for its turn, though others wait, and i
 It leaves for another when it has had nothing to do for a moment, the one that was used least lately first; and after
 its turn in any case, when the shards that it has in hand are done. Who waits for a live request does not wait for turns
 nor for shards: these are given back, with their finished rows saved.
+
+Turns are among models whose most urgent shards are of one priority. One with more urgent shards is loaded first, and
+does not wait for the turn of another, but for a moment, in which that takes some: so both come on where urgent shards
+come one by one. It leaves for none with less urgent ones.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+from batcher.types import NORMAL
 
 #: Seconds that a model stays at least, if there are shards for it, and how many times as long as loading takes.
 SHORTEST_TURN_S = 20.0
@@ -22,9 +29,10 @@ LINGER_FACTOR = 2.0
 class Candidate:
     """A model as it is now. Times are of one clock.
 
-    `num_waiting` are its shards in the queue, `is_in_hand` says that shards or live requests are at work on it, and
-    `is_wanted` that a live request waits for it to be loaded. `since_s` is when it was loaded; of one that is not
-    loaded, when somebody began to wait for it. `used_s` is when it was last in hand, or loaded.
+    `num_waiting` are its shards in the queue, and `priority` that of the most urgent of them, NORMAL without any.
+    `is_in_hand` says that shards or live requests are at work on it, and `is_wanted` that a live request waits for it
+    to be loaded. `since_s` is when it was loaded; of one that is not loaded, when somebody began to wait for it.
+    `used_s` is when it was last in hand, or loaded.
     """
 
     name: str
@@ -34,6 +42,7 @@ class Candidate:
     is_wanted: bool
     since_s: float
     used_s: float
+    priority: int = NORMAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +76,7 @@ def next_move(models: Sequence[Candidate], *, has_room: Callable[[str], bool], n
     awaited = [model for model in models if not model.is_loaded and (model.is_wanted or model.num_waiting)]
     if not awaited:
         return Move()
-    first = min(awaited, key=lambda model: (not model.is_wanted, model.since_s))
+    first = min(awaited, key=lambda model: (not model.is_wanted, -model.priority, model.since_s))
     if has_room(first.name):
         return Move(load=first.name)
     loaded = [model for model in models if model.is_loaded]
@@ -75,9 +84,28 @@ def next_move(models: Sequence[Candidate], *, has_room: Callable[[str], bool], n
     if not first.is_wanted:
         free = [model for model in free if not model.num_waiting and now_s - model.used_s >= stay.linger_s]
     if free:
-        return Move(leave=min(free, key=lambda model: (model.num_waiting > 0, model.used_s)).name)
-    oldest = min(loaded, key=lambda model: model.since_s)
-    if first.is_wanted or now_s - oldest.since_s >= stay.turn_s:
-        leave = None if oldest.is_in_hand else oldest.name
-        return Move(leave=leave, closing=oldest.name, is_urgent=first.is_wanted)
-    return Move()
+        return Move(leave=min(free, key=lambda model: (model.num_waiting > 0, model.priority, model.used_s)).name)
+    yielding = [model for model in loaded if now_s - model.since_s >= _turn_s(model, first, stay)]
+    if not yielding:
+        return Move()
+    last = min(yielding, key=lambda model: (_priority_beside(first, model), model.since_s))
+    leave = None if last.is_in_hand else last.name
+    return Move(leave=leave, closing=last.name, is_urgent=first.is_wanted)
+
+
+def _turn_s(model: Candidate, first: Candidate, stay: Stay) -> float:
+    """For how long a model that is loaded stays, though there are shards for `first`, which is not."""
+    if first.is_wanted:
+        return 0.0
+    priority = _priority_beside(first, model)
+    if priority == first.priority:
+        return stay.turn_s
+    return stay.linger_s if priority < first.priority else math.inf
+
+
+def _priority_beside(first: Candidate, model: Candidate) -> int:
+    """The priority of a model as compared with `first`: where there is nothing to compare, they are equal.
+
+    So it is for a live request: shards that are given back for it must not have another model give way.
+    """
+    return model.priority if model.num_waiting and not first.is_wanted else first.priority

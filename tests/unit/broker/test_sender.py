@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from batcher.broker import sender as sending
-from batcher.broker.client import cursor_key, queue_key, queue_name, queued_key
+from batcher.broker.client import count_waiting, cursor_key, queue_key, queue_name, queued_key
 from batcher.broker.leases import Leases, new_lease
 from batcher.broker.sender import MAX_WINDOW, WINDOW, Sender, turn_of
 from batcher.errors import BrokerError
@@ -302,6 +302,19 @@ def test_each_priority_goes_before_those_below_it(tmp_path: Path, client: redis.
         sender(job, job.manifest.shards)
 
     assert waiting(client) == [f"p{priority}/{shard}" for priority in reversed(PRIORITIES) for shard in (0, 1)]
+
+
+def test_what_waits_is_counted_by_priority_in_one_round_trip(
+    tmp_path: Path, client: redis.Redis, sender: Sender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert count_waiting(client, [MODEL, "other"], scope=SCOPE) == {}
+    for number, priority in ((1, 0), (2, 5), (3, 9), (4, 9)):
+        job = stand(make_bare_job(tmp_path / str(number), number), priority)
+        sender(job, job.manifest.shards)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(client, "execute_command", None)  # all in the pipeline
+        assert count_waiting(client, [MODEL, "other"], scope=SCOPE) == {MODEL: {9: 7, 5: 2, 0: 1}}
 
 
 def test_shard_that_was_begun_is_first_of_its_priority_and_no_further(

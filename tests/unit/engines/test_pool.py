@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from batcher.errors import BrokerError, ModelError
+from batcher.types import NORMAL, PRIORITIES
 from tests.support.clock import Clock
 from tests.support.manual_engine import ManualEngine
 from tests.support.waiting import PATIENCE_S, wait_for
@@ -24,6 +25,7 @@ class Models:
         self.broken: set[str] = set()
         self.trouble: Exception = ModelError("ada is damaged")
         self.waiting: dict[str, int] = {}
+        self.urgent: set[str] = set()
         self.is_away = False
         self.most_at_once = 0
         self.num_open = 0
@@ -35,10 +37,11 @@ class Models:
         self.most_at_once = max(self.most_at_once, self.num_open)
         return CountedEngine(name, self)
 
-    def count(self) -> Mapping[str, int]:
+    def count(self) -> Mapping[str, Mapping[int, int]]:
         if self.is_away:
             raise BrokerError("away")
-        return self.waiting
+        waiting = {name: {NORMAL: number} for name, number in self.waiting.items()}
+        return waiting | {name: {**waiting.get(name, {}), PRIORITIES[-1]: 1} for name in self.urgent}
 
 
 class CountedEngine(ManualEngine):
@@ -116,6 +119,25 @@ def test_engine_in_use_is_not_closed_and_takes_no_more_shards_after_its_turn(
     assert pool.step() == Move(load="eve")
 
 
+def test_urgent_shard_has_no_more_of_the_others_taken_and_none_given_back(
+    pool: RotatingPool, models: Models, clock: Clock
+) -> None:
+    models.waiting = {"ada": 5, "bob": 5}
+    for _ in range(2):
+        pool.step()
+    pool.acquire("ada")
+    models.urgent = {"eve", "bob"}
+    clock.now += 5
+
+    assert pool.step() == Move(closing="ada")
+    assert [name for name in NAMES if pool.takes_shards(name)] == ["bob"]
+    assert not pool.must_give_back("ada")
+
+    pool.release("ada")
+    assert pool.step().leave == "ada"
+    assert pool.step() == Move(load="eve")
+
+
 def test_live_request_has_shards_given_back(pool: RotatingPool, models: Models) -> None:
     models.waiting = {"ada": 5, "bob": 5}
     for _ in range(2):
@@ -159,7 +181,7 @@ def test_model_that_ended_an_earlier_process_is_never_loaded(models: Models, clo
         has_room=lambda name, beside: True,
         usual_slots=32,
         fatal=["ada"],
-        count_waiting=lambda: {"ada": 5},
+        count_waiting=lambda: {"ada": {NORMAL: 5}},
         clock=clock,
     )
     clock.now += 10 * RETRY_INTERVAL_S

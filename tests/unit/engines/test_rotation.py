@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from batcher.types import NORMAL, PRIORITIES
 from workers.engines.rotation import Candidate, Move, Stay, next_move
 
 STAY = Stay(turn_s=20.0, linger_s=1.0)
@@ -13,13 +14,22 @@ NOW = 1000.0
 
 
 def loaded(
-    name: str, *, waiting: int = 0, in_hand: bool = False, since: float = NOW, used: float = NOW, wanted: bool = False
+    name: str,
+    *,
+    waiting: int = 0,
+    in_hand: bool = False,
+    since: float = NOW,
+    used: float = NOW,
+    wanted: bool = False,
+    priority: int = NORMAL,
 ) -> Candidate:
-    return Candidate(name, True, in_hand, waiting, wanted, since, used)
+    return Candidate(name, True, in_hand, waiting, wanted, since, used, priority)
 
 
-def absent(name: str, *, waiting: int = 0, wanted: bool = False, since: float = NOW) -> Candidate:
-    return Candidate(name, False, False, waiting, wanted, since, 0.0)
+def absent(
+    name: str, *, waiting: int = 0, wanted: bool = False, since: float = NOW, priority: int = NORMAL
+) -> Candidate:
+    return Candidate(name, False, False, waiting, wanted, since, 0.0, priority)
 
 
 def move(*models: Candidate, room: int = 2, now: float = NOW) -> Move:
@@ -68,6 +78,48 @@ def test_live_request_waits_neither_for_turns_nor_for_shards() -> None:
     )
 
 
+def test_the_most_urgent_is_loaded_first_but_for_a_live_request() -> None:
+    urgent, usual = absent("a", waiting=1, since=5, priority=9), absent("b", waiting=9, since=3)
+
+    assert move(usual, urgent) == Move(load="a")
+    assert move(usual, urgent, absent("c", wanted=True, since=7)) == Move(load="c")
+
+
+def test_more_urgent_shards_wait_for_no_turn_but_for_those_in_hand() -> None:
+    busy = loaded("a", waiting=5, in_hand=True), loaded("b", waiting=5, in_hand=True, since=NOW - 5)
+    urgent = absent("c", waiting=1, priority=6)
+
+    assert move(*busy, urgent, now=NOW + 1) == Move(closing="b")
+    assert move(busy[0], replace(busy[1], is_in_hand=False), urgent, now=NOW + 1) == Move(leave="b", closing="b")
+    low = replace(busy[0], priority=0)
+    assert move(low, busy[1], urgent, now=NOW + 1) == Move(closing="a")
+    assert move(low, replace(busy[1], priority=9), urgent, now=NOW + 1) == Move(closing="a")
+
+
+def test_model_that_was_just_loaded_takes_shards_before_it_gives_way_to_more_urgent_ones() -> None:
+    models = loaded("a", waiting=5, in_hand=True), absent("b", waiting=1, priority=9)
+
+    assert move(*models, room=1, now=NOW + 0.9) == Move()
+    assert move(*models, room=1, now=NOW + 1.0) == Move(closing="a")
+
+
+def test_model_with_more_urgent_shards_stays_beyond_its_turn_and_for_none_but_a_live_request() -> None:
+    urgent, usual = loaded("a", waiting=1, in_hand=True, priority=6), absent("b", waiting=50)
+
+    assert move(urgent, usual, room=1, now=NOW + 900) == Move()
+    assert move(urgent, replace(usual, is_wanted=True), room=1) == Move(closing="a", is_urgent=True)
+    # Its shards are given back, and wait then: that must not have the other one give way.
+    models = loaded("a", in_hand=True, since=3), loaded("b", waiting=5, in_hand=True), absent("c", wanted=True)
+    assert move(*models) == Move(closing="a", is_urgent=True)
+    assert move(replace(models[0], num_waiting=3, priority=9), *models[1:]) == Move(closing="a", is_urgent=True)
+    # What it has in hand is not known to be urgent: live requests, perhaps, one after the other.
+    done = loaded("a", in_hand=True)
+    for priority in PRIORITIES:
+        waiting = replace(usual, priority=priority)
+        assert move(done, waiting, room=1, now=NOW + 19.9) == Move()
+        assert move(done, waiting, room=1, now=NOW + 20) == Move(closing="a")
+
+
 @pytest.mark.parametrize(("load_s", "turn_s", "linger_s"), [(0.1, 20.0, 1.0), (30.0, 600.0, 60.0)])
 def test_the_longer_loading_takes_the_longer_a_model_stays(load_s: float, turn_s: float, linger_s: float) -> None:
     assert Stay().beside(load_s) == Stay(turn_s, linger_s)
@@ -84,10 +136,11 @@ class Worker:
     num_loads: int = 0
     waited: dict[str, float] = field(default_factory=dict)
 
-    def add(self, name: str, *, shards: int) -> None:
+    def add(self, name: str, *, shards: int, priority: int = NORMAL) -> None:
+        """All shards of a model are of one priority in this world."""
         known = self.models.get(name, Candidate(name, False, False, 0, False, self.now, 0.0))
         since = known.since_s if known.is_loaded or known.num_waiting else self.now
-        self.models[name] = replace(known, num_waiting=known.num_waiting + shards, since_s=since)
+        self.models[name] = replace(known, num_waiting=known.num_waiting + shards, since_s=since, priority=priority)
 
     def step(self) -> None:
         done = next_move(
@@ -153,6 +206,47 @@ def test_nobody_waits_for_longer_than_the_turns_of_the_others() -> None:
 
     assert set(worker.waited) == set("abcd")
     assert max(worker.waited.values()) < 2 * STAY.turn_s + 5
+
+
+@given(
+    st.integers(1, 3),
+    st.floats(0.1, 20.0),
+    st.dictionaries(st.sampled_from("abcdef"), st.tuples(st.integers(1, 100), st.sampled_from(PRIORITIES)), min_size=2),
+)
+def test_more_urgent_shards_are_done_first_whatever_the_room(
+    room: int, load_s: float, shards: dict[str, tuple[int, int]]
+) -> None:
+    worker = Worker(room, load_s)
+    for name, (number, priority) in shards.items():
+        worker.add(name, shards=number, priority=priority)
+
+    for _ in range(20_000):
+        if not worker.num_waiting:
+            break
+        in_memory = {name for name, model in worker.models.items() if model.is_loaded}
+        worker.step()
+        for name in {name for name, model in worker.models.items() if model.is_loaded} - in_memory:
+            later = [m for m in worker.models.values() if not m.is_loaded and m.num_waiting]
+            assert all(model.priority <= worker.models[name].priority for model in later)
+
+    assert worker.num_waiting == 0
+
+
+def test_urgent_shards_that_come_one_by_one_keep_the_others_from_nothing_but_some_time() -> None:
+    """The worst of times: each comes when its model has just left for the usual one again."""
+    worker = Worker(room=1, load_s=2.0)
+    worker.add("usual", shards=10_000)
+    worker.add("urgent", shards=0, priority=9)
+
+    for _ in range(3_000):
+        if worker.models["usual"].is_loaded and not worker.models["urgent"].num_waiting:
+            worker.add("urgent", shards=1, priority=9)
+        worker.step()
+
+    stay = STAY.beside(worker.load_s)
+    # The moment that the usual one has at least, in which a shard takes a second, and the load.
+    assert worker.waited["urgent"] <= stay.linger_s + worker.load_s + 1
+    assert 10_000 - worker.models["usual"].num_waiting > 100
 
 
 def test_shards_that_come_one_by_one_for_three_models_are_not_a_load_each() -> None:
