@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from batcher.jobdir.folder import JobDir
+from tests.faults.injection import inject
 from tests.support.family import Family, wait_until_ready
 from tests.support.job_files import result_rows
 from tests.support.serving import serve
@@ -72,6 +73,37 @@ def test_interleaved_rows_of_three_models_take_three_loads_where_two_have_room(
     assert {info.shard: job.num_attempts(info.shard) for info in job.manifest.shards} == {
         info.shard: 1 for info in job.manifest.shards
     }
+
+
+def test_urgent_job_of_a_model_that_is_not_in_memory_waits_for_no_turn(
+    family: Family, folder: Path, redis_url: str
+) -> None:
+    """Counted in shards of the other: in the 20 seconds of its turn this worker does 80 of them."""
+    jobs = family.folder / "jobs"
+    worker = family.start(
+        *("worker", "--broker", redis_url, "--jobs-dir", jobs, "--models-dir", folder, "--max-loaded", 1),
+        *("--name", "w1", "--threads", 1, "--slots", 2),
+        env=inject(slow_step_s=0.05),
+    )
+    wait_until_ready(worker)
+
+    def submit(job_id: str, model: str, *options: object, rows: int) -> JobDir:
+        prompts = family.folder / f"{job_id}.jsonl"
+        lines = (json.dumps({"prompt": f"row {i}", "model": model, "max_tokens": 8}) for i in range(rows))
+        prompts.write_text("".join(f"{line}\n" for line in lines))
+        where = ("--broker", redis_url, "--jobs-dir", jobs, "--job-id", job_id)
+        family.run("submit", prompts, *where, "--shard-rows", 1, *options, code=0)
+        return JobDir(jobs / job_id)
+
+    usual = submit("usual", "ada", rows=150)
+    wait_for(lambda: len(usual.committed_shards()) >= 5, what="the usual job is at work")
+    urgent = submit("urgent", "bob", "--priority", "urgent", rows=3)
+    before = len(usual.committed_shards())
+    wait_for(lambda: urgent.is_complete, what="the urgent job is complete")
+
+    assert len(usual.committed_shards()) - before <= 20
+    wait_for(lambda: usual.is_complete, what="the usual job is complete")
+    assert num_loads(worker.stderr) == 3
 
 
 def test_run_with_room_for_one_completes_rows_of_three(family: Family, folder: Path) -> None:
