@@ -2,6 +2,7 @@
 
 jobs.py      jobs begin: run, submit, open
 estimating.py  what a job will take, before it runs: estimate
+fleet_estimate.py  the same of the workers of a jobs folder, by what they have done
 job.py       a job: status, wait, results, retry, resume, pause, cancel, export
 fleet.py     the workers of a jobs folder, and those of its broker that work elsewhere
 source.py    paths, dicts and tables as inputs

@@ -1,21 +1,22 @@
 """What a job will take, before it runs: `estimate`.
 
 The job is made as `run` makes it, some seconds of it are run (`workers.estimating`), and the rest is reckoned. With a
-folder for the job all of that stays: `run` of the same goes on with it. Without one it is gone at the end.
+folder for the job all of that stays: `run` of the same goes on with it. Without one it is gone at the end. What it
+takes of a fleet is for `fleet_estimate`.
 """
 
 import contextlib
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from batcher.api.engines import ModelSpecs, choose_models, model_specs, take_engine_options
-from batcher.api.options import RunOptions, check_options, shows_options, submit_options
+from batcher.api.options import EngineOptions, RunOptions, check_options, shows_options, submit_options
 from batcher.api.order import Run, begin, prepare_run
 from batcher.api.source import Source, inputs_of
 from batcher.api.work import is_quiet
@@ -25,6 +26,7 @@ from batcher.installation import check_installed
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.manifest import ShardInfo
 from batcher.manage.status import read_status
+from batcher.models.resolver import served_name
 from batcher.paths import expand_home, temp_folder
 from batcher.submission.source import Input
 
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
 #: Seconds for which each model is measured, unless somebody says.
 SECONDS = 10.0
+#: Options that say how this machine computes; a time for each row is the job's, too.
+OF_THIS_MACHINE = tuple(name for name in EngineOptions.__annotations__ if name != "row_timeout")
 #: Shards whose rows are run; more at a time would be only more threads.
 _MAX_TRIED_SHARDS = 64
 #: Seconds of a `run` before and after all that is measured here: its own start, its broker, the last commits.
@@ -41,11 +45,12 @@ _AROUND_S = 1.5
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a job takes on this machine, from its start to its end. Times are in seconds, memory in bytes.
+    """What a job takes on this machine, or of a fleet, from start to end. Times are in seconds, memory in bytes.
 
     `low_s` and `high_s` are a range in which the time probably lies. `start_s` is the part of `total_s` until the first
     row is computed. `num_done` rows are done and kept in `job`, "" where nothing is kept. `cost` is in the money of the
-    price that was given.
+    price that was given. Of a fleet, `workers` are those that are alive, of which `num_busy` compute something now,
+    `jobs` those by whose `num_measured` completions it is reckoned; memory and start are 0, as nobody knows them.
     """
 
     num_rows: int
@@ -66,6 +71,9 @@ class Estimate:
     cost_low: float | None
     cost_high: float | None
     setups: tuple[str, ...]
+    workers: tuple[str, ...] = ()
+    jobs: tuple[str, ...] = ()
+    num_busy: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +96,14 @@ def estimate(
     out: str | os.PathLike[str] | None = None,
     *,
     model: ModelSpecs | None = None,
-    seconds: float = SECONDS,
+    seconds: float | None = None,
     price_per_hour: float | None = None,
     price_per_million: float | None = None,
+    fleet: bool = False,
+    jobs_dir: str | os.PathLike[str] | None = None,
     **options: Unpack[RunOptions],
 ) -> Estimate:
-    """Say what `run` of the same would take on this machine, blocking for some `seconds` a model.
+    """Say what `run` of the same would take on this machine, blocking for some `seconds` a model, 10 by default.
 
         found = batcher.estimate(tickets, "out", model="qwen", template="Summarize: {text}", max_tokens=64)
         print(found.total_s / 3600, "hours,", found.completion_tokens, "tokens")
@@ -103,12 +113,23 @@ def estimate(
     the hour of this machine or by a million tokens, gives `cost`. Other arguments and errors are as for `run`; a
     `source` that is read only once, such as a generator, is used up. Raises InputError where there is nothing to
     measure.
+
+    With `fleet` nothing is computed: it says what `submit` of the same would take of the workers that are alive in
+    `jobs_dir` (as for `submit`), by what jobs of the model have taken there. Options of engines, `out` and `seconds`
+    are refused then, and a price by the hour is that of all these workers together.
     """
     checked = check_options("estimate", RunOptions, options)
     price = check_price(per_hour=price_per_hour, per_million=price_per_million)
-    if not 0 < seconds < math.inf:
+    if seconds is not None and not 0 < seconds < math.inf:
         raise InputError(f"seconds is {seconds!r}: give a number above 0")
     check_installed("estimate", "worker")
+    if fleet:
+        mine = {"out": out, "seconds": seconds} | {name: checked.get(name) for name in OF_THIS_MACHINE}
+        if given := [name for name, value in mine.items() if value is not None]:
+            raise InputError(f"{', '.join(given)}: with fleet=True nothing is computed here; leave it out")
+        return _estimate_of_fleet(source, model, jobs_dir, checked, price)
+    if jobs_dir is not None:
+        raise InputError("jobs_dir is where the workers of a fleet are; give fleet=True as well, or leave it out")
     inputs = inputs_of(source)
     with job_folder(None if out is None else Path(expand_home(out)).resolve()) as job:
         prepared = prepare_run(
@@ -119,7 +140,29 @@ def estimate(
             quiet=is_quiet(),
             choose=choose_models,
         )
-        return estimate_run(prepared, inputs, seconds=seconds, price=price, is_kept=out is not None)
+        return estimate_run(prepared, inputs, seconds=seconds or SECONDS, price=price, is_kept=out is not None)
+
+
+def _estimate_of_fleet(
+    source: Source,
+    model: ModelSpecs | None,
+    jobs_dir: str | os.PathLike[str] | None,
+    options: Mapping[str, Any],
+    price: Price,
+) -> Estimate:
+    from batcher.api.fleet_estimate import estimate_fleet
+    from batcher.api.jobs import jobs_folder
+
+    default_model = fleet_model(() if model is None else model_specs(model))
+    submission = submit_options(options, default_model=default_model, known_models=None, context_lengths={})
+    return estimate_fleet(jobs_folder(jobs_dir), inputs_of(source), submission, price=price)
+
+
+def fleet_model(specs: Sequence[str]) -> str | None:
+    """The name by which workers have the model of rows that name none. Raises InputError for two."""
+    if len(specs) > 1:
+        raise InputError(f"{', '.join(specs)}: of a fleet give one model, that of rows which name none")
+    return served_name(specs[0]) if specs else None
 
 
 def check_price(*, per_hour: float | None, per_million: float | None) -> Price:
@@ -142,6 +185,12 @@ def job_folder(out: Path | None) -> Iterator[JobDir]:
         yield JobDir(Path(folder).resolve() / "estimate")
 
 
+def check_rows(job: JobDir) -> None:
+    """Raise InputError where a job has no row that can be computed."""
+    if job.manifest.num_refused == job.manifest.num_rows:
+        raise InputError("no row of the input can be computed; `batcher validate` says what is wrong with them")
+
+
 def estimate_run(
     prepared: Run, inputs: Sequence[Input], *, seconds: float = SECONDS, price: Price = Price(), is_kept: bool
 ) -> Estimate:
@@ -157,8 +206,7 @@ def estimate_run(
     with own_folder(job.path):
         summary = begin(job, inputs, prepared.submission).summary
         job = JobDir.open(job.path)
-        if job.manifest.num_refused == job.manifest.num_rows:
-            raise InputError("no row of the input can be computed; `batcher validate` says what is wrong with them")
+        check_rows(job)
         if summary is not None:
             raise InputError(f"{job.path}: this job is complete, so there is nothing to estimate; its summary says all")
         pending = [info for info in job.pending_shards() if info.model is not None]

@@ -298,7 +298,7 @@ class JobDir:
 
     def system_fingerprint(self, shard: int, attempt: int) -> str | None:
         """What engine an attempt had; None where that was not noted, or can't be read any more."""
-        record = self._read_attempt(shard, attempt)
+        record = self.read_attempt(shard, attempt)
         return None if record is None else record.system_fingerprint
 
     def list_attempts(self, shard: int) -> AttemptFiles:
@@ -318,10 +318,11 @@ class JobDir:
             shards: Iterable[int] = listing.attempts_by_shard
         else:
             shards = [int(name) for name in self.store.names(self.attempts_root) if name.isdigit()]
-        records = (self._read_attempt(shard, 1) for shard in shards)
+        records = (self.read_attempt(shard, 1) for shard in shards)
         return min((record.claimed_at for record in records if record is not None), default=None)
 
-    def _read_attempt(self, shard: int, attempt: int) -> Attempt | None:
+    def read_attempt(self, shard: int, attempt: int) -> Attempt | None:
+        """The claim of that number; None where there is none, or it can't be read any more."""
         try:
             return _ATTEMPT.validate_json(self.store.read(self.attempt_path(shard, attempt=attempt)))
         except (OSError, StorageError, ValidationError):

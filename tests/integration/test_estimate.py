@@ -1,6 +1,7 @@
 """`batcher estimate` on a real engine: what it says, what it keeps, and what `run` makes of that."""
 
 import json
+import re
 import signal
 import tempfile
 from pathlib import Path
@@ -11,7 +12,17 @@ import pytest
 import batcher
 from batcher.errors import InputError
 from batcher.jobdir.folder import JobDir
-from tests.support.family import Family, assert_every_row_once, attempt_ends, chunk_rows, has_chunks, write_prompts
+from tests.support.family import (
+    Family,
+    assert_every_row_once,
+    attempt_ends,
+    chunk_rows,
+    has_chunks,
+    start_worker,
+    submit,
+    wait_until_ready,
+    write_prompts,
+)
 from tests.support.job_files import result_rows
 from tests.support.waiting import wait_for
 
@@ -137,3 +148,51 @@ def test_python_says_the_same_and_prints_nothing(
         batcher.estimate(rows, seconds=0, **given)
     with pytest.raises(InputError, match="price_per_hour is -1"):
         batcher.estimate(rows, price_per_hour=-1, **given)
+
+
+def test_a_fleet_is_estimated_by_what_it_has_done_and_computes_nothing(
+    family: Family, model: Path, redis_url: str
+) -> None:
+    jobs = family.folder / "jobs"
+    prompts = write_prompts(family.folder / "all.jsonl", 200)
+    given = ("--fleet", "--jobs-dir", jobs, "--model", "tiny", "--max-tokens", 24)
+
+    nobody = family.run("estimate", prompts, *given, code=2)
+    wait_until_ready(*(start_worker(family, redis_url, model, name) for name in ("w1", "w2")))
+    unknown = family.run("estimate", prompts, *given, code=2)
+    sample = submit(family, redis_url, rows=48, shard_rows=6, options=("--max-tokens", 24))
+    wait_for(lambda: sample.is_complete, what="the sample is complete")
+    found = json.loads(family.run("estimate", prompts, *given, "--shard-rows", 6, "--json", code=0).stdout)
+    told = family.run("estimate", prompts, *given, "--price-per-hour", 2, code=0)
+    whole = submit(family, redis_url, rows=200, shard_rows=6, options=("--max-tokens", 24))
+    wait_for(lambda: whole.is_complete, what="the whole is complete")
+
+    assert f"{jobs}: no worker with the model tiny is alive there. Start one" in nobody.stderr
+    assert f"{jobs}: no job there has answers of the model tiny" in unknown.stderr
+    assert (found["workers"], found["jobs"], found["num_rows"]) == (["w1", "w2"], [sample.job_id], 200)
+    assert 0 < found["low_s"] <= found["total_s"] <= found["high_s"]
+    rows = assert_every_row_once(whole, 200)
+    assert found["prompt_tokens"] == pytest.approx(sum(row["prompt_tokens"] for row in rows), rel=0.05)
+    assert found["completion_tokens"] == pytest.approx(sum(row["completion_tokens"] for row in rows), rel=0.2)
+    lines = dict(re.split(r" {2,}", line, maxsplit=1) for line in told.stdout.splitlines())
+    assert lines["Workers"].startswith("w1, w2")
+    assert lines["Reckoned by"] == f"48 completions of the job {sample.job_id}"
+    assert {"Rows", "Tokens", "Time", "Speed", "Cost"} < lines.keys()
+    assert sorted(path.name for path in jobs.iterdir() if path.name[0] != ".") == sorted([sample.job_id, whole.job_id])
+
+
+def test_what_means_nothing_to_a_fleet_is_refused(family: Family, model: Path, tmp_path: Path) -> None:
+    prompts = write_prompts(family.folder / "prompts.jsonl", 2)
+    fleet = ("estimate", prompts, "--model", "tiny", "--fleet")
+
+    mine = family.run(*fleet, "--threads", 1, "-o", "out", "--engine", "http://127.0.0.1:9/v1", code=2)
+    two = family.run(*fleet, "--model", "other", code=2)
+    alone = family.run("estimate", prompts, *options(model), "--jobs-dir", tmp_path, code=2)
+
+    assert "--output, --engine, --threads: with --fleet nothing is computed here; leave it out" in mine.stderr
+    assert "tiny, other: of a fleet give one model" in two.stderr
+    assert "--jobs-dir is where the workers of a fleet are; give --fleet as well" in alone.stderr
+    with pytest.raises(InputError, match="out, threads: with fleet=True nothing is computed here"):
+        batcher.estimate([{"prompt": "a"}], "out", model="tiny", fleet=True, threads=1)
+    with pytest.raises(InputError, match="give fleet=True as well"):
+        batcher.estimate([{"prompt": "a"}], model=model, jobs_dir=tmp_path)

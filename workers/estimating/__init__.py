@@ -6,4 +6,5 @@ meter.py     what the steps of an engine take
 lengths.py   how long completions become
 forecast.py  how long sequences take, step by step
 whole.py     the whole job, from all that
+fleet.py     the whole job of a fleet, from what its workers have done before
 """

@@ -49,35 +49,64 @@ def some_shards(shards: Sequence[ShardInfo], number: int) -> list[ShardInfo]:
     return sorted(random.Random(0).sample(list(shards), number), key=lambda info: info.shard)  # noqa: S311 (no secret)
 
 
-def forecast_model(job: JobDir, model: str, report: TrialReport, *, max_batch_tokens: int | None) -> ModelForecast:
-    """What the whole job takes of a model, from its beginning, whatever of it is done. Reads shards."""
+@dataclass(frozen=True, slots=True)
+class JobTokens:
+    """The tokens of a job's prompts and completions, of some of its sequences, in the order in which slots take them.
+
+    Of all `num_sequences` they are `1 / share`. `cached` is the share of prompt tokens that need not be computed.
+    """
+
+    prompts: npt.NDArray[np.float64]
+    lengths: npt.NDArray[np.int64]
+    num_sequences: int
+    share: float
+    cached: float
+
+    @property
+    def num_prompt(self) -> float:
+        return float(self.prompts.sum()) * self.share
+
+    @property
+    def num_completion(self) -> float:
+        return float(self.lengths.sum()) * self.share
+
+
+def count_tokens(job: JobDir, model: str, seen: Sequence[SeenSequence]) -> JobTokens:
+    """What all rows of a model come to, by sequences of it that were `seen`. Reads shards."""
     shards = [info for info in job.manifest.shards if info.model == model]
     counted = some_shards(shards, _MAX_COUNTED_SHARDS)
     sequences = np.array([each for info in counted for each in _sequences(job, info)], np.int64)
     num_sequences = round(len(sequences) * sum(s.num_rows for s in shards) / sum(s.num_rows for s in counted))
     sequences = sequences[:: math.ceil(len(sequences) / _MAX_COUNTED)]
-    share = num_sequences / len(sequences)
-
-    ended = [each for each in report.seen if each.num_prompt_tokens is not None]
-    prompts = _count_tokens(sequences[:, 0], ended)
-    lengths = Lengths([each.length for each in report.seen]).draw(sequences[:, 1], seed=0)
+    ended = [each for each in seen if each.num_prompt_tokens is not None]
     num_ended_tokens = sum(each.num_prompt_tokens or 0 for each in ended)
-    cached = sum(each.num_cached_tokens for each in ended) / max(1, num_ended_tokens)
-    work = [Work(round(tokens * (1 - cached)), drawn) for tokens, drawn in zip(prompts, lengths.tolist(), strict=True)]
+    return JobTokens(
+        prompts=_prompt_tokens(sequences[:, 0], ended),
+        lengths=Lengths([each.length for each in seen]).draw(sequences[:, 1], seed=0),
+        num_sequences=num_sequences,
+        share=num_sequences / len(sequences),
+        cached=sum(each.num_cached_tokens for each in ended) / max(1, num_ended_tokens),
+    )
+
+
+def forecast_model(job: JobDir, model: str, report: TrialReport, *, max_batch_tokens: int | None) -> ModelForecast:
+    """What the whole job takes of a model, from its beginning, whatever of it is done. Reads shards."""
+    tokens = count_tokens(job, model, report.seen)
+    sequences = zip(tokens.prompts, tokens.lengths.tolist(), strict=True)
     seconds = forecast_s(
-        work,
+        [Work(round(prompt * (1 - tokens.cached)), drawn) for prompt, drawn in sequences],
         report.cost,
-        num_work=num_sequences,
+        num_work=tokens.num_sequences,
         num_slots=report.num_slots,
         max_batch_tokens=max_batch_tokens or _BATCH_TOKENS,
     )
     return ModelForecast(
         seconds=seconds,
         start_s=report.start_s,
-        spread=math.hypot(_spread_of_lengths(report.seen), report.cost.spread, _USUAL_SPREAD),
-        prompt_tokens=float(prompts.sum()) * share,
-        cached_tokens=float(prompts.sum()) * share * cached,
-        completion_tokens=float(lengths.sum()) * share,
+        spread=math.hypot(spread_of_lengths(report.seen), report.cost.spread, _USUAL_SPREAD),
+        prompt_tokens=tokens.num_prompt,
+        cached_tokens=tokens.num_prompt * tokens.cached,
+        completion_tokens=tokens.num_completion,
         num_measured=len(report.seen),
     )
 
@@ -95,7 +124,7 @@ def _sequences_of(request: Request) -> list[tuple[int, int]]:
     return [(len(prompt), params.max_tokens) for prompt in request.prompts for _ in range(params.num_drawn)]
 
 
-def _count_tokens(num_chars: npt.NDArray[np.int64], seen: Sequence[SeenSequence]) -> npt.NDArray[np.float64]:
+def _prompt_tokens(num_chars: npt.NDArray[np.int64], seen: Sequence[SeenSequence]) -> npt.NDArray[np.float64]:
     """The tokens of prompts of so many characters: a straight line through those that are known, but never falling."""
     if not seen:
         return num_chars / 4
@@ -108,7 +137,7 @@ def _count_tokens(num_chars: npt.NDArray[np.int64], seen: Sequence[SeenSequence]
     return line
 
 
-def _spread_of_lengths(seen: Sequence[SeenSequence]) -> float:
+def spread_of_lengths(seen: Sequence[SeenSequence]) -> float:
     """The standard error of the mean length of completions, as a share of it."""
     lengths = np.array([each.length.num_tokens for each in seen], np.float64)
     return float(lengths.std() / max(1.0, lengths.mean()) / max(1, len(lengths)) ** 0.5)
