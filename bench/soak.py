@@ -54,7 +54,7 @@ MAX_RSS_BYTES = 600 << 20
 #: What the second reading may have more than the first: threads of pools and cached descriptors come when first needed,
 #: and an allocator keeps what it once had.
 MAX_MORE_PROCESSES = 0
-MAX_MORE_THREADS = 4
+MAX_MORE_THREADS = 8
 MAX_MORE_DESCRIPTORS = 12
 MAX_MORE_RSS = 0.2
 MAX_MORE_RSS_BYTES = 48 << 20

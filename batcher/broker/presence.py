@@ -25,8 +25,8 @@ _SET_TTL_S = 86_400
 MAX_MODELS = 100
 #: Bytes of what one worker says. More is of somebody else's making.
 _MAX_BYTES = 1 << 16
-#: Seconds for the farewell of a worker that ends.
-_FAREWELL_PATIENCE_S = 2.0
+#: Seconds for the farewell of a worker that ends, which comes on top of its grace period.
+_FAREWELL_PATIENCE_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ def test_notebook_shows_a_bar_and_frames(cells: list[Any]) -> None:
     bar, job = run.outputs
     # Changed in its place: the last state of one output.
     assert "<progress" in bar["data"]["text/html"]
-    assert "24/24 rows" in bar["data"]["text/html"]
+    assert "24 of 24 rows" in bar["data"]["text/html"]
     assert "complete" in bar["data"]["text/plain"]
     assert "<b>Job</b> tickets: complete, 24 of 24 rows" in job["data"]["text/html"]
     assert "T-100" in texts(answers, "text/html")[0]

@@ -190,7 +190,7 @@ def test_password_that_an_old_server_repeats_is_not_shown(tmp_path: Path) -> Non
         url = f"redis://:geheim@127.0.0.1:{port}/0"
         with pytest.raises(BrokerError, match="older than Redis 6") as on_connecting:
             connect(url)
-        with pytest.raises(BrokerError, match="could be queued") as on_sending:
+        with pytest.raises(BrokerError, match="could not be queued") as on_sending:
             Sender(url, scope="here")(job, job.pending_shards())
 
     assert "geheim" not in f"{on_connecting.value} {on_sending.value}"
