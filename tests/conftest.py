@@ -1,6 +1,7 @@
 """Settings of all tests, and the fixtures of those that run real processes."""
 
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,11 @@ from tests.support.tiny_gguf import write_tiny_gguf
 settings.register_profile("gate", derandomize=True, deadline=None)
 settings.register_profile("explore", max_examples=2000, deadline=None)
 settings.load_profile("gate")
+
+# In the background of a shell Ctrl-C is ignored, which programs inherit that a test starts. One that is handled here is
+# theirs to handle again.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -5,7 +5,6 @@ import json
 import signal
 import subprocess
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -88,9 +87,7 @@ def test_download_that_is_stopped_goes_on_by_the_same_command(newcomer: Newcomer
         hub.faults.stall_after = 12_000_000
         environment = clean_environment() | {"HOME": str(tmp_path / "home"), "HF_ENDPOINT": hub.url}
         environment["HF_HOME"] = str(tmp_path / "hub")
-        # Where the tests run in the background of a shell, Ctrl-C would be ignored.
-        heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-        stopped = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=heeds)
+        stopped = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
         try:
             wait_for(lambda: sum(size_of(path) for path in tmp_path.rglob("*.incomplete")), what="the first bytes")
             stopped.send_signal(signal.SIGINT)

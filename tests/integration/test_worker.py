@@ -99,7 +99,7 @@ def test_lost_messages_are_healed_by_the_sweep(family: Family, model: Path, redi
 
 
 def test_worker_of_a_paused_job_takes_other_work_until_it_goes_on(family: Family, model: Path, redis_url: str) -> None:
-    first = submit(family, redis_url, rows=ROWS // 2, shard_rows=ROWS // 2)
+    first = submit(family, redis_url, rows=ROWS, shard_rows=ROWS)
     start_worker(family, redis_url, model, "w1")
     wait_for(lambda: has_chunks(first), what="a chunk")
 
@@ -118,7 +118,7 @@ def test_worker_of_a_paused_job_takes_other_work_until_it_goes_on(family: Family
     family.run("resume", first.path, "--broker", redis_url, code=0)
     wait_for(lambda: first.is_complete, what="the job is complete")
 
-    results = {row["row"]: row for row in assert_every_row_once(first, ROWS // 2)}
+    results = {row["row"]: row for row in assert_every_row_once(first, ROWS)}
     assert {number: results[number] for number in saved} == saved
 
 
