@@ -55,7 +55,7 @@ def test_soak_that_went_well_has_no_problems() -> None:
         (lambda report: report.tally.note_failure("chat", ValueError("500")), "chat: ValueError: 500"),
         (lambda report: report.tally.done.pop("batch"), "no batch was brought to its end"),
         (grow(num_processes=1), "processes: 4 grew to 5"),
-        (grow(num_threads=5), "threads: 30 grew to 35"),
+        (grow(num_threads=9), "threads: 30 grew to 39"),
         (grow(num_descriptors=20), "descriptors: 40 grew to 61"),
         (grow(rss_bytes=120 << 20), "bytes of memory"),
         (lambda report: setattr(report, "peak_rss_bytes", MAX_RSS_BYTES + 1), "the server had"),
