@@ -3,7 +3,7 @@
 Meanwhile stderr, and stdout where it is the terminal, too, is a pipe, for this process and for the children that it
 starts: what comes out of it is written whole lines at a time, the drawn ones taken away before and put back behind. So
 no line of a log is glued to a bar, whoever wrote it. A child that was started before writes to the terminal itself,
-unless it was given a `Relay`.
+unless it was given a `relay`.
 """
 
 import contextlib
@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from rich.text import Text
+
+    from workers.process.launch import ChildPipe
 
 #: Seconds for the last lines of what writes to the pipe yet.
 _END_PATIENCE_S = 1.0
@@ -75,9 +77,11 @@ class BottomLines:
         self._thread.join(_END_PATIENCE_S)
         with self._lock:
             self._write(self._erasure() + self._unfinished + self._drawing())
-            self._frame = None
+            self._frame, self._widths, self._unfinished = None, [], b""
         self._file.close()
-        os.close(self._terminal)
+        # What such a one writes later goes to the terminal yet, and never to a file that has got its number.
+        if not self._thread.is_alive():
+            os.close(self._terminal)
 
     def draw(self, frame: Frame) -> None:
         """Put these lines in the place of the last ones, as many as the terminal has room for now."""
@@ -133,36 +137,27 @@ class BottomLines:
         return 80, 24
 
     def _write(self, data: bytes) -> None:
-        # A terminal that is gone is no reason to stop the work.
-        with contextlib.suppress(OSError):
-            while data:
-                data = data[os.write(self._terminal, data) :]
+        _write(self._terminal, data)
 
 
-class Relay:
-    """A pipe for the stderr of children, in a `with` block: its lines go on, as they are, to what stderr is then.
+def relay() -> "ChildPipe":
+    """A pipe for the stderr of children, whose lines go on, as they are, to what stderr is then."""
+    from workers.process.launch import ChildPipe
 
-    `descriptor` is the children's end.
-    """
-
-    def __enter__(self) -> Self:
-        reading, self.descriptor = os.pipe()
-        self._thread = threading.Thread(target=_forward, args=(reading,), name="relay", daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        os.close(self.descriptor)
-        # Not longer: something that a child has left behind may hold the other end.
-        self._thread.join(_END_PATIENCE_S)
+    return ChildPipe(_pass_on)
 
 
-def _forward(reading: int) -> None:
-    with open(reading, "rb") as lines, contextlib.suppress(OSError):
+def _pass_on(reading: int) -> None:
+    with open(reading, "rb") as lines:
         for line in lines:
-            os.write(2, line)
+            _write(2, line)
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    # A terminal that is gone is no reason to stop the work.
+    with contextlib.suppress(OSError):
+        while data:
+            data = data[os.write(descriptor, data) :]
 
 
 def _flush() -> None:

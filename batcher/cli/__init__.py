@@ -26,7 +26,7 @@ watch.py        waiting for a job, and telling how it ended
 query.py        results by SQL: query
 diff.py         two jobs beside each other: diff
 row_table.py    rows as a table
-texts.py        the live bar, the summary, a sample of the results
+texts.py        a status, the summary, a sample of the results
 job_table.py    the table of `batcher list`
 unserved.py     what is said of models that no worker has
 doctor/         the checks of `batcher doctor`

@@ -19,7 +19,7 @@ from batcher.errors import InputError
 
 SHELLS = ("bash", "zsh", "fish")
 _BEGIN, _END = "# >>> batcher completion >>>", "# <<< batcher completion <<<"
-_BLOCK = re.compile(rf"\n?^{re.escape(_BEGIN)}$.*?^{re.escape(_END)}$\n", re.DOTALL | re.MULTILINE)
+_BLOCK = re.compile(rf"\n?^{re.escape(_BEGIN)}$.*?^{re.escape(_END)}$\n?", re.DOTALL | re.MULTILINE)
 
 shell_option = option(
     "--shell",

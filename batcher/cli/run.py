@@ -315,11 +315,11 @@ def _launch_spares(number: int, *, quiet: bool) -> "tuple[list[subprocess.Popen[
 
     With them the descriptor of their stderr, if that is not ours: no line of theirs breaks into what is drawn.
     """
-    from batcher.api.terminal import Relay, is_capable
+    from batcher.api.terminal import is_capable, relay
     from workers.process.launch import spare_children
 
     context = click.get_current_context()
-    log = context.with_resource(Relay()).descriptor if is_capable() and not quiet else None
+    log = context.with_resource(relay()).descriptor if is_capable() and not quiet else None
     return context.with_resource(spare_children(number, log=log)), log
 
 

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from batcher.words import one_line
+
 if TYPE_CHECKING:
     from batcher.jobdir.folder import JobDir
     from batcher.manage.status import Status
@@ -57,7 +59,7 @@ def warn_of_unserved(job: "JobDir", broker: str) -> None:
 def _problems(status: "Status") -> list[tuple[str, str]]:
     """What waits for a model, and its name, of the first models."""
     # What stands in a sign of life could be anything.
-    served = ["".join(each if each.isprintable() else "?" for each in name[:256]) for name in status.served_models]
+    served = [one_line(name[:256]) for name in status.served_models]
     they = ", ".join(served[:MAX_SERVED]) + (", ..." if len(served) > MAX_SERVED else "")
     found = []
     for model, num_rows in list(status.unserved_models.items())[:MAX_NAMED]:

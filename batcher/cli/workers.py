@@ -11,7 +11,7 @@ import click
 
 from batcher.api.fleet import IN_A_COPY
 from batcher.cli.options import broker_option, jobs_dir_option, json_option
-from batcher.words import counted, duration_text, shortened
+from batcher.words import counted, duration_text, one_line, shortened
 
 if TYPE_CHECKING:
     from batcher.api.fleet import Worker
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _HEADER = ("NAME", "HOST", "MODELS", "STATE", "SHARDS", "SLOTS", "TOKENS/S", "UPTIME", "CRASHES", "VERSION")
 #: Characters of a job's id, and models and shards of a worker, that the table shows.
 _ID_CHARS, _MAX_MODELS, _MAX_SHARDS = 20, 3, 6
+#: Characters of a text from a sign of life.
+_MAX_CHARS = 200
 
 
 @click.command("workers")
@@ -60,7 +62,7 @@ def fleet_text(workers: "Sequence[Worker]") -> str:
     lines = [table_text(_HEADER, [_row(worker) for worker in workers])]
     for worker in workers:
         if worker.last_crash:
-            lines.append(f"{worker.name} crashed last by: {_clean(worker.last_crash)}")
+            lines.append(f"{_clean(worker.name)} crashed last by: {_clean(worker.last_crash)}")
     return "\n".join(lines)
 
 
@@ -119,4 +121,4 @@ def _shards_text(worker: "Worker") -> str:
 
 def _clean(text: str) -> str:
     """What stands in a sign of life could be anything."""
-    return "".join(each if each.isprintable() else "?" for each in text[:200])
+    return one_line(text[:_MAX_CHARS])

@@ -1,7 +1,7 @@
 """The worker's processes: the parent that supervises, and what the two say to each other.
 
 supervisor.py   the parent: starts the child, hears from it, restarts it
-launch.py       the child is started
+launch.py       the child is started, with a pipe for what it says on stderr
 events.py       what parent and child say to each other
 logs.py         the log of a worker, and how a parent takes it into its own
 lines.py        dataclasses as lines of JSON

@@ -9,7 +9,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import Self
 
 #: -P: without it, a `workers` in the user's working directory would be taken for ours.
 CHILD_COMMAND = (sys.executable, "-P", "-m", "workers.child")
@@ -17,6 +20,9 @@ CHILD_COMMAND = (sys.executable, "-P", "-m", "workers.child")
 #: Has malloc ask the kernel for huge pages (glibc 2.35 and newer; others ignore it). Weights and KV cache are streamed
 #: from memory at each step (docs/performance.md).
 _HUGE_PAGES = "glibc.malloc.hugetlb=1"
+
+#: Seconds for the last lines of children that have ended.
+_END_PATIENCE_S = 1.0
 
 
 def engine_environment() -> dict[str, str]:
@@ -78,3 +84,26 @@ def close_child(child: subprocess.Popen[bytes]) -> None:
         if pipe is not None:
             with contextlib.suppress(BrokenPipeError):
                 pipe.close()
+
+
+class ChildPipe:
+    """A pipe for the stderr of children, in a `with` block: `descriptor` is their end, `read` gets the other one.
+
+    That is called in a thread, and is to read and close it.
+    """
+
+    def __init__(self, read: Callable[[int], None]) -> None:
+        self._read = read
+
+    def __enter__(self) -> Self:
+        reading, self.descriptor = os.pipe()
+        self._thread = threading.Thread(target=self._read, args=(reading,), name="child-pipe", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        os.close(self.descriptor)
+        # Not longer: something that a child has left behind may hold the other end.
+        self._thread.join(_END_PATIENCE_S)

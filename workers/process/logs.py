@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, TextIO
 
 from batcher.broker.url import RedactingFormatter, redact
+from workers.process.launch import ChildPipe
 
 logger = logging.getLogger("batcher.workers.child")
 
@@ -195,28 +196,18 @@ def _drop_traceback(record: logging.LogRecord) -> bool:
     return True
 
 
-class ChildLog:
-    """A pipe for the stderr of children, in a `with` block; its lines go to the logger `batcher.workers.child`.
+class ChildLog(ChildPipe):
+    """Has the lines go to the logger `batcher.workers.child`.
 
-    `descriptor` is the children's end. A line that begins no record, such as one of llama.cpp's or of a traceback, has
-    the level of the last record, at least WARNING.
+    A line that begins no record, such as one of llama.cpp's or of a traceback, has the level of the last record, at
+    least WARNING.
     """
 
-    def __enter__(self) -> Self:
-        reading, self.descriptor = os.pipe()
-        self._thread = threading.Thread(target=_forward, args=(reading,), name="child-log", daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        os.close(self.descriptor)
-        # Not longer: something that a child has left behind may hold the other end.
-        self._thread.join(_END_PATIENCE_S)
+    def __init__(self) -> None:
+        super().__init__(_log_lines)
 
 
-def _forward(descriptor: int) -> None:
+def _log_lines(descriptor: int) -> None:
     level = logging.WARNING
     with open(descriptor, encoding="utf-8", errors="backslashreplace") as lines:
         for line in lines:

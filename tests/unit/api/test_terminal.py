@@ -10,9 +10,9 @@ from tests.support.pseudo_terminal import PseudoTerminal
 
 #: Draws two lines, which say a number, and does as it is told in between.
 PROGRAM = """
-import os, subprocess, sys, time
+import os, subprocess, sys, threading, time
 from rich.text import Text
-from batcher.api.terminal import BottomLines, Relay, is_capable
+from batcher.api.terminal import BottomLines, is_capable, relay
 
 def frame(number):
     return lambda width, height: [Text("=" * width), Text(f"number {number} of {width}x{height}", style="green")]
@@ -24,15 +24,21 @@ assert is_capable()
 
 with BottomLines() as lines:
     %s
-print("done")
+%s
 """
 
 
 def play(
-    tmp_path: Path, body: str, *, columns: int = 40, rows: int = 10, env: Mapping[str, str] | None = None
+    tmp_path: Path,
+    body: str,
+    *,
+    after: str = 'print("done")',
+    columns: int = 40,
+    rows: int = 10,
+    env: Mapping[str, str] | None = None,
 ) -> PseudoTerminal:
     program = tmp_path / "program.py"
-    program.write_text(PROGRAM % body.replace("\n", "\n    "))
+    program.write_text(PROGRAM % (body.replace("\n", "\n    "), after))
     return PseudoTerminal([sys.executable, program], columns=columns, rows=rows, cwd=tmp_path, env=env)
 
 
@@ -74,8 +80,8 @@ for number in range(3):
 def test_child_that_was_started_before_writes_through_a_relay(tmp_path: Path) -> None:
     body = """
 show(1)
-with Relay() as relay:
-    child = subprocess.Popen(["sh", "-c", "echo said by a child >&2"], stderr=relay.descriptor)
+with relay() as pipe:
+    child = subprocess.Popen(["sh", "-c", "echo said by a child >&2"], stderr=pipe.descriptor)
     child.wait()
 show(2)
 """
@@ -149,3 +155,19 @@ def test_terminal_that_cannot_move_its_cursor_is_told(tmp_path: Path) -> None:
         with PseudoTerminal(command, columns=40, rows=10, cwd=tmp_path, env={"TERM": name}) as terminal:
             assert terminal.wait() == 0
         assert terminal.lines == ["False"]
+
+
+def test_what_is_said_after_the_end_goes_to_no_file_of_others(tmp_path: Path) -> None:
+    """Given a child that outlives the lines, when it speaks, then files that were opened since hold nothing of it."""
+    body = "child = subprocess.Popen(['cat'], stdin=subprocess.PIPE)\nshow(1)"
+    after = """
+thread = next(each for each in threading.enumerate() if each.name == "bottom-lines")
+files = [open(f"opened-{number}", "wb") for number in range(20)]
+child.communicate(b"late\\n")
+thread.join()
+"""
+    with play(tmp_path, body, after=after) as terminal:
+        assert terminal.wait() == 0
+
+    assert {path.stat().st_size for path in tmp_path.glob("opened-*")} == {0}
+    assert terminal.lines == ["=" * 39, "number 1 of 39x9", "late"]

@@ -199,6 +199,12 @@ def test_zsh_and_fish_have_their_files(tmp_path: Path, run: Run, monkeypatch: py
     assert f". {tmp_path}/.local/share/batcher/completion.zsh" in zshrc
     assert "#compdef batcher" in (tmp_path / ".local" / "share" / "batcher" / "completion.zsh").read_text()
 
+    # An editor that ends files without a newline has been at it.
+    (tmp_path / ".zshrc").write_text(zshrc.rstrip("\n"))
+    assert run("completion install --shell zsh")[0] == 0
+    assert (tmp_path / ".zshrc").read_text() == zshrc
+
+    (tmp_path / ".zshrc").write_text(zshrc.rstrip("\n"))
     assert run("completion uninstall")[0] == 0
     assert run("completion uninstall --shell zsh")[0] == 0
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / ".zshrc"]
