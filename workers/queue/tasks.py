@@ -83,14 +83,15 @@ class ShardWork:
 
     def _run(self, job: JobDir, number: int, model: str) -> None:
         stopping = AnyOf(self.context.stopping.is_set, partial(self.engines.must_give_back, model))
-        tally = ShardTally()
-
-        def on_rows(rows: Counts) -> None:
-            tally.add(rows)
-            self.context.on_rows(rows)
-
         try:
             with self.engines.using(model) as engine:
+                # From here, as the model may have had to be loaded.
+                tally = ShardTally()
+
+                def on_rows(rows: Counts) -> None:
+                    tally.add(rows)
+                    self.context.on_rows(rows)
+
                 outcome = run_shard(job, number, engine, replace(self.context, stopping=stopping, on_rows=on_rows))
         except NotLoadedError as exc:
             # It was taken from the queue at the moment when its model left.

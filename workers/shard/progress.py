@@ -11,7 +11,7 @@ from workers.engines.base import Ticket
 from workers.process.events import AttemptBeat, OpenAttempt
 
 
-class Tally:
+class AttemptTokens:
     """The tokens of one attempt. Its rows may take `max_tokens` in all; `tickets` are those of what the engine has."""
 
     def __init__(self, attempt: OpenAttempt) -> None:
@@ -33,22 +33,22 @@ class Tally:
 
 
 class Board:
-    """The tallies of the attempts that a process has under way. For all threads."""
+    """The attempts that a process has under way. For all threads."""
 
     def __init__(self) -> None:
-        self._tallies: dict[OpenAttempt, Tally] = {}
+        self._attempts: dict[OpenAttempt, AttemptTokens] = {}
 
     @contextlib.contextmanager
-    def tally(self, attempt: OpenAttempt) -> Iterator[Tally]:
-        """A new tally, shown within the block."""
-        tally = self._tallies[attempt] = Tally(attempt)
+    def follow(self, attempt: OpenAttempt) -> Iterator[AttemptTokens]:
+        """What is to be told of an attempt, shown within the block."""
+        tokens = self._attempts[attempt] = AttemptTokens(attempt)
         try:
-            yield tally
+            yield tokens
         finally:
             # Another's, where the job was deleted meanwhile, and one of its name has this attempt.
-            if self._tallies.get(attempt) is tally:
-                del self._tallies[attempt]
+            if self._attempts.get(attempt) is tokens:
+                del self._attempts[attempt]
 
     def look(self) -> tuple[AttemptBeat, ...]:
         """What each attempt has made by now."""
-        return tuple(tally.look() for tally in tuple(self._tallies.values()))
+        return tuple(tokens.look() for tokens in tuple(self._attempts.values()))

@@ -46,7 +46,7 @@ from workers.process.events import OpenAttempt
 from workers.process.stall import stall_limit_s
 from workers.shard.choices import Gathering, sequence_requests
 from workers.shard.context import WorkerContext
-from workers.shard.progress import Tally
+from workers.shard.progress import AttemptTokens
 from workers.shard.tries import Tries
 from workers.shard.validators import load_allowed
 
@@ -141,7 +141,7 @@ def _run_attempt(
         if work.finish_commit():
             context.on_commit(job)
             return RunOutcome.ALREADY_COMMITTED
-        with context.board.tally(OpenAttempt(str(job.path), shard, attempt)) as tally:
+        with context.board.follow(OpenAttempt(str(job.path), shard, attempt)) as tokens:
             run = _ShardRun(
                 *(job, shard, engine, context),
                 lease=lease,
@@ -149,7 +149,7 @@ def _run_attempt(
                 work=work,
                 journal=journal,
                 verdict=verdict,
-                tally=tally,
+                tokens=tokens,
             )
             return run.run()
     except EngineError as exc:
@@ -206,7 +206,7 @@ class _ShardRun:
         work: Workload,
         journal: Journal,
         verdict: Verdict,
-        tally: Tally,
+        tokens: AttemptTokens,
     ) -> None:
         self._job = job
         self._number = shard
@@ -218,7 +218,7 @@ class _ShardRun:
         self._work = work
         self._journal = journal
         self._verdict = verdict
-        self._tally = tally
+        self._tokens = tokens
         self._row_timeout_s = context.row_timeout_s or job.manifest.row_timeout_s
         self._uid = uuid.uuid4().hex[:8]
         self._tries = Tries(job.manifest, load_allowed(job.manifest.answers.validator, context.validators))
@@ -244,7 +244,7 @@ class _ShardRun:
         }
         self._answer_without_engine(missing)
         requests = [self._work.rows[position].request for position in missing.values()]
-        self._tally.max_tokens = sum(request.params.max_tokens * request.num_sequences for request in requests)
+        self._tokens.max_tokens = sum(request.params.max_tokens * request.num_sequences for request in requests)
         suspects = [missing.pop(row) for row in self._verdict.suspects if row in missing]
         outcome = self._complete(list(missing.values()))
         for position in suspects:
@@ -273,7 +273,7 @@ class _ShardRun:
         """Have the engine complete these rows. Returns why it stopped before, if it did."""
         if not positions:
             return None
-        tickets = self._tally.tickets = []
+        tickets = self._tokens.tickets = []
         self._again = {position: self._work.rows[position].request for position in positions}
         try:
             while self._again or self._open:
@@ -358,7 +358,7 @@ class _ShardRun:
             self._failure = item
             return
         if item.choice is not None:
-            self._tally.add(item.choice)
+            self._tokens.add(item.choice)
         position, _ = item.key
         row = self._open[position]
         if row.add(item):

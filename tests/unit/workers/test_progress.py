@@ -17,11 +17,11 @@ def choice(tokens: int, *, cached: int = 0) -> Choice:
 
 def test_tally_adds_what_is_finished_to_what_runs() -> None:
     board = Board()
-    with board.tally(ATTEMPT) as tally:
-        tally.max_tokens = 100
-        tally.tickets = [Ticket(count=lambda ticket: 7), Ticket()]
-        tally.add(choice(10, cached=4))
-        tally.add(choice(20, cached=5))
+    with board.follow(ATTEMPT) as tokens:
+        tokens.max_tokens = 100
+        tokens.tickets = [Ticket(count=lambda ticket: 7), Ticket()]
+        tokens.add(choice(10, cached=4))
+        tokens.add(choice(20, cached=5))
 
         assert board.look() == (AttemptBeat(ATTEMPT, num_tokens=37, num_copied=20, max_tokens=100),)
     assert board.look() == ()
