@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from batcher.words import counted
+
 
 @dataclass(frozen=True, slots=True)
 class RowSelection:
@@ -14,7 +16,7 @@ class RowSelection:
         if self.limit is not None:
             return "the first row" if self.limit == 1 else f"the first {self.limit:,} rows"
         if self.sample is not None:
-            return "a sample of 1 row" if self.sample == 1 else f"a sample of {self.sample:,} rows"
+            return f"a sample of {counted(self.sample, 'row')}"
         return "all rows"
 
     def find_shortage(self, num_rows: int) -> str:
@@ -22,7 +24,7 @@ class RowSelection:
         wanted = self.limit or self.sample or 0
         if wanted <= num_rows:
             return ""
-        return f"the input has {num_rows:,} rows, fewer than {wanted:,}: all of them are taken"
+        return f"the input has {counted(num_rows, 'row')}, fewer than {wanted:,}: all of them are taken"
 
 
 #: The default.

@@ -13,7 +13,7 @@ from batcher.arrow.conditions import Column, parse_columns, parse_conditions
 from batcher.errors import MissingPackageError
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.results import job_schema
-from batcher.manage.finished import finished_counts, selected, tables_in_order
+from batcher.manage.finished import finished_counts, finished_dataset, selected, tables_in_order
 from batcher.types import RowStatus
 
 if TYPE_CHECKING:
@@ -102,10 +102,9 @@ class Results:
         Of a job that is complete it reads the files when it is scanned, without a check of their sums; of one that is
         not, or with a condition, it has the rows that are finished now.
         """
-        if self._is_narrowed or self._job.pending_shards():
+        if self._is_narrowed:
             return ds.dataset(list(self._tables()) or [self.schema.empty_table()], schema=self.schema)
-        paths = [str(self._job.part_path(info.shard)) for info in self._job.manifest.shards]
-        found = ds.dataset(paths, schema=self.schema, format="parquet")
+        found = finished_dataset(self._job)
         return found.filter(pc.field("status") == RowStatus.ERROR.value) if self._errors_only else found
 
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:

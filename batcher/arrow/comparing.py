@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from batcher.arrow.plain import plain_table, storage_column
 from batcher.arrow.times import TICKS_PER_SECOND, date_ticks, duration_ticks, time_ticks, timestamp_ticks
-from batcher.arrow.values import text_values
+from batcher.arrow.values import text_column
 
 #: A value that somebody wrote: a text, a number, true or false.
 Literal = str | Decimal | bool
@@ -273,9 +273,7 @@ def _decimal_type(digits: Sequence[tuple[int, int]]) -> pa.DataType:
 
 
 def _texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    return (
-        column if _kind(column.type) is _Kind.TEXT else pa.chunked_array([pa.array(text_values(column), pa.string())])
-    )
+    return column if _kind(column.type) is _Kind.TEXT else text_column(column)
 
 
 def _entries(chunk: pa.Array) -> pa.Array:

@@ -125,7 +125,7 @@ def parse_columns(texts: Iterable[str], schema: pa.Schema, *, what: str) -> list
     """Columns of such tables by their names, each once: `custom_id`, `output.name`, several with commas between.
 
     A name with a comma or a point in it goes into double quotes. Raises InputError, which begins with `what` and names
-    the columns that there are.
+    the columns that there are, also where no column is named.
     """
     found = []
     for text in texts:
@@ -133,6 +133,8 @@ def parse_columns(texts: Iterable[str], schema: pa.Schema, *, what: str) -> list
         for part in [text] if text in schema.names else _PARTS.findall(text):
             if part.strip():
                 found.append(_column_of(part.strip(), schema, what))
+    if not found:
+        raise InputError(f"{what}: no column is named; {_remedy('', schema.names)}")
     return list({column.name: column for column in found}.values())
 
 

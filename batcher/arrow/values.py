@@ -58,6 +58,11 @@ def text_values(column: pa.Array | pa.ChunkedArray) -> list[str | None]:
     return [json_text(value) for value in json_values(column)]
 
 
+def text_column(column: pa.Array | pa.ChunkedArray) -> pa.ChunkedArray:
+    """The same as a column."""
+    return pa.chunked_array([pa.array(text_values(column), pa.string())])
+
+
 def float_values(column: pa.Array | pa.ChunkedArray) -> list[float | None]:
     """The numbers of a column of floats: the shortest that are these in their own precision, so 0.1 also in 32 bits."""
     if pa.types.is_float32(column.type):

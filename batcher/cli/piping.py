@@ -42,15 +42,10 @@ def output_folder(output: str) -> Iterator[str]:
 
 def write_results(job: "JobDir", summary: "Summary", *, quiet: bool) -> int:
     """Write all result rows to standard output, a JSON line a choice, in input order. Returns the exit code."""
-    import pyarrow as pa
+    from batcher.cli.texts import print_rows
+    from batcher.manage.finished import tables_in_order
 
-    from batcher.api.results import Results
-    from batcher.arrow.values import json_line
-    from batcher.manage.finished import json_rows
-
-    for batch in Results(job).to_batches():
-        for row in json_rows(pa.Table.from_batches([batch])):
-            click.echo(json_line(row))
+    print_rows(tables_in_order(job), limit=None)
     if not quiet or summary.num_errors:
         rows = f"{summary.num_ok:,} ok, {counted(summary.num_errors, 'error')}"
         reasons = ", ".join(f"{code} {number:,}" for code, number in sorted(summary.error_codes.items()))

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from batcher.arrow.cells import typed
 from batcher.arrow.tables import table_of
-from batcher.arrow.values import text_values
+from batcher.arrow.values import text_column
 from batcher.errors import CorruptFileError
 from batcher.jobdir import sealed
 from batcher.jobdir.local_store import LOCAL
@@ -177,7 +177,7 @@ def conform(table: pa.Table, schema: pa.Schema, *, num_rows: int) -> pa.Table:
 
 def _widen(column: pa.ChunkedArray, target: pa.DataType) -> pa.ChunkedArray:
     if pa.types.is_string(target):
-        return pa.chunked_array([pa.array(text_values(column), pa.string())])
+        return text_column(column)
     return typed(column, target) if pa.types.is_string(column.type) else pc.cast(column, target)
 
 

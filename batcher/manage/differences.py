@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batcher.arrow.conditions import Column, parse_columns
-from batcher.arrow.values import text_values
+from batcher.arrow.values import text_column
+from batcher.errors import InputError
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.results import job_schema
 from batcher.manage.finished import finished_tables
@@ -102,7 +103,9 @@ def _read(job: JobDir, name: str, schema: pa.Schema) -> pa.Table:
     """The facts of all rows of a job, and what is compared, as text."""
     what = f"{job.job_id}: column"
     columns = parse_columns(_FACTS, schema, what=what)
-    (answer,) = parse_columns([name], schema, what=what)[:1]
+    answer, *more = parse_columns([name], schema, what=what)
+    if more:
+        raise InputError(f"{what}: {name!r} are several; one is compared")
     compared = Column("answer", answer.source, lambda table: _texts(answer.values(table)))
     tables = list(finished_tables(job, columns=[*columns, compared]))
     if tables:
@@ -112,7 +115,7 @@ def _read(job: JobDir, name: str, schema: pa.Schema) -> pa.Table:
 
 
 def _texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    return column if pa.types.is_string(column.type) else pa.chunked_array([pa.array(text_values(column), pa.string())])
+    return column if pa.types.is_string(column.type) else text_column(column)
 
 
 def _have_common(left: pa.Table, right: pa.Table, name: str) -> bool:

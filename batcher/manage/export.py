@@ -19,7 +19,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from batcher.arrow.conditions import Column
-from batcher.arrow.values import json_line, text_values
+from batcher.arrow.values import json_line, text_column
 from batcher.errors import InputError, JobError
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.local_store import replacing
@@ -210,9 +210,7 @@ def _is_csv_type(type_: pa.DataType) -> bool:
 
 
 def _csv_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    if _is_csv_type(column.type):
-        return column
-    return pa.chunked_array([pa.array(text_values(column), pa.string())])
+    return column if _is_csv_type(column.type) else text_column(column)
 
 
 def _write_jsonl(file: BinaryIO, lines: Iterable[dict[str, Any]]) -> int:

@@ -5,7 +5,7 @@ for. A shard without a part is read from its chunks.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,6 +17,9 @@ from batcher.jobdir.folder import JobDir
 from batcher.jobdir.manifest import ShardInfo
 from batcher.jobdir.results import Counts, job_schema, join_tables, read_chunks, read_counts
 from batcher.manage.repair import read_part, with_remedy
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as ds
 
 #: Columns by which rows are in the order of the input.
 _ORDER = ("row", "index")
@@ -104,6 +107,21 @@ def finished_table(job: JobDir, info: ShardInfo, *, columns: Sequence[str] | Non
             joined = join_tables(tables, schema)
             return joined if columns is None else joined.select(list(columns))
     return read_part(job, info.shard, columns=columns)
+
+
+def finished_dataset(job: JobDir) -> "ds.Dataset":
+    """The result rows that exist now, in no particular order, of a complete job read from its files when it is scanned.
+
+    These are read without a check of their sums.
+    """
+    # Not on top: few commands need it, and it takes its time.
+    import pyarrow.dataset as ds
+
+    schema = job_schema(job.manifest)
+    if job.pending_shards():
+        return ds.dataset(list(finished_tables(job)) or [schema.empty_table()], schema=schema)
+    paths = [str(job.part_path(info.shard)) for info in job.manifest.shards]
+    return ds.dataset(paths, schema=schema, format="parquet")
 
 
 def json_rows(table: pa.Table) -> Iterator[dict[str, Any]]:

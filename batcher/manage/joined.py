@@ -27,8 +27,10 @@ def joined_columns(manifest: Manifest, *, columns: str | None, output_column: st
     for a column that is not there, and for an answer that would have the name of another.
     """
     schema = job_schema(manifest)
-    asked = [] if columns is None else parse_columns([columns], schema, what="columns")
+    asked = parse_columns([columns], schema, what="columns") if columns else []
     if output_column is not None:
+        if any(column.name == output_column for column in asked):
+            raise InputError(f"the columns have {output_column!r} already; give the answer another name")
         answer = next(name for name in ANSWERS if name in schema.names)
         asked.append(Column(output_column, answer, lambda table: table[answer]))
     taken = {column.name for column in asked}

@@ -6,14 +6,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.dataset as ds
 
 from batcher.errors import InputError, first_line
 from batcher.installation import check_installed
 from batcher.jobdir.folder import JobDir
-from batcher.jobdir.results import job_schema
 from batcher.machine import read_memory
-from batcher.manage.finished import finished_tables
+from batcher.manage.finished import finished_dataset
+from batcher.manage.repair import read_part
 from batcher.paths import temp_folder
 
 #: Kinds of statements that change nothing.
@@ -38,21 +37,34 @@ def query(
             if len(kinds) != 1 or kinds[0] not in _READING:
                 raise InputError(f"query {sql!r}: it must be one SELECT, and is {', '.join(kinds) or 'none'}")
             for name, job in jobs.items():
-                connection.register(name, _dataset(job))
+                # Of its parts DuckDB reads what it needs.
+                connection.register(name, finished_dataset(job))
             _confine(connection, memory)
-            reader = pa.RecordBatchReader.from_stream(connection.sql(sql))
-            yield reader.schema, (pa.Table.from_batches([batch]) for batch in reader)
+            answer = connection.sql(sql)
+            with _computing(jobs, duckdb.Error):
+                reader = pa.RecordBatchReader.from_stream(answer)
+            yield reader.schema, _tables(reader, jobs, duckdb.Error)
     except duckdb.Error as exc:
         raise InputError(f"query: {_message(exc)}") from exc
 
 
-def _dataset(job: JobDir) -> Any:
-    """The rows of a job: its parts, of which DuckDB reads what it needs, or of a job at work what is finished now."""
-    schema = job_schema(job.manifest)
-    if job.pending_shards():
-        return ds.dataset(list(finished_tables(job)) or [schema.empty_table()], schema=schema)
-    paths = [str(job.part_path(info.shard)) for info in job.manifest.shards]
-    return ds.dataset(paths, schema=schema, format="parquet")
+@contextmanager
+def _computing(jobs: Mapping[str, JobDir], error: type[Exception]) -> Iterator[None]:
+    """What goes wrong while the answer is computed, be it for a value of a row or for a part that is damaged."""
+    try:
+        yield
+    except (error, pa.ArrowException, OSError) as exc:
+        # Of a part DuckDB has only a reader's words, without a name or a remedy.
+        for job in jobs.values():
+            for shard in sorted(job.shards_with_part()):
+                read_part(job, shard, columns=["row"])
+        raise InputError(f"query: {_message(exc)}") from exc
+
+
+def _tables(reader: pa.RecordBatchReader, jobs: Mapping[str, JobDir], error: type[Exception]) -> Iterator[pa.Table]:
+    with _computing(jobs, error):
+        for batch in reader:
+            yield pa.Table.from_batches([batch])
 
 
 def _confine(connection: Any, memory: int | None) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tests.support.job_files import failed, finished_job, make_job, ok, write_chunk
+from batcher.manage.finish import finalize
+from tests.support.job_files import failed, finished_job, make_job, ok, write_chunk, write_part
 from tests.unit.conftest import Run
 
 
@@ -67,3 +68,35 @@ def test_query_needs_a_job_and_a_name_for_each(run: Run, workplace: Path) -> Non
     assert "a job and a query are needed" in run("query a")[2]
     assert "two jobs have the same name" in run("query a a 'select 1'")[2]
     assert run("query nowhere 'select 1'")[0] == 2
+
+
+def test_value_that_cannot_be_is_told_wherever_the_answer_goes(run: Run, workplace: Path) -> None:
+    """Given a query that fails at a row far behind, when its answer becomes a file, then the query is blamed for it."""
+    finished_job(workplace / "a")
+    late = "select case when i > 300000 then cast('x' || i as int) else 1 end as v from range(400000) t(i)"
+
+    shown, written = run(f'query a "{late}" --limit 1000000'), run(f'query a "{late}" -o out.csv')
+
+    for code, _, err in (shown, written):
+        assert code == 2
+        assert err.startswith("Error: query: Conversion Error: Could not convert string 'x300001'")
+    assert not (workplace / "out.csv").exists()
+
+
+@pytest.mark.parametrize("sql", ["select * from results", "select sum(row) from results"])
+def test_damaged_part_is_named_with_its_remedy(run: Run, workplace: Path, sql: str) -> None:
+    """Whether it is met while the answer is read, or before its first row."""
+    job = make_job(workplace / "a", (1,) * 40)
+    for shard in range(40):
+        write_part(job, shard, [ok(shard)])
+    assert finalize(job) is not None
+    part = job.part_path(30)
+    data = bytearray(part.read_bytes())
+    data[4:400] = bytes(396)
+    part.write_bytes(data)
+
+    code, _, err = run(f'query a "{sql}"')
+
+    assert code == 3
+    assert f"{part}: cannot read" in err
+    assert "`batcher resume" in err

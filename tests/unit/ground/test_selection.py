@@ -21,5 +21,5 @@ def test_a_selection_is_said_in_words(selection: RowSelection, text: str) -> Non
 
 def test_an_input_with_too_few_rows_is_told() -> None:
     assert "has 3 rows, fewer than 4" in RowSelection(sample=4).find_shortage(3)
-    assert "has 3 rows, fewer than 4" in RowSelection(limit=4).find_shortage(3)
+    assert "has 1 row, fewer than 4" in RowSelection(limit=4).find_shortage(1)
     assert RowSelection(sample=3).find_shortage(3) == ALL_ROWS.find_shortage(0) == ""

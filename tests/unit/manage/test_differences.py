@@ -92,6 +92,10 @@ def test_fields_and_columns_of_any_type_are_compared_as_text(tmp_path: Path) -> 
     assert diff(a, b, column="cached_tokens").changed["b"].to_pylist() == ["2"]
     with pytest.raises(InputError, match=r"^a: column: there is no column 'txt'; did you mean text"):
         diff(a, b, column="txt")
+    with pytest.raises(InputError, match=r"^a: column: 'custom_id,text' are several; one is compared"):
+        diff(a, b, column="custom_id,text")
+    with pytest.raises(InputError, match=r"^a: column: no column is named"):
+        diff(a, b, column=",")
 
 
 def test_running_jobs_are_compared_as_far_as_they_are(tmp_path: Path) -> None:

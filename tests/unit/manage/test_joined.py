@@ -126,11 +126,13 @@ def test_answer_is_what_the_job_has_of_output_and_label(tmp_path: Path) -> None:
     ]
 
 
-def test_answer_cannot_have_the_name_of_a_column_of_the_input(tmp_path: Path, tickets: str) -> None:
+def test_answer_cannot_have_the_name_of_another_column(tmp_path: Path, tickets: str) -> None:
     job = job_of(tickets, tmp_path / "job")
 
     with pytest.raises(InputError, match="the input has a column 'text' itself; give the answer another name"):
         export(job, tmp_path / "out.csv", output_column="text")
+    with pytest.raises(InputError, match="the columns have 'status' already; give the answer another name"):
+        export(job, tmp_path / "out.csv", columns="row,status", output_column="status")
     with pytest.raises(InputError, match="columns: there is no column 'txt'; did you mean text"):
         export(job, tmp_path / "out.csv", columns="txt")
     assert not (tmp_path / "out.csv").exists()
