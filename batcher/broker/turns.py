@@ -54,7 +54,8 @@ _MAX_DIGITS = 10
 #: Of a job that need not be finished by any time; more seconds than any time has.
 NO_TIME = 99_999_999_999
 
-# What the scripts share. A list is read in pieces, as the place of a message is mostly near its left end.
+# What the scripts share. A list is read in pieces, as the place of a message is mostly near its left end. Anybody may
+# have put a message there: a shard or a time of more digits than ours have is none.
 _SHARED = """
 local STEP = 32
 
@@ -65,7 +66,7 @@ end
 
 local function shard_of(message, job)
   local owner, shard = string.match(message, '"of": "([%w_.-]+)/(%d+)"')
-  return owner == job and shard
+  return owner == job and #shard < 10 and shard
 end
 
 -- The round of the message that is taken next of those that are due at that time.
@@ -180,8 +181,9 @@ local found = {}
 for i, list in ipairs(KEYS) do
   for _, message in ipairs(redis.call('LRANGE', list, 0, -1)) do
     local job, shard = string.match(message, '"of": "([%w_.-]+)/(%d+)"')
-    if job then
-      found[#found + 1] = i .. '/' .. (string.match(message, '"turn": "(%d+) ') or '') .. '/' .. job .. '/' .. shard
+    local due = string.match(message, '"turn": "(%d+) ') or ''
+    if job and #shard < 10 then
+      found[#found + 1] = i .. '/' .. (#due < 12 and due or '') .. '/' .. job .. '/' .. shard
     end
   end
 end

@@ -77,7 +77,11 @@ class TakenMessages(kombu_redis.QoS):
                 self._remove_from_indices(tag).execute()
 
     def restore_by_tag(self, tag: str, client: Any = None, leftmost: bool = False) -> None:
-        """Put a message that this process took back into its queue, unless the broker knows nothing of it any more."""
+        """Put a message that this process took back into its queue, unless the broker knows nothing of it any more.
+
+        It is taken next, as its shard was begun, and it has no turn any more (`batcher/broker/turns.py`): what comes
+        later would stay behind it. kombu puts one that was rejected at the other end (`leftmost`).
+        """
         message = self._delivered.get(tag)
 
         def put_back(pipe: Any) -> None:
@@ -85,9 +89,8 @@ class TakenMessages(kombu_redis.QoS):
             pipe.multi()
             self._remove_from_indices(tag, pipe)
             if is_known and message is not None:
-                push = pipe.lpush if leftmost else pipe.rpush
                 queue = message.delivery_info["routing_key"]
-                push(self.channel._q_for_pri(queue, message.properties["priority"]), dumps(message._raw))
+                pipe.rpush(self.channel._q_for_pri(queue, message.properties["priority"]), dumps(message._raw))
                 ids = ShardMessage.from_body(message.body)
                 pipe.sadd(queued_key(ids.job_id, queue).removeprefix(KEY_PREFIX), ids.shard)
 

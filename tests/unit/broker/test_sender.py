@@ -20,17 +20,12 @@ from batcher.jobdir.pulse import WorkerState
 from batcher.jobdir.standing import Standing, change_standing
 from batcher.types import PRIORITIES
 from tests.support.job_files import MODEL, make_bare_job, make_job
-from tests.support.queues import SCOPE, lose_next, take_next, waiting, waiting_shards
+from tests.support.queues import SCOPE, commit, lose_next, take_next, waiting, waiting_shards
 
 
 @pytest.fixture
 def sender(broker_url: str) -> Sender:
     return Sender(broker_url, scope=SCOPE)
-
-
-def commit(job: JobDir, shard: int) -> None:
-    job.results_dir.mkdir(exist_ok=True)
-    job.part_path(shard).write_bytes(b"")
 
 
 def show_worker(home: Path, name: str, *models: str) -> None:
@@ -193,11 +188,13 @@ def test_what_the_broker_knows_of_a_job_can_be_lost(
 def test_nonsense_in_the_brokers_keys_harms_nobody(tmp_path: Path, client: redis.Redis, sender: Sender) -> None:
     job = make_bare_job(tmp_path / "job", 3)
     client.set(cursor_key("job", queue_name(MODEL, scope=SCOPE)), "9" * 400)
-    client.lpush(queue_key(MODEL, scope=SCOPE), "no message", json.dumps({"headers": {"turn": "x", "of": "?/?"}}))
+    nonsense = [{"turn": "x", "of": "?/?"}, {"of": "job/" + "9" * 5000}, {"turn": "9" * 5000 + " 0", "of": "job/0"}]
+    client.lpush(queue_key(MODEL, scope=SCOPE), "no message", *(json.dumps({"headers": each}) for each in nonsense))
 
     assert sender.refill(job, MODEL) == 0
     sender(job, job.manifest.shards)
 
+    assert sorted(sender.turns(job).count(job, MODEL)) == [0, 1, 2]
     assert sorted(sender.turns(job).read(MODEL)["job"].shards) == [0, 1, 2]
 
 

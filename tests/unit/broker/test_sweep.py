@@ -16,7 +16,7 @@ from batcher.errors import BrokerError
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.standing import Standing, change_standing
 from tests.support.job_files import MODEL, make_bare_job, make_job
-from tests.support.queues import SCOPE, lose_next, take_next, waiting, waiting_shards
+from tests.support.queues import SCOPE, commit, lose_next, take_next, waiting, waiting_shards
 
 
 @pytest.fixture
@@ -51,11 +51,6 @@ def let_pass(client: redis.Redis, job: JobDir, shard: int, seconds: float) -> No
     left_ms = client.pttl(key)
     assert isinstance(left_ms, int)
     client.pexpire(key, left_ms - round(seconds * 1000))
-
-
-def commit(job: JobDir, shard: int) -> None:
-    job.results_dir.mkdir(exist_ok=True)
-    job.part_path(shard).write_bytes(b"")
 
 
 # -- orphaned -----------------------------------------------------------------------------------------------------
