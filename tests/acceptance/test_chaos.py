@@ -20,7 +20,10 @@ from batcher.jobdir.results import write_file
 from batcher.manage.finish import finalize
 from tests.acceptance.conftest import PATIENCE_S, ROOT, clean_environment
 from tests.chaos.audit import InputRow, Why, Witness, audit_job
+from tests.chaos.cluster import Submitter
 from tests.chaos.faults import draw_faults
+from tests.chaos.run import write_input
+from tests.support.family import Family
 from tests.support.job_files import make_job, ok, result_table, write_chunk, write_part
 from tests.support.waiting import wait_for
 
@@ -77,6 +80,28 @@ def test_interrupted_chaos_leaves_no_process_and_no_file(tmp_path: Path) -> None
     assert "interrupted" in stderr
     assert not family_of(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_pause_of_a_job_whose_submit_has_not_ended_yet_ends_too(family: Family, redis_url: str, tmp_path: Path) -> None:
+    job = JobDir(tmp_path / "jobs" / "job")
+    source = tmp_path / "job.jsonl"
+    write_input(source, 5, job_id="job", seed="1")
+    submitter = Submitter(family, job, source, options=("--broker", redis_url), seed="1")
+
+    def exists() -> bool:
+        submitter.poll()
+        return job.exists()
+
+    wait_for(exists, what="the job exists")
+    assert not submitter.has_submitted
+    assert submitter.pause(0.0) is not None
+
+    def goes_on() -> bool:
+        submitter.poll()
+        return not job.is_paused
+
+    wait_for(goes_on, what="the job goes on")
+    assert submitter.problems == []
 
 
 def test_a_seed_gives_the_same_faults_each_time() -> None:

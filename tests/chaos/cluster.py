@@ -189,8 +189,8 @@ class Submitter:
             if not self._job.is_paused:
                 # Another command of ours took it up, or it was completed.
                 self._resumes_at = None
-            elif self._command is not None and self._arguments is not self._resume:
-                # It may be one that waits the pause out.
+            elif self.has_submitted and self._arguments is not self._resume:
+                # It may be one that waits the pause out. A submit does not, and has to end before any `resume`.
                 self.kill()
         if self._command is None:
             if now >= self._starts_at:

@@ -136,7 +136,7 @@ def test_resume_during_a_run_is_refused_by_pid(family: Family, model: Path) -> N
     assert_every_row_once(job, MANY_ROWS)
 
 
-# -- cancel -------------------------------------------------------------------------------------------------------
+# -- cancel and pause ---------------------------------------------------------------------------------------------
 
 
 def test_commit_on_its_way_when_the_job_is_cancelled_is_kept_and_completes_it(family: Family, model: Path) -> None:
@@ -178,8 +178,12 @@ def test_cancellation_after_the_last_commit_is_told_that_it_came_too_late(family
 
 
 @pytest.mark.parametrize("distance_s", [0.0, 0.5, 1.0])
-def test_cancel_at_any_moment_leaves_a_cancelled_job_or_a_complete_one(
-    family: Family, model: Path, distance_s: float
+@pytest.mark.parametrize(
+    ("command", "answer", "reason"),
+    [("cancel", "Cancelled.", "the job was cancelled"), ("pause", "Paused.", "Paused: ")],
+)
+def test_cancel_or_pause_at_any_moment_leaves_a_halted_job_or_a_complete_one(
+    family: Family, model: Path, distance_s: float, command: str, answer: str, reason: str
 ) -> None:
     job = JobDir(family.folder / "out")
     prompts = prompts_of(family, 20)
@@ -187,47 +191,19 @@ def test_cancel_at_any_moment_leaves_a_cancelled_job_or_a_complete_one(
     wait_for(lambda: job.exists() and job.num_attempts(0), what="the first claim")
     time.sleep(distance_s)
 
-    cancel = family.run("cancel", job.path)
+    halt = family.run(command, job.path)
 
     code = run.wait()
-    assert "Traceback" not in run.stderr + cancel.stderr
+    assert "Traceback" not in run.stderr + halt.stderr
     if job.is_complete:
-        assert not job.is_cancelled
+        assert not job.is_halted
     else:
-        assert job.is_cancelled
+        assert (job.is_cancelled, job.is_paused) == (command == "cancel", command == "pause")
         assert code == 3
-        assert "the job was cancelled" in run.stderr
-        assert cancel.stdout.startswith("Cancelled.")
+        assert reason in run.stderr
+        assert halt.stdout.startswith(answer)
     family.run(*resume_line(job, model), code=0)
-    assert not job.is_cancelled
-    assert_every_row_once(job, 20)
-
-
-# -- pause --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("distance_s", [0.0, 0.5, 1.0])
-def test_pause_at_any_moment_leaves_a_paused_job_or_a_complete_one(
-    family: Family, model: Path, distance_s: float
-) -> None:
-    job = JobDir(family.folder / "out")
-    prompts = prompts_of(family, 20)
-    run = family.start(*run_line(family, model, job, prompts, *SHORT, "--shard-rows", 5))
-    wait_for(lambda: job.exists() and job.num_attempts(0), what="the first claim")
-    time.sleep(distance_s)
-
-    pause = family.run("pause", job.path)
-
-    code = run.wait()
-    assert "Traceback" not in run.stderr + pause.stderr
-    if job.is_complete:
-        assert not job.is_paused
-    else:
-        assert job.is_paused
-        assert code == 3
-        assert "Paused: " in run.stderr
-    family.run(*resume_line(job, model), code=0)
-    assert not job.is_paused
+    assert not job.is_halted
     assert_every_row_once(job, 20)
 
 
