@@ -1,7 +1,9 @@
 """Leases against a real broker: its scripts, its clock; and a model of them under a clock that a test moves."""
 
+import contextlib
 import math
 import time
+from collections.abc import Iterator
 
 import pytest
 import redis
@@ -229,9 +231,16 @@ def test_broker_that_is_away_is_a_broker_error(tmp_path_factory: pytest.TempPath
 # -- in the background --------------------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def in_background(client: redis.Redis) -> Iterator[BackgroundLeases]:
+    """Ends when its thread needs `client` no more: one that is closed under it would end it with a traceback."""
+    leases = BackgroundLeases(client)
+    yield leases
+    wait_for(lambda: not leases._pending, what="no renewal is under way")
+
+
 def test_background_renewal_waits_for_no_broker(redis_server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
-    with redis_server.client() as client:
-        leases = BackgroundLeases(client)
+    with redis_server.client() as client, in_background(client) as leases:
         lease = new_lease("job", 3, worker="a", process="p1")
         leases.claim(lease)
         client.pexpire(lease.key, 20_000)
@@ -249,8 +258,7 @@ def test_background_renewal_waits_for_no_broker(redis_server: RedisServer, caplo
 def test_background_renewal_bears_a_broker_that_is_away_and_says_so_once(
     redis_server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with redis_server.client() as client:
-        leases = BackgroundLeases(client)
+    with redis_server.client() as client, in_background(client) as leases:
         lease = new_lease("job", 3, worker="a", process="p1")
         leases.claim(lease)
         redis_server.kill()
@@ -262,38 +270,37 @@ def test_background_renewal_bears_a_broker_that_is_away_and_says_so_once(
         assert leases.renew(lease)
 
         wait_for(lambda: client.get(lease.key) == lease.token.encode(), what="the lease is taken again")
-        # Not after the client is closed: the thread that renews may still be reading the answer.
         wait_for(lambda: "the broker is back" in caplog.text, what="the log says so")
     assert caplog.text.count("worked on without") == 1
 
 
 def test_background_renewal_notices_a_lost_lease_the_next_time(client: redis.Redis) -> None:
-    leases = BackgroundLeases(client)
-    lease, other = new_lease("job", 3, worker="a", process="p1"), new_lease("job", 3, worker="b", process="p1")
-    leases.claim(lease)
-    expire(client, lease)
-    Leases(client).claim(other)
+    with in_background(client) as leases:
+        lease, other = new_lease("job", 3, worker="a", process="p1"), new_lease("job", 3, worker="b", process="p1")
+        leases.claim(lease)
+        expire(client, lease)
+        Leases(client).claim(other)
 
-    wait_for(lambda: not leases.renew(lease), what="the loss is noticed", timeout_s=10)
+        wait_for(lambda: not leases.renew(lease), what="the loss is noticed", timeout_s=10)
 
-    assert not leases.release(lease)
-    assert client.get(lease.key) == other.token.encode()
+        assert not leases.release(lease)
+        assert client.get(lease.key) == other.token.encode()
 
 
 def test_background_renewal_never_takes_back_what_was_released(client: redis.Redis) -> None:
-    leases = BackgroundLeases(client)
-    for number in range(300):
-        lease = new_lease("job", number, worker="a", process="p1")
-        leases.claim(lease)
-        leases.renew(lease)
-        assert leases.release(lease)
+    with in_background(client) as leases:
+        for number in range(300):
+            lease = new_lease("job", number, worker="a", process="p1")
+            leases.claim(lease)
+            leases.renew(lease)
+            assert leases.release(lease)
 
-    last = new_lease("job", 1000, worker="a", process="p1")
-    leases.renew(last)
-    wait_for(lambda: client.exists(last.key), what="every renewal is done")
+        last = new_lease("job", 1000, worker="a", process="p1")
+        leases.renew(last)
+        wait_for(lambda: client.exists(last.key), what="every renewal is done")
 
-    assert client.keys("batcher:lease:*") == [last.key.encode()]
-    assert leases.claimed("job") == [1000]
+        assert client.keys("batcher:lease:*") == [last.key.encode()]
+        assert leases.claimed("job") == [1000]
 
 
 # -- the model ----------------------------------------------------------------------------------------------------
