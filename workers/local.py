@@ -347,4 +347,10 @@ def _watch(
             if status.state is JobState.PAUSED and supervisors:
                 # Who only waits for others waits until they go on.
                 raise JobPausedError(f"{job.path}: the job was paused; Job.resume() or `batcher resume` has it go on")
+        # After the look at what they have completed.
+        if supervisors and all(supervisor.is_drained for supervisor in supervisors):
+            raise BatcherError(
+                f"{job.path}: its workers were drained before it was complete; "
+                f"`batcher resume {shlex.quote(str(job.path))}` goes on"
+            )
         time.sleep(TICK_S)

@@ -4,6 +4,7 @@ import csv
 import os
 import shlex
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from batcher.broker.client import connect
 from batcher.broker.embedded import folder_for
 from batcher.cli import EXIT_INTERRUPTED
 from batcher.jobdir.folder import JobDir
+from tests.faults.injection import inject
 from tests.support.family import Family, assert_every_row_once, chunk_rows, has_chunks, write_prompts
 from tests.support.job_files import result_rows
 from tests.support.waiting import wait_for
@@ -209,6 +211,25 @@ def test_paused_run_ends_with_the_line_that_goes_on(family: Family, model: Path)
     assert_every_row_once(job, ROWS)
     results = {row["row"]: row for row in result_rows(job)}
     assert {number: results[number] for number in saved} == saved
+
+
+def test_run_whose_workers_are_drained_ends_with_the_reason(family: Family, model: Path) -> None:
+    """There is nobody else who could complete it."""
+    prompts = write_prompts(family.folder / "prompts.jsonl", 200)
+    job = JobDir(family.folder / "out")
+    family.jobs.append(job.path)
+    size = ("--shard-rows", 5, "--slots", 2, "--max-tokens", 8)
+    line = ("run", prompts, "-o", job.path, "--model", f"tiny={model}", *size)
+    run = family.start(*line, env=inject(slow_step_s=0.02))
+    wait_for(lambda: job.exists() and job.committed_shards(), what="a part")
+
+    family.run("drain", socket.gethostname(), "--jobs-dir", job.path, code=0)
+
+    assert run.wait() == 3
+    assert "its workers were drained before it was complete; `batcher resume" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert not job.is_complete
+    assert len(chunk_rows(job)) == 0, "what they held is committed"
 
 
 def test_dead_child_is_replaced_and_the_run_goes_on(family: Family, model: Path) -> None:
