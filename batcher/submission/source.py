@@ -18,10 +18,11 @@ from batcher.openai.parameters import ROW_FIELDS
 from batcher.selection import ALL_ROWS, RowSelection
 from batcher.submission.custom_ids import CustomIds
 from batcher.submission.readers.bounds import MAX_LINE_BYTES, Bounds, Checkpoint, UnpackLimits, go_on
+from batcher.submission.readers.digests import RowsDigest
 from batcher.submission.readers.files import InputStream, ReadOptions, file_columns, read_batches
 from batcher.submission.readers.paths import STREAM, InputFile, expand, is_pipe, shown_path
 from batcher.submission.rows import RowBatch, RowParser
-from batcher.submission.sampling import select_rows
+from batcher.submission.sampling import NumberedBatch, select_rows
 from batcher.submission.template import parse_template
 from batcher.types import TAKE_ALL, AnswerRules, Reasoning, Request, SamplingParams
 
@@ -107,8 +108,9 @@ class SubmitOptions:
 def fingerprint(inputs: Sequence[Input], options: SubmitOptions) -> str:
     """What tells one job from another: a digest of what the inputs hold, and one of the options that change the rows.
 
-    Reads files and streams whole, at the speed of the disk. Names and times of files do not count, so an input
-    generated again is the same input. What a named pipe holds counts for nothing.
+    Reads files and streams whole, at the speed of the disk, and where the first rows are wanted hardly further than
+    these. Names and times of files do not count, so an input generated again is the same input. What a named pipe holds
+    counts for nothing, but for its first rows.
     """
     return Source(inputs, options).fingerprint()
 
@@ -126,6 +128,9 @@ class Source:
         self.inputs = tuple(shown_path(each) if isinstance(each, str) else STREAM for each in inputs)
         self.options = options
         self._files = expand(inputs, own=own)
+        #: Of the rows, where the first ones are wanted: what comes behind them may have no end.
+        self._first_rows = RowsDigest()
+        self._is_scanned = False
         _check_file_column(options)
         if options.default_model is not None:
             check_model_name(options.default_model)
@@ -150,10 +155,8 @@ class Source:
 
         `checkpoint` is called before each block that is read, unpacked or checked; what it raises ends the reading.
         """
-        bounds = Bounds(checkpoint, self.options.unpack_limits, self.options.max_line_bytes)
         with CustomIds() as ids:
-            raw_batches = read_batches(self._files, self.options.reading, bounds)
-            for raw in select_rows(raw_batches, self.options.selection, seed=self.options.seed or 0):
+            for raw in self._selected(self._bounds(checkpoint)):
                 checkpoint()
                 batch = self._parser.parse(raw.batch, numbers=raw.rows)
                 ids.add([row.request.custom_id for row in batch.rows], batch.origin)
@@ -162,6 +165,17 @@ class Source:
                 raise InputError(f"--id-column {self.options.id_column}: no row has a value there; correct the name")
             ids.check()
 
+    def _bounds(self, checkpoint: Checkpoint) -> Bounds:
+        return Bounds(checkpoint, self.options.unpack_limits, self.options.max_line_bytes)
+
+    def _selected(self, bounds: Bounds) -> Iterator[NumberedBatch]:
+        self._is_scanned = True
+        raw_batches = read_batches(self._files, self.options.reading, bounds)
+        for raw in select_rows(raw_batches, self.options.selection, seed=self.options.seed or 0):
+            yield raw
+            if self.options.selection.limit is not None:
+                self._first_rows.add(raw.batch)
+
     def columns(self, carried: Mapping[str, str]) -> tuple[InputColumn, ...]:
         """The columns of what was scanned, see `InputColumns.found`."""
         return self._parser.columns.found(carried, has_ids=self._parser.has_ids)
@@ -169,15 +183,7 @@ class Source:
     def fingerprint(self) -> str:
         """See the function. Of streams it reads what is left."""
         options = self.options
-        digests: list[object] = []
-        for file in self._files:
-            if isinstance(file, InputFile):
-                digests.append("stream" if is_pipe(file.name) else _digest(Path(file.name)))
-            else:
-                digests.append(file.digest())
-            # What the name of a file says of its rows counts.
-            if columns := file_columns(file, options.reading):
-                digests.append(dict(columns))
+        digests = self._whole_digests() if options.selection.limit is None else [self._first_digest()]
         # Not known_models, context_lengths and shard_rows: they change where the rows run, not what they are. Nor
         # row_timeout_s and the limits: who finds one too small should be able to go on with the job.
         settings = [
@@ -207,6 +213,24 @@ class Source:
             settings.append(asdict(options.reading))
         halves = (json.dumps(half).encode() for half in (digests, settings))
         return "-".join(hashlib.sha256(half).hexdigest()[:32] for half in halves)
+
+    def _whole_digests(self) -> list[object]:
+        digests: list[object] = []
+        for file in self._files:
+            if isinstance(file, InputFile):
+                digests.append("stream" if is_pipe(file.name) else _digest(Path(file.name)))
+            else:
+                digests.append(file.digest())
+            # What the name of a file says of its rows counts.
+            if columns := file_columns(file, self.options.reading):
+                digests.append(dict(columns))
+        return digests
+
+    def _first_digest(self) -> str:
+        if not self._is_scanned:
+            for _ in self._selected(self._bounds(go_on)):
+                pass
+        return self._first_rows.hexdigest()
 
 
 def _said_of_seed(seed: int | None) -> int | str:

@@ -9,5 +9,6 @@ json_lines.py     JSONL
 csv_files.py      CSV, TSV
 parquet_files.py  Parquet
 wide_rows.py      batches cut by what their rows take
+digests.py        what tells rows from others
 memory.py         dicts and tables in memory
 """
