@@ -1,21 +1,9 @@
-"""How counts, durations and names stand in what a person reads: `1 row`, `3 min 05 s`, an id that is shortened."""
-
-#: What stands for the characters that are left out.
-ELLIPSIS = "…"
+"""How counts, durations and names stand in what a person reads: `1 row`, `3 min 05 s`, a text on one line."""
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:
     """The number and its noun: `1 row`, `0 rows`, `1,200 rows`. `plural` where that is not the noun and an s."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
-
-
-def shortened(text: str, width: int) -> str:
-    """`text` in at most `width` characters, of which those in the middle are left out: `2026113…qxkv`."""
-    if len(text) <= width:
-        return text
-    num_kept = max(0, width - len(ELLIPSIS))
-    num_last = num_kept // 2
-    return (text[: num_kept - num_last] + ELLIPSIS + text[len(text) - num_last :])[: max(0, width)]
 
 
 def one_line(text: str) -> str:

@@ -39,7 +39,7 @@ from workers.process.events import (
 )
 from workers.process.figures import FAILED
 from workers.process.lines import decode, encode
-from workers.process.logs import LogStyle, set_up_logging
+from workers.process.logs import set_up_logging
 from workers.queue.draining import Draining
 
 if TYPE_CHECKING:
@@ -110,8 +110,7 @@ def main() -> int:
     config = decode(WorkerConfig, _read_line(0))
     draining = Draining(lambda: reporter.send(Event(EventKind.DRAINED)))
     threading.Thread(target=_obey_parent, args=(config.grace_s, draining), name="parent-watch", daemon=True).start()
-    style = config.log or LogStyle(level=logging.WARNING if config.quiet else logging.INFO)
-    set_up_logging(config.name, style, broker_url=config.broker_url)
+    set_up_logging(config.name, config.log, broker_url=config.broker_url)
     try:
         return _work(config, reporter, draining)
     except BatcherError as exc:

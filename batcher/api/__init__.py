@@ -17,5 +17,6 @@ servers.py   engines behind URLs, and which of their models
 progress.py  how a job proceeds, shown to a person; also for the command line
 status_texts.py  what is said of a status wherever it is shown
 screen.py    a status as the lines of a screen
+widths.py    texts in the columns of a terminal
 terminal.py  lines at the bottom of a terminal that are drawn anew
 """

@@ -1,5 +1,6 @@
 """Workers of this machine, as whoever starts them chooses: which models they serve, and how."""
 
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -207,6 +208,7 @@ def worker_config(
     _check_memory(engine.memory, _files(models))
     from workers.local import default_worker_name
     from workers.process.events import WorkerConfig
+    from workers.process.logs import LogStyle
     from workers.shard.validators import find_validator
 
     return WorkerConfig(
@@ -220,7 +222,7 @@ def worker_config(
         broker_url="",  # whoever starts the workers knows it
         jobs_root=str(jobs_root),
         home=str(home),
-        quiet=quiet,
+        log=LogStyle(level=logging.WARNING if quiet else logging.INFO),
         engine=replace(engine, chat_templates=tuple(chat_templates(chat_template, models).items())),
         is_loading_on_demand=is_loading_on_demand or max_loaded is not None,
         max_loaded=max_loaded,

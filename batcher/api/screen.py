@@ -5,13 +5,13 @@ Widths are in columns of the terminal. A line that is wider than the screen lose
 
 from collections.abc import Sequence
 
-from rich.cells import cell_len
 from rich.text import Text
 
 from batcher.api.status_texts import STATE_COLOURS, done_percent, load_text, sorted_workers, worker_text
+from batcher.api.widths import ELLIPSIS, padded, shortened, width_of
 from batcher.jobdir.heartbeats import Health
 from batcher.manage.status import Status, WorkerStatus
-from batcher.words import counted, one_line, short_duration_text, shortened
+from batcher.words import counted, one_line, short_duration_text
 
 #: Least columns of a job's id and a model's name, and most of a worker's name.
 _LEAST_ID, _LEAST_MODEL, _MOST_NAME = 13, 10, 24
@@ -35,19 +35,11 @@ def _header(status: Status, width: int) -> Text:
     model = ", ".join(status.models[:2]) + (f" +{len(status.models) - 2}" if len(status.models) > 2 else "")
     fixed = len(state) + len(rows) + 2 * len(_GAP)
     room = max(_LEAST_ID, width - fixed)
-    job_id = shortened(status.job_id, max(_LEAST_ID, room - len(_GAP) - max(_LEAST_MODEL, cell_len(model))))
-    model = _narrowed(model, max(0, room - len(job_id) - len(_GAP)))
-    parts = [(job_id, "bold"), (model if len(model) >= _LEAST_MODEL or "…" not in model else "", "")]
+    job_id = shortened(status.job_id, max(_LEAST_ID, room - len(_GAP) - max(_LEAST_MODEL, width_of(model))))
+    model = shortened(model, max(0, room - width_of(job_id) - len(_GAP)))
+    parts = [(job_id, "bold"), (model if len(model) >= _LEAST_MODEL or ELLIPSIS not in model else "", "")]
     parts += [(rows, ""), (state, STATE_COLOURS.get(status.state, ""))]
     return Text(_GAP).join(Text(text, style=style) for text, style in parts if text)
-
-
-def _narrowed(text: str, width: int) -> str:
-    """`shortened` to so many columns, of which some characters take two."""
-    num_chars = width
-    while cell_len(short := shortened(text, num_chars)) > width:
-        num_chars -= 1
-    return short
 
 
 def _bar(status: Status, progress: float, width: int, *, is_unicode: bool) -> Text:
@@ -104,16 +96,16 @@ def _worker_lines(workers: Sequence[WorkerStatus], width: int, *, num_lines: int
     shown = list(workers)
     if len(shown) > num_lines:
         shown = sorted_workers(shown)[: num_lines - 1]
-    names = [_narrowed(one_line(worker.name), _MOST_NAME) for worker in shown]
-    name_width = max(map(cell_len, names), default=0)
+    names = [shortened(one_line(worker.name), _MOST_NAME) for worker in shown]
+    name_width = max(map(width_of, names), default=0)
     lines = []
     for name, worker in zip(names, shown, strict=True):
         load = load_text(worker)
-        room = width - name_width - len(_GAP) - (cell_len(load) + len(_GAP) if load else 0)
+        room = width - name_width - len(_GAP) - (width_of(load) + len(_GAP) if load else 0)
         text = worker_text(worker).removeprefix("alive, ")
         style = "" if worker.health is Health.ALIVE and not worker.num_crashes else "red"
-        line = Text(f"{name}{' ' * (name_width - cell_len(name))}{_GAP}")
-        line.append(Text(text, style=style) if cell_len(text) <= room else Text(_narrowed(text, max(8, room)), style))
+        line = Text(f"{padded(name, name_width)}{_GAP}")
+        line.append(Text(shortened(text, max(room, min(8, width_of(text)))), style))
         lines.append(line.append(f"{_GAP}{load}") if load else line)
     if len(shown) < len(workers):
         lines.append(Text(f"and {len(workers) - len(shown):,} more workers"))

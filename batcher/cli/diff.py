@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from batcher.api.widths import shortened
 from batcher.cli.completing import complete_job
 from batcher.cli.options import find_job, jobs_dir_option, json_option, option
-from batcher.words import one_line, shortened
+from batcher.words import one_line
 
 if TYPE_CHECKING:
     from batcher.jobdir.folder import JobDir

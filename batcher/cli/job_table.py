@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from batcher.api.status_texts import STATE_COLOURS, done_percent
+from batcher.api.widths import shortened, width_of
 from batcher.cli.texts import table_text, utc_text
-from batcher.words import short_duration_text, shortened
+from batcher.words import short_duration_text
 
 if TYPE_CHECKING:
     from batcher.manage.status import Status
@@ -58,7 +59,9 @@ def jobs_text(statuses: Sequence["Status"], screen: Screen | None) -> str:
     if screen is None:
         return table_text(lines[0], lines[1:])
     header, *rows = zip(*_fit(list(zip(*lines, strict=True)), screen.width), strict=True)
-    first, *others = (line[: screen.width] for line in table_text(header, rows).splitlines())
+    from rich.cells import set_cell_size
+
+    first, *others = (set_cell_size(line, screen.width).rstrip() for line in table_text(header, rows).splitlines())
     if screen.has_colours:
         states = (status.state.value for status in statuses)
         others = [_with_colour(line, state) for line, state in zip(others, states, strict=True)]
@@ -103,7 +106,7 @@ def _index(columns: list[tuple[str, ...]], name: str) -> int:
 
 
 def _longest(column: tuple[str, ...]) -> int:
-    return max(map(len, column))
+    return max(map(width_of, column))
 
 
 def _width(columns: list[tuple[str, ...]]) -> int:

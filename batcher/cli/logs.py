@@ -75,7 +75,7 @@ def take_stderr() -> TextIO | None:
 
 def with_log(config: "WorkerConfig") -> "WorkerConfig":
     """`config`, whose children log as the command's options say."""
-    return replace(config, log=_chosen(logging.WARNING if config.quiet else logging.INFO))
+    return replace(config, log=_chosen(config.log.level))
 
 
 def _is_json() -> bool:

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from batcher.api.widths import ELLIPSIS
 from batcher.cli.job_table import find_screen
 from batcher.cli.texts import more_text
-from batcher.words import ELLIPSIS, one_line
+from batcher.words import one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa

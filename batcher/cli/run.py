@@ -34,9 +34,9 @@ from batcher.cli.options import (
 )
 from batcher.cli.piping import STDOUT, output_folder, write_results
 from batcher.cli.row_options import input_options, sampling_options, say_shortage, submit_options, with_stdin
-from batcher.cli.texts import say_json_parts
+from batcher.cli.texts import say_json_parts, typed_job
 from batcher.cli.unserved import warn_of_unserved
-from batcher.cli.watch import complete_job, how_far, quoted, report, report_complete, typed_command, wait_for_job
+from batcher.cli.watch import complete_job, how_far, report, report_complete, typed_command, wait_for_job
 from batcher.installation import check_installed
 from batcher.paths import expand_home
 from batcher.selection import ALL_ROWS
@@ -290,7 +290,7 @@ def resume_command(
             resumed = resume(found, send=send, on_damage=_warn_of_damage)
         if resumed.summary is not None:
             return report_complete(found, resumed.summary)
-        line = f"batcher status {quoted(found)} --watch"
+        line = f"batcher status {typed_job(found)} --watch"
         click.echo(f"Enqueued {counted(resumed.num_sent, 'shard')}; `{line}` shows how they go.")
         warn_of_unserved(found, broker)
         return 0

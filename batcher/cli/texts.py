@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from batcher.api.widths import padded, width_of
 from batcher.cli.unserved import is_at_rest, resume_line, unserved_text
 from batcher.types import NORMAL, PRIORITY_NAMES
 from batcher.words import counted, duration_text, one_line
@@ -203,8 +204,8 @@ def say_json_parts(params: "SamplingParams") -> None:
 def table_text(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     """Left-aligned columns two spaces apart; the last one is never padded."""
     lines = [header, *rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+    widths = [max(map(width_of, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(padded, line, widths)).rstrip() for line in lines)
 
 
 def size_text(num_bytes: int) -> str:

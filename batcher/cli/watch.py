@@ -85,13 +85,14 @@ def _ignore(text: str) -> None:
 def wait_for_job(job: "JobDir", broker: str, *, quiet: bool) -> int:
     """Wait for workers elsewhere and report. Returns the exit code."""
     from batcher.api.progress import showing
+    from batcher.cli.texts import typed_job
     from workers.local import StoppedError, wait
 
     try:
         with showing(not quiet, transient=True) as on_status:
             summary = wait(job, broker, on_status=on_status)
     except StoppedError:
-        click.echo(f"The job goes on without us; look at it with:\n  batcher status {quoted(job)} --watch", err=True)
+        click.echo(f"The job goes on without us; look at it with:\n  batcher status {typed_job(job)} --watch", err=True)
         return EXIT_INTERRUPTED
     return report(job, summary)
 
@@ -112,8 +113,3 @@ def report(job: "JobDir", summary: "Summary") -> int:
 def typed_command() -> str:
     """The command line as it was given."""
     return shlex.join(["batcher", *sys.argv[1:]])
-
-
-def quoted(job: "JobDir") -> str:
-    """The job's path as one would type it."""
-    return shlex.quote(str(job.path))

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import click
 
 from batcher.api.fleet import IN_A_COPY
+from batcher.api.widths import shortened
 from batcher.cli.options import broker_option, jobs_dir_option, json_option
-from batcher.words import counted, duration_text, one_line, shortened
+from batcher.words import counted, duration_text, one_line
 
 if TYPE_CHECKING:
     from batcher.api.fleet import Worker

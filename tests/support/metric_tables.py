@@ -7,7 +7,7 @@ writes them anew; a test asks that they are as this makes them.
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -71,7 +71,7 @@ def server_text() -> str:
     metrics.begin()
     metrics.end("/v1/completions", method="POST", status=200, seconds=0.1)
     metrics.first_token("tiny", seconds=0.1)
-    stats = EngineStats(*range(1, 14))
+    stats = EngineStats(*range(1, 1 + len(fields(EngineStats))))
     census = Census({"running": 1}, {"waiting": 2}, {"ok": 3}, reports)
     return metrics.render({"tiny": stats}, census).decode()
 

@@ -1,6 +1,6 @@
 """What a worker's supervisor and its child say to each other, in JSON lines: the configuration, and events back."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from batcher.broker.leases import LEASE_TTL_S
@@ -14,13 +14,12 @@ class WorkerConfig:
     """What a child needs to know. Travels as JSON. `models` are pairs of name and path.
 
     `grace_s` are the seconds it gets to save its rows and give back its shards. `name` stands in the `worker` column of
-    the results. `home` is the folder below which the supervisor keeps its sign of life. `log` says how it logs; None:
-    as text. `stall_timeout_s` are the seconds without a step after which an engine is given up. `row_timeout_s` goes
-    before a job's own. `quiet` leaves only warnings in the log. `model_sha256` are pairs of a model's name and the
-    digest that its file must have. `adapters` are, of models with a LoRA, the model's name, the adapter's path and its
-    scale. `scope` is that of the queues from which it takes shards. With `is_loading_on_demand` models are loaded when
-    somebody waits for them, `max_loaded` at a time, or as many as memory has room for, but for the `fatal_models`,
-    which ended an earlier child while they were loaded.
+    the results. `home` is the folder below which the supervisor keeps its sign of life. `log` says how it logs.
+    `stall_timeout_s` are the seconds without a step after which an engine is given up. `row_timeout_s` goes before a
+    job's own. `model_sha256` are pairs of a model's name and the digest that its file must have. `adapters` are, of
+    models with a LoRA, the model's name, the adapter's path and its scale. `scope` is that of the queues from which it
+    takes shards. With `is_loading_on_demand` models are loaded when somebody waits for them, `max_loaded` at a time, or
+    as many as memory has room for, but for the `fatal_models`, which ended an earlier child while they were loaded.
     Unless it `takes_shards` it computes only live requests, and knows no broker. `live_descriptor` is that of the
     socket by which they come. `process` is the child's id, which no other process has: its leases are told by it from
     those of an earlier child, and of another worker of this name. `validators` are pairs of a function's name and the
@@ -38,8 +37,7 @@ class WorkerConfig:
     row_timeout_s: float | None = None
     engine: EngineConfig = CHOOSE_ALL
     demand: Demand = UNKNOWN_DEMAND
-    quiet: bool = False
-    log: LogStyle | None = None
+    log: LogStyle = field(default_factory=LogStyle)
     model_sha256: tuple[tuple[str, str], ...] = ()
     takes_shards: bool = True
     live_descriptor: int | None = None

@@ -1,10 +1,8 @@
-"""Counts with their nouns, parts of a whole, durations, and texts that are shortened in the middle."""
+"""Counts with their nouns, parts of a whole, durations."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from batcher.words import ELLIPSIS, counted, duration_text, percent_text, short_duration_text, shortened
+from batcher.words import counted, duration_text, percent_text, short_duration_text
 
 
 @pytest.mark.parametrize(
@@ -19,26 +17,6 @@ from batcher.words import ELLIPSIS, counted, duration_text, percent_text, short_
 )
 def test_count_has_the_noun_that_goes_with_it(number: int, noun: str, plural: str, text: str) -> None:
     assert counted(number, noun, plural) == text
-
-
-def test_text_that_fits_stays_whole() -> None:
-    assert shortened("20261130-qxkv", 13) == "20261130-qxkv"
-
-
-def test_long_text_keeps_its_beginning_and_its_end() -> None:
-    assert shortened("prompts-20261130T183200Z-a1b2c3", 13) == "prompt…a1b2c3"
-
-
-@given(st.text(max_size=60), st.integers(0, 70))
-def test_shortened_text_has_room_and_its_ends(text: str, width: int) -> None:
-    short = shortened(text, width)
-
-    assert len(short) == min(len(text), width)
-    if len(text) > width > 0:
-        half = len(short) // 2
-        assert short[half] == ELLIPSIS or width % 2 == 0
-        assert text.startswith(short[: (width - 1) // 2])
-        assert text.endswith(short[len(short) - (width - 1) // 2 :])
 
 
 @pytest.mark.parametrize(
