@@ -1,20 +1,15 @@
 """Some seconds of a job, in a process of its own: how fast it goes, and rows that are done for good.
 
-Runs as `python -P -m workers.estimating.trial`. A line of JSON on stdin says which job, a line on stdout how it went.
-Its rows are run by the runner of shards, which keeps them as chunks of attempts like any other; whoever runs the job
-goes on from there. It needs no broker: the command holds the job's lock on this machine, and a lease saves work, it
-guards nothing.
+A trial of `workers.process.trials`. Its rows are run by the runner of shards, which keeps them as chunks of attempts
+like any other; whoever runs the job goes on from there. It needs no broker: the command holds the job's lock on this
+machine, and a lease saves work, it guards nothing.
 
 The end of stdin ends it in good order: what is finished is kept.
 """
 
-import contextlib
 import logging
 import os
 import resource
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -22,7 +17,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from batcher.broker.leases import Lease, Leases, Pace
-from batcher.endings import describe_exit
 from batcher.errors import BatcherError, ModelError
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.manifest import ShardInfo
@@ -32,16 +26,15 @@ from workers.engines.base import Engine
 from workers.estimating.dealing import Dealer, DealtEngine, DealtSequence
 from workers.estimating.lengths import Length
 from workers.estimating.meter import StepCost, StepMeter, fit_steps
+from workers.process import trials
 from workers.process.events import WorkerConfig
-from workers.process.launch import engine_environment
-from workers.process.lines import decode, encode
 from workers.shard.context import WorkerContext
 from workers.shard.runner import run_shard
 from workers.shard.validators import ValidatorRef
 
 logger = logging.getLogger(f"batcher.{__name__}")
 
-_TRIAL_COMMAND = (sys.executable, "-P", "-m", "workers.estimating.trial")
+_COMMAND = trials.trial_command("workers.estimating.trial")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +75,6 @@ class TrialReport:
     model_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class TrialAnswer:
-    """What a trial says in the end: its report, or why there is none."""
-
-    report: TrialReport | None
-    error: str = ""
-
-
 class SoleLeases(Leases):
     """Leases where nobody else works on the job: everyone gets his."""
 
@@ -111,59 +96,16 @@ def run_trial(config: TrialConfig) -> TrialReport:
 
     Where the caller is interrupted meanwhile, what is finished is kept.
     """
-    started_at = time.monotonic()
-    with tempfile.TemporaryFile() as log:
-        trial = subprocess.Popen(
-            _TRIAL_COMMAND,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            start_new_session=True,
-            env=engine_environment(),
-        )
-        assert trial.stdin is not None
-        assert trial.stdout is not None
-        line, lasted_s = b"", 0.0
-        try:
-            with contextlib.suppress(BrokenPipeError):
-                trial.stdin.write(encode(config))
-                trial.stdin.flush()
-                line = trial.stdout.readline()
-                lasted_s = time.monotonic() - started_at
-        finally:
-            with contextlib.suppress(BrokenPipeError):
-                trial.stdin.close()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                trial.wait(config.worker.grace_s)
-            trial.kill()
-            trial.wait()
-            trial.stdout.close()
-        if not line:
-            log.seek(0)
-            last = (log.read().decode(errors="replace").strip().splitlines() or ["nothing in its log"])[-1]
-            raise ModelError(f"{config.model}: its process ended with {describe_exit(trial.returncode)} ({last})")
-    answer = decode(TrialAnswer, line)
-    if answer.report is None:
-        raise ModelError(answer.error)
+    began_at = time.monotonic()
+    report = trials.run_trial(_COMMAND, config, TrialReport, grace_s=config.worker.grace_s, prefix=f"{config.model}: ")
     # The child can't know when it was launched.
-    return replace(answer.report, start_s=lasted_s - answer.report.seconds)
+    return replace(report, start_s=time.monotonic() - began_at - report.seconds)
 
 
-def main() -> int:
-    """Run what stdin says. Returns the exit code."""
-    # What llama.cpp prints must not stand before the report.
-    output = os.dup(1)
-    os.dup2(2, 1)
-    config = decode(TrialConfig, sys.stdin.buffer.readline())
+def _answer(config: TrialConfig) -> TrialReport:
     is_over = threading.Event()
     threading.Thread(target=_stop_with_parent, args=(is_over, config.worker.grace_s), daemon=True).start()
-    try:
-        answer = TrialAnswer(measure(config, is_over))
-    except BatcherError as exc:
-        answer = TrialAnswer(None, str(exc))
-    with contextlib.suppress(BrokenPipeError):
-        os.write(output, encode(answer))
-    return 0
+    return measure(config, is_over)
 
 
 def measure(config: TrialConfig, is_over: threading.Event) -> TrialReport:
@@ -273,6 +215,6 @@ def _stop_with_parent(is_over: threading.Event, grace_s: float) -> None:
 
 
 if __name__ == "__main__":
-    code = main()
+    trials.answer_trial(TrialConfig, _answer)
     logging.shutdown()
-    os._exit(code)
+    os._exit(0)

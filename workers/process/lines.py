@@ -20,8 +20,13 @@ def encode(value: "DataclassInstance") -> bytes:
 
 def decode(kind: type[_T], line: bytes) -> _T:
     """What `encode` wrote of a value of this type. Raises ValueError."""
-    value: _T = _adapter(cast("Hashable", kind)).validate_python(json.loads(line))
-    return value
+    return from_plain(kind, json.loads(line))
+
+
+def from_plain(kind: type[_T], value: object) -> _T:
+    """The dataclass of this type that `asdict` made `value` of. Raises ValueError."""
+    found: _T = _adapter(cast("Hashable", kind)).validate_python(value)
+    return found
 
 
 @cache

@@ -1,8 +1,7 @@
 """One measurement of `batcher tune`: an engine with given settings, kept full of prompts for some seconds.
 
-Runs as `python -P -m workers.tuning.trial`, a process for each: OpenMP keeps its threads and llama.cpp its buffers for
-as long as a process lives. A line of JSON on stdin says what to measure, a line on stdout how it went; the end of stdin
-is the end of the parent.
+A trial of `workers.process.trials`, a process for each: OpenMP keeps its threads and llama.cpp its buffers for as long
+as a process lives.
 
 What is measured is the middle of a long job: every slot at another point of its completion, so that prompts are read
 and tokens written in the proportion of the whole. The sequences that fill the slots first therefore end after lengths
@@ -10,13 +9,9 @@ in even steps, and the clock starts when all their prompts are read. These are c
 up to ten times as long as what is measured. So attention is a little cheaper than in a job, for all candidates.
 """
 
-import contextlib
 import itertools
 import os
 import queue
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,14 +19,12 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
-from batcher.endings import describe_exit
-from batcher.errors import BatcherError, EngineError, ModelError
+from batcher.errors import EngineError, ModelError
 from batcher.types import EngineConfig, SamplingParams
 from workers.engines.base import Engine, SequenceRequest, SequenceResult
 from workers.engines.llama.settings import EngineValues
 from workers.engines.open import load_metered
-from workers.process.launch import engine_environment
-from workers.process.lines import decode, encode
+from workers.process import trials
 
 #: Prompts that must begin while the clock runs, or that many times as long it runs at most: else it is chance whether a
 #: long prompt falls into the window.
@@ -50,7 +43,7 @@ _NUMBER_TOKENS = 8
 #: Seconds between two looks at whether the meter is done, where no completion ends.
 _LOOK_INTERVAL_S = 0.05
 
-_TRIAL_COMMAND = (sys.executable, "-P", "-m", "workers.tuning.trial")
+_COMMAND = trials.trial_command("workers.tuning.trial")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +73,6 @@ class TrialResult:
     max_slots: int
     context_length: int
     uses_gpu: bool
-
-
-@dataclass(frozen=True, slots=True)
-class TrialAnswer:
-    """What a trial says in the end: its result, or why there is none."""
-
-    result: TrialResult | None
-    error: str = ""
 
 
 @dataclass(slots=True)
@@ -131,66 +116,12 @@ class Meter:
 
 def run_trial(config: TrialConfig, *, timeout_s: float = TRIAL_TIMEOUT_S) -> TrialResult:
     """Measure in a process of its own, blocking. Raises ModelError, with the reason, where the settings don't work."""
-
-    with tempfile.TemporaryFile() as log:
-        trial = subprocess.Popen(
-            _TRIAL_COMMAND,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            start_new_session=True,
-            env=engine_environment(),
-        )
-        timer = threading.Timer(timeout_s, trial.kill)
-        timer.start()
-        try:
-            line = _ask(trial, config)
-            is_late = not timer.is_alive()
-        finally:
-            timer.cancel()
-            trial.kill()
-            trial.wait()
-        if line:
-            return _read_result(line)
-        if is_late:
-            raise ModelError(f"it took longer than {timeout_s:.0f} s")
-        log.seek(0)
-        last = (log.read().decode(errors="replace").strip().splitlines() or ["nothing in its log"])[-1]
-        raise ModelError(f"its process ended with {describe_exit(trial.returncode)} ({last})")
+    return trials.run_trial(_COMMAND, config, TrialResult, timeout_s=timeout_s)
 
 
-def _ask(trial: "subprocess.Popen[bytes]", config: TrialConfig) -> bytes:
-    """The line that the trial answers; nothing if it dies first."""
-    assert trial.stdin is not None
-    assert trial.stdout is not None
-    # Not closed before the answer: the end of the pipe tells the trial that nobody waits for it any more.
-    with trial.stdout, contextlib.suppress(BrokenPipeError), trial.stdin:
-        trial.stdin.write(encode(config))
-        trial.stdin.flush()
-        return trial.stdout.readline()
-    return b""
-
-
-def _read_result(line: bytes) -> TrialResult:
-    answer = decode(TrialAnswer, line)
-    if answer.result is None:
-        raise ModelError(answer.error)
-    return answer.result
-
-
-def main() -> int:
-    """Measure what stdin says. Returns the exit code."""
-    # What llama.cpp prints must not stand before the result.
-    output = os.dup(1)
-    os.dup2(2, 1)
-    config = decode(TrialConfig, sys.stdin.buffer.readline())
+def _answer(config: TrialConfig) -> TrialResult:
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    try:
-        answer = TrialAnswer(measure(config))
-    except BatcherError as exc:
-        answer = TrialAnswer(None, str(exc))
-    os.write(output, encode(answer))
-    return 0
+    return measure(config)
 
 
 def measure(config: TrialConfig) -> TrialResult:
@@ -275,4 +206,4 @@ def _end_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    trials.answer_trial(TrialConfig, _answer)

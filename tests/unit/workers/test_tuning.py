@@ -230,7 +230,7 @@ def test_settings_that_can_not_be_had_say_why(model: Path, tmp_path: Path) -> No
 
 
 def test_process_that_dies_is_told_of(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial, "_TRIAL_COMMAND", ("bash", "-c", "echo broken >&2; kill -SEGV $$"))
+    monkeypatch.setattr(trial, "_COMMAND", ("bash", "-c", "echo broken >&2; kill -SEGV $$"))
 
     with pytest.raises(ModelError, match=r"signal SIGSEGV \(broken\)"):
         run_trial(TrialConfig(str(model), EngineConfig(), (PROMPT,), 0.05))
