@@ -10,12 +10,15 @@ import click
 from batcher.api.status_texts import STATE_COLOURS, done_percent
 from batcher.api.widths import shortened, width_of
 from batcher.cli.texts import table_text, utc_text
+from batcher.cli.unserved import is_at_rest
 from batcher.words import short_duration_text
 
 if TYPE_CHECKING:
     from batcher.manage.status import Status
 
 _HEADER = ("JOB", "STATE", "DONE", "ROWS", "ERRORS", "TOK/S", "ETA", "MODEL", "CREATED")
+#: The state of a job on which somebody has worked, and nobody is alive that goes on, and its colour.
+_STOPPED, _STOPPED_COLOUR = "stopped", "red"
 #: Models of a job that are named; more are counted.
 _MAX_MODELS = 3
 #: Blanks between two columns.
@@ -63,7 +66,7 @@ def jobs_text(statuses: Sequence["Status"], screen: Screen | None) -> str:
 
     first, *others = (set_cell_size(line, screen.width).rstrip() for line in table_text(header, rows).splitlines())
     if screen.has_colours:
-        states = (status.state.value for status in statuses)
+        states = map(_state, statuses)
         others = [_with_colour(line, state) for line, state in zip(others, states, strict=True)]
     return "\n".join([first, *others])
 
@@ -75,7 +78,7 @@ def _cells(status: "Status") -> tuple[str, ...]:
     ]
     return (
         status.job_id,
-        status.state.value,
+        _state(status),
         done_percent(status),
         f"{status.num_rows:,}",
         f"{status.num_errors:,}",
@@ -84,6 +87,10 @@ def _cells(status: "Status") -> tuple[str, ...]:
         ",".join(models) or "-",
         utc_text(status.created_at),
     )
+
+
+def _state(status: "Status") -> str:
+    return _STOPPED if is_at_rest(status) else status.state.value
 
 
 def _fit(columns: list[tuple[str, ...]], width: int) -> list[tuple[str, ...]]:
@@ -115,4 +122,4 @@ def _width(columns: list[tuple[str, ...]]) -> int:
 
 def _with_colour(line: str, state: str) -> str:
     """The line, its state in the colour of that. No id holds a blank, so the state is the second word."""
-    return line.replace(f" {state}", f" {click.style(state, fg=STATE_COLOURS.get(state))}", 1)
+    return line.replace(f" {state}", f" {click.style(state, fg=STATE_COLOURS.get(state, _STOPPED_COLOUR))}", 1)

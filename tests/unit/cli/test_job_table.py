@@ -59,6 +59,15 @@ def test_wide_terminal_and_a_pipe_have_all_of_it(statuses: Sequence[Status]) -> 
     assert "2026-11-30 18:32:05 UTC" in jobs_text(statuses, None)
 
 
+def test_job_that_nobody_goes_on_with_is_stopped(statuses: Sequence[Status]) -> None:
+    left = replace(statuses[1], started_at=statuses[0].created_at, unserved_models={"hf:a/b:Q4_K_M": 585_001})
+
+    line = jobs_text([left, replace(left, served_models=("hf:a/b:Q4_K_M",))], Screen(80, has_colours=True))
+
+    assert f" {click.style('stopped', fg='red')} " in line
+    assert f" {click.style('running', fg='cyan')} " in line
+
+
 def test_states_have_colours_and_change_nothing_else(statuses: Sequence[Status]) -> None:
     for width in (80, 200):
         coloured = jobs_text(statuses, Screen(width, has_colours=True))
