@@ -19,7 +19,7 @@ from batcher.submission.readers.bounds import NO_BOUNDS, Bounds
 from batcher.submission.readers.json_lines import read_lines
 from batcher.submission.readers.paths import COMPRESSED, STREAM, InputFile, expand, is_pipe
 from batcher.submission.readers.raw_rows import FileValue, LineBatch, Origin, TableBatch
-from batcher.submission.readers.streams import Readable, decompressed, is_compressed
+from batcher.submission.readers.streams import Arriving, Readable, decompressed, is_compressed
 
 __all__ = [
     "FORMATS",
@@ -99,6 +99,16 @@ class NamedStream:
         data = self._stream.read(size)
         self._hash.update(data)
         return data
+
+    def read1(self, size: int = -1, /) -> bytes:
+        """What is there, if the stream tells."""
+        data: bytes = getattr(self._stream, "read1", self._stream.read)(size)
+        self._hash.update(data)
+        return data
+
+    def fileno(self) -> int:
+        """Of the stream. Raises AttributeError or OSError where it has none."""
+        return self._stream.fileno()  # type: ignore[attr-defined,no-any-return]
 
     def batches(self, options: ReadOptions, bounds: Bounds) -> Iterator[LineBatch | TableBatch]:
         """See `InputStream`."""
@@ -188,7 +198,7 @@ def _read_text(
             raise InputError(f"{name}: {problem}")
     found = _TEXT_FORMATS.get(file.suffix) if file is not None else None
     format_ = found or options.format or "jsonl"
-    whole = decompressed(head, stream, name=name, bounds=bounds)
+    whole = decompressed(head, Arriving(stream), name=name, bounds=bounds)
     if format_ == "jsonl":
         path = Path(file.name) if file is not None and not is_pipe(file.name) else None
         yield from read_lines(whole, name, path=path, max_bytes=bounds.max_line_bytes)

@@ -5,6 +5,7 @@ rows in the blocks before it or not.
 """
 
 import io
+import select
 import zlib
 from typing import Protocol
 
@@ -27,6 +28,32 @@ class Readable(Protocol):
     def read(self, size: int = -1, /) -> bytes: ...
 
 
+class Arriving:
+    """A stream that waits for the first byte of a block only: of a pipe whose writer pauses it gives what is there.
+
+    A stream that can't tell what is there waits for the whole block.
+    """
+
+    def __init__(self, stream: Readable) -> None:
+        self._stream = stream
+        self._read_some = getattr(stream, "read1", None)
+        try:
+            self._descriptor = stream.fileno()  # type: ignore[attr-defined]
+        except (AttributeError, OSError):
+            self._read_some = None
+
+    def read(self, size: int = -1, /) -> bytes:
+        if self._read_some is None or size < 0:
+            return self._stream.read(size)
+        data: bytes = self._read_some(size)
+        while 0 < len(data) < size and select.select([self._descriptor], [], [], 0)[0]:
+            piece = self._read_some(size - len(data))
+            if not piece:
+                break
+            data += piece
+        return data
+
+
 class Prefixed(io.RawIOBase):
     """A stream with the bytes put back that were read from it to see what it is."""
 
@@ -38,9 +65,11 @@ class Prefixed(io.RawIOBase):
         return True
 
     def read(self, size: int = -1, /) -> bytes:
-        if self._head:
-            head, self._head = self._head, b""
-            return head + self._stream.read(size - len(head) if size >= 0 else size)
+        if self._head and size:
+            # Alone, as there may be nothing behind it yet.
+            end = len(self._head) if size < 0 else size
+            head, self._head = self._head[:end], self._head[end:]
+            return head
         return self._stream.read(size)
 
 

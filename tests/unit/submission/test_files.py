@@ -4,6 +4,7 @@ import gzip
 import io
 import os
 import threading
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -69,6 +70,24 @@ def test_named_pipe_is_read_as_it_comes(tmp_path: Path) -> None:
     writer.start()
     assert [line for _, line in lines_of([str(path)])] == [b"1", b"2"]
     writer.join()
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+@pytest.mark.parametrize("has_path", [False, True])
+def test_lines_of_a_pipe_come_when_they_are_written(has_path: bool, is_packed: bool) -> None:
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb") as stream, os.fdopen(writing, "wb", buffering=0) as writer:
+        packer = zlib.compressobj(wbits=31)
+
+        def write(line: bytes) -> None:
+            writer.write(packer.compress(line) + packer.flush(zlib.Z_SYNC_FLUSH) if is_packed else line)
+
+        write(b'{"a": 1}\n')
+        batches = read_batches(expand([f"/dev/fd/{reading}" if has_path else NamedStream(stream)]))
+        # With the end of the line, as there may be more of it else. It would wait for ever, as the pipe stays open.
+        assert next(batches).lines == [b'{"a": 1}']  # type: ignore[union-attr]
+        write(b'{"a": 2}\n{"a": 3}\n')
+        assert next(batches).lines == [b'{"a": 2}', b'{"a": 3}']  # type: ignore[union-attr]
 
 
 class DripStream:
