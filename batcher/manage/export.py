@@ -4,6 +4,7 @@ Works shard by shard, so memory is bounded by one shard. The file is written und
 whoever sees it sees it whole.
 """
 
+import contextlib
 import json
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,13 +21,14 @@ import pyarrow.parquet as pq
 
 from batcher.arrow.conditions import Column
 from batcher.arrow.values import json_line, text_column
-from batcher.errors import InputError, JobError
+from batcher.errors import InputError, JobError, StorageError
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.local_store import replacing
 from batcher.jobdir.manifest import ShardInfo
 from batcher.jobdir.optional_columns import TOOL_CALLS
 from batcher.jobdir.results import RESULT_FIELDS, job_schema
 from batcher.jobdir.shards import read_custom_ids, read_request_facts
+from batcher.jobdir.store import reason
 from batcher.manage.delete import own_names
 from batcher.manage.finish import finalize
 from batcher.manage.finished import (
@@ -108,7 +110,7 @@ def export(
         )
     if not isinstance(target, Path):
         return _write(target, job, kind, layout, chosen)
-    with replacing(target) as temp, temp.open("wb") as file:
+    with _opened(target) as file:
         return _write(file, job, kind, layout, chosen)
 
 
@@ -133,8 +135,27 @@ def _check_target(job: JobDir, target: Path, *, force: bool) -> None:
     for own in sorted(job.path / name for name in own_names(job)):
         if target.resolve().is_relative_to(own.resolve()):
             raise InputError(f"{target}: is in the job's own folder {own}; name a file elsewhere")
-    if target.exists() and not force:
+    if target.is_dir():
+        raise InputError(f"{target}: is a folder; name a file in it")
+    if target.is_file() and not force:
         raise InputError(f"{target}: exists; --force replaces it")
+
+
+@contextlib.contextmanager
+def _opened(target: Path) -> Iterator[BinaryIO]:
+    """A file to be written that takes the place of `target`, or of what that links to, if the block ends well.
+
+    A pipe or a device stays, and gets what is written at once. Raises StorageError.
+    """
+    if not target.exists() or target.is_file():
+        with replacing(target.resolve()) as temp, temp.open("wb") as file:
+            yield file
+        return
+    try:
+        with target.open("wb") as file:
+            yield file
+    except OSError as exc:
+        raise StorageError(f"{target}: cannot write: {reason(exc)}") from exc
 
 
 def _write(file: BinaryIO, job: JobDir, kind: FileKind, layout: ExportFormat, chosen: Sequence[Column] | None) -> int:
@@ -167,7 +188,7 @@ def write_tables(
     """Write tables of any columns to a file, outside these jobs. Returns the number of rows. Raises as `export`."""
     for job in jobs:
         _check_target(job, target, force=force)
-    with replacing(target) as temp, temp.open("wb") as file:
+    with _opened(target) as file:
         match kind:
             case FileKind.PARQUET:
                 return _write_parquet(file, tables, schema=schema)

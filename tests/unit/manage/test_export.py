@@ -3,6 +3,8 @@
 import csv
 import json
 import math
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -19,7 +21,7 @@ from batcher.jobdir.folder import JobDir
 from batcher.jobdir.manifest import encode_schema
 from batcher.jobdir.results import build_table, result_schema, write_file
 from batcher.manage import export as export_module
-from batcher.manage.export import ExportFormat, export
+from batcher.manage.export import SUFFIXES, ExportFormat, export
 from batcher.manage.finish import finalize
 from batcher.manage.finished import finished_tables, json_rows
 from batcher.types import ErrorCode, FinishReason, Request, SamplingParams
@@ -323,6 +325,42 @@ def test_existing_file_is_kept_without_force(tmp_path: Path, job: JobDir) -> Non
     assert target.read_text() == "precious"
     export(job, target, force=True)
     assert len(read_lines(target)) == 6
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_pipes_devices_and_links_stay_what_they_are(tmp_path: Path, job: JobDir, suffix: str) -> None:
+    export(job, tmp_path / f"plain{suffix}")
+    written = (tmp_path / f"plain{suffix}").read_bytes()
+    pipe, device, link = (tmp_path / f"{name}{suffix}" for name in ("pipe", "device", "link"))
+    os.mkfifo(pipe)
+    device.symlink_to("/dev/null")
+    (tmp_path / "older").write_bytes(b"older")
+    link.symlink_to(tmp_path / "older")
+
+    with ThreadPoolExecutor(1) as pool:
+        read = pool.submit(pipe.read_bytes)
+        export(job, pipe, force=True)
+        assert read.result() == written
+    export(job, device)
+    export(job, link, force=True)
+
+    assert pipe.is_fifo()
+    assert device.is_char_device()
+    assert link.is_symlink()
+    assert (tmp_path / "older").read_bytes() == written
+    with pytest.raises(InputError, match=r"exists; --force"):
+        export(job, link)
+
+
+def test_full_device_and_folder_are_refused(tmp_path: Path, job: JobDir) -> None:
+    full, folder = tmp_path / "full.csv", tmp_path / "folder.csv"
+    full.symlink_to("/dev/full")
+    folder.mkdir()
+
+    with pytest.raises(StorageError, match=r"full\.csv: cannot write: No space left on device"):
+        export(job, full)
+    with pytest.raises(InputError, match=r"folder\.csv: is a folder; name a file in it"):
+        export(job, folder, force=True)
 
 
 @pytest.mark.parametrize("name", ["OUT.CSV", "out.Parquet", "out.JSONL"])
