@@ -16,7 +16,7 @@ from batcher.errors import InputError
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.results import job_schema
 from batcher.manage.finished import finished_tables
-from batcher.manage.joined import ANSWERS
+from batcher.manage.joined import answer_columns
 from batcher.types import RowStatus
 
 #: More different answers than these are no labels.
@@ -71,9 +71,9 @@ def diff(a: JobDir, b: JobDir, *, column: str | None = None) -> Diff:
     `column` is by default the answer: the first of `output`, `label` and `text` that both have. Raises InputError for a
     column that one of them lacks, CorruptFileError, StorageError.
     """
-    schemas = [job_schema(job.manifest) for job in (a, b)]
-    name = column or next(each for each in ANSWERS if all(each in schema.names for schema in schemas))
-    left, right = (_read(job, name, schema) for job, schema in zip((a, b), schemas, strict=True))
+    answers_a, answers_b = (answer_columns(job.manifest) for job in (a, b))
+    name = column or next(each for each in answers_a if each in answers_b)
+    left, right = (_read(job, name) for job in (a, b))
     key = "custom_id" if _have_common(left, right, "custom_id") else "row"
     joined = left.join(
         right.rename_columns([each if each in (key, "index") else f"{each}_b" for each in right.column_names]),
@@ -99,8 +99,9 @@ def diff(a: JobDir, b: JobDir, *, column: str | None = None) -> Diff:
     )
 
 
-def _read(job: JobDir, name: str, schema: pa.Schema) -> pa.Table:
+def _read(job: JobDir, name: str) -> pa.Table:
     """The facts of all rows of a job, and what is compared, as text."""
+    schema = job_schema(job.manifest)
     what = f"{job.job_id}: column"
     columns = parse_columns(_FACTS, schema, what=what)
     answer, *more = parse_columns([name], schema, what=what)

@@ -13,8 +13,8 @@ from batcher.errors import InputError
 from batcher.jobdir.manifest import InputColumn, Manifest
 from batcher.jobdir.results import job_schema
 
-#: What an answer is, the first of these that a job has.
-ANSWERS = ("output", "label", "text")
+#: Result columns that hold the answers of jobs that have them, in front of the text that all have.
+_TYPED_ANSWERS = ("output", "label")
 #: In front of a column of the input that has the name of one of ours.
 _PREFIX = "input_"
 
@@ -31,7 +31,7 @@ def joined_columns(manifest: Manifest, *, columns: str | None, output_column: st
     if output_column is not None:
         if any(column.name == output_column for column in asked):
             raise InputError(f"the columns have {output_column!r} already; give the answer another name")
-        answer = next(name for name in ANSWERS if name in schema.names)
+        answer = answer_columns(manifest)[0]
         asked.append(Column(output_column, answer, lambda table: table[answer]))
     taken = {column.name for column in asked}
     found: dict[str, Column] = {}
@@ -43,6 +43,14 @@ def joined_columns(manifest: Manifest, *, columns: str | None, output_column: st
             name = column.name if is_free else column.column
             found.setdefault(name, _column(name, column))
     return [*found.values(), *(column for column in asked if column.name not in found)]
+
+
+def answer_columns(manifest: Manifest) -> tuple[str, ...]:
+    """The columns that hold the answers of a job, the one that says most first.
+
+    A column of the input may be called `output` or `label` where the job has no such column of its own: it is none.
+    """
+    return (*(name for name in _TYPED_ANSWERS if name in manifest.optional.names), "text")
 
 
 def input_columns(manifest: Manifest) -> tuple[InputColumn, ...]:

@@ -14,11 +14,12 @@ import pytest
 from batcher import constraints
 from batcher.errors import InputError
 from batcher.jobdir.folder import JobDir
+from batcher.manage.differences import diff
 from batcher.manage.export import FileKind, export
 from batcher.manage.finish import finalize
 from batcher.manage.joined import input_columns
 from batcher.submission.planner import submit
-from batcher.types import SamplingParams
+from batcher.types import Constraint, SamplingParams
 from tests.support.completing import complete
 from tests.support.job_files import finished_job, make_job, ok, write_chunk
 from tests.support.manual_engine import ManualEngine
@@ -33,11 +34,16 @@ TICKETS = (
 )
 
 
-def job_of(source: str, folder: Path, **changes: Any) -> JobDir:
+def engine_of(answer: str) -> ManualEngine:
+    """It answers everything with this."""
+    return ManualEngine(lambda request: answer)
+
+
+def job_of(source: str, folder: Path, *, engine: ManualEngine | None = None, **changes: Any) -> JobDir:
     """The job of an input, complete."""
     job = JobDir(folder)
     submit(job, [source], make_options(**changes))
-    complete(job, ManualEngine())
+    complete(job, engine or ManualEngine())
     return JobDir.open(folder)
 
 
@@ -124,6 +130,37 @@ def test_answer_is_what_the_job_has_of_output_and_label(tmp_path: Path) -> None:
         ["custom_id", "topic", "tags", "verdict"],
         ["id-0", "topic-0", '["a", "0"]', ""],
     ]
+
+
+@pytest.mark.parametrize("named", [("label",), ("output",), ("label", "output"), ("input_output", "label", "output")])
+@pytest.mark.parametrize(
+    ("constraint", "text", "column", "answer"),
+    [
+        (None, "good", "text", "good"),
+        (constraints.choice(["good", "bad"]), "good", "label", "good"),
+        (constraints.json_schema({"const": "good"}), '"good"', "output", "good"),
+    ],
+)
+def test_column_of_the_input_is_never_taken_for_the_answer(
+    tmp_path: Path, named: tuple[str, ...], constraint: Constraint | None, text: str, column: str, answer: str
+) -> None:
+    """Whatever it is called, and whatever kind of answer the job has: export and diff both have the job's own."""
+    source = tmp_path / "in.csv"
+    source.write_text(",".join(["prompt", *named]) + "\n" + ",".join(["Well?", *(f"my {name}" for name in named)]))
+    params = SamplingParams(constraint=constraint)
+    job, other = (
+        job_of(str(source), tmp_path / name, engine=engine_of(said), params=params)
+        for name, said in (("a", text), ("b", "else"))
+    )
+
+    export(job, tmp_path / "out.csv", output_column="answer")
+
+    assert cells(tmp_path / "out.csv") == [
+        ["prompt", *named, "answer"],
+        ["Well?", *(f"my {name}" for name in named), answer],
+    ]
+    found = diff(job, other)
+    assert (found.column, found.num_changed) == (column, 1)
 
 
 def test_answer_cannot_have_the_name_of_another_column(tmp_path: Path, tickets: str) -> None:
