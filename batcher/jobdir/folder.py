@@ -57,7 +57,7 @@ from batcher.jobdir.listing import (
 )
 from batcher.jobdir.local_store import LOCAL
 from batcher.jobdir.manifest import Manifest, ShardInfo, encode_manifest, parse_manifest
-from batcher.jobdir.store import Guard, Store
+from batcher.jobdir.store import Entry, Guard, Store
 
 #: What the mark of a cancellation ends in that came because the time was over.
 _EXPIRY_MARK = " expired"
@@ -65,12 +65,16 @@ _EXPIRY_MARK = " expired"
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """A worker's durable claim of a shard. `system_fingerprint` says what engine it has; None: that is not known."""
+    """A worker's durable claim of a shard. `system_fingerprint` says what engine it has; None: that is not known.
+
+    `idle_since` is when the attempts before it wrote their last file; None for the first, and in older records.
+    """
 
     attempt: int
     worker: str
     claimed_at: datetime
     system_fingerprint: str | None = None
+    idle_since: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,15 +286,23 @@ class JobDir:
 
     def claim(self, shard: int, *, worker: str, system_fingerprint: str | None = None) -> Claim:
         """Create the next attempt record of `shard`, durably. Lists nothing where it is the first, as most are."""
-        earlier = AttemptFiles()
+        earlier, idle_since = AttemptFiles(), None
         number = 1
         while True:
-            record = Attempt(number, worker, datetime.now(UTC), system_fingerprint)
+            record = Attempt(number, worker, datetime.now(UTC), system_fingerprint, idle_since)
             path = self.attempt_path(shard, attempt=number)
             if self.store.create(path, _ATTEMPT.dump_json(record), guard=self.check_exists):
                 return Claim(number, earlier)
-            earlier = self.list_attempts(shard)
+            files = self.store.list(self.attempts_dir(shard))
+            earlier, idle_since = AttemptFiles.of(entry.path for entry in files), self._last_written_at(shard, files)
             number = max(number, earlier.last) + 1
+
+    def _last_written_at(self, shard: int, attempts: Iterable[Entry]) -> datetime | None:
+        """When the attempts at a shard wrote the last of their files: claims, journals, chunks, the part."""
+        heads = [entry.head() for entry in (*attempts, *self.store.list(self.chunks_dir(shard)))]
+        heads.append(self.store.head(self.part_path(shard)))
+        written = max((head.modified_s for head in heads if head is not None), default=None)
+        return None if written is None else datetime.fromtimestamp(written, UTC)
 
     def claim_attempt(self, shard: int, *, worker: str, system_fingerprint: str | None = None) -> int:
         """The number of a new claim, see `claim`."""

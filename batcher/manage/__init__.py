@@ -3,6 +3,7 @@
 status.py   where it stands: rows, rates, workers
 in_flight.py what is made of rows that have no result yet
 speedometer.py how fast a job goes, and when it will be done
+worked.py   in which times a job was worked on
 finish.py   the proof that all rows have results, and the summary
 repair.py   parts that went bad after their commit
 resume.py   a job is taken up again

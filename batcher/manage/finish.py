@@ -29,6 +29,7 @@ from batcher.jobdir.lock import exclusive
 from batcher.jobdir.results import Counts, read_counts
 from batcher.jobdir.store import Entry
 from batcher.manage.repair import sound_counts, with_remedy
+from batcher.manage.worked import read_work
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +51,10 @@ class Summary:
 
     `seed` is the job's, given or drawn; None in the summaries of an older Batcher.
     `started_at` is the first claim of a shard (None where all rows were refused and no work was needed),
-    `finished_at` the last commit. `elapsed_s` lies between them, so it holds the pauses of a job that was resumed or
-    retried. `tokens_per_s` is completion tokens per elapsed second, without the `copied_tokens`, for which nothing was
-    computed, as an equal request had the same answer. `results` is relative to the job directory.
+    `finished_at` the last commit. `elapsed_s` is the time between them in which somebody worked on a shard (see
+    `worked`): nothing while the job was paused, interrupted, or complete and not yet retried. `tokens_per_s` is
+    completion tokens per elapsed second, without the `copied_tokens`, for which nothing was computed, as an equal
+    request had the same answer. `results` is relative to the job directory.
     """
 
     job_id: str
@@ -116,10 +118,8 @@ def finalize(job: JobDir, *, listing: Listing | None = None) -> Summary | None:
 
 
 def _summarize(job: JobDir, counts: Counts) -> Summary:
-    started_at = job.first_claim_at()
-    finished_at = last_commit_at(job)
-    # Claims carry a worker's clock, commits the file system's: they may disagree by more than a tiny job takes.
-    elapsed_s = max(0.0, (finished_at - started_at).total_seconds()) if started_at else 0.0
+    work = read_work(job)
+    elapsed_s = work.seconds
     return Summary(
         job_id=job.manifest.job_id,
         proof=Proof(job.manifest.num_rows, counts.num_ok, counts.num_errors),
@@ -132,8 +132,8 @@ def _summarize(job: JobDir, counts: Counts) -> Summary:
         cached_tokens=counts.cached_tokens,
         finish_reasons=dict(sorted(counts.finish_reasons.items())),
         error_codes=dict(sorted(counts.error_codes.items())),
-        started_at=started_at,
-        finished_at=finished_at,
+        started_at=work.started_at,
+        finished_at=last_commit_at(job),
         elapsed_s=round(elapsed_s, 3),
         tokens_per_s=round((counts.completion_tokens - counts.copied_tokens) / elapsed_s, 2) if elapsed_s else 0.0,
         num_parts=len(job.manifest.shards),

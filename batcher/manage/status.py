@@ -96,7 +96,7 @@ class Status:
     `late_s` are the seconds by which a job that has to be finished by a time will be late, or was; below 0 it is early.
     `unserved_models` are those that rows wait for and no worker has that is alive, with the number of these rows;
     `served_models` are those that such workers have, `models` those of the job's rows. `eta_s` is None where nothing is
-    known to progress, and where rows wait for a model that is not served.
+    known to progress, and where such rows wait. `elapsed_s` counts from the first claim; complete, as the summary.
     """
 
     job_id: str
@@ -145,6 +145,7 @@ class _Rates:
     tokens_per_s: float
     rows_per_s: float
     elapsed_s: float
+    finished_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +253,7 @@ class StatusReader:
 
     def _ends_at(self, eta_s: float | None, rates: _Rates, *, now: float, state: JobState) -> float | None:
         if state is JobState.COMPLETE:
-            return (self._started_at or self._job.manifest.created_at).timestamp() + rates.elapsed_s
+            return (rates.finished_at or self._started_at or self._job.manifest.created_at).timestamp()
         return None if eta_s is None else now + eta_s
 
     def _count_rows(self, listing: Listing) -> tuple[list[ShardInfo], Counts]:
@@ -425,7 +426,7 @@ class StatusReader:
                 pass  # Deleted by hand or by a `retry` just now: the rates below are good enough.
             else:
                 rows_per_s = worked / summary.elapsed_s if summary.elapsed_s else 0.0
-                return _Rates(summary.tokens_per_s, rows_per_s, summary.elapsed_s)
+                return _Rates(summary.tokens_per_s, rows_per_s, summary.elapsed_s, summary.finished_at)
         step = Step(
             now,
             worked + in_flight.work,
