@@ -1,13 +1,18 @@
 """`batcher query`: the results of jobs by SQL."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from batcher.cli.completing import complete_job
 from batcher.cli.options import as_size, find_job, jobs_dir_option, json_option, option
 from batcher.cli.results import SAMPLE_ROWS
+from batcher.errors import InputError, JobError
 from batcher.words import counted
+
+if TYPE_CHECKING:
+    from batcher.jobdir.folder import JobDir
 
 #: What the only job is called in a query.
 TABLE = "results"
@@ -55,8 +60,9 @@ def query_command(
     if not names:
         raise click.UsageError('a job and a query are needed: batcher query JOB "select count(*) from results"')
     kind = None if output is None else file_kind(output)
-    jobs = {name: find_job(job, jobs_dir) for name, job in map(_named, names)}
-    if len(jobs) < len(names):
+    jobs = dict(_named(argument, jobs_dir) for argument in names)
+    # To DuckDB upper and lower case are the same.
+    if len({name.lower() for name in jobs}) < len(names):
         raise click.UsageError("two jobs have the same name; give each its own: batcher query a=JOB b=JOB ...")
     with query(jobs, sql, memory=memory) as (schema, tables):
         if output is not None and kind is not None:
@@ -69,7 +75,17 @@ def query_command(
     return 0
 
 
-def _named(argument: str) -> tuple[str, str]:
-    """The table's name and the job of NAME=JOB, or of a JOB."""
+def _named(argument: str, jobs_dir: Path) -> "tuple[str, JobDir]":
+    """The table's name and the job of NAME=JOB, or of a JOB, whose path may have a = in it."""
     name, equals, job = argument.partition("=")
-    return (name, job) if equals and name.isidentifier() else (TABLE, argument)
+    if equals and name.isidentifier():
+        return name, find_job(job, jobs_dir)
+    try:
+        return TABLE, find_job(argument, jobs_dir)
+    except (InputError, JobError) as exc:
+        if not equals:
+            raise
+        raise click.UsageError(
+            f"{argument}: there is no such job, and {name!r} is no name for a table: letters, digits and _ make one, "
+            "without a digit in front"
+        ) from exc

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from batcher.arrow.values import unique_names
 from batcher.errors import InputError, first_line
 from batcher.installation import check_installed
 from batcher.jobdir.folder import JobDir
@@ -25,8 +26,9 @@ def query(
 ) -> Iterator[tuple[pa.Schema, Iterator[pa.Table]]]:
     """The answer to a query, of which each job is a table of this name; as tables that are made while they are read.
 
-    `memory` bounds it, in bytes; what does not fit goes to temporary files. Raises InputError for a query that is wrong
-    or would do anything but read, MissingPackageError without the extra `query`, CorruptFileError, StorageError.
+    Columns to which the query gives one name get names of their own, the second `name_2`. `memory` bounds it, in bytes;
+    what does not fit goes to temporary files. Raises InputError for a query that is wrong or would do anything but
+    read, MissingPackageError without the extra `query`, CorruptFileError, StorageError.
     """
     check_installed("batcher query", "query")
     # Its name here is that of this module.
@@ -43,7 +45,9 @@ def query(
             answer = connection.sql(sql)
             with _computing(jobs, duckdb.Error):
                 reader = pa.RecordBatchReader.from_stream(answer)
-            yield reader.schema, _tables(reader, jobs, duckdb.Error)
+            names = unique_names(reader.schema.names)
+            schema = pa.schema([field.with_name(name) for field, name in zip(reader.schema, names, strict=True)])
+            yield schema, _tables(reader, names, jobs, duckdb.Error)
     except duckdb.Error as exc:
         raise InputError(f"query: {_message(exc)}") from exc
 
@@ -61,10 +65,12 @@ def _computing(jobs: Mapping[str, JobDir], error: type[Exception]) -> Iterator[N
         raise InputError(f"query: {_message(exc)}") from exc
 
 
-def _tables(reader: pa.RecordBatchReader, jobs: Mapping[str, JobDir], error: type[Exception]) -> Iterator[pa.Table]:
+def _tables(
+    reader: pa.RecordBatchReader, names: list[str], jobs: Mapping[str, JobDir], error: type[Exception]
+) -> Iterator[pa.Table]:
     with _computing(jobs, error):
         for batch in reader:
-            yield pa.Table.from_batches([batch])
+            yield pa.Table.from_batches([batch]).rename_columns(names)
 
 
 def _confine(connection: Any, memory: int | None) -> None:

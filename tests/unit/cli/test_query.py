@@ -67,7 +67,34 @@ def test_query_needs_a_job_and_a_name_for_each(run: Run, workplace: Path) -> Non
 
     assert "a job and a query are needed" in run("query a")[2]
     assert "two jobs have the same name" in run("query a a 'select 1'")[2]
+    assert "two jobs have the same name" in run("query x=a X=a 'select 1'")[2]
     assert run("query nowhere 'select 1'")[0] == 2
+
+
+@pytest.mark.parametrize("name", ["a b", "1a", "a-b", ""])
+def test_name_that_no_table_can_have_is_refused_with_those_that_can(run: Run, workplace: Path, name: str) -> None:
+    """But a path of a job may have the sign in it."""
+    finished_job(workplace / "a")
+    finished_job(workplace / f"{name}=b")
+
+    code, _, err = run(f"query '{name}=a' 'select 1'")
+
+    assert code == 2
+    assert f"{name!r} is no name for a table: letters, digits and _ make one" in err
+    assert run(f"query '{name}=b' 'select count(*) as n from results' --json")[1] == '{"n": 7}\n'
+
+
+def test_columns_of_one_name_are_all_there_in_each_kind_of_answer(run: Run, workplace: Path) -> None:
+    finished_job(workplace / "a")
+    query = "query a \"select 'x' as a, 'y' as a, 'z' as a_2 from results where row = 0\""
+
+    assert json.loads(run(f"{query} --json")[1]) == {"a": "x", "a_3": "y", "a_2": "z"}
+    assert run(query)[1] == "a\ta_3\ta_2\nx\ty\tz\n"
+    for name in ("out.csv", "out.jsonl", "out.parquet"):
+        assert run(f"{query} -o {name}")[0] == 0
+    assert (workplace / "out.csv").read_text() == '"a","a_3","a_2"\n"x","y","z"\n'
+    assert json.loads((workplace / "out.jsonl").read_text()) == {"a": "x", "a_3": "y", "a_2": "z"}
+    assert pq.read_table(workplace / "out.parquet").to_pylist() == [{"a": "x", "a_3": "y", "a_2": "z"}]
 
 
 def test_value_that_cannot_be_is_told_wherever_the_answer_goes(run: Run, workplace: Path) -> None:
