@@ -24,11 +24,13 @@ def joined_columns(manifest: Manifest, *, columns: str | None, output_column: st
 
     The answer is the typed `output` of a job with a schema, the `label` of one with choices, else the text. A column of
     the input that has the name of one that is asked for keeps the name that it has in the results. Raises InputError
-    for a column that is not there, and for an answer that would have the name of another.
+    for a column that is not there, and for an answer that would have no name, or that of another.
     """
     schema = job_schema(manifest)
     asked = parse_columns([columns], schema, what="columns") if columns else []
     if output_column is not None:
+        if not output_column.strip():
+            raise InputError("the column of the answers has no name; give it one, such as answer")
         if any(column.name == output_column for column in asked):
             raise InputError(f"the columns have {output_column!r} already; give the answer another name")
         answer = answer_columns(manifest)[0]

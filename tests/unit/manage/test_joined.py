@@ -172,6 +172,9 @@ def test_answer_cannot_have_the_name_of_another_column(tmp_path: Path, tickets: 
         export(job, tmp_path / "out.csv", columns="row,status", output_column="status")
     with pytest.raises(InputError, match="columns: there is no column 'txt'; did you mean text"):
         export(job, tmp_path / "out.csv", columns="txt")
+    for nothing in ("", " "):
+        with pytest.raises(InputError, match="the column of the answers has no name"):
+            export(job, tmp_path / "out.csv", output_column=nothing)
     assert not (tmp_path / "out.csv").exists()
 
 
