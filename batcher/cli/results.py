@@ -249,9 +249,13 @@ def _sending(broker: str | None) -> "AbstractContextManager[Send | None]":
 def _print_left_out(selection: "Selection") -> None:
     """Say which of the rows that were asked for do not run again, and why."""
     if selection.num_refused:
-        were = "was refused at submit and is" if selection.num_refused == 1 else "were refused at submit and are"
+        were, them = (
+            ("was refused at submit and is", "it")
+            if selection.num_refused == 1
+            else ("were refused at submit and are", "them")
+        )
         click.echo(
-            f"{counted(selection.num_refused, 'row')} {were} left out: mend them in the input and submit it as a new "
+            f"{counted(selection.num_refused, 'row')} {were} left out: mend {them} in the input and submit it as a new "
             "job."
         )
     if selection.num_not_retriable:

@@ -359,7 +359,7 @@ def _show_reading(num_rows: int) -> None:
 
 def _say_how_far(job: "JobDir", *, quiet: bool) -> None:
     if not quiet:
-        click.echo(f"Resuming: {how_far(job)} are done.", err=True)
+        click.echo(f"Resuming: {how_far(job)}.", err=True)
 
 
 def _resume_line(output: str, run: "Run") -> str:

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 
 def how_far(job: "JobDir") -> str:
-    """The rows that are done, of how many."""
+    """How many rows are done, of how many: `1 of 400 rows done`."""
     from batcher.manage.status import StatusReader
 
     status = StatusReader(job).read()
-    return f"{status.num_done:,} of {counted(status.num_rows, 'row')}"
+    return f"{status.num_done:,} of {counted(status.num_rows, 'row')} done"
 
 
 def complete_job(
@@ -60,15 +60,15 @@ def complete_job(
                 log=log,
             )
     except StoppedError:
-        click.echo(f"Stopped: {how_far(job)} are done and kept. Resume with:\n  {again}", err=True)
+        click.echo(f"Stopped: {how_far(job)} and kept. Resume with:\n  {again}", err=True)
         return EXIT_INTERRUPTED
     except JobPausedError as exc:
-        click.echo(f"Paused: {how_far(job)} are done and kept. Go on with:\n  {again}", err=True)
+        click.echo(f"Paused: {how_far(job)} and kept. Go on with:\n  {again}", err=True)
         return exc.exit_code
     except BatcherError as exc:
         click.echo(f"Error: {exc}", err=True)
         if job.exists():
-            click.echo(f"{how_far(job)} are done and kept. Go on with:\n  {again}", err=True)
+            click.echo(f"{how_far(job)} and kept. Go on with:\n  {again}", err=True)
         return exc.exit_code
     return (say or report)(job, summary)
 

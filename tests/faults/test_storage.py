@@ -134,7 +134,7 @@ def test_run_on_a_disk_that_fills_keeps_its_rows_and_goes_on_once_there_is_space
     assert "Traceback" not in run.stderr
     saved = chunk_rows(job)
     assert 0 < len(saved) < MANY_ROWS
-    assert f"{len(saved):,} of {MANY_ROWS:,} rows are done and kept" in run.stderr
+    assert f"{len(saved):,} of {MANY_ROWS:,} rows done and kept" in run.stderr
 
     disk.free()
     family.run(*line, code=0)
@@ -293,7 +293,7 @@ def test_folder_that_can_only_be_read_is_named_and_can_be_looked_into(
 
     refused = family.run(*resume, code=3)
     assert "Read-only file system; make it writable, or use another folder" in refused.stderr
-    assert f"{len(saved):,} of {MANY_ROWS:,} rows are done and kept" in refused.stderr
+    assert f"{len(saved):,} of {MANY_ROWS:,} rows done and kept" in refused.stderr
     family.run("status", job.path, code=0)
     family.run("results", job.path, code=0)
     for change in (("cancel",), ("delete", "--yes")):

@@ -53,7 +53,7 @@ def test_run_goes_on_with_what_estimate_has_computed(family: Family, model: Path
     rows = assert_every_row_once(job, NUM_ROWS)
     # Rows of a shard that estimate had to its end are in its part at once.
     assert all(row == rows[number] for number, row in kept.items())
-    assert f"Resuming: {found['num_done']} of {NUM_ROWS} rows are done." in ran.stderr
+    assert f"Resuming: {found['num_done']} of {NUM_ROWS} rows done." in ran.stderr
     assert attempt_ends(job) == []
     prompt = sum(row["prompt_tokens"] for row in rows)
     completion = sum(row["completion_tokens"] for row in rows)

@@ -94,7 +94,7 @@ def test_command_that_made_an_old_job_completes_it(family: Family, model: Path, 
     run = ran(family, *MADE_BY, "--model", f"tiny={model}", "--threads", 1, code=1)
 
     # Then
-    assert "Resuming: 11 of 18 rows are done." in run.stderr
+    assert "Resuming: 11 of 18 rows done." in run.stderr
     assert "18 in = 14 ok + 4 error" in run.stdout
     rows = completed_rows(interrupted, saved, errors=REFUSED | TOO_LONG)
     assert {path: path.read_bytes() for path in parts} == parts

@@ -126,7 +126,7 @@ def test_killed_run_is_resumed_by_the_same_command_without_computing_saved_rows(
 
     resumed = family.run(*arguments, code=0)
 
-    assert f"Resuming: {len(saved.keys() | committed.keys())} of {ROWS} rows are done." in resumed.stderr
+    assert f"Resuming: {len(saved.keys() | committed.keys())} of {ROWS} rows done." in resumed.stderr
     assert_every_row_once(job, ROWS)
     # Who computed a row, when and at which attempt stands in it: saved rows are the very same rows.
     results = {row["row"]: row for row in result_rows(job)}
@@ -153,7 +153,7 @@ def test_stopped_run_ends_soon_keeps_its_rows_and_prints_how_to_resume(
     assert_nothing_left(family, job)
     assert "Traceback" not in run.stderr
     done = len(chunk_rows(job).keys() | {row["row"] for row in result_rows(job)})
-    assert f"Stopped: {done} of {ROWS} rows are done and kept." in run.stderr
+    assert f"Stopped: {done} of {ROWS} rows done and kept." in run.stderr
     line = run.stderr.strip().splitlines()[-1].strip()
     assert line == " ".join(["batcher", *map(str, arguments)])
 

@@ -52,7 +52,7 @@ def test_retry_says_which_rows_it_leaves_out(run: Run, tmp_path: Path) -> None:
     code, out, _ = run("retry job")
 
     assert code == 0
-    assert "1 row was refused at submit and is left out" in out
+    assert "1 row was refused at submit and is left out: mend it in the input" in out
     assert "1 row is left out: its error does not go away" in out
     assert out.endswith("Nothing to retry.\n")
     assert job.pending_shards() == []
