@@ -1,6 +1,7 @@
 """How a job proceeds, shown to a person: lines that change in their place, and off a terminal a short line at times.
 
-All of it goes to stderr, so that stdout holds only what was asked for; in a notebook it is output of the cell.
+It goes to stderr, so that stdout holds only what was asked for, as JSON lines are; in a notebook it is output of the
+cell.
 """
 
 import html
@@ -32,8 +33,8 @@ class Progress:
             progress.update(reader.read())
 
     The last status stays when the block ends, unless it is `transient`: something else is told then. `as_json` has
-    JSON lines anywhere. `clock` gives seconds and need not be wall time. What is printed meanwhile, by whomever,
-    appears above the lines.
+    JSON lines anywhere, on stdout, each status once. `clock` gives seconds and need not be wall time. What is printed
+    meanwhile, by whomever, appears above the lines.
     """
 
     def __init__(
@@ -103,7 +104,7 @@ class Progress:
         moved = (status.state, status.num_done, status.progress, status.num_crashes)
         if moved != self._printed or self._as_json:
             line = status_json(status) if self._as_json else f"{status.job_id}: {status_line(status)}"
-            print(line, file=sys.stderr, flush=True)
+            print(line, file=sys.stdout if self._as_json else sys.stderr, flush=True)
             self._printed, self._printed_at = moved, self._clock()
         self._last = None
 

@@ -43,6 +43,8 @@ def status_command(job: str, *, watch: bool, as_json: bool, jobs_dir: Path) -> i
                 time.sleep(WATCH_INTERVAL_S)
                 status = reader.read()
                 progress.update(status)
+        if as_json:
+            return 0  # The last status is among the lines.
     click.echo(status_json(status) if as_json else status_text(found, status))
     return 0
 

@@ -68,13 +68,13 @@ def test_progress_as_json_is_a_line_every_few_seconds_and_one_at_the_end(
         progress.update(first)
         now = 4.9
         progress.update(second)
-        assert capsys.readouterr().err == status_json(first) + "\n"
+        assert capsys.readouterr().out == status_json(first) + "\n"
         now = 5.0
         progress.update(second)
-        assert capsys.readouterr().err == status_json(second) + "\n"
+        assert capsys.readouterr().out == status_json(second) + "\n"
         progress.update(last)
 
-    assert capsys.readouterr().err == status_json(last) + "\n"
+    assert capsys.readouterr() == (status_json(last) + "\n", "")
 
 
 def test_progress_without_a_status_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ from batcher.jobdir.lock import exclusive
 from batcher.jobdir.standing import USUAL, Standing, read_standing
 from batcher.manage.finish import finalize
 from tests.support.job_files import complete_job, finished_job, make_job, ok, write_chunk, write_part
+from tests.support.waiting import PATIENCE_S
 from tests.unit.conftest import Run
 
 #: The installed program.
@@ -80,12 +81,13 @@ def test_watched_job_ends_when_it_is_complete(tmp_path: Path, is_json: bool) -> 
     job = make_job(tmp_path / "job", (2,))
     job.claim_attempt(0, worker="w")
     write_chunk(job, 0, [ok(0)])
-    command = [str(BATCHER), "status", "job", "--watch", *(["--json"] if is_json else [])]
+    command = ["timeout", str(PATIENCE_S), str(BATCHER), "status", "job", "--watch", *(["--json"] if is_json else [])]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=tmp_path) as watcher:
         try:
-            assert watcher.stderr is not None
-            first = watcher.stderr.readline()
+            shown = watcher.stdout if is_json else watcher.stderr
+            assert shown is not None
+            first = shown.readline()
 
             write_part(job, 0, [ok(0), ok(1)])
             finalize(job)
@@ -96,7 +98,9 @@ def test_watched_job_ends_when_it_is_complete(tmp_path: Path, is_json: bool) -> 
     assert watcher.returncode == 0
     if is_json:
         assert json.loads(first)["num_done"] == 1
-        assert json.loads(err.splitlines()[-1])["state"] == json.loads(out)["state"] == "complete"
+        assert [json.loads(line)["state"] for line in out.splitlines()][-1:] == ["complete"]
+        assert out.count("complete") == 1
+        assert err == ""
     else:
         assert first.startswith("job: running, 50%, 1 of 2 rows")
         assert err == ""
@@ -106,8 +110,25 @@ def test_watched_job_ends_when_it_is_complete(tmp_path: Path, is_json: bool) -> 
 def test_watching_a_complete_job_returns_at_once(run: Run, finished: JobDir) -> None:
     code, out, err = run("status demo --watch --json")
 
-    assert code == 0
-    assert json.loads(out) == json.loads(err)
+    assert (code, err) == (0, "")
+    assert json.loads(out)["state"] == "complete"
+
+
+def test_reader_that_has_enough_ends_the_watching(tmp_path: Path) -> None:
+    """Given a job on which nobody works, when `head` has its line, then the command doesn't stay for more."""
+    make_job(tmp_path / "job", (2,))
+
+    done = subprocess.run(
+        ["bash", "-c", f"{BATCHER} status job --watch --json | head -1"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE_S,
+    )
+
+    assert json.loads(done.stdout)["state"] == "waiting"
+    assert done.stderr == ""
 
 
 def test_list_shows_all_jobs_and_warns_of_a_damaged_one(run: Run, finished: JobDir) -> None:
