@@ -1,7 +1,7 @@
 """The command line: parse, call one function, print. Commands load when they are used, so `--help` is instant.
 
-Exit codes: 0 all rows ok, 1 the job ended with error rows, 2 bad usage or input, 3 the job could not finish,
-130 interrupted.
+Exit codes: 0 all rows ok, 1 the job ended with error rows, 2 bad usage or input, 3 the job could not finish
+or the output not be written, 130 interrupted.
 
 run.py          run, submit, worker, resume
 jobs.py         status, list, pause, cancel, delete
@@ -22,6 +22,7 @@ row_options.py  options that say what the rows of a job are
 engines.py      options of the commands that load models
 logs.py         the log of commands that stay, and its options
 piping.py       results on standard output, of a job whose folder goes
+stdout.py       standard output, and what is said where it can't be written
 watch.py        waiting for a job, and telling how it ended
 query.py        results by SQL: query
 diff.py         two jobs beside each other: diff
@@ -43,8 +44,9 @@ import click
 from click.shell_completion import CompletionItem
 
 import batcher
+from batcher.cli.stdout import take_stdout
 from batcher.errors import BatcherError
-from batcher.startup import start_fast
+from batcher.startup import start_fast, start_in_utf8
 
 EXIT_ERROR_ROWS = 1
 #: Of `doctor` and `health`; what asks for a machine's health takes 1 for ill.
@@ -124,7 +126,9 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Entry point: what Batcher raises on purpose becomes one line and an exit code, never a traceback."""
+    start_in_utf8()
     start_fast()
+    take_stdout()
     # What is registered first is called last, after the threads have ended.
     ending = _Ending()
     atexit.register(ending)
@@ -158,6 +162,7 @@ def run_cli(args: list[str]) -> int:
     stdout = sys.stdout
     try:
         result: Any = cli.main(args=args, prog_name="batcher", standalone_mode=False)
+        sys.stdout.flush()
     except click.exceptions.Abort:
         return EXIT_INTERRUPTED
     except click.ClickException as exc:

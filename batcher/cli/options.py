@@ -2,6 +2,7 @@
 
 import functools
 import stat
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,13 @@ class EnvOption(click.Option):
         if self.envvar is None and self.name is not None:
             self.envvar = f"BATCHER_{self.name.upper()}"
 
+    def type_cast_value(self, ctx: click.Context, value: Any) -> Any:
+        """As its type says; a text must be Unicode."""
+        found = super().type_cast_value(ctx, value)
+        if isinstance(self.type, click.types.StringParamType):
+            check_unicode(ctx, self, found)
+        return found
+
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """As its type says; of a text, the names of models, or files."""
         found = super().shell_complete(ctx, incomplete)
@@ -42,6 +50,20 @@ class EnvOption(click.Option):
 def option(*names: str, **kwargs: Any) -> Decorator:
     """`click.option` with an environment variable."""
     return click.option(*names, cls=EnvOption, **kwargs)
+
+
+def check_unicode(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+    """The text, or texts, given. Refuses bytes that are no text in the locale's encoding: no row or column has them."""
+    for text in value if isinstance(value, tuple) else (value,):
+        if isinstance(text, str) and not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError as exc:
+                encoding = sys.getfilesystemencoding().upper()
+                raise click.BadParameter(
+                    f"{text!r} is no text in {encoding}; give it in {encoding}", ctx, param
+                ) from exc
+    return value
 
 
 def as_size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from batcher.cli.completing import complete_job
-from batcher.cli.options import as_size, find_job, jobs_dir_option, json_option, option
+from batcher.cli.options import as_size, check_unicode, find_job, jobs_dir_option, json_option, option
 from batcher.cli.results import SAMPLE_ROWS
 from batcher.errors import InputError, JobError
 from batcher.words import counted
@@ -19,7 +19,9 @@ TABLE = "results"
 
 
 @click.command("query")
-@click.argument("arguments", nargs=-1, required=True, metavar="JOB... SQL", shell_complete=complete_job)
+@click.argument(
+    "arguments", nargs=-1, required=True, metavar="JOB... SQL", callback=check_unicode, shell_complete=complete_job
+)
 @option(
     "--output",
     "-o",

@@ -159,6 +159,8 @@ def export_command(
         force=force,
         partial=partial,
     )
+    if is_stdout:
+        sys.stdout.flush()  # Before it is said that all is there.
     noun = "line" if chosen is FileKind.JSONL else "row"
     click.echo(f"{'standard output' if is_stdout else output}: {counted(number, noun)}", err=is_stdout)
     return 0

@@ -107,12 +107,12 @@ def run_command(
 
     engine = take_engine_options(options)
     is_piped = output == STDOUT
-    output = click.get_current_context().with_resource(output_folder(output))
-    job = JobDir(Path(expand_home(output)).resolve())
+    folder = click.get_current_context().with_resource(output_folder(output))
+    job = JobDir(Path(expand_home(folder.path)).resolve())
     make_options = partial(submit_options, row_timeout=engine["row_timeout_s"], **options)
     prepared = prepare_run(job, models, engine, make_options, quiet=True, choose=choose_models)
-    again = _resume_line(output, prepared) if is_piped or "-" in files else typed_command()
-    say = partial(write_results, quiet=quiet) if is_piped else report
+    again = _resume_line(folder.path, prepared) if is_piped or "-" in files else typed_command()
+    say = partial(write_results, folder, quiet=quiet) if is_piped else report
     with job_broker(job, broker) as queue:
         try:
             summary = _submit(job, files, prepared.submission, quiet=quiet)

@@ -90,6 +90,42 @@ def test_reader_that_has_enough_ends_it_in_good_order(temporary: Path, model: Pa
     assert jobs_in(temporary) == []
 
 
+@pytest.mark.parametrize(
+    ("to", "problem"),
+    [
+        (
+            "> /dev/full",
+            "standard output: cannot write: No space left on device; free some space there, then try again",
+        ),
+        (">&-", "standard output: cannot write: it is not open for writing"),
+        ("| false", "standard output: its reader was gone before there were results"),
+    ],
+)
+def test_results_that_nobody_got_are_kept_and_named(temporary: Path, model: Path, to: str, problem: str) -> None:
+    """Given a job that is done, when its results can't be written, then the line that is shown reads them."""
+    (temporary / "prompts.jsonl").write_text('{"prompt": "hello"}\n' * 3)
+    line = f"{BATCHER} run prompts.jsonl -o - --model tiny={model} --max-tokens 4 --threads 1 --quiet {to}"
+
+    done = subprocess.run(
+        ["bash", "-c", f"{line}; exit ${{PIPESTATUS[0]}}"],
+        cwd=temporary,
+        env=os.environ | {"TMPDIR": str(temporary)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE_S,
+    )
+
+    (job,) = jobs_in(temporary)
+    *_, error, kept, remedy = done.stderr.splitlines()
+    assert done.returncode == 3
+    assert (error, kept) == (f"Error: {problem}", "All rows are done and kept. Read them with:")
+    assert remedy.strip() == f"batcher results {job.path} --json"
+    command = [str(BATCHER), *remedy.split()[1:]]
+    found = subprocess.run(command, capture_output=True, check=True)
+    assert [json.loads(row)["row"] for row in found.stdout.splitlines()] == [0, 1, 2]
+
+
 def test_input_that_is_refused_leaves_nothing(temporary: Path, model: Path) -> None:
     process = start(temporary, model)
     out, err = process.communicate(b"", timeout=PATIENCE_S)
