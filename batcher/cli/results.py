@@ -20,6 +20,7 @@ from batcher.cli.unserved import resume_line
 from batcher.words import counted
 
 if TYPE_CHECKING:
+    from batcher.jobdir.folder import JobDir
     from batcher.jobdir.sending import Send
     from batcher.manage.retry import Selection
 
@@ -207,14 +208,14 @@ def retry_command(
     condition, given = parse_where(found, where), parse_settings(settings)
     if dry_run:
         selection = select(found, where=condition, settings=given)
-        _print_left_out(selection)
+        _print_left_out(selection, found)
         click.echo(f"{_selected(selection)} would run again.")
         return 0
     # Before anything is reopened: a mistyped URL should change nothing.
     with _sending(broker) as send:
         retried = retry(found, where=condition, settings=given, send=send)
     selection = retried.selection
-    _print_left_out(selection)
+    _print_left_out(selection, found)
     if not selection.shards:
         click.echo("Nothing to retry.")
         return 0
@@ -248,8 +249,10 @@ def _sending(broker: str | None) -> "AbstractContextManager[Send | None]":
     return sending(broker)
 
 
-def _print_left_out(selection: "Selection") -> None:
+def _print_left_out(selection: "Selection", job: "JobDir") -> None:
     """Say which of the rows that were asked for do not run again, and why."""
+    from batcher.cli.texts import shown_path
+
     if selection.num_refused:
         were, them = (
             ("was refused at submit and is", "it")
@@ -263,6 +266,12 @@ def _print_left_out(selection: "Selection") -> None:
     if selection.num_not_retriable:
         left = "is left out: its" if selection.num_not_retriable == 1 else "are left out: their"
         click.echo(f"{counted(selection.num_not_retriable, 'row')} {left} error does not go away by retrying.")
+    if selection.num_reopened:
+        are, where = ("is", "a shard") if selection.num_reopened == 1 else ("are", "shards")
+        click.echo(
+            f"{counted(selection.num_reopened, 'row')} {are} in {where} that an earlier retry has open and {are} left "
+            f"alone until that is done; it goes on with: {resume_line(job, path=shown_path(job.path))}"
+        )
     if selection.num_open:
         are = "is" if selection.num_open == 1 else "are"
         click.echo(f"{counted(selection.num_open, 'row')} of shards that are not finished {are} left alone.")

@@ -56,13 +56,14 @@ class Selection:
     """Which rows of a job would run again, shard by shard.
 
     Of those that match, `num_refused` were refused at submit, and `num_not_retriable` have an error that another
-    attempt can't change. `num_open` rows are in shards that are not committed, and were not asked. `num_ok` of the rows
-    that would run again have an answer.
+    attempt can't change, and `num_reopened` are in shards that an earlier retry has open. `num_open` rows are in shards
+    that have no part yet, and were not asked. `num_ok` of the rows that would run again have an answer.
     """
 
     shards: tuple[Reopening, ...]
     num_refused: int
     num_not_retriable: int
+    num_reopened: int
     num_open: int
     num_ok: int
 
@@ -124,11 +125,13 @@ def select(job: JobDir, *, where: Condition | None = None, settings: Mapping[str
     check_settings(settings)
     if job.is_cancelled:
         raise JobError(f"{job.path}: the job is cancelled; `batcher resume {job.path}` takes it up again first")
+    # In this order: a shard of which the first listing knows no part may have one by the second.
+    parts = job.shards_with_part()
     committed = job.committed_shards()
     shards: list[Reopening] = []
-    num_refused = num_not_retriable = num_open = num_ok = 0
+    num_refused = num_not_retriable = num_reopened = num_open = num_ok = 0
     for info in job.manifest.shards:
-        if info.shard not in committed:
+        if info.shard not in parts:
             num_open += info.num_rows
             continue
         if where is None and not read_part_counts(job, info.shard).num_errors:
@@ -137,6 +140,9 @@ def select(job: JobDir, *, where: Condition | None = None, settings: Mapping[str
         is_error = pc.equal(part["status"], RowStatus.ERROR.value)
         found = part.filter(is_error) if where is None else where.filter(part)
         matching = {*found["row"].to_pylist()}
+        if info.shard not in committed:
+            num_reopened += len(matching)
+            continue
         if info.model is None:
             # No worker serves a shard without a model: these rows were decided at submit.
             num_refused += len(matching)
@@ -147,7 +153,7 @@ def select(job: JobDir, *, where: Condition | None = None, settings: Mapping[str
             one = _reopening(job, info, part, rows, settings)
             num_ok += len(rows) - (Counts.of(part).num_errors - one.kept.num_errors)
             shards.append(one)
-    return Selection(tuple(shards), num_refused, num_not_retriable, num_open, num_ok)
+    return Selection(tuple(shards), num_refused, num_not_retriable, num_reopened, num_open, num_ok)
 
 
 def _final_rows(part: pa.Table, settings: Mapping[str, Any]) -> set[int]:

@@ -58,6 +58,30 @@ def test_retry_says_which_rows_it_leaves_out(run: Run, tmp_path: Path) -> None:
     assert job.pending_shards() == []
 
 
+def test_retry_says_how_the_one_that_is_open_goes_on(run: Run, tmp_path: Path) -> None:
+    """Given a shard of three rows that a retry has open and one that never ran, when rows are to be retried, then it
+    counts those that are asked for."""
+    job = make_job(tmp_path / "job", (3, 4, 2))
+    write_part(job, 0, [failed(0), ok(1), ok(2)])
+    write_part(job, 2, [ok(7), ok(8)])
+    run("retry job")
+
+    one, several, none = (
+        run(f"retry job --where '{where}' --dry-run")[1].splitlines() for where in ("row = 1", "row in (1, 2)", "row=7")
+    )
+
+    going_on = "until that is done; it goes on with: batcher resume job --model tiny=PATH"
+    open_rows = "4 rows of shards that are not finished are left alone."
+    assert one == [
+        f"1 row is in a shard that an earlier retry has open and is left alone {going_on}",
+        open_rows,
+        "0 rows in 0 shards would run again.",
+    ]
+    assert several[0] == f"2 rows are in shards that an earlier retry has open and are left alone {going_on}"
+    assert none == [open_rows, "1 row, 1 of them answered, in 1 shard would run again."]
+    assert "1 row is in a shard that an earlier retry has open" in run("retry job")[1]
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
