@@ -14,6 +14,7 @@ from batcher.errors import MissingPackageError
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.results import job_schema
 from batcher.manage.finished import finished_counts, finished_dataset, selected, tables_in_order
+from batcher.manage.joined import renamed_columns
 from batcher.types import RowStatus
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Results:
         self._job = job
         self._errors_only = errors_only
         wanted = [*([where] if where is not None else []), *(["status = 'error'"] if errors_only else [])]
-        self._where = parse_conditions(wanted, self.schema)
+        self._where = parse_conditions(wanted, self.schema, renamed=renamed_columns(job.manifest))
         self._is_narrowed = where is not None
 
     def __repr__(self) -> str:
@@ -134,7 +135,7 @@ class Results:
         if columns is None:
             return None
         names = [columns] if isinstance(columns, str) else list(columns)
-        return parse_columns(names, self.schema, what="columns")
+        return parse_columns(names, self.schema, what="columns", renamed=renamed_columns(self._job.manifest))
 
 
 def _cell(value: object) -> str:

@@ -16,7 +16,7 @@ with it is said before any row is.
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from difflib import get_close_matches
@@ -67,6 +67,8 @@ _TYPES = frozenset(("date", "time", "timestamp"))
 _MAX_DEPTH = 100
 #: Columns that a message names.
 _MAX_NAMED = 40
+#: Where no column had another name before.
+_NONE: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +91,19 @@ class Condition:
         return table.filter(self.mask(table))
 
 
-def parse_condition(text: str, schema: pa.Schema) -> Condition:
-    """Read a condition on tables of this schema. Raises InputError, which says what is wrong and where."""
-    return _Parser(text, schema).parse()
+def parse_condition(text: str, schema: pa.Schema, *, renamed: Mapping[str, str] = _NONE) -> Condition:
+    """Read a condition on tables of this schema. Raises InputError, which says what is wrong and where.
+
+    `renamed` says what columns are called that have another name elsewhere, for who asks for them by that.
+    """
+    return _Parser(text, schema, renamed=renamed).parse()
 
 
-def parse_conditions(texts: Iterable[str], schema: pa.Schema) -> Condition | None:
+def parse_conditions(
+    texts: Iterable[str], schema: pa.Schema, *, renamed: Mapping[str, str] = _NONE
+) -> Condition | None:
     """Read several, all of which must hold; None for none. Raises InputError."""
-    found = [parse_condition(text, schema) for text in texts]
+    found = [parse_condition(text, schema, renamed=renamed) for text in texts]
     if not found:
         return None
     columns = tuple(dict.fromkeys(name for each in found for name in each.columns))
@@ -121,30 +128,32 @@ class Column:
         return self._values(table)
 
 
-def parse_columns(texts: Iterable[str], schema: pa.Schema, *, what: str) -> list[Column]:
+def parse_columns(
+    texts: Iterable[str], schema: pa.Schema, *, what: str, renamed: Mapping[str, str] = _NONE
+) -> list[Column]:
     """Columns of such tables by their names, each once: `custom_id`, `output.name`, several with commas between.
 
     A name with a comma or a point in it goes into double quotes. Raises InputError, which begins with `what` and names
-    the columns that there are, also where no column is named.
+    the columns that there are, also where no column is named. `renamed` is as for `parse_condition`.
     """
     found = []
     for text in texts:
         # Most names need no quotes here, as nothing but commas and points would end them.
         for part in [text] if text in schema.names else _PARTS.findall(text):
             if part.strip():
-                found.append(_column_of(part.strip(), schema, what))
+                found.append(_column_of(part.strip(), schema, what, renamed))
     if not found:
-        raise InputError(f"{what}: no column is named; {_remedy('', schema.names)}")
+        raise InputError(f"{what}: no column is named; {_remedy('', schema.names, renamed)}")
     return list({column.name: column for column in found}.values())
 
 
-def _column_of(text: str, schema: pa.Schema, what: str) -> Column:
+def _column_of(text: str, schema: pa.Schema, what: str, renamed: Mapping[str, str]) -> Column:
     name = _find(text, schema.names)
     if name is not None:
         return Column(name, name, lambda table: table[name])
     if not _PATH.fullmatch(text) or not {'"', "."} & {*text}:
-        raise InputError(f"{what}: there is no column {text!r}; {_remedy(text, schema.names)}")
-    return _Parser(text, schema, what=what).parse_column()
+        raise InputError(f"{what}: there is no column {text!r}; {_remedy(text, schema.names, renamed)}")
+    return _Parser(text, schema, what=what, renamed=renamed).parse_column()
 
 
 def _joined(join: Callable[[pa.ChunkedArray, pa.ChunkedArray], pa.ChunkedArray], parts: Sequence[_Column]) -> _Column:
@@ -173,12 +182,13 @@ class _Value:
 class _Parser:
     """Reads one condition. Mutable: it goes from token to token."""
 
-    def __init__(self, text: str, schema: pa.Schema, *, what: str = "condition") -> None:
+    def __init__(self, text: str, schema: pa.Schema, *, renamed: Mapping[str, str], what: str = "condition") -> None:
         self._text = text
         self._what = what
         # Of plain types, as Arrow makes no empty column of a union.
         self._nothing = pa.schema([field.with_type(plain_type(field.type)) for field in schema]).empty_table()
         self._names: list[str] = schema.names
+        self._renamed = renamed
         self._columns: dict[str, None] = {}
         self._tokens = self._read_tokens()
         self._next = 0
@@ -315,7 +325,7 @@ class _Parser:
         if name is None:
             quoted = token.text.replace("'", "''")
             hint = f"; a text goes into single quotes: '{quoted}'" if self._is_right_side() else ""
-            self._fail(f"there is no column {token.text!r}{hint}; {_remedy(token.text, self._names)}")
+            self._fail(f"there is no column {token.text!r}{hint}; {_remedy(token.text, self._names, self._renamed)}")
         self._next += 1
         self._columns[name] = None
         value = _Value(name, token.position, lambda table: comparable(table[name]))
@@ -444,8 +454,10 @@ def _find(name: str, known: Sequence[str]) -> str | None:
     return next((each for each in known if each.lower() == name.lower()), None)
 
 
-def _remedy(name: str, known: Sequence[str]) -> str:
+def _remedy(name: str, known: Sequence[str], renamed: Mapping[str, str]) -> str:
+    if (other := _find(name, tuple(renamed))) is not None:
+        return f"it is called {renamed[other]} here"
     lower = {each.lower(): each for each in known}
     near = [lower[each] for each in get_close_matches(name.lower(), lower, n=3)]
     named = ", ".join(known[:_MAX_NAMED]) + (f" and {len(known) - _MAX_NAMED} more" if len(known) > _MAX_NAMED else "")
-    return (f"did you mean {' or '.join(near)}? " if near else "") + f"There are: {named}"
+    return f"did you mean {' or '.join(near)}? There are: {named}" if near else f"there are: {named}"

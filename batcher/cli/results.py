@@ -65,12 +65,13 @@ def results_command(
     from batcher.cli.texts import print_rows, print_sample
     from batcher.jobdir.results import job_schema
     from batcher.manage.finished import finished_tables
+    from batcher.manage.joined import renamed_columns
 
     found = find_job(job, jobs_dir)
-    schema = job_schema(found.manifest)
+    schema, renamed = job_schema(found.manifest), renamed_columns(found.manifest)
     wanted = [*([where] if where is not None else []), *(["status = 'error'"] if errors else [])]
-    condition = parse_conditions(wanted, schema)
-    chosen = None if columns is None else parse_columns([columns], schema, what="--columns")
+    condition = parse_conditions(wanted, schema, renamed=renamed)
+    chosen = None if columns is None else parse_columns([columns], schema, what="--columns", renamed=renamed)
     tables = finished_tables(found, columns=chosen, where=condition)
     at_most = SAMPLE_ROWS if limit is None else limit
     if_none = "No such rows." if where is not None else "No error rows." if errors else "No finished rows yet."

@@ -16,7 +16,7 @@ from batcher.errors import InputError
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.results import job_schema
 from batcher.manage.finished import finished_tables
-from batcher.manage.joined import answer_columns
+from batcher.manage.joined import answer_columns, renamed_columns
 from batcher.types import RowStatus
 
 #: More different answers than these are no labels.
@@ -104,7 +104,7 @@ def _read(job: JobDir, name: str) -> pa.Table:
     schema = job_schema(job.manifest)
     what = f"{job.job_id}: column"
     columns = parse_columns(_FACTS, schema, what=what)
-    answer, *more = parse_columns([name], schema, what=what)
+    answer, *more = parse_columns([name], schema, what=what, renamed=renamed_columns(job.manifest))
     if more:
         raise InputError(f"{what}: {name!r} are several; one is compared")
     compared = Column("answer", answer.source, lambda table: _texts(answer.values(table)))

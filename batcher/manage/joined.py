@@ -27,7 +27,8 @@ def joined_columns(manifest: Manifest, *, columns: str | None, output_column: st
     for a column that is not there, and for an answer that would have no name, or that of another.
     """
     schema = job_schema(manifest)
-    asked = parse_columns([columns], schema, what="columns") if columns else []
+    renamed = renamed_columns(manifest)
+    asked = parse_columns([columns], schema, what="columns", renamed=renamed) if columns else []
     if output_column is not None:
         if not output_column.strip():
             raise InputError("the column of the answers has no name; give it one, such as answer")
@@ -65,6 +66,12 @@ def input_columns(manifest: Manifest) -> tuple[InputColumn, ...]:
         InputColumn("custom_id", "custom_id"),
         *(InputColumn(own[name] if own[name] not in carried else name, name) for name in carried),
     )
+
+
+def renamed_columns(manifest: Manifest) -> dict[str, str]:
+    """The columns of the input that have another name in the results, each with that."""
+    columns = input_columns(manifest)
+    return {each.name: each.column for each in columns if each.column is not None and each.column != each.name}
 
 
 def _column(name: str, column: InputColumn) -> Column:

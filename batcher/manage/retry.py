@@ -27,6 +27,7 @@ from batcher.jobdir.retries import Retry, asked_rows, open_shard
 from batcher.jobdir.sending import Send
 from batcher.jobdir.shards import ShardRow
 from batcher.manage.finish import read_part_counts
+from batcher.manage.joined import renamed_columns
 from batcher.manage.repair import read_part
 from batcher.openai.overrides import check_settings, override
 from batcher.types import ErrorCode, OnTruncation, RowStatus, SamplingParams
@@ -87,7 +88,8 @@ def parse_where(job: JobDir, conditions: Iterable[str]) -> Condition | None:
     `error_code=timeout`, `custom_id=id-4` and `row=4` need no quotes. Raises InputError for what can't be read, and for
     a code whose rows fail again.
     """
-    return parse_conditions([_quoted(text.strip()) for text in conditions], job_schema(job.manifest))
+    quoted = [_quoted(text.strip()) for text in conditions]
+    return parse_conditions(quoted, job_schema(job.manifest), renamed=renamed_columns(job.manifest))
 
 
 def _quoted(condition: str) -> str:

@@ -179,8 +179,8 @@ def test_column_has_its_values_and_a_column_of_the_table_its_type() -> None:
     ("text", "problem"),
     [
         ("raw", "^--columns: there is no column 'raw'; did you mean row"),
-        ("row,ticket-id", "^--columns: there is no column 'ticket-id'; There are: row,"),
-        (" , ", "^--columns: no column is named; There are: row,"),
+        ("row,ticket-id", "^--columns: there is no column 'ticket-id'; there are: row,"),
+        (" , ", "^--columns: no column is named; there are: row,"),
         ("output.nam", "^--columns 'output.nam', character 1: output: has no 'nam'; it has: name, ok"),
     ],
 )

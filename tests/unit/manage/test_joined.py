@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import batcher
 from batcher import constraints
 from batcher.errors import InputError
 from batcher.jobdir.folder import JobDir
@@ -24,6 +25,7 @@ from tests.support.completing import complete
 from tests.support.job_files import finished_job, make_job, ok, write_chunk
 from tests.support.manual_engine import ManualEngine
 from tests.support.submitted import make_options, write_lines
+from tests.unit.conftest import Run
 
 #: With what a name can be: one of ours, one that comes before it, one with a comma.
 TICKETS = (
@@ -187,6 +189,29 @@ def test_job_that_did_not_note_its_columns_gives_those_that_it_has(tmp_path: Pat
         *(("model_year", "model_year"), ("lang", "lang"), ("text", "input_text"), ("row", "input_row")),
         ("prompt", "input_prompt"),
     ]
+
+
+def test_column_that_the_results_call_otherwise_is_named_wherever_one_asks_for_it(
+    run: Run, tmp_path: Path, tickets: str
+) -> None:
+    job_of(tickets, tmp_path / "job", id_column="ticket_id", prompt_column="text")
+
+    for line in (
+        "results job --columns ticket_id",
+        "results job --columns row,Ticket_ID",
+        "results job --where \"ticket_id = 'T-01'\"",
+        "retry job --where \"ticket_id = 'T-01'\"",
+        "export job -o out.csv --columns ticket_id",
+        "diff job job --column ticket_id",
+    ):
+        code, _, err = run(line)
+        assert code == 2
+        assert "; it is called custom_id here" in err
+    results = batcher.open(tmp_path / "job").results()
+    with pytest.raises(InputError, match="no column 'ticket_id'; it is called custom_id here"):
+        results.to_table(["ticket_id"])
+    with pytest.raises(InputError, match="no column 'ticket_id'; it is called custom_id here"):
+        batcher.open(tmp_path / "job").results(where="ticket_id = 'T-01'")
 
 
 def test_stream_gets_any_kind_of_file(tmp_path: Path) -> None:
