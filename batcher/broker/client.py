@@ -219,7 +219,7 @@ def trouble(exc: BaseException, url: str = "") -> str:
     """Why the broker can't be used or refuses, and the remedy; `exc` is an error of redis-py, or of kombu by one."""
     if not isinstance(exc, redis.RedisError) and isinstance(exc.__cause__, redis.RedisError):
         exc = exc.__cause__
-    said = redact(str(exc) or repr(exc), url)
+    said = redact(str(exc) or repr(exc), url).rstrip(".")
     if said.startswith("UNBLOCKED") and "replica" in said:
         # What a client hears that waits for a message at that moment.
         exc = redis.ReadOnlyError(said)

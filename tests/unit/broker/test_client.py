@@ -24,6 +24,7 @@ from batcher.broker.client import connect, trouble
         (exceptions.NoPermissionError("no permissions to run the 'lpush' command"), "docs/operations.md has the ACL"),
         (exceptions.ConnectionError("max number of clients reached"), "raise its maxclients"),
         (exceptions.ConnectionError("Connection refused"), "cannot reach it: Connection refused; start it"),
+        (exceptions.ConnectionError("Error 111. Connection refused."), "Connection refused; start it"),
         (exceptions.ResponseError("MISCONF unable to persist to disk"), "it refuses: MISCONF unable to persist"),
         (OSError("No route to host"), "cannot reach it: No route to host"),
     ],
