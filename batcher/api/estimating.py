@@ -9,8 +9,8 @@ import contextlib
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -32,6 +32,7 @@ from batcher.submission.source import Input
 
 if TYPE_CHECKING:
     from workers.estimating.trial import TrialReport
+    from workers.estimating.whole import ModelForecast
 
 #: Seconds for which each model is measured, unless somebody says.
 SECONDS = 10.0
@@ -47,10 +48,11 @@ _AROUND_S = 1.5
 class Estimate:
     """What a job takes on this machine, or of a fleet, from start to end. Times are in seconds, memory in bytes.
 
-    `low_s` and `high_s` are a range in which the time probably lies. `start_s` is the part of `total_s` until the first
-    row is computed. `num_done` rows are done and kept in `job`, "" where nothing is kept. `cost` is in the money of the
-    price that was given. Of a fleet, `workers` are those that are alive, of which `num_busy` compute something now,
-    `jobs` those by whose `num_measured` completions it is reckoned; memory and start are 0, as nobody knows them.
+    `low_s` and `high_s` are a range in which the time probably lies, never below `start_s`, the part of `total_s` until
+    the first row is computed. `num_done` rows are done and kept in `job`, "" where nothing is kept. `cost` is in
+    the money of the price that was given. Of a fleet, `workers` are those that are alive, of which `num_busy`
+    compute something now, `jobs` those by whose `num_measured` completions it is reckoned; memory and start are 0,
+    as nobody knows them.
     """
 
     num_rows: int
@@ -192,10 +194,17 @@ def check_rows(job: JobDir) -> None:
 
 
 def estimate_run(
-    prepared: Run, inputs: Sequence[Input], *, seconds: float = SECONDS, price: Price = Price(), is_kept: bool
+    prepared: Run,
+    inputs: Sequence[Input],
+    *,
+    seconds: float = SECONDS,
+    price: Price = Price(),
+    is_kept: bool,
+    on_trial: Callable[[str], None] | None = None,
 ) -> Estimate:
     """Make the job that was prepared, or find it there, run some of it, and say what all of it takes. Blocks.
 
+    `on_trial` hears of each model before its rows are run.
     Raises as `batcher.api.jobs.run` does, and InputError where there is nothing to measure.
     """
     from workers.estimating.whole import forecast_model
@@ -212,17 +221,28 @@ def estimate_run(
         pending = [info for info in job.pending_shards() if info.model is not None]
         forecasts, reports = [], []
         for model in dict.fromkeys(info.model for info in pending if info.model is not None):
+            if on_trial is not None:
+                on_trial(model)
             report = _try_model(prepared, job, model, pending, seconds)
             reports.append(report)
             forecasts.append(
                 forecast_model(job, model, report, max_batch_tokens=prepared.config.engine.max_batch_tokens)
             )
-        status = read_status(job)
+        num_done = read_status(job).num_done
+    return replace(
+        _reckon(job, forecasts, reports, price=price), num_done=num_done, job=str(job.path) if is_kept else ""
+    )
+
+
+def _reckon(
+    job: JobDir, forecasts: "Sequence[ModelForecast]", reports: "Sequence[TrialReport]", *, price: Price
+) -> Estimate:
+    """What all of a job takes, by what was forecast of each model; without what is done of it."""
     work_s = sum(each.seconds for each in forecasts)
     start_s = max(each.start_s for each in forecasts) + _AROUND_S
     spread_s = 2 * math.hypot(*(each.spread * each.seconds for each in forecasts)) + 0.2 * start_s
     total_s = start_s + work_s
-    low_s, high_s = max(0.0, total_s - spread_s), total_s + spread_s
+    low_s, high_s = max(start_s, total_s - spread_s), total_s + spread_s
     prompt, cached, completion = (
         round(sum(getattr(each, name) for each in forecasts))
         for name in ("prompt_tokens", "cached_tokens", "completion_tokens")
@@ -243,8 +263,8 @@ def estimate_run(
         tokens_per_s=completion / total_s,
         peak_memory=sum(max(each.peak_bytes, each.model_bytes) for each in reports),
         num_measured=sum(each.num_measured for each in forecasts),
-        num_done=status.num_done,
-        job=str(job.path) if is_kept else "",
+        num_done=0,
+        job="",
         cost=cost,
         cost_low=cost_low,
         cost_high=cost_high,

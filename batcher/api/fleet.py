@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from batcher.errors import BatcherError
+from batcher.jobdir.drains import read_drains
 from batcher.jobdir.heartbeats import Health, HeldShard, WorkerReport, read_heartbeats
 from batcher.jobdir.pulse import WorkerState
 from batcher.jobdir.scope import known_scope
@@ -69,7 +70,10 @@ def workers(*, jobs_dir: str | os.PathLike[str] | None = None, broker: str | Non
     # Before the signs: a worker gives its first sign a moment after it has come to the broker.
     present = [] if url is None else _read_broker(url)
     reports = read_heartbeats(root)
-    return [_worker(report, root) for report in reports] + find_elsewhere(root, present, reports)
+    # A worker hears of it at its next sign of life.
+    asked = read_drains(root)
+    here = [_worker(report, root, is_asked=(report.beat.name, report.beat.instance) in asked) for report in reports]
+    return here + find_elsewhere(root, present, reports)
 
 
 def drain(*names: str, jobs_dir: str | os.PathLike[str] | None = None) -> list[str]:
@@ -117,7 +121,7 @@ def _read_broker(url: str) -> "list[Presence]":
         return read_present(client)
 
 
-def _worker(report: WorkerReport, root: Path) -> Worker:
+def _worker(report: WorkerReport, root: Path, *, is_asked: bool) -> Worker:
     beat = report.beat
     is_gone = report.health is Health.GONE
     # Both by the worker's clock, which may be another than ours.
@@ -128,7 +132,7 @@ def _worker(report: WorkerReport, root: Path) -> Worker:
         pid=beat.pid,
         version=beat.version,
         models=beat.models,
-        state=_state(report),
+        state=_state(report, is_asked=is_asked),
         folder=str(root),
         shards=beat.shards,
         num_slots=beat.num_slots,
@@ -141,8 +145,10 @@ def _worker(report: WorkerReport, root: Path) -> Worker:
     )
 
 
-def _state(report: WorkerReport) -> str:
+def _state(report: WorkerReport, *, is_asked: bool) -> str:
     if report.health is not Health.ALIVE:
         return report.health.value
+    if is_asked and not report.beat.state.is_leaving:
+        return WorkerState.DRAINING.value
     is_usual = report.beat.state in (WorkerState.IDLE, WorkerState.WORKING)
     return report.health.value if is_usual else report.beat.state.value

@@ -12,6 +12,7 @@ from batcher.api import engines
 from batcher.api.engines import DEFAULT_GRACE_S, ChosenModel
 from batcher.cli.options import (
     Decorator,
+    Number,
     as_size,
     chain,
     context_option,
@@ -89,18 +90,18 @@ _ENGINE_OPTIONS: tuple[Decorator, ...] = (
     ),
     option(
         "--grace",
-        type=click.FloatRange(min=0),
+        type=Number(min=0),
         default=DEFAULT_GRACE_S,
         help="Seconds in which a worker stops: shorter than the notice that your machines get.",
     ),
     option(
         "--stall-timeout",
-        type=click.FloatRange(min=0, min_open=True),
+        type=Number(min=0, min_open=True),
         help="Seconds without a step after which an engine is restarted. [default: 120, or more by the engine's pace]",
     ),
     option(
         "--lease-ttl",
-        type=click.FloatRange(min=1),
+        type=Number(min=1),
         help="Seconds after which the shards of a worker that says nothing go to another. [default: 30]",
     ),
     row_timeout_option,

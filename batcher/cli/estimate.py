@@ -11,12 +11,12 @@ from click.core import ParameterSource
 
 from batcher.api.engines import needed_extras, take_engine_options
 from batcher.cli.engines import choose_models, engine_options, models_option
-from batcher.cli.options import files_argument, jobs_dir_option, json_option, option
+from batcher.cli.options import Number, files_argument, jobs_dir_option, json_option, option
 from batcher.cli.row_options import input_options, sampling_options, submit_options, with_stdin
 from batcher.cli.texts import aligned, size_text
 from batcher.installation import check_installed
 from batcher.paths import expand_home
-from batcher.words import counted, duration_text
+from batcher.words import counted, duration_text, one_line
 
 if TYPE_CHECKING:
     from batcher.api.estimating import Estimate
@@ -35,7 +35,7 @@ _MAX_NAMES = 5
 )
 @option(
     "--seconds",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     default=10.0,
     help="How long to run rows of the job, for each model.",
 )
@@ -46,13 +46,13 @@ _MAX_NAMES = 5
 )
 @option(
     "--price-per-hour",
-    type=click.FloatRange(min=0),
+    type=Number(min=0),
     metavar="MONEY",
     help="What an hour of this machine costs; with --fleet, of all its workers together.",
 )
 @option(
     "--price-per-million",
-    type=click.FloatRange(min=0),
+    type=Number(min=0),
     metavar="MONEY",
     help="What a million tokens cost, of prompts and completions together.",
 )
@@ -103,7 +103,6 @@ def estimate_command(
         click.echo(json.dumps(asdict(found)) if as_json else _fleet_text(found))
         return 0
     out = None if output is None else Path(expand_home(output)).resolve()
-    click.echo(f"Running rows of the job, for about {seconds:g} s ...", err=True)
     with job_folder(out) as job:
         found = estimate_run(
             prepare_run(job, models, engine, make_options, quiet=True, choose=choose_models),
@@ -111,6 +110,9 @@ def estimate_command(
             seconds=seconds,
             price=price,
             is_kept=out is not None,
+            on_trial=lambda model: click.echo(
+                f"Running rows of {one_line(model)}, for about {seconds:g} s ...", err=True
+            ),
         )
     click.echo(json.dumps(asdict(found)) if as_json else _text(found, output))
     return 0
@@ -170,6 +172,14 @@ def _money_text(found: "Estimate") -> str:
     return f"{found.cost:,.2f} ({found.cost_low:,.2f} to {found.cost_high:,.2f})"
 
 
+def _measured_text(found: "Estimate") -> str:
+    measured = counted(found.num_measured, "completion")
+    is_left = found.num_done < found.num_rows - found.num_refused
+    # Half of the range is as long as all that is to be computed.
+    is_vague = is_left and found.high_s - found.total_s >= found.total_s - found.start_s
+    return f"{measured}, too few to tell; with more --seconds the range is narrower" if is_vague else measured
+
+
 def _text(found: "Estimate", output: str | None) -> str:
     kept = f"{counted(found.num_done, 'row')} done; go on with `batcher run ... -o {output}` and the same options"
     return aligned(
@@ -180,7 +190,7 @@ def _text(found: "Estimate", output: str | None) -> str:
             "Speed": f"{found.tokens_per_s:,.1f} tokens/s",
             "Memory": f"{size_text(found.peak_memory)} at most",
             "Cost": _money_text(found),
-            "Measured": f"{found.num_measured:,} completions",
+            "Measured": _measured_text(found),
             "Engine": "\n".join(found.setups),
             "Kept": kept
             if output is not None

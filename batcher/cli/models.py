@@ -11,6 +11,7 @@ import click
 from batcher.cli.completing import complete_model
 from batcher.cli.engines import tell
 from batcher.cli.options import json_option, option
+from batcher.words import counted
 
 if TYPE_CHECKING:
     from batcher.api.engines import DefaultMemory
@@ -161,12 +162,12 @@ def show_command(*, model: str, as_json: bool) -> int:
             ("Architecture", facts.architecture or "not said"),
             ("Quantization", facts.quantization or "not said"),
         ]
-        lines.append(("Context", f"{facts.context_length:,} tokens" if facts.context_length else "not said"))
+        lines.append(("Context", counted(facts.context_length, "token") if facts.context_length else "not said"))
     if look.num_bytes is not None:
         lines.append(("Size", size_text(look.num_bytes)))
     if memory is not None:
         room = "which is free" if memory.fits else "more than is free; a worker takes fewer slots"
-        lines.append(("Memory", f"{size_text(memory.num_bytes)} with {memory.num_slots} slots, {room}"))
+        lines.append(("Memory", f"{size_text(memory.num_bytes)} with {counted(memory.num_slots, 'slot')}, {room}"))
     lines += [("File", str(part)) for part in split_files(look.model.path)]
     if record is not None:
         lines.append(("Fetched", f"{record.fetched_at} by batcher, commit {record.commit}"))

@@ -1,6 +1,7 @@
 """What commands' options are made of, and those that several share. Each has an environment variable `BATCHER_*`."""
 
 import functools
+import math
 import stat
 import sys
 from collections.abc import Callable
@@ -45,6 +46,16 @@ class EnvOption(click.Option):
             return found
         complete = complete_model if "--model" in self.opts else complete_file
         return complete(ctx, self, incomplete)
+
+
+class Number(click.FloatRange):
+    """A number in a range, which neither `nan` nor `inf` is."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return found
 
 
 def option(*names: str, **kwargs: Any) -> Decorator:
@@ -164,7 +175,7 @@ def _is_typed(parameter: str) -> bool:
 
 row_timeout_option = option(
     "--row-timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     help="Seconds that a completion may take once it has begun; then its row is an error row `timeout`. A worker's own "
     "goes before the job's.",
 )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from batcher.cli.options import chain, option
+from batcher.cli.options import Number, chain, option
 from batcher.errors import InputError
 from batcher.submission.readers.bounds import MAX_LINE_BYTES, MAX_RATIO, MAX_UNPACKED_BYTES
 from batcher.types import (
@@ -193,14 +193,14 @@ sampling_options = chain(
     ),
     option(
         "--temperature",
-        type=click.FloatRange(min=0, max=2),
+        type=Number(min=0, max=2),
         default=DEFAULT_TEMPERATURE,
         callback=_not_nan,
         help="Sampling temperature; 0 takes the likeliest token.",
     ),
     option(
         "--top-p",
-        type=click.FloatRange(min=0, max=1),
+        type=Number(min=0, max=1),
         default=DEFAULT_TOP_P,
         callback=_not_nan,
         help="Nucleus sampling: draw from the likeliest tokens that hold this probability; 0 takes the likeliest.",
@@ -214,14 +214,14 @@ sampling_options = chain(
     ),
     option(
         "--min-p",
-        type=click.FloatRange(min=0, max=1),
+        type=Number(min=0, max=1),
         default=0.0,
         callback=_not_nan,
         help="Draw from the tokens that are at least this share as likely as the likeliest.",
     ),
     option(
         "--repetition-penalty",
-        type=click.FloatRange(min=0.01, max=100),
+        type=Number(min=0.01, max=100),
         default=1.0,
         callback=_not_nan,
         help="Above 1, tokens of the prompt and the text become less likely; below, likelier.",

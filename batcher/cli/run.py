@@ -35,7 +35,7 @@ from batcher.cli.options import (
 from batcher.cli.piping import STDOUT, output_folder, write_results
 from batcher.cli.row_options import input_options, sampling_options, say_shortage, submit_options, with_stdin
 from batcher.cli.texts import say_json_parts, typed_job
-from batcher.cli.unserved import warn_of_unserved
+from batcher.cli.unserved import here_line, warn_of_unserved
 from batcher.cli.watch import complete_job, how_far, report, report_complete, typed_command, wait_for_job
 from batcher.installation import check_installed
 from batcher.paths import expand_home
@@ -111,7 +111,7 @@ def run_command(
     job = JobDir(Path(expand_home(folder.path)).resolve())
     make_options = partial(submit_options, row_timeout=engine["row_timeout_s"], **options)
     prepared = prepare_run(job, models, engine, make_options, quiet=True, choose=choose_models)
-    again = _resume_line(folder.path, prepared) if is_piped or "-" in files else typed_command()
+    again = here_line(_resume_line(folder.path, prepared)) if is_piped or "-" in files else typed_command()
     say = partial(write_results, folder, quiet=quiet) if is_piped else report
     with job_broker(job, broker) as queue:
         try:

@@ -11,7 +11,7 @@ import click
 from batcher.api.engines import needed_extras, take_engine_options
 from batcher.cli.engines import choose_models, engine_options, models_dir_option, models_option, standing_config
 from batcher.cli.logs import log_options, log_to_stderr, with_log
-from batcher.cli.options import broker_option, jobs_dir_option, option
+from batcher.cli.options import Number, broker_option, jobs_dir_option, option
 from batcher.installation import check_installed
 from batcher.submission.readers.bounds import MAX_RATIO, MAX_UNPACKED_BYTES
 
@@ -77,19 +77,19 @@ _LIMIT_OPTIONS = (
     ),
     option(
         "--request-timeout",
-        type=click.FloatRange(min=0, min_open=True),
+        type=Number(min=0, min_open=True),
         default=600.0,
         help="Seconds that a live request may take, waiting included; then it ends with 504.",
     ),
     option(
         "--body-timeout",
-        type=click.FloatRange(min=0, min_open=True),
+        type=Number(min=0, min_open=True),
         default=30.0,
         help="Seconds that a client may send nothing in the middle of a request; then the answer is 408.",
     ),
     option(
         "--write-timeout",
-        type=click.FloatRange(min=0, min_open=True),
+        type=Number(min=0, min_open=True),
         default=60.0,
         help="Seconds that a client may read nothing of its answer; then it is cut off.",
     ),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from batcher.api.widths import padded, width_of
-from batcher.cli.unserved import is_at_rest, resume_line, unserved_text
+from batcher.cli.unserved import here_line, is_at_rest, resume_line, unserved_text
 from batcher.types import NORMAL, PRIORITY_NAMES
 from batcher.words import counted, duration_text, one_line
 
@@ -142,7 +142,7 @@ def validation_text(report: "ValidationReport", *, tokenizer: str) -> str:
         "Errors": _counts_text(report.error_codes),
         "Choices": f"{report.num_choices:,}" if report.num_choices != report.num_ok else "",
         "Models": _counts_text(report.models),
-        "Prompts": f"{report.num_prompt_chars:,} characters",
+        "Prompts": counted(report.num_prompt_chars, "character"),
         "Tokens": tokens,
         "Carried": ", ".join(f"{field.name} ({field.type})" for field in report.carried),
     }
@@ -312,7 +312,7 @@ def _workers_text(job: "JobDir", status: "Status") -> str:
         lines.append(f"... and {len(workers) - MAX_WORKERS:,} more; --json shows them")
     is_going_on = status.state in (JobState.WAITING, JobState.RUNNING) and status.num_committed < status.num_shards
     if is_going_on and all(each.health is Health.GONE for each in workers):
-        resume = resume_line(job, path=shown_path(job.path))
+        resume = here_line(resume_line(job, path=shown_path(job.path)))
         lines.append(f"none alive for its models; start a `batcher worker`, or go on here with: {resume}")
     return "\n".join(lines)
 

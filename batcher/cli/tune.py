@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from batcher.cli.options import context_option, gpu_layers_option, option
+from batcher.cli.options import Number, context_option, gpu_layers_option, option
 from batcher.cli.row_options import prompt_column_option, template_option
 from batcher.installation import check_installed
 from batcher.types import EngineConfig
+from batcher.words import counted
 
 if TYPE_CHECKING:
     from batcher.model_files import ModelRef
@@ -54,7 +55,7 @@ _BUSY_CORES = 0.7
     default=64,
     help="Most tokens to generate, for rows that don't say.",
 )
-@option("--seconds", type=click.FloatRange(min=0.05), default=3.0, help="Length of each measurement, of about ten.")
+@option("--seconds", type=Number(min=0.05), default=3.0, help="Length of each measurement, of about ten.")
 @gpu_layers_option
 @context_option
 @option("--show", "is_showing", envvar="BATCHER_SHOW", is_flag=True, help="Only show the profile in use.")
@@ -206,7 +207,7 @@ def _profile_text(profile: "Profile", path: Path) -> str:
         ("Measured", f"{profile.measured_at.astimezone():%Y-%m-%d %H:%M}, {profile.workload}"),
         (
             "Machine",
-            f"{machine.num_cores} cores, {machine.processor}, {'GPU' if machine.uses_gpu else 'no GPU'}, "
+            f"{counted(machine.num_cores, 'core')}, {machine.processor}, {'GPU' if machine.uses_gpu else 'no GPU'}, "
             f"llama-cpp-python {machine.llama_cpp_python}",
         ),
     )

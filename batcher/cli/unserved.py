@@ -1,5 +1,6 @@
 """What a person is told of models that rows wait for and no worker has, and of how a job goes on."""
 
+import os
 import shlex
 from typing import TYPE_CHECKING
 
@@ -13,13 +14,21 @@ if TYPE_CHECKING:
 
 #: Models that are named; more are counted.
 MAX_NAMED = 3
-#: Models of workers that are named.
+#: Models of workers, and workers, that are named.
 MAX_SERVED = 10
 
 
 def is_at_rest(status: "Status") -> bool:
-    """Whether somebody has worked on the job, rows are left, and nobody is alive that could go on."""
-    return status.started_at is not None and bool(status.unserved_models) and not status.served_models
+    """Whether somebody has worked on the job, rows are left, and nobody is alive that works on it or could go on."""
+    is_left = status.started_at is not None and bool(status.unserved_models) and not status.served_models
+    return is_left and not _alive_names(status)
+
+
+def _alive_names(status: "Status") -> list[str]:
+    """The workers that are alive and have shards of the job, by name."""
+    from batcher.jobdir.heartbeats import Health
+
+    return [one_line(each.name[:256]) for each in status.workers if each.shards and each.health is not Health.GONE]
 
 
 def unserved_text(status: "Status", *, jobs_dir: str) -> str:
@@ -60,13 +69,23 @@ def _problems(status: "Status") -> list[tuple[str, str]]:
     """What waits for a model, and its name, of the first models."""
     # What stands in a sign of life could be anything.
     served = [one_line(name[:256]) for name in status.served_models]
-    they = ", ".join(served[:MAX_SERVED]) + (", ..." if len(served) > MAX_SERVED else "")
+    they = _named(served)
+    alive = _alive_names(status)
+    if they:
+        why = f"which no worker has that is alive (they have {they})"
+    elif alive:
+        why = f"and nobody takes more shards ({_named(alive)} {'is' if len(alive) == 1 else 'are'} about to end)"
+    else:
+        why = "and no worker is alive"
     found = []
     for model, num_rows in list(status.unserved_models.items())[:MAX_NAMED]:
         rows = "1 row waits" if num_rows == 1 else f"{num_rows:,} rows wait"
-        why = f"which no worker has that is alive (they have {they})" if they else "and no worker is alive"
         found.append((f"{rows} for the model {model}, {why}", model))
     return found
+
+
+def _named(names: list[str]) -> str:
+    return ", ".join(names[:MAX_SERVED]) + (", ..." if len(names) > MAX_SERVED else "")
 
 
 def worker_line(model: str, *, broker: str | None, jobs_dir: str) -> str:
@@ -78,8 +97,14 @@ def worker_line(model: str, *, broker: str | None, jobs_dir: str) -> str:
     return shlex.join([*words, "--jobs-dir", jobs_dir])
 
 
+def here_line(line: str) -> str:
+    """A command that is to compute here, also where the environment names a broker, whose workers would get it."""
+    names = [name for name in ("BATCHER_BROKER", "BATCHER_BROKER_FILE") if os.environ.get(name)]
+    return " ".join(["env", *(f"-u {name}" for name in names), line]) if names else line
+
+
 def resume_line(job: "JobDir", *, path: str) -> str:
-    """The command that goes on with a job here: with the models that are not here by name, and its validator."""
+    """The command that goes on with a job: with the models that are not here by name, and its validator."""
     from batcher.manage.resume import needed_models
     from batcher.models.resolver import spec_for
 

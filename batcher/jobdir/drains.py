@@ -10,8 +10,10 @@ before is swept with the signs of life.
 from datetime import UTC, datetime
 from pathlib import Path
 
-from batcher.jobdir.heartbeats import DRAIN_SUFFIX, heartbeat_path
+from batcher.errors import StorageError
+from batcher.jobdir.heartbeats import DRAIN_SUFFIX, heartbeat_path, workers_dir
 from batcher.jobdir.local_store import LOCAL
+from batcher.jobdir.pulse import SEPARATOR
 from batcher.jobdir.store import Store
 
 
@@ -28,3 +30,13 @@ def ask_to_drain(home: Path, name: str, instance: str, *, store: Store = LOCAL) 
 def is_to_drain(home: Path, name: str, instance: str, *, store: Store = LOCAL) -> bool:
     """Whether somebody has asked for it. Raises StorageError where the disk does not say."""
     return store.head(drain_path(home, name, instance)) is not None
+
+
+def read_drains(home: Path, *, store: Store = LOCAL) -> set[tuple[str, str]]:
+    """Name and instance of each worker that somebody has asked. One listing; never raises, as for signs of life."""
+    try:
+        paths = [entry.path for entry in store.list(workers_dir(home))]
+    except StorageError:
+        return set()
+    found = (path.stem.partition(SEPARATOR) for path in paths if path.suffix == DRAIN_SUFFIX)
+    return {(name, instance) for name, _, instance in found}

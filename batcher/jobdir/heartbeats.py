@@ -117,6 +117,16 @@ class WorkerReport:
         """Seconds that the engine has made no step, up to now; 0 where it moves, or where nobody knows."""
         return self.beat.stalled_s + self.age_s if self.health is Health.STALLED else 0.0
 
+    @property
+    def takes_shards(self) -> bool:
+        """Whether it could take a shard, now or later."""
+        return self.health is not Health.GONE and not self.beat.state.is_leaving
+
+    @property
+    def finishes_shards(self) -> bool:
+        """Whether it goes on with the shards that it has, as one does that drains."""
+        return self.health is not Health.GONE and self.beat.state is not WorkerState.STOPPING
+
 
 _HEARTBEAT = TypeAdapter(WorkerHeartbeat)
 

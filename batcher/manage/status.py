@@ -94,9 +94,10 @@ class Status:
     1, with what is made of rows that have no result yet: `tokens_in_flight`; `rows_per_s` goes by it, too.
     `error_reasons` has, of error codes, what the first row with it says, where it was asked for.
     `late_s` are the seconds by which a job that has to be finished by a time will be late, or was; below 0 it is early.
-    `unserved_models` are those that rows wait for and no worker has that is alive, with the number of these rows;
-    `served_models` are those that such workers have, `models` those of the job's rows. `eta_s` is None where nothing is
-    known to progress, and where such rows wait. `elapsed_s` counts from the first claim; complete, as the summary.
+    `unserved_models` are those that rows wait for and no worker has that takes shards, with the number of these
+    rows, without those that a worker finishes before it ends; `served_models` are those that such workers have,
+    `models` those of the job's rows. `eta_s` is None where nothing is known to progress, and where such rows wait.
+    `elapsed_s` counts from the first claim; complete, as the summary.
     """
 
     job_id: str
@@ -204,9 +205,10 @@ class StatusReader:
         state = self._state(listing, pending)
         ends = [end for history in self._histories.values() for end in history.ends]
         reports = self._read_heartbeats(listing, pending)
-        served = {name for report in reports if _takes_shards(report) for name in report.beat.models}
+        served = {name for report in reports if report.takes_shards for name in report.beat.models}
+        in_hand = {each.shard for report in reports if report.finishes_shards for each in self._held(report)}
         is_going_on = state in (JobState.WAITING, JobState.RUNNING)
-        unserved = self._rows_waiting(pending, served) if is_going_on else {}
+        unserved = self._rows_waiting(pending, served, in_hand) if is_going_on else {}
         in_flight = self._in_flight(listing, reports, pending, counts)
         rates = self._rates(counts, in_flight, reports, state=state, now=now)
         work = counts.num_rows + in_flight.work
@@ -302,11 +304,11 @@ class StatusReader:
             return None
         return ShardFailure(shard, end.attempt, end.worker, end.detail, end.at, end.is_retriable)
 
-    def _rows_waiting(self, pending: list[ShardInfo], served: set[str]) -> dict[str, int]:
-        """The rows that are not done of each model that is not served, by name; refused rows have none."""
+    def _rows_waiting(self, pending: list[ShardInfo], served: set[str], in_hand: set[int]) -> dict[str, int]:
+        """The rows that nobody has in hand of each model that is not served, by name; refused rows have none."""
         found: Counter[str] = Counter()
         for info in pending:
-            if info.model is not None and info.model not in served:
+            if info.model is not None and info.model not in served and info.shard not in in_hand:
                 num_done = self._kept_counts(info).num_rows
                 num_done += sum(counts.num_rows for counts in self._chunks.get(info.shard, {}).values())
                 found[info.model] += max(0, info.num_rows - num_done)
@@ -337,7 +339,7 @@ class StatusReader:
             could_help = state not in (JobState.CANCELLED, JobState.PAUSED) and not models.isdisjoint(
                 report.beat.models
             )
-            if shards or (could_help and _takes_shards(report)):
+            if shards or (could_help and report.takes_shards):
                 found.append(_worker_status(report, shards, is_busy_elsewhere=len(held) < len(report.beat.shards)))
         return tuple(found)
 
@@ -455,11 +457,6 @@ class StatusReader:
             return _Rates(tokens_per_s, tokens_per_s / in_flight.row_tokens, elapsed_s)
         whole_s = elapsed_s or math.inf
         return _Rates(step.tokens / whole_s, step.work / whole_s, elapsed_s)
-
-
-def _takes_shards(report: WorkerReport) -> bool:
-    """Whether a worker that is alive could take a shard, now or later."""
-    return report.health is not Health.GONE and not report.beat.state.is_leaving
 
 
 def read_status(job: JobDir) -> Status:

@@ -1,6 +1,7 @@
 """`batcher estimate` on a real engine: what it says, what it keeps, and what `run` makes of that."""
 
 import json
+import math
 import re
 import signal
 import tempfile
@@ -48,7 +49,7 @@ def test_run_goes_on_with_what_estimate_has_computed(family: Family, model: Path
 
     assert found["num_rows"] == NUM_ROWS
     assert 0 < found["num_done"] <= NUM_ROWS
-    assert found["low_s"] <= found["total_s"] <= found["high_s"]
+    assert found["start_s"] <= found["low_s"] <= found["total_s"] <= found["high_s"]
     assert found["job"] == str(job.path)
     rows = assert_every_row_once(job, NUM_ROWS)
     # Rows of a shard that estimate had to its end are in its part at once.
@@ -86,6 +87,8 @@ def test_without_a_folder_nothing_is_left_and_that_is_said(family: Family, model
     lines = dict(line.split(maxsplit=1) for line in told.stdout.splitlines())
     assert lines["Rows"] == "5"
     assert lines["Kept"].startswith("nothing")
+    assert lines["Measured"] == "5 completions"
+    assert "Running rows of tiny, for about 1 s ..." in told.stderr
     assert {"Tokens", "Time", "Speed", "Memory", "Measured", "Engine"} < lines.keys()
     # All were computed, so there is nothing to guess: a token costs one.
     num_tokens = sum(int(word.replace(",", "")) for word in lines["Tokens"].split() if word[0].isdigit())
@@ -124,6 +127,11 @@ def test_what_cannot_be_estimated_is_said(family: Family, model: Path) -> None:
     (family.folder / "bad.jsonl").write_text('{"prompt": 5}\n{"prompt": "a", "top_p": 7}\n')
     nothing = family.run("estimate", "bad.jsonl", *options(model), "--allow-bad-rows", code=2)
 
+    free = family.run("estimate", "bad.jsonl", *options(model), "--price-per-hour", "nan", code=2)
+
+    assert "'nan' is not a finite number" in free.stderr
+    # Nothing was run, so nothing is said of it.
+    assert not [each for each in (complete, other, prices, nothing, free) if "Running rows" in each.stderr]
     assert "this job is complete" in complete.stderr
     assert "of all rows of the input, and this is one of a sample of 1 row" in other.stderr
     assert "--price-per-hour and --price-per-million contradict each other" in prices.stderr
@@ -148,8 +156,9 @@ def test_python_says_the_same_and_prints_nothing(
         batcher.estimate(rows, price_per_hour=1, price_per_million=1, **given)
     with pytest.raises(InputError, match="seconds is 0"):
         batcher.estimate(rows, seconds=0, **given)
-    with pytest.raises(InputError, match="price_per_hour is -1"):
-        batcher.estimate(rows, price_per_hour=-1, **given)
+    for price in (-1, math.nan, math.inf):
+        with pytest.raises(InputError, match=f"price_per_hour is {price}"):
+            batcher.estimate(rows, price_per_hour=price, **given)
 
 
 def test_a_fleet_is_estimated_by_what_it_has_done_and_computes_nothing(

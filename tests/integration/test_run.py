@@ -5,6 +5,8 @@ import os
 import shlex
 import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -156,6 +158,32 @@ def test_stopped_run_ends_soon_keeps_its_rows_and_prints_how_to_resume(
     assert f"Stopped: {done} of {ROWS} rows done and kept." in run.stderr
     line = run.stderr.strip().splitlines()[-1].strip()
     assert line == " ".join(["batcher", *map(str, arguments)])
+
+
+def test_line_of_a_status_goes_on_here_though_the_environment_names_a_broker(family: Family, model: Path) -> None:
+    job = JobDir(family.folder / "out")
+    run = family.start(*start_run(family, model, job, *LONG))
+    wait_for(lambda: has_chunks(job), what="a chunk")
+    os.killpg(run.pid, signal.SIGINT)
+    run.wait()
+    # Nobody listens there: what would be queued fails.
+    broker = {"BATCHER_BROKER": "redis://127.0.0.1:1/0"}
+
+    told = family.run("status", "out", env=broker, code=0).stdout
+    line = told.partition("go on here with: ")[2].partition("\n")[0].replace("tiny=PATH", f"tiny={model}")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    gone_on = subprocess.run(
+        ["sh", "-c", line],
+        cwd=family.folder,
+        env={**os.environ, **family.environment, **broker, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert line.startswith("env -u BATCHER_BROKER batcher resume out ")
+    assert gone_on.returncode == 0, gone_on.stderr
+    assert_every_row_once(job, ROWS)
 
 
 def test_second_run_on_the_same_job_is_refused_by_name(family: Family, model: Path) -> None:

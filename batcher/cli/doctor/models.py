@@ -21,6 +21,7 @@ from batcher.model_files import ModelRef, is_gguf
 from batcher.model_kinds import other_kind
 from batcher.model_memory import CacheNeed
 from batcher.types import EngineConfig
+from batcher.words import counted
 
 #: Seconds. It takes some tenths of one, and longer on a network file system that is busy.
 OUTLINE_TIMEOUT_S = 60.0
@@ -94,7 +95,7 @@ class _Need:
         return self.weights + self.num_slots * self.slot
 
     def __str__(self) -> str:
-        cache = f"KV cache of {_slots_text(self.num_slots)} x {self.context_length:,} tokens"
+        cache = f"KV cache of {_slots_text(self.num_slots)} x {counted(self.context_length, 'token')}"
         return (
             f"{size_text(self.total)} (weights {size_text(self.weights)}, {cache} "
             f"{size_text(self.num_slots * self.slot)})"

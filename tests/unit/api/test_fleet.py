@@ -47,6 +47,8 @@ def test_worker_is_drained_by_its_name_and_shown_so(tmp_path: Path) -> None:
     assert batcher.drain("w1", jobs_dir=tmp_path) == ["w1"]
 
     assert is_to_drain(tmp_path, "w1", "a1")
+    # Before the worker has heard of it, too.
+    assert [worker.state for worker in batcher.workers(jobs_dir=tmp_path)] == ["draining"]
     write_heartbeat(tmp_path, replace(BEAT, instance="a1", state=WorkerState.DRAINING))
     assert batcher.workers(jobs_dir=tmp_path)[0].state == "draining"
     with pytest.raises(batcher.errors.InputError, match="w2: no worker of"):

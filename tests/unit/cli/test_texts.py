@@ -179,7 +179,8 @@ Unserved  2 rows wait for the model gemma3:27b, which no worker has that is aliv
           1 row waits for the model the model, which no worker has that is alive (they have tiny); start one with:
             batcher worker --model 'the model=PATH' --broker URL --jobs-dir jobs
 Created """ in status_text(job, status)
-    many = replace(status, unserved_models={f"m{n}": 1 for n in range(10)}, served_models=(), started_at=None)
+    waiting = replace(status, workers=(), served_models=(), started_at=None)
+    many = replace(waiting, unserved_models={f"m{n}": 1 for n in range(10)})
     assert "1 row waits for the model m0, and no worker is alive; start one with:" in status_text(job, many)
     assert "... and 7 more models; --json shows them" in status_text(job, many)
     evil = replace(status, served_models=("\x1b[2Jred",))
@@ -199,6 +200,33 @@ Unserved  3 rows wait for the model tiny, and no worker is alive; if the job was
     assert "Job       job: running\n" in status_text(job, replace(status, unserved_models={}, served_models=("tiny",)))
     assert "Job       fresh: waiting\n" in status_text(fresh, read_status(fresh))
     assert "no worker is alive; start one with:" in status_text(fresh, read_status(fresh))
+
+
+def test_job_whose_only_worker_drains_is_running_and_its_other_rows_wait_for_another(workplace: Path) -> None:
+    job = running_job(workplace / "job")
+    draining = replace(WORKER, state=WorkerState.DRAINING, shards=(0,))
+    status = replace(read_status(job), workers=(draining,), unserved_models={"tiny": 1})
+
+    shown = status_text(job, status)
+
+    assert "Job       job: running\n" in shown
+    assert "Workers   w1  alive, draining, shard 0\n" in shown
+    assert "1 row waits for the model tiny, and nobody takes more shards (w1 is about to end); start one with:" in shown
+    two = replace(status, workers=(draining, replace(draining, name="w2")))
+    assert "(w1, w2 are about to end)" in status_text(job, two)
+
+
+@pytest.mark.parametrize("names", [("BATCHER_BROKER",), ("BATCHER_BROKER_FILE",)])
+def test_line_that_goes_on_here_leaves_out_the_broker_of_the_environment(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]
+) -> None:
+    job = running_job(workplace / "job")
+    for name in names:
+        monkeypatch.setenv(name, "redis://127.0.0.1:1/0")
+
+    without = " ".join(f"-u {name}" for name in names)
+    line = f"go on here with: env {without} batcher resume job --model tiny=PATH\n"
+    assert line in status_text(job, read_status(job))
 
 
 def test_status_of_a_fleet_names_those_that_are_not_well_and_counts_the_others(tmp_path: Path) -> None:

@@ -6,9 +6,12 @@ import pytest
 
 from tests.unit.house.test_imports import ROOT, source_files
 
-_NOUNS = "rows|shards|workers|lines|models|jobs|files|choices|attempts|errors|messages|batches|requests"
-#: A value in an f-string, and behind it a noun that is right for most numbers.
-_BARE = re.compile(rf"\{{[^{{}}]*(:,|num_\w+|len\([^{{}}]*\))\}} (?:{_NOUNS})\b")
+_NOUNS = (
+    "rows|shards|workers|lines|models|jobs|files|choices|completions|attempts|errors|messages|batches|requests|tokens|"
+    "slots|cores|characters"
+)
+#: A value in an f-string that is no constant, and behind it a noun that is right for most numbers.
+_BARE = re.compile(rf"\{{(?![\w.]*\b[A-Z][A-Z_]+:)[^{{}}]*(:,|num_\w+|len\([^{{}}]*\))\}} (?:{_NOUNS})\b")
 #: What tells one from many, in the same line.
 _TOLD = ("== 1", "> 1")
 
@@ -37,7 +40,9 @@ def test_what_commands_say_counts_nouns_by_one_function() -> None:
     [
         ('f"Submitted {manifest.num_rows:,} rows"', True),
         ('f"{len(found)} shards"', True),
+        ('f"{found.num_measured:,} completions"', True),
         ("f\"{counted(manifest.num_rows, 'row')} done\"", False),
+        ('f"{limits.MAX_CHARS:,} characters at most"', False),
         ('f"{which} rows are refused"', False),
         ('"1 file" if number == 1 else f"{number:,} files"', False),
     ],

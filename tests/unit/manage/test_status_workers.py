@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from batcher.cli.unserved import warn_of_unserved
+from batcher.cli.unserved import is_at_rest, warn_of_unserved
 from batcher.jobdir.folder import JobDir
 from batcher.jobdir.heartbeats import Health, HeldShard, WorkerHeartbeat, heartbeat_path, utc_now, write_heartbeat
 from batcher.jobdir.pulse import WorkerState
@@ -159,6 +159,25 @@ def test_worker_that_lives_serves_its_models_whatever_it_does(mixed: JobDir, sta
 
     assert found.unserved_models == {}
     assert found.eta_s is not None
+
+
+@pytest.mark.parametrize(
+    ("state", "age_s", "unserved"),
+    [
+        (WorkerState.DRAINING, 0, {"large": 2}),
+        (WorkerState.STOPPING, 0, {"large": 2, "tiny": 2}),
+        (WorkerState.DRAINING, 80, {"large": 2, "tiny": 2}),
+    ],
+)
+def test_rows_that_a_draining_worker_finishes_wait_for_nobody(
+    mixed: JobDir, state: WorkerState, age_s: float, unserved: dict[str, int]
+) -> None:
+    give_sign(mixed.path.parent, "w", ("job", 0, 1), state=state, age_s=age_s)
+
+    found = read_status(mixed)
+
+    assert (found.unserved_models, found.served_models) == (unserved, ())
+    assert is_at_rest(found) == bool(age_s)
 
 
 def test_nothing_is_unserved_once_nothing_is_to_be_done(mixed: JobDir) -> None:
