@@ -8,7 +8,6 @@ import codecs
 import errno
 import io
 import os
-import select
 import sys
 from typing import TYPE_CHECKING
 
@@ -76,6 +75,9 @@ def take_stdout() -> None:
 
 def has_reader() -> bool:
     """Whether what goes to standard output can still be read: False of a pipe whose reader is gone."""
+    # Here and not above: one command needs it, and every command has this module.
+    import select
+
     poll = select.poll()
     poll.register(_STDOUT, 0)
     return not any(events & select.POLLERR for _, events in poll.poll(0))
