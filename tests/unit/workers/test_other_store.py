@@ -114,7 +114,9 @@ def test_worker_lists_nothing_for_a_shard_that_nobody_has_claimed(bench: Bench, 
         assert store.listings == []
 
 
-def test_worker_lists_attempts_retries_and_chunks_of_a_shard_once(bench: Bench, store: MemoryStore) -> None:
+def test_worker_lists_attempts_and_retries_of_a_shard_once_and_chunks_when_it_claims_and_when_it_reads(
+    bench: Bench, store: MemoryStore
+) -> None:
     job = bench.job
     info = job.pending_shards()[0]
     job.claim_attempt(info.shard, worker="w0")
@@ -122,7 +124,9 @@ def test_worker_lists_attempts_retries_and_chunks_of_a_shard_once(bench: Bench, 
 
     bench.run(ManualEngine(), shard=info.shard)
 
-    assert store.listings == [folder(info.shard) for folder in (job.attempts_dir, job.retries_dir, job.chunks_dir)]
+    # The claim notes when the attempts before it wrote their last file.
+    folders = (job.attempts_dir, job.chunks_dir, job.retries_dir, job.chunks_dir)
+    assert store.listings == [folder(info.shard) for folder in folders]
 
 
 def _rows(job: JobDir, shard: int) -> list[int]:
