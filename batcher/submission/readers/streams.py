@@ -37,8 +37,10 @@ class Arriving:
     def __init__(self, stream: Readable) -> None:
         self._stream = stream
         self._read_some = getattr(stream, "read1", None)
+        # Not `select.select`, which refuses the descriptors above 1,023 that a busy server has.
+        self._poll = select.poll()
         try:
-            self._descriptor = stream.fileno()  # type: ignore[attr-defined]
+            self._poll.register(stream.fileno(), select.POLLIN)  # type: ignore[attr-defined]
         except (AttributeError, OSError):
             self._read_some = None
 
@@ -46,7 +48,7 @@ class Arriving:
         if self._read_some is None or size < 0:
             return self._stream.read(size)
         data: bytes = self._read_some(size)
-        while 0 < len(data) < size and select.select([self._descriptor], [], [], 0)[0]:
+        while 0 < len(data) < size and self._poll.poll(0):
             piece = self._read_some(size - len(data))
             if not piece:
                 break

@@ -3,6 +3,7 @@
 import gzip
 import io
 import os
+import resource
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -88,6 +89,18 @@ def test_lines_of_a_pipe_come_when_they_are_written(has_path: bool, is_packed: b
         assert next(batches).lines == [b'{"a": 1}']  # type: ignore[union-attr]
         write(b'{"a": 2}\n{"a": 3}\n')
         assert next(batches).lines == [b'{"a": 2}', b'{"a": 3}']  # type: ignore[union-attr]
+
+
+def test_file_with_a_high_descriptor_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"1\n2\n3\n")
+    number, most = 1500, resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(number + 1, most[0]), most[1]))
+    with path.open("rb") as file:
+        os.dup2(file.fileno(), number)
+    with os.fdopen(number, "rb") as high:
+        assert [line for _, line in lines_of([NamedStream(high)])] == [b"1", b"2", b"3"]
+    resource.setrlimit(resource.RLIMIT_NOFILE, most)
 
 
 class DripStream:
