@@ -1,6 +1,5 @@
 """Options that say what the rows of a job are: how they are read, and what is asked of the model."""
 
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,13 +22,6 @@ from batcher.types import (
 if TYPE_CHECKING:
     from batcher.selection import RowSelection
     from batcher.submission.source import Input, SubmitOptions
-
-
-def _not_nan(ctx: click.Context, param: click.Parameter, value: float) -> float:
-    # Every comparison with NaN is false, so it passes any range.
-    if math.isnan(value):
-        raise click.BadParameter("nan is not a number", ctx, param)
-    return value
 
 
 def _no_empty_text(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
@@ -195,14 +187,12 @@ sampling_options = chain(
         "--temperature",
         type=Number(min=0, max=2),
         default=DEFAULT_TEMPERATURE,
-        callback=_not_nan,
         help="Sampling temperature; 0 takes the likeliest token.",
     ),
     option(
         "--top-p",
         type=Number(min=0, max=1),
         default=DEFAULT_TOP_P,
-        callback=_not_nan,
         help="Nucleus sampling: draw from the likeliest tokens that hold this probability; 0 takes the likeliest.",
     ),
     option(
@@ -216,14 +206,12 @@ sampling_options = chain(
         "--min-p",
         type=Number(min=0, max=1),
         default=0.0,
-        callback=_not_nan,
         help="Draw from the tokens that are at least this share as likely as the likeliest.",
     ),
     option(
         "--repetition-penalty",
         type=Number(min=0.01, max=100),
         default=1.0,
-        callback=_not_nan,
         help="Above 1, tokens of the prompt and the text become less likely; below, likelier.",
     ),
     option(

@@ -188,7 +188,7 @@ def test_chats_have_a_default_of_their_own_unless_one_is_given(
         ("validate prompts.jsonl --top-p 1.5", "Invalid value for '--top-p'"),
         ("validate prompts.jsonl --top-p nan", "Invalid value for '--top-p'"),
         ("validate prompts.jsonl --top-k -2", "Invalid value for '--top-k'"),
-        ("validate prompts.jsonl --min-p nan", "nan is not a number"),
+        ("validate prompts.jsonl --min-p nan", "'nan' is not a finite number"),
         ("validate prompts.jsonl --repetition-penalty 0", "Invalid value for '--repetition-penalty'"),
         ("validate prompts.jsonl --fields min_p,topk", "--fields topk: there is no such field; did you mean top_k?"),
         ("validate prompts.jsonl --fields user", "--fields user: rows can't have that field; they can have "),
