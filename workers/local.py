@@ -347,8 +347,12 @@ def _watch(
             if status.state is JobState.PAUSED and supervisors:
                 # Who only waits for others waits until they go on.
                 raise JobPausedError(f"{job.path}: the job was paused; Job.resume() or `batcher resume` has it go on")
-        # After the look at what they have completed.
         if supervisors and all(supervisor.is_drained for supervisor in supervisors):
+            # The last commit may be younger than the last look.
+            summary = finalize(job)
+            if summary is not None:
+                on_status(reader.read())
+                return summary
             raise BatcherError(
                 f"{job.path}: its workers were drained before it was complete; "
                 f"`batcher resume {shlex.quote(str(job.path))}` goes on"

@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from batcher.errors import BatcherError
+
 if TYPE_CHECKING:
     from rich.text import Text
 
@@ -162,5 +164,5 @@ def _write(descriptor: int, data: bytes) -> None:
 
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(BatcherError, OSError, ValueError):
             stream.flush()

@@ -152,7 +152,7 @@ class _Ending:
         try:
             sys.stdout.flush()
             sys.stderr.flush()
-        except (OSError, ValueError):
+        except (BatcherError, OSError, ValueError):
             return  # Nobody reads them any more; Python knows what to do then.
         os._exit(self.code)
 

@@ -100,7 +100,7 @@ def _occupy(number: int, flags: int) -> None:
 
 def _reason(exc: OSError) -> str:
     if exc.errno == errno.EBADF:
-        return "it is not open for writing"
+        return "it is not open for writing; leave out >&-, or name a file"
     # Here and not above: no command that can write needs it.
     from batcher.jobdir.store import reason
 

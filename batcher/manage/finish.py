@@ -133,7 +133,7 @@ def _summarize(job: JobDir, counts: Counts) -> Summary:
         finish_reasons=dict(sorted(counts.finish_reasons.items())),
         error_codes=dict(sorted(counts.error_codes.items())),
         started_at=work.started_at,
-        finished_at=last_commit_at(job),
+        finished_at=work.finished_at or last_commit_at(job),
         elapsed_s=round(elapsed_s, 3),
         tokens_per_s=round((counts.completion_tokens - counts.copied_tokens) / elapsed_s, 2) if elapsed_s else 0.0,
         num_parts=len(job.manifest.shards),

@@ -16,6 +16,8 @@ from batcher.manage.finished import finished_dataset
 from batcher.manage.repair import read_part
 from batcher.paths import temp_folder
 
+#: How DuckDB begins what has nothing to do with files.
+_OF_THE_QUERY = ("Conversion Error", "Out of Range Error", "Out of Memory Error")
 #: Kinds of statements that change nothing.
 _READING = ("SELECT", "EXPLAIN")
 
@@ -58,10 +60,12 @@ def _computing(jobs: Mapping[str, JobDir], error: type[Exception]) -> Iterator[N
     try:
         yield
     except (error, pa.ArrowException, OSError) as exc:
-        # Of a part DuckDB has only a reader's words, without a name or a remedy.
-        for job in jobs.values():
-            for shard in sorted(job.shards_with_part()):
-                read_part(job, shard, columns=["row"])
+        # Of a part DuckDB has only a reader's words, without a name or a remedy. All are read to find it, so not where
+        # it is known what was wrong.
+        if not str(exc).startswith(_OF_THE_QUERY):
+            for job in jobs.values():
+                for shard in sorted(job.shards_with_part()):
+                    read_part(job, shard, columns=["row"])
         raise InputError(f"query: {_message(exc)}") from exc
 
 

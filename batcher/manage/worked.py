@@ -7,7 +7,7 @@ a night between an interruption and the resume is no work, and neither is the ti
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 from batcher.jobdir.folder import Attempt, JobDir
@@ -19,22 +19,28 @@ Span = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What was worked on a job: since the earliest claim, None where there was none, for so many `seconds`."""
+    """What was worked on a job: from the earliest claim to the last commit, None where there was none, for so many
+    `seconds`."""
 
     started_at: datetime | None
+    finished_at: datetime | None
     seconds: float
 
 
 def read_work(job: JobDir) -> Work:
-    """The work on a complete job. Reads each claim, most shards having one, with one listing."""
+    """The work on a complete job. Reads each claim, most shards having one, and asks for each part once."""
     claimed_at: list[datetime] = []
+    committed_at: list[float] = []
     spans: list[Span] = []
     for shard, last in _num_attempts(job).items():
         claims = [claim for number in range(1, last + 1) if (claim := job.read_attempt(shard, number)) is not None]
         claimed_at += [claim.claimed_at for claim in claims]
         part = job.store.head(job.part_path(shard))
+        if part is not None:
+            committed_at.append(part.modified_s)
         spans += spans_of(claims, end=None if part is None else part.modified_s)
-    return Work(min(claimed_at, default=None), covered_s(spans))
+    finished_at = datetime.fromtimestamp(max(committed_at), UTC) if committed_at else None
+    return Work(min(claimed_at, default=None), finished_at, covered_s(spans))
 
 
 def _num_attempts(job: JobDir) -> dict[int, int]:

@@ -5,7 +5,9 @@ tables. What is no file (standard input, an upload) comes through `InputStream`.
 bounded memory. A file that is wrong as a whole raises InputError here; the validation says what is wrong with a row.
 """
 
+import contextlib
 import hashlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -94,6 +96,9 @@ class NamedStream:
         self.name = name
         self._stream = stream
         self._hash = hashlib.sha256()
+        # Another program may have left a pipe so that reading does not wait: no bytes would be taken for its end.
+        with contextlib.suppress(AttributeError, OSError):
+            os.set_blocking(self.fileno(), True)
 
     def read(self, size: int = -1, /) -> bytes:
         data = self._stream.read(size)

@@ -67,10 +67,12 @@ class Prefixed(io.RawIOBase):
         return True
 
     def read(self, size: int = -1, /) -> bytes:
+        if size < 0:
+            head, self._head = self._head, b""
+            return head + self._stream.read(size)
         if self._head and size:
             # Alone, as there may be nothing behind it yet.
-            end = len(self._head) if size < 0 else size
-            head, self._head = self._head[:end], self._head[end:]
+            head, self._head = self._head[:size], self._head[size:]
             return head
         return self._stream.read(size)
 

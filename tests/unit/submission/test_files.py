@@ -73,6 +73,18 @@ def test_named_pipe_is_read_as_it_comes(tmp_path: Path) -> None:
     writer.join()
 
 
+def test_pipe_that_was_left_without_waiting_is_waited_for() -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    with os.fdopen(reading, "rb") as stream, os.fdopen(writing, "wb", buffering=0) as writer:
+        batches = read_batches([NamedStream(stream)])
+        for line in (b'{"a": 1}', b'{"a": 2}'):
+            later = threading.Timer(0.2, writer.write, [line + b"\n"])
+            later.start()
+            assert next(batches).lines == [line]  # type: ignore[union-attr]
+            later.join()
+
+
 @pytest.mark.parametrize("is_packed", [False, True])
 @pytest.mark.parametrize("has_path", [False, True])
 def test_lines_of_a_pipe_come_when_they_are_written(has_path: bool, is_packed: bool) -> None:
