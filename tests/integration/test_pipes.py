@@ -97,7 +97,7 @@ def test_reader_that_has_enough_ends_it_in_good_order(temporary: Path, model: Pa
             "> /dev/full",
             "standard output: cannot write: No space left on device; free some space there, then try again",
         ),
-        (">&-", "standard output: cannot write: it is not open for writing"),
+        (">&-", "standard output: cannot write: it is not open for writing; leave out >&-, or name a file"),
         ("| false", "standard output: its reader was gone before there were results"),
     ],
 )
