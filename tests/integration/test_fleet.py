@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import batcher
+from tests.faults.injection import inject
 from tests.support.family import Command, Family, assert_every_row_once, start_worker, submit, wait_until_ready
 from tests.support.waiting import wait_for
 
@@ -27,7 +28,9 @@ def test_workers_at_work_show_their_shards_slots_and_rate_and_their_crashes(
     family: Family, model: Path, redis_url: str
 ) -> None:
     jobs = family.folder / "jobs"
-    workers = [start_worker(family, redis_url, model, name, *HASTY) for name in ("w1", "w2")]
+    # A fast machine would be done before a sign of life has told of it.
+    slow = inject(slow_step_s=0.02)
+    workers = [start_worker(family, redis_url, model, name, *HASTY, env=slow) for name in ("w1", "w2")]
     wait_until_ready(*workers)
     job = submit(family, redis_url, rows=ROWS, shard_rows=ROWS // 8)
 
