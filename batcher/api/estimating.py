@@ -24,13 +24,14 @@ from batcher.broker.embedded import own_folder
 from batcher.errors import InputError
 from batcher.installation import check_installed
 from batcher.jobdir.folder import JobDir
-from batcher.jobdir.manifest import ShardInfo
+from batcher.jobdir.manifest import Manifest, ShardInfo
 from batcher.manage.status import read_status
 from batcher.models.resolver import served_name
 from batcher.paths import expand_home, temp_folder
 from batcher.submission.source import Input
 
 if TYPE_CHECKING:
+    from workers.estimating.fleet import FleetForecast
     from workers.estimating.trial import TrialReport
     from workers.estimating.whole import ModelForecast
 
@@ -242,33 +243,52 @@ def _reckon(
     start_s = max(each.start_s for each in forecasts) + _AROUND_S
     spread_s = 2 * math.hypot(*(each.spread * each.seconds for each in forecasts)) + 0.2 * start_s
     total_s = start_s + work_s
-    low_s, high_s = max(start_s, total_s - spread_s), total_s + spread_s
+    return estimate_of(
+        job.manifest,
+        forecasts,
+        price=price,
+        times=(total_s, max(start_s, total_s - spread_s), total_s + spread_s),
+        start_s=start_s,
+        peak_memory=sum(max(each.peak_bytes, each.model_bytes) for each in reports),
+        num_measured=sum(each.num_measured for each in forecasts),
+        setups=tuple(each.setup for each in reports),
+    )
+
+
+def estimate_of(
+    manifest: Manifest,
+    forecasts: "Sequence[ModelForecast | FleetForecast]",
+    *,
+    price: Price,
+    times: tuple[float, float, float],
+    **facts: Any,
+) -> Estimate:
+    """The estimate of a job of which nothing is done yet, by the forecasts of its models.
+
+    `times` are the total and its range, in seconds, `facts` the other fields.
+    """
+    total_s, low_s, high_s = times
     prompt, cached, completion = (
         round(sum(getattr(each, name) for each in forecasts))
         for name in ("prompt_tokens", "cached_tokens", "completion_tokens")
     )
-    cost, cost_low, cost_high = (
-        price.of(seconds=each, num_tokens=prompt + completion) for each in (total_s, low_s, high_s)
-    )
+    cost, cost_low, cost_high = (price.of(seconds=each, num_tokens=prompt + completion) for each in times)
     return Estimate(
-        num_rows=job.manifest.num_rows,
-        num_refused=job.manifest.num_refused,
+        num_rows=manifest.num_rows,
+        num_refused=manifest.num_refused,
         prompt_tokens=prompt,
         cached_tokens=cached,
         completion_tokens=completion,
         total_s=total_s,
         low_s=low_s,
         high_s=high_s,
-        start_s=start_s,
         tokens_per_s=completion / total_s,
-        peak_memory=sum(max(each.peak_bytes, each.model_bytes) for each in reports),
-        num_measured=sum(each.num_measured for each in forecasts),
         num_done=0,
         job="",
         cost=cost,
         cost_low=cost_low,
         cost_high=cost_high,
-        setups=tuple(each.setup for each in reports),
+        **facts,
     )
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
 
-from batcher.api.estimating import Estimate, Price, check_rows, job_folder
+from batcher.api.estimating import Estimate, Price, check_rows, estimate_of, job_folder
 from batcher.errors import InputError
 from batcher.jobdir.folder import JobDir
-from batcher.jobdir.heartbeats import Health, WorkerReport, read_heartbeats
+from batcher.jobdir.heartbeats import WorkerReport, read_heartbeats
 from batcher.submission.planner import submit
 from batcher.submission.source import Input, SubmitOptions
 
@@ -48,31 +48,14 @@ def estimate_fleet(root: Path, inputs: Sequence[Input], options: SubmitOptions, 
         sum(times) if is_shared else max(times)
         for times in zip(*((each.seconds, each.low_s, each.high_s) for each in forecasts), strict=True)
     )
-    prompt, cached, completion = (
-        round(sum(getattr(each, name) for each in forecasts))
-        for name in ("prompt_tokens", "cached_tokens", "completion_tokens")
-    )
-    cost, cost_low, cost_high = (
-        price.of(seconds=each, num_tokens=prompt + completion) for each in (total_s, low_s, high_s)
-    )
-    return Estimate(
-        num_rows=manifest.num_rows,
-        num_refused=manifest.num_refused,
-        prompt_tokens=prompt,
-        cached_tokens=cached,
-        completion_tokens=completion,
-        total_s=total_s,
-        low_s=low_s,
-        high_s=high_s,
+    return estimate_of(
+        manifest,
+        forecasts,
+        price=price,
+        times=(total_s, low_s, high_s),
         start_s=0.0,
-        tokens_per_s=completion / total_s,
         peak_memory=0,
         num_measured=sum(len(record.seen) for record in records.values()),
-        num_done=0,
-        job="",
-        cost=cost,
-        cost_low=cost_low,
-        cost_high=cost_high,
         setups=(),
         workers=tuple(sorted(report.beat.name for report in fleet.values())),
         jobs=tuple(dict.fromkeys(name for record in records.values() for name in record.jobs)),
@@ -82,7 +65,7 @@ def estimate_fleet(root: Path, inputs: Sequence[Input], options: SubmitOptions, 
 
 def find_workers(root: Path, model: str, reports: Sequence[WorkerReport]) -> list[WorkerReport]:
     """The workers that are alive, stay, and have a model. Raises InputError where there is none."""
-    alive = [each for each in reports if each.health is not Health.GONE and not each.beat.state.is_leaving]
+    alive = [each for each in reports if each.takes_shards]
     found = [report for report in alive if model in report.beat.models]
     if not found:
         others = sorted({name for report in alive for name in report.beat.models})
