@@ -19,6 +19,7 @@ from batcher.jobdir.folder import JobDir
 from batcher.jobdir.manifest import ShardInfo
 from batcher.jobdir.root import list_jobs
 from batcher.manage.finished import finished_table
+from batcher.manage.worked import covered_s
 from batcher.types import FinishReason, RowStatus, SamplingParams
 from workers.estimating.lengths import Length
 from workers.estimating.trial import SeenSequence
@@ -158,10 +159,7 @@ def fleet_speed(shifts: Sequence[Shift], workers: Iterable[str]) -> list[Speed]:
 
 
 def _speed(shifts: Sequence[Shift]) -> Speed:
-    busy_s, end_s = 0.0, -math.inf
-    for shift in sorted(shifts, key=lambda shift: shift.begin_s):
-        busy_s += max(0.0, shift.end_s - max(end_s, shift.begin_s))
-        end_s = max(end_s, shift.end_s)
+    busy_s = covered_s((shift.begin_s, shift.end_s) for shift in shifts)
     drawn = sum(shift.num_completion_tokens for shift in shifts)
     return Speed(drawn / busy_s, (drawn + sum(shift.num_prompt_tokens for shift in shifts)) / busy_s)
 
